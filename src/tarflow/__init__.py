@@ -1,0 +1,52 @@
+"""tarflow: normalizing flows on images with causal Transformers (TarFlow, arXiv 2412.06329).
+
+The names below are imported when they are first used (PEP 562), so that `import tarflow` and `tarflow --help` are fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ConfigError": "tarflow.config",
+    "TarFlowConfig": "tarflow.config",
+    "TarFlow": "tarflow.model.flow",
+    "NULL_CLASS": "tarflow.model.block",
+    "Guidance": "tarflow.sampling.guidance",
+    "SampleBatch": "tarflow.sampling.sample",
+    "SamplingError": "tarflow.sampling.sample",
+    "sample": "tarflow.sampling.sample",
+    "sample_batches": "tarflow.sampling.sample",
+    "denoise": "tarflow.sampling.denoise",
+    "load_official": "tarflow.interop",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from tarflow.config import ConfigError as ConfigError
+    from tarflow.config import TarFlowConfig as TarFlowConfig
+    from tarflow.interop import load_official as load_official
+    from tarflow.model.block import NULL_CLASS as NULL_CLASS
+    from tarflow.model.flow import TarFlow as TarFlow
+    from tarflow.sampling.denoise import denoise as denoise
+    from tarflow.sampling.guidance import Guidance as Guidance
+    from tarflow.sampling.sample import SampleBatch as SampleBatch
+    from tarflow.sampling.sample import SamplingError as SamplingError
+    from tarflow.sampling.sample import sample as sample
+    from tarflow.sampling.sample import sample_batches as sample_batches
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tarflow' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,142 @@
+"""One autoregressive affine step of the flow: conditioner, encode, reference decode."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tarflow.config import TarFlowConfig
+from tarflow.model.cache import KVCache
+from tarflow.model.transformer import Layer
+
+NULL_CLASS = -1
+"""The label of no class: its embedding is the mean of all class embeddings."""
+
+
+class Block(nn.Module):
+    """A causal Transformer that predicts the shift and log-scale of each patch from the patches before it.
+
+        encode   z_i = (x_i - shift_i)·exp(-log_scale_i),   shift_i, log_scale_i = f(x_<i, y),   z_0 = x_0
+        decode   x_i = z_i·exp(log_scale_i) + shift_i
+        ladj     = -Σ_i Σ_d log_scale_id
+
+    Sequences come and go in raster order; inside, a block with `flipped=True` walks them from the last patch to the
+    first. Source: TarFlow, arXiv 2412.06329, section 3.
+    """
+
+    def __init__(self, config: TarFlowConfig, layers: int, flipped: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.flipped = flipped
+        width, outputs = config.width, config.patch_dim * (2 if config.transform == "affine" else 1)
+        self.proj_in = nn.Linear(config.patch_dim, width)
+        self.position = nn.Parameter(torch.randn(config.num_patches, width) * 1e-2)  # in raster order
+        self.class_embedding: nn.Parameter | None = None
+        if config.num_classes:
+            self.class_embedding = nn.Parameter(torch.randn(config.num_classes, width) * 1e-2)
+        self.layers = nn.ModuleList(Layer(width, config.head_dim, config.expansion) for _ in range(layers))
+        self.proj_out = nn.Linear(width, outputs)
+        nn.init.zeros_(self.proj_out.weight)  # every block starts as a constant map
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.proj_in.weight.dtype
+
+    def reorder(self, x: Tensor) -> Tensor:
+        """Raster order to the block's own order, or back: the flip is its own inverse. Shape (B, T, D)."""
+        return x.flip(1) if self.flipped else x
+
+    def context(self, y: Tensor | None = None) -> Tensor | None:
+        """What is added to every token for labels `y` (B,): (B, 1, W), or (1, 1, W) for None, or None without classes."""
+        if self.class_embedding is None:
+            return None
+        null = self.class_embedding.mean(dim=0, keepdim=True)
+        if y is None:
+            return null.unsqueeze(0)
+        table = torch.cat([self.class_embedding, null])
+        return table[torch.where(y == NULL_CLASS, self.config.num_classes, y)].unsqueeze(1)
+
+    def new_cache(self, batch: int, device: torch.device | None = None, dtype: torch.dtype | None = None) -> KVCache:
+        """A cache for decoding `batch` sequences with this block."""
+        config = self.config
+        heads, length = config.width // config.head_dim, max(1, config.num_patches - 1)  # the last patch is never read
+        device = device or self.position.device
+        return KVCache(
+            len(self.layers), batch, heads, length, config.head_dim, device=device, dtype=dtype or self.dtype
+        )
+
+    def conditioner(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        start: int | Tensor = 0,
+        cache: KVCache | None = None,
+        temperature: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Predict patches start+1 … start+n from patches start … start+n-1 and what the cache holds before them.
+
+        Args:
+            x: (B, n, D), patches in the block's own order.
+            context: what `context(y)` returned.
+            start: position of the first of them, an int, or a 0-d integer tensor on the device.
+            cache: keys and values of patches before `start`; those of the given patches are written to it. Needed
+                where start > 0.
+            temperature: (B,), attention logits are divided by it; None divides by nothing.
+
+        Returns:
+            shift, log_scale: (B, n, D) each, float32 at least. The log-scale is raw: `bound` comes after guidance.
+        """
+        assert cache is not None or (isinstance(start, int) and start == 0), "start > 0 needs the cache of what is before"
+        h = self.proj_in(x.to(self.dtype)) + self._positions(start, x.shape[1])  # (B, n, W)
+        if context is not None:
+            h = h + context
+        for index, layer in enumerate(self.layers):
+            h = layer(h, start=start, layer=index, cache=cache, temperature=temperature)
+        out = self.proj_out(h)
+        out = out.to(torch.promote_types(out.dtype, torch.float32))
+        if self.config.transform == "additive":
+            return out, out.new_zeros(()).expand_as(out)
+        # The order of the official checkpoints: log-scale first.
+        log_scale, shift = out.chunk(2, dim=-1)
+        return shift, log_scale
+
+    def bound(self, log_scale: Tensor) -> Tensor:
+        """The log-scale that is used: a·tanh(v/a) where the config bounds it, v itself where not."""
+        a = self.config.log_scale_bound
+        return log_scale if a is None else a * torch.tanh(log_scale / a)
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (B, T, D) in raster order and labels (B,) to z (B, T, D) and ladj (B,), nats."""
+        x = self.reorder(x)
+        if x.shape[1] == 1:  # nothing to condition on: z_0 = x_0
+            return x, x.new_zeros(len(x))
+        shift, log_scale = self.conditioner(x[:, :-1], self.context(y))  # of patches 1 … T-1
+        log_scale = self.bound(log_scale)
+        z = torch.cat([x[:, :1], (x[:, 1:] - shift) * torch.exp(-log_scale)], dim=1)
+        return self.reorder(z), -log_scale.sum(dim=(1, 2))
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """z (B, T, D) to x (B, T, D): the inverse of `encode`, one patch after the other, without a cache.
+
+        This is the reference that reads like the mathematics, at T times the cost of `encode`;
+        `tarflow.sampling` holds the fast ones.
+        """
+        z = self.reorder(z)
+        context = self.context(y)
+        x = z[:, :1]
+        for i in range(1, z.shape[1]):
+            shift, log_scale = self.conditioner(x, context)
+            x_i = z[:, i] * torch.exp(self.bound(log_scale[:, -1])) + shift[:, -1]
+            x = torch.cat([x, x_i.unsqueeze(1)], dim=1)
+        return self.reorder(x)
+
+    def _positions(self, start: int | Tensor, count: int) -> Tensor:
+        """The position embeddings (n, W) of patches start … start+n-1 of the block's own order."""
+        if isinstance(start, Tensor):
+            places = start + torch.arange(count, device=start.device)
+            return self.position[len(self.position) - 1 - places if self.flipped else places]
+        if self.flipped:
+            end = len(self.position) - start
+            return self.position[end - count : end].flip(0)
+        return self.position[start : start + count]

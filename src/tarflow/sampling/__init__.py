@@ -1,0 +1,1 @@
+"""How is x drawn from a fixed p? Guidance, solvers that invert the flow, denoising, and `sample`."""

@@ -1,0 +1,121 @@
+"""Guidance: pushing each block's prediction away from an unguided branch.
+
+The unguided branch knows less: it has no label (the null class), or, for models without classes, its attention logits
+are divided by a temperature. Both branches go through the network in one batch. Guidance changes the distribution that
+is sampled, and is no inverse of the flow; that is why it lives here and not in the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tarflow.model.block import NULL_CLASS, Block
+from tarflow.model.cache import KVCache
+
+Predict = Callable[[Tensor, "int | Tensor"], tuple[Tensor, Tensor]]
+"""predict(x, start): shift and log_scale (B, n, D) of patches start+1 … start+n from x (B, n, D), patches start … ."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly, when and by which rule samples are guided.
+
+    With v the shift or log-scale, `c` the guided and `u` the unguided branch, and strength g:
+
+        rule "paper"    v = v_c + g (v_c - v_u)                                    TarFlow, arXiv 2412.06329
+        rule "stable"   s = clip(σ_c²/σ_u², 0, 1),  σ = σ_c / √(1+g-gs),           STARFlow, arXiv 2506.06276, Prop. 2
+                        μ = ((1+g) μ_c - g s μ_u) / (1+g-gs)
+
+    Attributes:
+        scale: w ≥ 0. The paper's best are 1 to 3 with classes, and 0.2 with temperature 0.3 without.
+        schedule: "linear", g_i = w·i/(T-1) for patch i of the block's own order, or "constant", g_i = w.
+        temperature: τ > 0, divides the attention logits of the unguided branch.
+        rule: "paper" or "stable".
+    """
+
+    scale: float = 2.0
+    schedule: Literal["linear", "constant"] = "linear"
+    temperature: float = 1.0
+    rule: Literal["paper", "stable"] = "paper"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale >= 0):
+            raise ValueError(f"guidance scale: expected a number of 0 or more, got {self.scale}")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"guidance temperature: expected a positive number, got {self.temperature}")
+        if self.schedule not in ("linear", "constant"):
+            raise ValueError(f"guidance schedule: expected 'linear' or 'constant', got {self.schedule!r}")
+        if self.rule not in ("paper", "stable"):
+            raise ValueError(f"guidance rule: expected 'paper' or 'stable', got {self.rule!r}")
+
+    def check(self, y: Tensor | None) -> None:
+        """Raise ValueError where the two branches coincide, so that guidance would do nothing, silently."""
+        if self.scale == 0 or self.temperature != 1.0:
+            return
+        if y is None or bool((y == NULL_CLASS).all()):
+            raise ValueError(
+                f"guidance scale {self.scale}: without a class and with temperature 1 both branches are the same and "
+                "nothing is guided; give classes, or a temperature other than 1"
+            )
+
+    def strength(self, places: Tensor, num_patches: int) -> Tensor | float:
+        """g_i for patches at `places` of the block's own order."""
+        if self.schedule == "constant":
+            return self.scale
+        return self.scale * places / (num_patches - 1)
+
+    def combine(self, guided: tuple[Tensor, Tensor], unguided: tuple[Tensor, Tensor], g: Tensor | float) -> tuple[Tensor, Tensor]:
+        """(shift, log_scale) of both branches, (B, n, D) each, to those that are used."""
+        (shift_c, log_scale_c), (shift_u, log_scale_u) = guided, unguided
+        if self.rule == "paper":
+            return shift_c + g * (shift_c - shift_u), log_scale_c + g * (log_scale_c - log_scale_u)
+        s = torch.exp((2 * (log_scale_c - log_scale_u)).clamp(max=0))  # clip(σ_c²/σ_u², 0, 1)
+        denominator = 1 + g - g * s
+        return ((1 + g) * shift_c - g * s * shift_u) / denominator, log_scale_c - 0.5 * torch.log(denominator)
+
+
+def guided_rows(guidance: Guidance | None, batch: int) -> int:
+    """Sequences that go through the network for `batch` samples: both branches where there is guidance."""
+    return batch if guidance is None or guidance.scale == 0 else 2 * batch
+
+
+def predictor(block: Block, y: Tensor | None, guidance: Guidance | None, cache: KVCache) -> Predict:
+    """A block with its labels (B,), guidance and cache as the one function that a solver sees.
+
+    The cache must have been made for `guided_rows` sequences.
+    """
+    context = block.context(y)
+    if guidance is None or guidance.scale == 0:
+
+        def predict(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
+            shift, log_scale = block.conditioner(x, context, start, cache)
+            return shift, block.bound(log_scale)
+
+        return predict
+
+    rows = cache.keys.shape[1] // 2
+    if context is not None:
+        null = block.context(None)
+        assert null is not None
+        context = torch.cat([context.expand(rows, -1, -1), null.expand(rows, -1, -1)])
+    temperature = None
+    if guidance.temperature != 1.0:
+        temperature = torch.ones(2 * rows, device=cache.keys.device)
+        temperature[rows:] = guidance.temperature
+
+    def predict_guided(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
+        shift, log_scale = block.conditioner(torch.cat([x, x]), context, start, cache, temperature)
+        places = start + 1 + torch.arange(x.shape[1], device=x.device, dtype=x.dtype).unsqueeze(1)  # (n, 1)
+        g = guidance.strength(places, block.config.num_patches)
+        shift, log_scale = guidance.combine(
+            (shift[:rows], log_scale[:rows]), (shift[rows:], log_scale[rows:]), g
+        )
+        return shift, block.bound(log_scale)
+
+    return predict_guided

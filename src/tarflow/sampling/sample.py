@@ -1,0 +1,195 @@
+"""Drawing images: noise with a seed of its own for each image, the blocks inverted, samples that failed drawn again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tarflow.model.flow import TarFlow
+from tarflow.sampling.denoise import check_sigma
+from tarflow.sampling.denoise import denoise as denoise_images
+from tarflow.sampling.guidance import Guidance, guided_rows, predictor
+from tarflow.sampling.sequential import sequential
+
+Solver = Literal["auto", "sequential"]
+
+MAX_ATTEMPTS = 5  # times one image is drawn; a model that overflows more often than that is the user's to know about
+CACHE_BYTES = 1 << 30  # keys and values held at once where the batch size is ours to choose
+
+
+class SamplingError(RuntimeError):
+    """Samples that are not finite, after every attempt that was allowed."""
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """Images as they finish, and what it took.
+
+    Attributes:
+        images: (b, C, H, W), not clipped.
+        indices: (b,) int64 on the CPU, which of the n samples these are.
+        redraws: (b,) int64 on the CPU, how often each was drawn again because it was not finite.
+        iterations: evaluations of the conditioner for each block, in the order of sampling.
+        residual: largest change that one more evaluation would have made; 0 where the solver is exact by construction.
+    """
+
+    images: Tensor
+    indices: Tensor
+    redraws: Tensor
+    iterations: tuple[int, ...]
+    residual: float
+
+
+def sample(
+    flow: TarFlow,
+    n: int,
+    y: Tensor | None = None,
+    guidance: Guidance | None = None,
+    seed: int = 0,
+    denoise: float | None = None,
+    noise: Tensor | None = None,
+    solver: Solver = "auto",
+    batch_size: int | None = None,
+) -> Tensor:
+    """Draw n images.
+
+    Args:
+        flow: the model; it is left as it was found.
+        n: how many.
+        y: (n,) labels; None, or `NULL_CLASS` in a row, is the null class.
+        guidance: see `Guidance`; None does not guide.
+        seed: image k is drawn from (seed, k, attempt) on the CPU: the noise is bitwise the same at any batch size.
+        denoise: σ of the noise in training; one step of Tweedie's formula then cleans the samples. None leaves them.
+        noise: (n, T, D), replaces the standard normal noise that would have been drawn. Never redrawn.
+        solver: "sequential", one patch a step, or "auto", which today is the same.
+        batch_size: images decoded at once; None takes what keeps the cache under 1 GiB.
+
+    Returns:
+        (n, C, H, W) on the model's device, not clipped to -1 … 1.
+
+    Raises:
+        ValueError: arguments that do not fit the model or each other.
+        SamplingError: an image was not finite, `MAX_ATTEMPTS` times, or came from noise that the caller supplied.
+
+    >>> import torch, tarflow
+    >>> flow = tarflow.TarFlow(tarflow.TarFlowConfig(image_size=8, channels=1, patch_size=2, width=64, layers=(1, 1), num_classes=2))
+    >>> tarflow.sample(flow, 3, y=torch.tensor([0, 1, 1]), guidance=tarflow.Guidance(scale=1.0)).shape
+    torch.Size([3, 1, 8, 8])
+    """
+    batches = list(sample_batches(flow, n, y, guidance, seed, denoise, noise, solver, batch_size))
+    return torch.cat([batch.images for batch in batches])
+
+
+def sample_batches(
+    flow: TarFlow,
+    n: int,
+    y: Tensor | None = None,
+    guidance: Guidance | None = None,
+    seed: int = 0,
+    denoise: float | None = None,
+    noise: Tensor | None = None,
+    solver: Solver = "auto",
+    batch_size: int | None = None,
+) -> Iterator[SampleBatch]:
+    """As `sample`, but yields a `SampleBatch` as each batch finishes. Arguments are checked before the first one."""
+    if n < 1:
+        raise ValueError(f"n: expected a positive number of samples, got {n}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
+    if solver not in ("auto", "sequential"):
+        raise ValueError(f"solver: expected 'auto' or 'sequential', got {solver!r}")
+    if denoise is not None:
+        check_sigma(denoise)
+    y = flow.check_labels(y, n)
+    if guidance is not None:
+        guidance.check(y)
+    if noise is not None:
+        flow.check_latents(noise)
+        if len(noise) != n:
+            raise ValueError(f"noise: expected {n} rows, one a sample, got {len(noise)}")
+        if not bool(torch.isfinite(noise).all()):
+            raise ValueError("noise: expected finite values")
+    batch_size = min(n, batch_size or default_batch_size(flow, guidance))
+    return _batches(flow, n, y, guidance, seed, denoise, noise, batch_size)
+
+
+def _batches(
+    flow: TarFlow,
+    n: int,
+    y: Tensor | None,
+    guidance: Guidance | None,
+    seed: int,
+    denoise: float | None,
+    noise: Tensor | None,
+    batch_size: int,
+) -> Iterator[SampleBatch]:
+    steps = (flow.config.num_patches - 1,) * len(flow.blocks)
+    for first in range(0, n, batch_size):
+        indices = torch.arange(first, min(first + batch_size, n))
+        redraws = torch.zeros_like(indices)
+        images = None
+        todo = torch.arange(len(indices))  # rows of this batch that are still to be drawn
+        for attempt in range(MAX_ATTEMPTS):
+            which = indices[todo]
+            z = draw_noise(flow, which, seed, attempt) if noise is None else noise[which.to(noise.device)]
+            labels = None if y is None else y[which.to(y.device)]
+            drawn = decode(flow, z, labels, guidance)
+            if denoise is not None:
+                drawn = denoise_images(flow, drawn, denoise, labels)
+            if images is None:
+                images = drawn
+            else:
+                images[todo.to(drawn.device)] = drawn
+            todo = todo[~torch.isfinite(drawn).flatten(1).all(dim=1).cpu()]
+            if len(todo) == 0:
+                break
+            if noise is not None:
+                raise SamplingError(f"sample {int(indices[todo[0]])} is not finite, and its noise was given by the caller")
+            redraws[todo] += 1
+        else:
+            raise SamplingError(
+                f"{len(todo)} of {len(indices)} samples were not finite in {MAX_ATTEMPTS} attempts, the first is sample "
+                f"{int(indices[todo[0]])}; lower the guidance, use rule 'stable', or train with a bounded log-scale"
+            )
+        assert images is not None
+        yield SampleBatch(images, indices, redraws, steps, 0.0)
+
+
+@torch.no_grad()
+def decode(flow: TarFlow, noise: Tensor, y: Tensor | None = None, guidance: Guidance | None = None) -> Tensor:
+    """Standard normal noise (B, T, D) and checked labels (B,) to images (B, C, H, W), not denoised."""
+    x = (noise.to(flow.device) * flow.base_std()).to(torch.promote_types(flow.dtype, torch.float32))
+    for block in reversed(flow.blocks):
+        # One block's cache at a time, and none left behind, also when a step fails.
+        predict = predictor(block, y, guidance, block.new_cache(guided_rows(guidance, len(x))))  # type: ignore[arg-type,operator]
+        x = block.reorder(sequential(predict, block.reorder(x)))  # type: ignore[operator]
+    return flow.to_images(x)
+
+
+def draw_noise(flow: TarFlow, indices: Tensor, seed: int, attempt: int = 0) -> Tensor:
+    """Standard normal noise (b, T, D), float64 on the CPU; that of image k depends on (seed, k, attempt) only."""
+    shape = (flow.config.num_patches, flow.config.patch_dim)
+    return torch.stack([_image_noise(shape, seed, int(k), attempt) for k in indices])
+
+
+def _image_noise(shape: tuple[int, int], seed: int, k: int, attempt: int) -> Tensor:
+    digest = hashlib.blake2b(f"{seed}/{k}/{attempt}".encode(), digest_size=8).digest()
+    # torch's CPU generator keeps 32 bits of a seed, under which one pair in 50,000 images would likely be the same
+    # image. The sum of two independent draws, scaled by 1/√2, is standard normal too, and keeps all 64.
+    draws = [
+        torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(half, "big")), dtype=torch.float64)
+        for half in (digest[:4], digest[4:])
+    ]
+    return (draws[0] + draws[1]) * 0.5**0.5
+
+
+def default_batch_size(flow: TarFlow, guidance: Guidance | None) -> int:
+    """How many images fit into `CACHE_BYTES` of keys and values, at least 1."""
+    config = flow.config
+    per_image = 2 * max(config.layers) * config.num_patches * config.width * flow.dtype.itemsize
+    return max(1, CACHE_BYTES // (per_image * guided_rows(guidance, 1)))

@@ -1,0 +1,25 @@
+"""Sequential decoding of one block with a key/value cache: one patch a step, T-1 steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tarflow.sampling.guidance import Predict
+
+
+def sequential(predict: Predict, z: Tensor) -> Tensor:
+    """Solve x_i = z_i·exp(log_scale_i(x_<i)) + shift_i(x_<i) patch by patch.
+
+    Args:
+        predict: the block, as `tarflow.sampling.guidance.predictor` wraps it.
+        z: (B, T, D), in the block's own order. Not written to.
+
+    Returns:
+        x: (B, T, D), in the block's own order.
+    """
+    x = z.clone()  # x_0 = z_0, and every other z_i is replaced in its turn
+    for i in range(z.shape[1] - 1):
+        shift, log_scale = predict(x[:, i : i + 1], i)
+        x[:, i + 1] = z[:, i + 1] * torch.exp(log_scale[:, 0]) + shift[:, 0]
+    return x

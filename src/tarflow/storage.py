@@ -1,0 +1,98 @@
+"""Writing a file or a directory whole or not at all.
+
+Everything goes to a hidden sibling first, is flushed to the disk, and takes its name in one `rename`, which the file
+system makes atomic. A process killed at any moment leaves either the old contents or the new ones, and at worst a
+hidden sibling that `remove_leftovers` clears away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_MARK = ".partial-"
+
+
+@contextlib.contextmanager
+def replacing_file(path: str | Path) -> Iterator[Path]:
+    """Yield a path to write to; when the block ends well it becomes `path`, otherwise it is removed."""
+    path = Path(path)
+    temporary = _sibling(path)
+    try:
+        yield temporary
+        _flush(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())  # some writers create files that only their owner may read
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+@contextlib.contextmanager
+def replacing_directory(path: str | Path) -> Iterator[Path]:
+    """Yield a new directory to fill; when the block ends well it becomes `path` (an older one there is replaced)."""
+    path = Path(path)
+    temporary = _sibling(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for entry in temporary.rglob("*"):
+            _flush(entry)
+        _flush(temporary)
+        if path.exists():  # a directory cannot be renamed over a full one: there is a moment without either name
+            old = _sibling(path)
+            os.rename(path, old)
+            os.rename(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _flush(path.parent)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, values: Any) -> None:
+    """Write `values` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def remove_leftovers(directory: str | Path) -> None:
+    """Remove what a killed process left half-written in `directory`."""
+    for entry in Path(directory).glob(f".*{_MARK}*"):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def _sibling(path: Path) -> Path:
+    return path.with_name(f".{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
+
+
+def _flush(path: Path) -> None:
+    """Ask the system to put a file, or the names in a directory, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
