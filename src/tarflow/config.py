@@ -184,8 +184,8 @@ class RunConfig:
     """The three sections of a run's `config.json`. The last two are missing where only a model was saved."""
 
     model: TarFlowConfig
-    data: DataConfig = field(default_factory=DataConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    data: DataConfig | None = None
+    training: TrainingConfig | None = None
 
     def __post_init__(self) -> None:
         _coerce_fields(self)

@@ -46,17 +46,20 @@ def replacing_directory(path: str | Path) -> Iterator[Path]:
         for entry in temporary.rglob("*"):
             _flush(entry)
         _flush(temporary)
-        if path.exists():  # a directory cannot be renamed over a full one: there is a moment without either name
-            old = _sibling(path)
-            os.rename(path, old)
-            os.rename(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.rename(temporary, path)
+        if path.exists():  # a directory cannot be renamed over a full one: there is a moment without either
+            remove_directory(path)
+        os.rename(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _flush(path.parent)
+
+
+def remove_directory(path: str | Path) -> None:
+    """Remove a directory so that nobody ever sees half of it: it loses its name first."""
+    hidden = _sibling(Path(path))
+    os.rename(path, hidden)
+    shutil.rmtree(hidden)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +14,7 @@ from tarflow.sampling.denoise import check_sigma
 from tarflow.sampling.denoise import denoise as denoise_images
 from tarflow.sampling.guidance import Guidance, guided_rows, predictor
 from tarflow.sampling.sequential import sequential
+from tarflow.seeding import seeded_normal
 
 Solver = Literal["auto", "sequential"]
 
@@ -174,18 +174,7 @@ def decode(flow: TarFlow, noise: Tensor, y: Tensor | None = None, guidance: Guid
 def draw_noise(flow: TarFlow, indices: Tensor, seed: int, attempt: int = 0) -> Tensor:
     """Standard normal noise (b, T, D), float64 on the CPU; that of image k depends on (seed, k, attempt) only."""
     shape = (flow.config.num_patches, flow.config.patch_dim)
-    return torch.stack([_image_noise(shape, seed, int(k), attempt) for k in indices])
-
-
-def _image_noise(shape: tuple[int, int], seed: int, k: int, attempt: int) -> Tensor:
-    digest = hashlib.blake2b(f"{seed}/{k}/{attempt}".encode(), digest_size=8).digest()
-    # torch's CPU generator keeps 32 bits of a seed, under which one pair in 50,000 images would likely be the same
-    # image. The sum of two independent draws, scaled by 1/√2, is standard normal too, and keeps all 64.
-    draws = [
-        torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(half, "big")), dtype=torch.float64)
-        for half in (digest[:4], digest[4:])
-    ]
-    return (draws[0] + draws[1]) * 0.5**0.5
+    return torch.stack([seeded_normal(shape, seed, "sample", int(k), attempt) for k in indices])
 
 
 def default_batch_size(flow: TarFlow, guidance: Guidance | None) -> int:

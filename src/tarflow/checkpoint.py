@@ -1,0 +1,149 @@
+"""What a run leaves on disk, and how it is opened again.
+
+    RUN/config.json           sections model, data, training
+    RUN/model.safetensors     the averaged (EMA) weights with the best held-out likelihood so far
+    RUN/metrics.jsonl         one JSON object a line
+    RUN/samples/              sample sheets from fixed noise
+    RUN/checkpoints/step-N/   config.json, model.safetensors (EMA weights of that step), state.pt (all that resuming needs)
+
+A run directory is a hub directory: whoever has its `config.json` and `model.safetensors` has the model.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tarflow import storage
+from tarflow.config import ConfigError, RunConfig, from_dict, to_dict
+from tarflow.model.flow import CONFIG_FILE, WEIGHTS_FILE, TarFlow, read_json
+
+STATE_FILE = "state.pt"
+METRICS_FILE = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model as a command uses it, with what is known of its data and training (None where only a model was saved)."""
+
+    path: Path
+    flow: TarFlow
+    config: RunConfig
+
+    @property
+    def levels(self) -> int:
+        """Values a pixel can take; 256 where nothing else is stored."""
+        return self.config.data.levels if self.config.data else 256
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; their numbers where none are stored."""
+        if self.config.data and self.config.data.class_names:
+            return self.config.data.class_names
+        return tuple(str(k) for k in range(self.config.model.num_classes))
+
+    @property
+    def noise(self) -> str:
+        """The noise of training, which decides how values become pixels again; uniform where nothing is stored."""
+        return self.config.training.noise if self.config.training else "uniform"
+
+    @property
+    def sigma(self) -> float | None:
+        """σ of the Gaussian noise in training; None where there was none, or nothing is stored."""
+        training = self.config.training
+        return training.noise_std if training and training.noise == "gaussian" else None
+
+
+def open_run(path: str | Path, device: torch.device | str = "cpu") -> Run:
+    """Open a run directory, a hub directory, or one `step-N` of a run. Raises naming the file that does not fit."""
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such directory; expected a run, or a directory with {CONFIG_FILE}")
+    if not (path / WEIGHTS_FILE).exists() and (latest := latest_checkpoint(path)) is not None:
+        path = latest  # a run that has checkpoints but has not been evaluated yet
+    return Run(path, TarFlow.from_pretrained(path, device=device), read_config(path))
+
+
+def read_config(path: str | Path) -> RunConfig:
+    """The `config.json` of a directory."""
+    file = Path(path) / CONFIG_FILE
+    return from_dict(RunConfig, read_json(file), str(file))
+
+
+def write_config(path: str | Path, config: RunConfig) -> None:
+    """Write the `config.json` of a directory, whole or not at all. Sections that are not known are left out."""
+    sections = {name: section for name, section in to_dict(config).items() if section is not None}
+    storage.write_json(Path(path) / CONFIG_FILE, sections)
+
+
+def save_checkpoint(run: Path, step: int, averaged: TarFlow, config: RunConfig, state: dict[str, Any]) -> Path:
+    """Write `RUN/checkpoints/step-N`, whole or not at all."""
+    directory = run / CHECKPOINTS
+    directory.mkdir(exist_ok=True)
+    with storage.replacing_directory(directory / f"step-{step}") as temporary:
+        averaged.save_weights(temporary / WEIGHTS_FILE)
+        write_config(temporary, config)
+        torch.save(state, temporary / STATE_FILE)
+    return directory / f"step-{step}"
+
+
+def checkpoints(run: str | Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    found = [(int(m[1]), p) for p in (Path(run) / CHECKPOINTS).glob("step-*") if (m := re.fullmatch(r"step-(\d+)", p.name))]
+    return [path for _, path in sorted(found)]
+
+
+def latest_checkpoint(run: str | Path) -> Path | None:
+    """The newest checkpoint of a run."""
+    return next(reversed(checkpoints(run)), None)
+
+
+def load_state(checkpoint: str | Path, map_location: torch.device | str = "cpu") -> dict[str, Any]:
+    """The training state of one checkpoint. Only tensors and plain values are unpickled, never code."""
+    path = Path(checkpoint) / STATE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected the state of a training run")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)  # type: ignore[no-any-return]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: not a readable training state ({str(error).splitlines()[0]})") from None
+
+
+def remove_old_checkpoints(run: Path, keep_last: int, best_step: int | None) -> None:
+    """Keep the newest `keep_last` checkpoints and that of the best step."""
+    for path in checkpoints(run)[:-keep_last]:
+        if path.name != f"step-{best_step}":
+            storage.remove_directory(path)
+
+
+def append_metrics(run: Path, values: dict[str, Any]) -> None:
+    """Add one line to `metrics.jsonl`."""
+    with open(run / METRICS_FILE, "a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def read_metrics(run: str | Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; a last line cut off by a kill is left out."""
+    path = Path(run) / METRICS_FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise ConfigError(f"{path}:{number}: not a JSON object") from None
+    return entries
+
+
+def rewind_metrics(run: Path, step: int) -> None:
+    """Drop the lines after `step`: a run resumed from there writes them again."""
+    entries = [entry for entry in read_metrics(run) if entry["step"] <= step]
+    storage.write_text(run / METRICS_FILE, "".join(json.dumps(entry) + "\n" for entry in entries))

@@ -1,0 +1,107 @@
+"""The command line: one function a command, imported when it is called, and one line for whatever goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+COMMANDS = {  # name: (module, what --help says of it)
+    "demo": "Train, score, sample and denoise the embedded digits, and check the result.",
+    "train": "Train a flow on images.",
+    "sample": "Draw images from a trained flow.",
+    "evaluate": "Score a flow on held-out images; prints one JSON object.",
+    "denoise": "Remove the noise that a flow was trained with from images.",
+    "convert": "Turn a checkpoint of apple/ml-tarflow into a directory of ours.",
+}
+
+DESCRIPTION = """Normalizing flows on images (TarFlow, arXiv 2412.06329): exact likelihoods, samples, denoising.
+
+Start with `tarflow demo`, or `tarflow train --data PATH --out RUN`. Every RUN is a training run, a directory with
+config.json and model.safetensors, or one RUN/checkpoints/step-N. TARFLOW_DEBUG=1 shows the traceback of an error."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 2 after bad input, or 128 + the signal that stopped it."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv == ["--version"]:
+        from tarflow import __version__
+
+        print(f"tarflow {__version__}")
+        return 0
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if argv[0] not in COMMANDS:
+        return _fail(f"no command {argv[0]!r}; known: {', '.join(COMMANDS)}")
+    command = importlib.import_module(f"tarflow.cli.{argv[0]}")
+    try:
+        options = parse(command.options(argv[1:]), argv[1:], f"tarflow {argv[0]}")
+        command.run(options)
+    except BadArguments as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # such as `tarflow evaluate … | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it on its way out
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        if os.environ.get("TARFLOW_DEBUG"):
+            raise
+        return _explain(error)
+    return 0
+
+
+class BadArguments(ValueError):
+    """Arguments that the parser refused."""
+
+
+def parse(options: Any, argv: Sequence[str], prog: str) -> Any:
+    """Fill the dataclass `options` from `argv`. Raises BadArguments with one line in place of tyro's box."""
+    import tyro
+
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(options, args=list(argv), prog=prog)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        text = re.sub(r"[─━]{3,}", "\n", printed.getvalue())
+        lines = [re.sub(r"[│╭╮╰╯╞╡╶╴]", " ", line).strip() for line in text.splitlines()]
+        kept = [line for line in lines if line and not line.startswith(("For full helptext", "Argument helptext"))]
+        raise BadArguments(f"{' '.join(kept)}; see {prog} --help") from None
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return f"usage: tarflow COMMAND [OPTIONS]   (tarflow COMMAND --help; tarflow --version)\n\n{DESCRIPTION}\n\n{rows}"
+
+
+def _explain(error: Exception) -> int:
+    """One line for an error that a user can do something about; anything else is a defect of ours and says so."""
+    import torch
+
+    from tarflow.sampling.sample import SamplingError
+    from tarflow.training.trainer import Diverged, Interrupted
+
+    if isinstance(error, Interrupted):
+        print(f"tarflow: {error}", file=sys.stderr)
+        return 128 + error.signum
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return _fail("out of memory; lower --batch-size, or the size of the model")
+    if isinstance(error, ValueError | OSError | SamplingError | Diverged):
+        return _fail(str(error) or type(error).__name__)
+    return _fail(f"{type(error).__name__}: {error} (not expected: please report it; TARFLOW_DEBUG=1 shows where)")
+
+
+def _fail(message: str) -> int:
+    print(f"tarflow: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

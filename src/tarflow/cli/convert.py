@@ -1,0 +1,67 @@
+"""`tarflow convert`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclasses.dataclass
+class Convert:
+    """Turn a checkpoint of apple/ml-tarflow into a directory with config.json and model.safetensors.
+
+    Examples:
+      tarflow convert afhq_model_8_768_8_8_0.07.pth afhq256
+      tarflow convert model.pth mnist --noise-std 0.1
+      tarflow sample afhq256 -n 16 --guidance 1 --out cats.png
+
+    The architecture is read from the shapes in the file, the noise of its training from the file's name.
+    """
+
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="the official .pth file", metavar="OFFICIAL.pth")]
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="the directory to write", metavar="DIR")]
+    noise_std: Annotated[
+        float | None, tyro.conf.arg(help="σ of the noise in training, 0 for uniform; from the file's name when not given")
+    ] = None
+    image_size: Annotated[
+        int | tuple[int, int] | None, tyro.conf.arg(help="height and width; square when not given")
+    ] = None
+    class_names: Annotated[tuple[str, ...], tyro.conf.arg(help="names of the classes, in the order of the labels")] = ()
+
+
+def options(argv: Sequence[str]) -> type:
+    return Convert
+
+
+def run(args: Convert) -> None:
+    from tarflow.checkpoint import CONFIG_FILE, write_config
+    from tarflow.config import DataConfig, RunConfig, TrainingConfig
+    from tarflow.interop import load_official, noise_from_name
+
+    if (args.out / CONFIG_FILE).exists():
+        raise FileExistsError(f"{args.out}: holds a model already; give another directory")
+    if args.noise_std is None:
+        noise = noise_from_name(args.checkpoint)
+        if noise is None:
+            raise ValueError(f"{args.checkpoint}: its name does not say the noise of its training; give --noise-std")
+    else:
+        noise = ("gaussian", args.noise_std) if args.noise_std else ("uniform", 0.0)
+    flow = load_official(args.checkpoint, args.image_size)
+    if args.class_names and len(args.class_names) != flow.config.num_classes:
+        raise ValueError(f"--class-names: expected {flow.config.num_classes}, got {len(args.class_names)}")
+    training = TrainingConfig(noise=noise[0], noise_std=noise[1] or TrainingConfig.noise_std)
+    config = RunConfig(flow.config, DataConfig(source="official", class_names=args.class_names), training)
+    flow.save_pretrained(args.out)
+    write_config(args.out, config)
+    c = flow.config
+    kind = f"{noise[0]} noise" + (f" σ={noise[1]}" if noise[1] else "")
+    print(
+        f"{args.out}: {c.channels}x{c.image_shape[0]}x{c.image_shape[1]}, patch {c.patch_size}, width {c.width}, layers "
+        f"{'-'.join(map(str, c.layers))}, {c.num_classes} classes, {c.transform}, {kind}",
+        file=sys.stderr,
+    )

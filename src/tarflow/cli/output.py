@@ -1,0 +1,61 @@
+"""Where images go: one sheet, one .npz archive, or a directory of PNG files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tarflow import storage
+from tarflow.data.images import save_png, save_sheet
+from tarflow.data.pixels import to_8bit, to_pixels
+
+if TYPE_CHECKING:
+    from tarflow.checkpoint import Run
+
+
+class SampleWriter:
+    """Takes batches as they finish. A directory gets its files at once; a sheet and an archive are written whole at the end."""
+
+    def __init__(self, out: Path, run: Run, n: int, labels: list[int] | None, columns: int | None) -> None:
+        if out.suffix.lower() not in (".png", ".npz", ""):
+            raise ValueError(f"--out {out}: expected a name ending in .png or .npz, or a directory")
+        self.out, self.run, self.n, self.labels, self.columns = out, run, n, labels, columns
+        self.folder = out.suffix == ""
+        self.kept: list[Tensor] = []
+        (out if self.folder else out.parent).mkdir(parents=True, exist_ok=True)
+
+    def add(self, indices: list[int], images: Tensor) -> None:
+        """Images x (b, C, H, W) as the model sees them; `indices` say which samples they are."""
+        pixels = to_8bit(to_pixels(images.cpu(), self.run.levels, self.run.noise), self.run.levels)
+        if not self.folder:
+            self.kept.append(pixels)
+            return
+        digits = len(str(self.n - 1))
+        for index, image in zip(indices, pixels, strict=True):
+            label = "" if self.labels is None else f"-{self._class_name(self.labels[index])}"
+            save_png(self.out / f"{index:0{digits}d}{label}.png", image)
+
+    def __enter__(self) -> SampleWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None or self.folder:
+            return
+        images = torch.cat(self.kept)
+        if self.out.suffix.lower() == ".png":
+            save_sheet(self.out, images, columns=self.columns)
+            return
+        arrays = {"images": images.permute(0, 2, 3, 1).numpy()}
+        if self.labels is not None:
+            arrays["labels"] = np.asarray(self.labels, dtype=np.int64)
+        with storage.replacing_file(self.out) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    def _class_name(self, label: int) -> str:
+        name = "null" if label < 0 else self.run.class_names[label]
+        return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)

@@ -1,0 +1,108 @@
+"""What a person sees while a model trains: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from tarflow.config import RunConfig
+from tarflow.data.load import Splits
+
+LINE_SECONDS = 10  # between two lines where there is no terminal to draw a bar on
+
+
+class Progress:
+    """Reports training to stderr; standard output stays free for results."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self.task: TaskID | None = None
+        self.spoke = 0.0
+        self.rate = 0.0
+        self.mark = (0, time.monotonic())
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def loading(self, done: int, total: int) -> None:
+        """Images read so far."""
+        self._advance("reading", done, total, "images")
+
+    def scoring(self, done: int, total: int) -> None:
+        """Images times draws scored so far."""
+        self._advance("scoring", done, total, "draws")
+
+    def begin(self, config: RunConfig, splits: Splits, out: Path) -> None:
+        """Say what is about to be trained on what."""
+        model, training = config.model, config.training
+        assert training is not None and config.data is not None
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+            self.task = None
+        height, width = model.image_shape
+        classes = f"{model.num_classes} classes" if model.num_classes else "no classes"
+        split = "its own split" if splits.own_split else "split by seed"
+        noise = f"gaussian σ={training.noise_std}" if training.noise == "gaussian" else "uniform"
+        self.say(
+            f"{config.data.source}: {len(splits.train)} training and {len(splits.held_out)} held-out images ({split}), "
+            f"{model.channels}x{height}x{width}, {classes}"
+        )
+        self.say(
+            f"patch {model.patch_size}, {model.num_patches} tokens, width {model.width}, layers "
+            f"{'-'.join(map(str, model.layers))}, {model.transform}; {noise} noise; batch {training.batch_size} -> {out}"
+        )
+        self.mark = (0, 0.0)
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        """One step, evaluation or sample sheet."""
+        if "samples" in metrics or any(name.startswith("held_out") for name in metrics):
+            step = metrics["step"]
+            facts = [f"{k.replace('_', ' ')} {_short(v)}" for k, v in metrics.items() if k not in ("step", "standard_error")]
+            return self.say(f"step {step}: {', '.join(facts)}")
+        bits = metrics.get("bits_per_dim", metrics.get("noisy_bits_per_dim"))
+        now = time.monotonic()
+        if self.mark[0] == 0:
+            self.mark = (metrics["step"], now)
+        if "images_per_second" in metrics:
+            self.rate = metrics["images_per_second"]
+        text = f"loss {metrics['loss']:.3f}  {bits:.3f} bits/dim  {self.rate:.0f} images/s"
+        self._advance("training", metrics["step"], metrics["total"], text)
+
+    def _advance(self, verb: str, done: int, total: int, text: str) -> None:
+        if self.console.is_terminal:
+            if self.task is None:
+                self.task = self.bar.add_task(verb, total=total, text=text)
+            self.bar.update(self.task, completed=done, total=total, text=text, description=verb)
+        elif time.monotonic() - self.spoke > LINE_SECONDS:
+            self.spoke = now = time.monotonic()
+            left = ""
+            if verb == "training" and done > self.mark[0]:
+                left = f"  {(now - self.mark[1]) / (done - self.mark[0]) * (total - done):.0f} s left"
+            self.say(f"{verb} {done}/{total}  {text}{left}")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

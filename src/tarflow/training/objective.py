@@ -1,0 +1,63 @@
+"""The training objective, and the batch of one step as a pure function of the seed and the step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tarflow.config import TrainingConfig
+from tarflow.data.batches import batch_indices
+from tarflow.data.noise import noisy_images
+from tarflow.data.pixels import flip_horizontally
+from tarflow.model.block import NULL_CLASS
+from tarflow.model.flow import TarFlow
+from tarflow.seeding import seeded_generator
+
+VARIANCE_RATE = 0.1  # weight of a step's mean(z²) in the additive variant's base variance; the paper's
+
+
+def objective(z: Tensor, ladj: Tensor) -> Tensor:
+    """½ mean(z²) - mean(ladj)/(T·D), nats a dimension: -log p / (T·D) without its constant ½ log 2π.
+
+    For the additive transform ladj is 0, and ½ mean(z²) is the paper's volume-preserving objective.
+    """
+    return 0.5 * z.square().mean() - ladj.mean() / z[0].numel()
+
+
+def training_batch(
+    images: Tensor,
+    labels: Tensor | None,
+    step: int,
+    *,
+    config: TrainingConfig,
+    levels: int,
+    flip: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The noisy images and labels of one step.
+
+    Everything random is drawn from (seed, step), so a resumed run sees what the uninterrupted one would have seen.
+
+    Args:
+        images: (N, C, H, W) uint8, all the training images. labels: (N,) int64, or None for an unconditional model.
+        step: 0, 1, 2, …
+
+    Returns:
+        x (B, C, H, W) float32 with noise, y (B,) int64 with dropped labels as the null class.
+    """
+    rows = batch_indices(len(images), config.batch_size, step, config.seed).to(images.device)
+    pixels = images[rows]
+    generator = seeded_generator(config.seed, "training", step, device=images.device)
+    if flip:
+        pixels = flip_horizontally(pixels, torch.rand(len(rows), generator=generator, device=images.device) < 0.5)
+    x = noisy_images(pixels, levels, config.noise, config.noise_std, generator)
+    if labels is None:
+        return x, None
+    dropped = torch.rand(len(rows), generator=generator, device=images.device) < config.label_drop
+    return x, torch.where(dropped, NULL_CLASS, labels[rows])
+
+
+@torch.no_grad()
+def update_base_variance(flow: TarFlow, z: Tensor) -> None:
+    """Move the additive variant's `base_variance` (T, D) towards mean(z²) of this step. Affine flows have none."""
+    if flow.base_variance is not None:
+        flow.base_variance.lerp_(z.detach().square().mean(dim=0).to(flow.base_variance.dtype), VARIANCE_RATE)

@@ -1,0 +1,114 @@
+"""From a recipe's sections and the data to the full config of a run; and fine-tuning's first weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tarflow.config import ConfigError, DataConfig, RunConfig, TarFlowConfig, TrainingConfig, from_dict, to_dict
+from tarflow.data.load import Splits, load
+from tarflow.model.flow import TarFlow
+
+Sections = Mapping[str, Mapping[str, Any]]
+
+
+def open_data(sections: Sections, progress: Callable[[int, int], None] | None = None) -> Splits:
+    """Load the data that the sections `data` and `model` (image size, channels) of a recipe ask for."""
+    data = from_dict(DataConfig, sections.get("data", {}), "data")
+    model = sections.get("model", {})
+    size = model.get("image_size")
+    return load(
+        data.source,
+        image_size=tuple(size) if isinstance(size, list) else size,
+        channels=model.get("channels"),
+        levels=data.levels if "levels" in sections.get("data", {}) else None,
+        class_names=data.class_names or None,
+        held_out_fraction=data.held_out_fraction,
+        split_seed=data.split_seed,
+        skip_bad=data.skip_bad,
+        progress=progress,
+    )
+
+
+def resolve(sections: Sections, splits: Splits) -> RunConfig:
+    """The config of a run: what the recipe says, and what follows from the data where it says nothing.
+
+    Raises ConfigError naming the field where they contradict each other.
+    """
+    train = splits.train
+    data = from_dict(DataConfig, sections.get("data", {}), "data")
+    conditional = data.conditional and train.labels is not None and len(train.class_names) > 0
+    data = dataclasses.replace(data, levels=train.levels, class_names=train.class_names if conditional else ())
+
+    model = dict(sections.get("model", {}))
+    channels, height, width = train.images.shape[1:]
+    model.setdefault("image_size", height if height == width else (height, width))
+    model.setdefault("channels", channels)
+    classes = len(train.class_names) if conditional else 0
+    if model.setdefault("num_classes", classes) != classes:
+        raise ConfigError(f"model.num_classes: the data have {classes} classes to learn, got {model['num_classes']}")
+
+    training = from_dict(TrainingConfig, sections.get("training", {}), "training")
+    if training.steps is None and training.epochs is None:
+        raise ConfigError("training.steps: missing; give steps or epochs")
+    return RunConfig(from_dict(TarFlowConfig, model, "model"), data, training)
+
+
+# Fields of `training` that decide what is written when, and not where the weights go.
+RESUMABLE = ("log_every", "evaluate_every", "sample_every", "save_every", "keep_last")
+
+
+def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
+    """Raise ConfigError naming the first field that may not change between the run that is stored and its resumption."""
+    before, after = to_dict(stored), to_dict(wanted)
+    for section in before:
+        for name, value in (before[section] or {}).items():
+            now = (after[section] or {}).get(name)
+            if value != now and not (section == "training" and name in RESUMABLE):
+                raise ConfigError(
+                    f"{section}.{name}: the run in {run} has {value!r}, got {now!r}; "
+                    f"a resumed run may change only {', '.join(RESUMABLE)}"
+                )
+
+
+def step_counts(training: TrainingConfig, num_images: int) -> tuple[int, int]:
+    """(steps in all, steps of warm-up) for a data set of `num_images`."""
+    epoch = max(1, num_images // training.batch_size)
+    if training.steps is not None:
+        steps = training.steps
+    else:
+        assert training.epochs is not None
+        steps = math.ceil(training.epochs * epoch)
+    warmup = epoch if training.warmup_steps is None else training.warmup_steps
+    return steps, min(warmup, steps)
+
+
+@torch.no_grad()
+def start_from(flow: TarFlow, source: TarFlow) -> None:
+    """Give `flow` the weights of `source`, whose architecture must be the same but for the classes.
+
+    Other classes start from what the source does without a label: each new class has the mean of the old embeddings,
+    and a model without classes adds that mean to its positions. Raises ConfigError naming the field that differs.
+    """
+    for entry in dataclasses.fields(TarFlowConfig):
+        have, want = getattr(source.config, entry.name), getattr(flow.config, entry.name)
+        if entry.name == "image_size":
+            have, want = source.config.image_shape, flow.config.image_shape
+        if entry.name not in ("num_classes", "log_scale_bound") and have != want:
+            raise ConfigError(f"model.{entry.name}: the weights to start from have {have}, got {want}")
+    tensors = source.state_dict()
+    old, new = source.config.num_classes, flow.config.num_classes
+    if old != new:
+        for index in range(len(flow.blocks)):
+            name = f"blocks.{index}.class_embedding"
+            null = tensors.pop(name).mean(dim=0) if old else torch.zeros_like(tensors[f"blocks.{index}.position"][0])
+            if new:
+                tensors[name] = null.expand(new, -1).clone()
+            else:
+                tensors[f"blocks.{index}.position"] = tensors[f"blocks.{index}.position"] + null
+    flow.load_state_dict(tensors)

@@ -1,0 +1,304 @@
+"""The training loop: steps, held-out evaluations, samples, checkpoints, and leaving in order when told to."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from tarflow import checkpoint, storage
+from tarflow.config import ConfigError, RunConfig
+from tarflow.data.images import save_sheet
+from tarflow.data.load import ImageSet, Splits
+from tarflow.data.pixels import to_8bit, to_pixels
+from tarflow.evaluation.likelihood import evaluate_likelihood, to_bits_per_dim
+from tarflow.model.flow import WEIGHTS_FILE, TarFlow, load_weights, read_weights
+from tarflow.sampling.sample import SamplingError, sample
+from tarflow.training.ema import EMA
+from tarflow.training.objective import objective, training_batch, update_base_variance
+from tarflow.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from tarflow.training.setup import check_resumable, start_from, step_counts
+
+SKIPS_ALLOWED = 100  # steps in a row without a finite gradient: no later batch will mend the weights
+SHEET_IMAGES = 100
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class Interrupted(Exception):
+    """Training was told to stop by a signal, and saved before it did."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(f"{signal.Signals(signum).name}: saved at step {step}; continue with --resume")
+        self.signum = signum
+        self.step = step
+
+
+class Diverged(RuntimeError):
+    """No finite gradient for `SKIPS_ALLOWED` steps in a row."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished run came to. The score is the held-out one of the best averaged weights, in `measure`."""
+
+    steps: int
+    skipped: int
+    best_step: int
+    best_score: float
+    seconds: float
+
+
+def train(
+    config: RunConfig,
+    splits: Splits,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    init: TarFlow | None = None,
+    device: torch.device | str = "cpu",
+    report: Report | None = None,
+) -> TrainingResult:
+    """Train a flow, and leave a run directory (see `tarflow.checkpoint`).
+
+    Args:
+        config: from `tarflow.training.setup.resolve`.
+        splits: training and held-out images.
+        out: the run directory; must not hold a run unless `resume`.
+        resume: go on from the newest checkpoint in `out`, bit for bit as if nothing had happened (on the same device
+            and number of threads); from the start where there is none yet.
+        init: weights to start from (see `start_from`).
+        report: called with the metrics of every step, evaluation and sample sheet.
+
+    Raises:
+        FileExistsError: `out` holds a run and `resume` was not asked for.
+        ConfigError: the config differs from that of the run to resume, or the training images do.
+        Interrupted: SIGTERM or SIGINT came; everything is saved.
+        Diverged: the loss is not finite any more.
+    """
+    out = Path(out)
+    if not resume and (out / checkpoint.CONFIG_FILE).exists():
+        raise FileExistsError(f"{out}: holds a run already; continue it with --resume, or give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / checkpoint.CHECKPOINTS).mkdir(exist_ok=True)
+    storage.remove_leftovers(out)
+    storage.remove_leftovers(out / checkpoint.CHECKPOINTS)
+    if (out / checkpoint.CONFIG_FILE).exists():
+        check_resumable(checkpoint.read_config(out), config, out)
+    checkpoint.write_config(out, config)
+    trainer = Trainer(config, splits, out, torch.device(device), report or (lambda metrics: None), init)
+    latest = checkpoint.latest_checkpoint(out)
+    if latest is not None:
+        trainer.restore(checkpoint.load_state(latest), latest)
+    checkpoint.rewind_metrics(out, trainer.step)
+    with _signals() as received:
+        return trainer.run(received)
+
+
+class Trainer:
+    """One run in progress. Everything that changes from step to step is in `state()`."""
+
+    def __init__(
+        self, config: RunConfig, splits: Splits, out: Path, device: torch.device, report: Report, init: TarFlow | None
+    ) -> None:
+        from tarflow.training.fabric import Engine  # slow to import
+
+        assert config.training is not None and config.data is not None
+        self.config, self.training, self.data = config, config.training, config.data
+        self.out, self.device, self.report = out, device, report
+        self.fingerprint = _fingerprint(splits.train)
+        self.images = splits.train.images.to(device)
+        self.labels = splits.train.labels.to(device) if config.model.num_classes and splits.train.labels is not None else None
+        self.held_out = splits.held_out.subset(torch.arange(min(len(splits.held_out), self.training.evaluate_images)))
+        self.total, self.warmup = step_counts(self.training, len(self.images))
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.training.seed)
+            self.flow = TarFlow(config.model)
+        if init is not None:
+            start_from(self.flow, init)
+        self.flow.to(device).train()
+        self.optimizer = build_optimizer(self.flow, self.training)
+        self.engine = Engine(self.training, device)
+        self.engine.set_up(self.flow, self.optimizer)
+        self.ema = EMA(self.flow, self.training.ema_decay)
+
+        self.step = 0
+        self.skipped = 0
+        self.skipped_in_a_row = 0
+        self.best_step: int | None = None
+        self.best_score = float("inf")
+        self.seconds = 0.0
+
+    # --- the loop --------------------------------------------------------------------------------------------------
+
+    def run(self, received: list[int]) -> TrainingResult:
+        """Train to the last step. `received` is where the signal handler leaves what came."""
+        started = time.monotonic() - self.seconds
+        mark = (self.step, self.seconds)
+        while self.step < self.total:
+            metrics = self.take_step()
+            self.seconds = time.monotonic() - started
+            last = self.step == self.total
+            if self.step % self.training.log_every == 0 or last:
+                steps, seconds = self.step - mark[0], self.seconds - mark[1]
+                mark = (self.step, self.seconds)
+                metrics["images_per_second"] = steps * self.training.batch_size / max(seconds, 1e-9)
+                metrics["skipped"] = self.skipped
+                metrics["seconds"] = self.seconds
+                checkpoint.append_metrics(self.out, metrics)
+            self.report(metrics | {"total": self.total})
+            better = False
+            if self.step % self.training.evaluate_every == 0 or last:
+                better = self.evaluate()
+            if self.training.sample_every and (self.step % self.training.sample_every == 0 or last):
+                self.draw_samples()
+            if better or received or last or self.step % self.training.save_every == 0:
+                self.save()
+            if received and not last:
+                raise Interrupted(received[0], self.step)
+        assert self.best_step is not None
+        return TrainingResult(self.total, self.skipped, self.best_step, self.best_score, self.seconds)
+
+    def take_step(self) -> dict[str, Any]:
+        """One optimizer step, or a skipped one where the gradient is not finite; its metrics."""
+        training = self.training
+        x, y = training_batch(
+            self.images, self.labels, self.step, config=training, levels=self.data.levels, flip=self.data.flip
+        )
+        rate = learning_rate(self.step, config=training, steps=self.total, warmup=self.warmup)
+        set_learning_rate(self.optimizer, rate)
+        self.engine.zero_grad()
+        z, ladj = self.engine(x, y)
+        loss = objective(z, ladj)
+        self.engine.backward(loss)
+        norm = self.engine.clip(training.clip_norm)
+        self.step += 1
+        finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))
+        if finite:
+            self.engine.step()
+            update_base_variance(self.flow, z)
+            self.ema.update(self.flow)
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row >= SKIPS_ALLOWED:
+                raise Diverged(
+                    f"no finite gradient in {SKIPS_ALLOWED} steps before step {self.step}; "
+                    "lower the learning rate, or bound the log-scale"
+                )
+        with torch.no_grad():
+            nats = -(self.flow.base_log_prob(z) + ladj).mean() / self.config.model.num_dims
+        bits = to_bits_per_dim(float(nats), self.data.levels, training.noise)
+        return {"step": self.step, "loss": float(loss), self.bits_name: bits, "lr": rate, "grad_norm": float(norm)}
+
+    @property
+    def bits_name(self) -> str:
+        """What the likelihood may be called: a model of noisy images has no bits/dim of the data."""
+        return "bits_per_dim" if self.training.noise == "uniform" else "noisy_bits_per_dim"
+
+    def evaluate(self) -> bool:
+        """Score the averaged weights on held-out images; keep them where they are the best so far."""
+        result = evaluate_likelihood(
+            self.ema.flow,
+            self.held_out.images,
+            self.held_out.labels if self.config.model.num_classes else None,
+            levels=self.data.levels,
+            noise=self.training.noise,
+            noise_std=self.training.noise_std,
+            draws=1,  # the same ones every time
+        )
+        metrics = {"step": self.step, f"held_out_{self.bits_name}": result.mean, "standard_error": result.standard_error}
+        checkpoint.append_metrics(self.out, metrics)
+        self.report(metrics)
+        if not result.mean < self.best_score:
+            return False
+        self.best_step, self.best_score = self.step, result.mean
+        # Before the checkpoint that names this step as the best: killed in between, the run resumes before both.
+        self.ema.flow.save_weights(self.out / WEIGHTS_FILE)
+        return True
+
+    def draw_samples(self) -> None:
+        """A sheet of samples from the same noise every time, through the averaged weights."""
+        classes = self.config.model.num_classes
+        y = torch.arange(SHEET_IMAGES) % classes if classes else None
+        sigma = self.training.noise_std if self.training.noise == "gaussian" else None
+        try:
+            x = sample(self.ema.flow, SHEET_IMAGES, y, seed=self.training.seed, denoise=sigma)
+        except SamplingError as error:  # weights on their way may overflow: no reason to end a run
+            return self.report({"step": self.step, "samples": f"none ({error})"})
+        path = self.out / "samples" / f"step-{self.step:07d}.png"
+        path.parent.mkdir(exist_ok=True)
+        levels = self.data.levels
+        save_sheet(path, to_8bit(to_pixels(x.cpu(), levels, self.training.noise), levels), columns=classes or None)
+        self.report({"step": self.step, "samples": str(path)})
+
+    # --- what survives -----------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "best_step": self.best_step,
+            "best_score": self.best_score,
+            "seconds": self.seconds,
+            "data": self.fingerprint,
+            "flow": self.flow.state_dict(),
+            "ema_updates": self.ema.updates,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any], origin: Path) -> None:
+        if state["data"] != self.fingerprint:
+            raise ConfigError(f"data.source: the training images are not those that {origin} was trained on")
+        self.flow.load_state_dict(state["flow"])
+        load_weights(self.ema.flow, read_weights(origin / WEIGHTS_FILE), origin)
+        self.ema.updates = state["ema_updates"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.skipped, self.skipped_in_a_row = state["step"], state["skipped"], state["skipped_in_a_row"]
+        self.best_step, self.best_score, self.seconds = state["best_step"], state["best_score"], state["seconds"]
+
+    def save(self) -> None:
+        checkpoint.save_checkpoint(self.out, self.step, self.ema.flow, self.config, self.state())
+        checkpoint.remove_old_checkpoints(self.out, self.training.keep_last, self.best_step)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT instead of dying of them; a second one does what it always did."""
+    received: list[int] = []
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if received:
+            signal.signal(signum, previous[signum])
+            signal.raise_signal(signum)
+        received.append(signum)
+
+    previous: dict[int, Any] = {}
+    try:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError):  # only the main thread may set handlers
+                previous[signum] = signal.signal(signum, handle)
+        yield received
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def _fingerprint(images: ImageSet) -> str:
+    """A digest of the training images and labels: what resuming must find unchanged."""
+    digest = hashlib.blake2b(str(tuple(images.images.shape)).encode(), digest_size=16)
+    digest.update(images.images.numpy().data)
+    if images.labels is not None:
+        digest.update(images.labels.numpy().data)
+    return digest.hexdigest()
