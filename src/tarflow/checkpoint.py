@@ -71,6 +71,15 @@ def open_run(path: str | Path, device: torch.device | str = "cpu") -> Run:
     return Run(path, TarFlow.from_pretrained(path, device=device), read_config(path))
 
 
+def check_free(out: str | Path, *, resume: bool) -> None:
+    """Raise FileExistsError where a new run would overwrite an old one, or the name is not a directory's."""
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out}: a file; expected a directory for the run")
+    if not resume and (out / CONFIG_FILE).exists():
+        raise FileExistsError(f"{out}: holds a run already; continue it with --resume, or give another --out")
+
+
 def read_config(path: str | Path) -> RunConfig:
     """The `config.json` of a directory."""
     file = Path(path) / CONFIG_FILE

@@ -73,10 +73,14 @@ def parse(options: Any, argv: Sequence[str], prog: str) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-        text = re.sub(r"[─━]{3,}", "\n", printed.getvalue())
-        lines = [re.sub(r"[│╭╮╰╯╞╡╶╴]", " ", line).strip() for line in text.splitlines()]
-        kept = [line for line in lines if line and not line.startswith(("For full helptext", "Argument helptext"))]
-        raise BadArguments(f"{' '.join(kept)}; see {prog} --help") from None
+        raise BadArguments(f"{_one_line(printed.getvalue())}; see {prog} --help") from None
+
+
+def _one_line(box: str) -> str:
+    """What tyro drew a box around, without the box, its title and its advice."""
+    lines = [re.sub(r"[─│╭╮╰╯]+", " ", line).strip() for line in box.splitlines()[1:]]
+    advice = ("For full helptext", "Argument helptext", "In `", "tarflow ")
+    return " ".join(line for line in lines if line and not line.startswith(advice))
 
 
 def _overview() -> str:

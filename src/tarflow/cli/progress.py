@@ -33,9 +33,9 @@ class Progress:
             transient=True,
         )
         self.task: TaskID | None = None
-        self.spoke = 0.0
+        self.spoke = time.monotonic()
         self.rate = 0.0
-        self.mark = (0, time.monotonic())
+        self.mark = (0, 0.0)  # step and time of the first report
 
     def __enter__(self) -> Progress:
         self.bar.start()
@@ -74,7 +74,6 @@ class Progress:
             f"patch {model.patch_size}, {model.num_patches} tokens, width {model.width}, layers "
             f"{'-'.join(map(str, model.layers))}, {model.transform}; {noise} noise; batch {training.batch_size} -> {out}"
         )
-        self.mark = (0, 0.0)
 
     def report(self, metrics: dict[str, Any]) -> None:
         """One step, evaluation or sample sheet."""

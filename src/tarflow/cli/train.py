@@ -74,6 +74,7 @@ def run(args: Any) -> None:
     from tarflow.training.trainer import train
 
     device = pick_device(args.device)
+    checkpoint.check_free(args.out, resume=args.resume)  # before the data are read, which may take long
     resuming = args.resume and (args.out / checkpoint.CONFIG_FILE).exists()
     sections = _sections(args, resuming)
     if not resuming and args.recipe is None and "source" not in _overrides(args) and args.init is None:

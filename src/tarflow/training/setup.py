@@ -59,8 +59,8 @@ def resolve(sections: Sections, splits: Splits) -> RunConfig:
     return RunConfig(from_dict(TarFlowConfig, model, "model"), data, training)
 
 
-# Fields of `training` that decide what is written when, and not where the weights go.
-RESUMABLE = ("log_every", "evaluate_every", "sample_every", "save_every", "keep_last")
+# What decides when something is written, not where the weights go; and where the data lie, for their digest is checked.
+RESUMABLE = ("log_every", "evaluate_every", "sample_every", "save_every", "keep_last", "source")
 
 
 def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
@@ -69,7 +69,7 @@ def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
     for section in before:
         for name, value in (before[section] or {}).items():
             now = (after[section] or {}).get(name)
-            if value != now and not (section == "training" and name in RESUMABLE):
+            if value != now and name not in RESUMABLE:
                 raise ConfigError(
                     f"{section}.{name}: the run in {run} has {value!r}, got {now!r}; "
                     f"a resumed run may change only {', '.join(RESUMABLE)}"

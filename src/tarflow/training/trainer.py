@@ -85,8 +85,7 @@ def train(
         Diverged: the loss is not finite any more.
     """
     out = Path(out)
-    if not resume and (out / checkpoint.CONFIG_FILE).exists():
-        raise FileExistsError(f"{out}: holds a run already; continue it with --resume, or give another --out")
+    checkpoint.check_free(out, resume=resume)
     out.mkdir(parents=True, exist_ok=True)
     (out / checkpoint.CHECKPOINTS).mkdir(exist_ok=True)
     storage.remove_leftovers(out)
@@ -199,7 +198,7 @@ class Trainer:
         with torch.no_grad():
             nats = -(self.flow.base_log_prob(z) + ladj).mean() / self.config.model.num_dims
         bits = to_bits_per_dim(float(nats), self.data.levels, training.noise)
-        return {"step": self.step, "loss": float(loss), self.bits_name: bits, "lr": rate, "grad_norm": float(norm)}
+        return {"step": self.step, "loss": float(loss.detach()), self.bits_name: bits, "lr": rate, "grad_norm": float(norm)}
 
     @property
     def bits_name(self) -> str:

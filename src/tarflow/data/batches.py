@@ -1,0 +1,48 @@
+"""The order in which images are seen: a seeded sampler, indexed by the step.
+
+Batch `s` is positions [sB, (s+1)B) of the endless row of epochs, each a fresh permutation of all images. It is a
+function of (size, B, step, seed) and of nothing else: no state, so resuming at a step is arithmetic, and nothing is
+left over at the end of an epoch.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from tarflow.seeding import seeded_generator
+
+
+def batch_indices(size: int, batch_size: int, step: int, seed: int) -> Tensor:
+    """Which of `size` images batch number `step` holds: (batch_size,) int64, on the CPU.
+
+    A batch may straddle two epochs (and then hold an image twice), and may be larger than `size`.
+
+    >>> torch.cat([batch_indices(size=6, batch_size=2, step=s, seed=0) for s in range(3)]).sort().values
+    tensor([0, 1, 2, 3, 4, 5])
+    """
+    if size < 1 or batch_size < 1 or step < 0:
+        raise ValueError(f"expected size >= 1, batch_size >= 1, step >= 0; got {size}, {batch_size}, {step}")
+    parts = []
+    position, end = step * batch_size, (step + 1) * batch_size
+    while position < end:
+        epoch, start = divmod(position, size)
+        stop = min(size, start + end - position)
+        parts.append(_epoch(size, seed, epoch)[start:stop])
+        position += stop - start
+    return torch.cat(parts)  # a copy, also of one part: the cached permutation must not leave this file
+
+
+def seeded_permutation(size: int, purpose: str, *key: int) -> Tensor:
+    """A permutation of `range(size)`, (size,) int64, that is a function of its arguments.
+
+    `purpose` keeps apart the permutations that one seed is used for.
+    """
+    return torch.randperm(size, generator=seeded_generator(purpose, *key))
+
+
+@functools.lru_cache(maxsize=2)  # a batch needs two at most, unless it is larger than the data
+def _epoch(size: int, seed: int, epoch: int) -> Tensor:
+    return seeded_permutation(size, "epoch", seed, epoch)

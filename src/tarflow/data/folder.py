@@ -1,0 +1,144 @@
+"""A folder of images, with class folders or without, with split folders or without; and single image files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from tarflow.data.errors import DataError
+from tarflow.data.images import SUFFIXES
+from tarflow.data.records import SPLIT_ORDER, Part, Source, Split, split_of
+
+
+def open_folder(root: Path) -> Source:
+    """Every image under `root`, sorted, and named by its path from `root`; hidden files and folders are left out.
+
+    - `root/*.png`: no labels.
+    - `root/CLASS/**/*.png`: the folders that hold images, sorted, are the classes.
+    - `root/train/` beside `val/` (or `valid/`, `validation/`) or `test/`, in any case: splits, each like one of the
+      above. A folder of such a name that is alone is a split, too, and no class.
+
+    Links are followed, but not in circles. Raises `DataError` naming the folder: no images; images beside class folders
+    or split folders; two folders for one split; a class that the training images lack.
+    """
+    paths, ignored = _scan(root)
+    if not paths:
+        raise DataError(
+            f"{root}: holds no images ({ignored} other files; known suffixes: {' '.join(sorted(SUFFIXES))})"
+        )
+    folders = _split_folders(root, paths)
+    if not folders:
+        labels, classes = _label(paths, root, depth=0)
+        return Source((_part("all", root, paths, labels, classes),), classes or None)
+
+    labelled = {}
+    for split in sorted(folders, key=SPLIT_ORDER.index):
+        inside = [path for path in paths if path.parts[0] == folders[split]]
+        labelled[split] = (inside, *_label(inside, root / folders[split], depth=1))
+    classes = labelled["train"][2] if "train" in labelled else ()
+    for split, (_, labels, names) in labelled.items():
+        unseen = sorted(set(names) - set(classes))
+        if unseen and labels and classes:
+            raise DataError(
+                f"{root / folders[split]}: class folder {unseen[0]!r} has no counterpart in {folders['train']}/"
+            )
+    classes = classes or tuple(sorted({name for _, _, names in labelled.values() for name in names}))
+    parts = [_part(split, root, inside, labels, classes) for split, (inside, labels, _) in labelled.items()]
+    return Source(tuple(parts), classes or None)
+
+
+def open_image(path: Path) -> Source:
+    """One image file, without a label."""
+    return Source((Part("all", [path.name], None, lambda: iter([path])),))
+
+
+def _scan(root: Path) -> tuple[list[PurePosixPath], int]:
+    """The images under `root`, sorted, by their paths from there; and how many files are hidden or no images."""
+    found: list[PurePosixPath] = []
+    ignored = 0
+    above = {str(root): frozenset({_identity(root)})}  # of each folder still to come: itself and all it lies in
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=_reraise):
+        seen = above.pop(folder)
+        here = PurePosixPath(*Path(folder).relative_to(root).parts)
+        for name in [*folders]:
+            path = os.path.join(folder, name)
+            identity = _identity(path)
+            if name.startswith(".") or identity in seen:  # a link to where we come from would never end
+                folders.remove(name)
+            else:
+                above[path] = seen | {identity}
+        for name in files:
+            path = os.path.join(folder, name)
+            is_image = not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+            if is_image and (
+                os.path.isfile(path) or os.path.islink(path)
+            ):  # a broken link is a bad file, a pipe is none
+                found.append(here / name)
+            else:
+                ignored += 1
+    return sorted(found, key=lambda path: path.parts), ignored
+
+
+def _split_folders(root: Path, paths: Sequence[PurePosixPath]) -> dict[Split, str]:
+    """The folders under `root` that are splits; none where they are classes, or there are none."""
+    holders = {path.parts[0] for path in paths if len(path.parts) > 1}
+    named = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and split_of(entry.name))
+    kinds = {split_of(name) for name in named}
+    others = sorted(holders - set(named))
+    if not kinds or (others and not ("train" in kinds and len(kinds) > 1)):  # a class may be called train
+        return {}
+    if others:
+        raise DataError(
+            f"{root}: images in {others[0]}/ beside the split folders {', '.join(named)}: expected them in those"
+        )
+    loose = [path for path in paths if len(path.parts) == 1]
+    if loose:
+        raise DataError(
+            f"{root}: images beside the split folders {', '.join(named)} ({loose[0]}): expected them inside"
+        )
+    folders: dict[Split, str] = {}
+    for name in named:
+        split = split_of(name)
+        assert split is not None
+        if split in folders:
+            raise DataError(f"{root}: {folders[split]}/ and {name}/ are both the {split} split: expected one of them")
+        if name not in holders:
+            raise DataError(f"{root / name}: holds no images")
+        folders[split] = name
+    return folders
+
+
+def _label(paths: Iterable[PurePosixPath], root: Path, depth: int) -> tuple[list[str] | None, tuple[str, ...]]:
+    """The class of each image, the name of its folder `depth` below where paths start, or None; and all classes."""
+    names = [path.parts[depth] if len(path.parts) > depth + 1 else None for path in paths]
+    classes = tuple(sorted({name for name in names if name is not None}))
+    if not classes:
+        return None, ()
+    if None in names:
+        raise DataError(
+            f"{root}: {names.count(None)} images lie beside the class folders {_few(classes)}: "
+            "expected all images inside of them, or no folders"
+        )
+    return [name for name in names if name is not None], classes
+
+
+def _part(
+    split: Split, root: Path, paths: Sequence[PurePosixPath], labels: list[str] | None, classes: Sequence[str]
+) -> Part:
+    index = {name: i for i, name in enumerate(classes)}
+    numbers = None if labels is None else [index[name] for name in labels]
+    return Part(split, [str(path) for path in paths], numbers, lambda: (root / path for path in paths))
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f", ... ({len(names)} in all)" if len(names) > 3 else "")
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _reraise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,184 @@
+"""One image: from the bytes of a file to grey or RGB pixels of the wanted size; and back to PNG files and sheets.
+
+Whatever a file holds becomes 8-bit grey (mode L) or RGB:
+
+- 16-bit grey is divided by 257 and rounded, so that white stays white (Pillow's `convert` saturates instead);
+- transparency is laid over white, the paper that drawings and logos on a transparent ground are made for (black ink
+  over black would vanish);
+- RGB to grey is luma (ITU-R 601-2), grey to RGB repeats the value;
+- EXIF orientation is applied; of several frames the first is taken; colour profiles are not.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from tarflow.data.errors import DataError
+from tarflow.storage import replacing_file
+
+# The formats tried, by content and not by suffix. A list, because Pillow knows others that run programs (EPS).
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
+SUFFIXES = frozenset(
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".avif"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
+)
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+def decode(data: bytes, channels: int | None = None) -> Image.Image:
+    """The image in `data`, the contents of a file, as mode L (channels 1) or RGB (channels 3).
+
+    Without `channels`, grey stays grey; a palette of greys is grey, an RGB image that happens to look grey is RGB.
+    Raises `DataError` with the reason alone, for the caller knows the file's name: empty, not an image, truncated,
+    a size beyond Pillow's limit (`Image.MAX_IMAGE_PIXELS`; Pillow itself only warns up to twice that), no fixed range.
+    """
+    if not data:
+        raise DataError("empty file")
+    try:
+        with Image.open(io.BytesIO(data), formats=_formats()) as opened:
+            width, height = opened.size
+            if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+                raise DataError(_too_large(f"{height}x{width}"))
+            opened.load()  # everything is read here: nothing below can meet a truncated file
+            upright = ImageOps.exif_transpose(opened) if opened.getexif().get(_ORIENTATION, 1) != 1 else opened
+            return convert(_flatten(upright), channels)
+    except DataError:
+        raise
+    except UnidentifiedImageError:
+        raise DataError("not an image, or in a format that is not read") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # a warning where warnings are errors
+        raise DataError(_too_large("more")) from None
+    except Exception as error:  # on damaged bytes Pillow's readers raise whatever their parsers meet
+        detail = str(error) or type(error).__name__
+        raise DataError(f"damaged or truncated: {' '.join(detail.split())}") from None
+
+
+def convert(image: Image.Image, channels: int | None) -> Image.Image:
+    """A grey or RGB image as grey (channels 1) or RGB (channels 3), or as it is (None)."""
+    mode = {None: image.mode, 1: "L", 3: "RGB"}[channels]
+    return image if image.mode == mode else image.convert(mode)
+
+
+def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """`image` scaled until it just covers `size` (H, W), then cropped to its middle.
+
+    The filter is bicubic, widened when it shrinks (antialiased), and scaling and cropping are one resampling. Where
+    there is nothing to scale pixels are copied, so that lossless data stay what they are.
+    """
+    height, width = size
+    if (image.height, image.width) == size:
+        return image
+    scale = max(height / image.height, width / image.width)
+    if scale == 1:  # whole pixels, also where the middle lies between two
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return image.crop((left, top, left + width, top + height))
+    cover_width, cover_height = min(width / scale, image.width), min(height / scale, image.height)
+    x, y = (image.width - cover_width) / 2, (image.height - cover_height) / 2
+    box = (x, y, x + cover_width, y + cover_height)
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+
+
+def save_png(path: str | Path, pixels: Tensor) -> None:
+    """Write `pixels` (C, H, W) uint8, C 1 or 3, 256 levels, as a PNG file, whole or not at all."""
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
+        raise ValueError(f"expected (C, H, W) uint8 with C 1 or 3, got {tuple(pixels.shape)} {pixels.dtype}")
+    with replacing_file(path) as temporary:
+        from_array(pixels.cpu().numpy()).save(temporary, format="PNG")
+
+
+def grid(images: Tensor, columns: int, padding: int = 2) -> Tensor:
+    """A sheet of `images` (N, C, H, W) uint8, row by row, on white: (C, r(H+p)+p, c(W+p)+p), c columns, padding p."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
+        raise ValueError(f"expected at least one image, (N, C, H, W) uint8, got {tuple(images.shape)} {images.dtype}")
+    if columns < 1 or padding < 0:
+        raise ValueError(f"expected columns >= 1 and padding >= 0, got {columns} and {padding}")
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    sheet = images.new_full((channels, rows * (height + padding) + padding, columns * (width + padding) + padding), 255)
+    for i, image in enumerate(images):
+        top = padding + (i // columns) * (height + padding)
+        left = padding + (i % columns) * (width + padding)
+        sheet[:, top : top + height, left : left + width] = image
+    return sheet
+
+
+def save_sheet(path: str | Path, images: Tensor, columns: int | None = None, zoom: int | None = None) -> None:
+    """Write `images` (N, C, H, W) uint8 as one PNG sheet, whole or not at all.
+
+    `columns` None makes it about square. Each pixel becomes zoom x zoom; None enlarges small images to 32 pixels or
+    more, because a browser would blur them.
+    """
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    zoom = zoom or max(1, math.ceil(32 / images.shape[-2]))
+    enlarged = images.repeat_interleave(zoom, dim=-2).repeat_interleave(zoom, dim=-1)
+    save_png(path, grid(enlarged, columns))
+
+
+def to_array(image: Image.Image) -> Any:
+    """The pixels of a grey or RGB image: (C, H, W) uint8."""
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def from_array(pixels: Any) -> Image.Image:
+    """The image of (C, H, W) uint8, C 1 or 3: the inverse of `to_array`."""
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Any image as mode L or RGB."""
+    mode = image.mode
+    if mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
+    if mode.startswith("I"):
+        return _from_16_bit(image)
+    if mode == "F":
+        raise DataError("floating-point pixels, which have no fixed range: expected whole numbers")
+    if "transparency" in image.info or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        grey = mode in ("1", "L", "LA", "La")
+        layer = image.convert("LA" if grey else "RGBA")
+        flat = Image.new("L" if grey else "RGB", image.size, "white")
+        flat.paste(layer.convert(flat.mode), mask=layer.getchannel("A"))
+    else:
+        flat = image.convert("L" if mode == "1" else "RGB")
+    if mode in ("P", "PA") and _is_grey(flat):
+        return flat.convert("L")  # exact: the weights of the luma add up to one
+    return flat
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    """`round(v/257)` of values 0..65535, in any of the modes I, I;16, I;16B, ..."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise DataError(f"whole numbers from {values.min()} to {values.max()}: expected at most 16 bits")
+    grey = ((values + 128) // 257).astype(np.uint8)
+    key = image.info.get("transparency")  # one value is transparent
+    if isinstance(key, int):
+        grey[values == key] = 255
+    return Image.fromarray(grey)
+
+
+def _is_grey(image: Image.Image) -> bool:
+    pixels = np.asarray(image)
+    return bool((pixels[..., :1] == pixels).all())
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.preinit()
+    if any(name not in Image.OPEN for name in _FORMATS):
+        Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)  # a build of Pillow may lack some
+
+
+def _too_large(size: str) -> str:
+    return f"{size} pixels: expected at most Pillow's limit of {Image.MAX_IMAGE_PIXELS} (Image.MAX_IMAGE_PIXELS)"

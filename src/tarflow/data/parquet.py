@@ -1,0 +1,161 @@
+"""Parquet files in the layout of the Hugging Face `datasets` library: one file, or a folder of them.
+
+Column `image` is a struct with a field `bytes`, or plain bytes: the encoded file. Column `label`, whole numbers, is
+optional; the names of the classes are in the schema's metadata under `huggingface`. Files are named by their split:
+`train-00000-of-00002.parquet`, `validation-...`, `test-...`. A record's name is `file.parquet:row`, rows from 0.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tarflow.data.errors import DataError
+from tarflow.data.records import SPLIT_ORDER, Content, Part, Source, Split, split_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BATCH_ROWS = 256  # encoded images held in memory at a time
+
+
+@dataclass(frozen=True)
+class _File:
+    """What the head of a file and its column of labels say."""
+
+    path: Path
+    rows: int
+    labels: list[int | None] | None
+    class_names: tuple[str, ...] | None
+
+
+def open_parquet_file(path: Path) -> Source:
+    """One file, without a split of its own."""
+    return _source({"all": [path]})
+
+
+def open_parquet_files(paths: Sequence[Path]) -> Source:
+    """The Parquet files of a folder, sorted, in the splits that their names tell; one set where no name tells any."""
+    splits: dict[Path, Split | None] = {path: split_of(re.split(r"[-_.]", path.name)[0]) for path in sorted(paths)}
+    named = [path for path, split in splits.items() if split]
+    unnamed = [path for path, split in splits.items() if not split]
+    if named and unnamed:
+        raise DataError(
+            f"{unnamed[0]}: expected a name that begins with train-, validation- or test-, "
+            f"as has {named[0].name} beside it"
+        )
+    groups: dict[Split, list[Path]] = {}
+    for path, split in splits.items():
+        groups.setdefault(split or "all", []).append(path)
+    return _source(groups)
+
+
+def _source(groups: dict[Split, list[Path]]) -> Source:
+    heads = {split: [_head(path) for path in groups[split]] for split in sorted(groups, key=SPLIT_ORDER.index)}
+    every = [head for group in heads.values() for head in group]
+    first = every[0]
+    for head in every:
+        if head.class_names != first.class_names:
+            raise DataError(f"{head.path}: its class names differ from those of {first.path.name}")
+    return Source(tuple(_part(split, group) for split, group in heads.items()), first.class_names)
+
+
+def _part(split: Split, files: Sequence[_File]) -> Part:
+    labelled = [any(label not in (None, -1) for label in file.labels or ()) for file in files]
+    if any(labelled) and not all(labelled):
+        without, having = files[labelled.index(False)], files[labelled.index(True)]
+        raise DataError(f"{without.path}: has no labels, but {having.path.name} has: expected both to be alike")
+    # The Hugging Face convention for a test set without labels is -1 in every row.
+    labels = [-1 if x is None else x for file in files for x in file.labels or ()] if all(labelled) else None
+    names = [f"{file.path.name}:{row}" for file in files for row in range(file.rows)]
+    return Part(split, names, labels, lambda: (c for file in files for c in _contents(file, all(labelled))))
+
+
+def _head(path: Path) -> _File:
+    with _open(path) as file:
+        schema = file.schema_arrow
+        if "image" not in schema.names:
+            raise DataError(f"{path}: expected a column 'image', got {', '.join(schema.names) or 'no columns'}")
+        _check_image_type(schema.field("image").type, path)
+        labels = None
+        if "label" in schema.names:
+            import pyarrow as pa
+
+            if not pa.types.is_integer(schema.field("label").type):
+                raise DataError(f"{path}: column 'label': expected whole numbers, got {schema.field('label').type}")
+            labels = _read(path, lambda: file.read(columns=["label"])["label"].to_pylist())
+        return _File(path, file.metadata.num_rows, labels, _class_names(schema.metadata or {}, path))
+
+
+def _contents(file: _File, labelled: bool) -> Iterator[Content]:
+    """The encoded images, or what is wrong with the record."""
+    row = 0
+    with _open(file.path) as opened:
+        batches = opened.iter_batches(_BATCH_ROWS, columns=["image"])
+        while (batch := _read(file.path, lambda: next(batches, None))) is not None:
+            for data in _bytes(batch.column("image")):
+                problem = _label_problem(file, row) if labelled else None
+                row += 1
+                yield DataError(problem) if problem else DataError("no bytes") if data is None else data
+
+
+def _label_problem(file: _File, row: int) -> str | None:
+    assert file.labels is not None
+    label = file.labels[row]
+    top = None if file.class_names is None else len(file.class_names) - 1
+    if label is None or label < 0 or (top is not None and label > top):
+        return f"label {label}: expected a whole number from 0{'' if top is None else f' to {top}'}"
+    return None
+
+
+def _bytes(column: pa.Array) -> list[bytes | None]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_struct(column.type):
+        column = pc.struct_field(column, "bytes")  # and not .field, which gives b"" where the struct is null
+    values: list[bytes | None] = column.to_pylist()
+    return values
+
+
+def _check_image_type(kind: pa.DataType, path: Path) -> None:
+    import pyarrow as pa
+
+    inner = kind
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        inner = kind.field("bytes").type
+    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner) or pa.types.is_binary_view(inner)):
+        raise DataError(f"{path}: column 'image': expected bytes, or a struct with a field 'bytes', got {kind}")
+
+
+def _class_names(metadata: dict[bytes, bytes], path: Path) -> tuple[str, ...] | None:
+    """The names in the metadata that `datasets` writes: info.features.label.names."""
+    if b"huggingface" not in metadata:
+        return None
+    try:
+        node = json.loads(metadata[b"huggingface"])
+        for key in ("info", "features", "label", "names"):
+            node = node.get(key) or {}
+        return tuple(str(name) for name in node) or None
+    except (ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"{path}: unreadable 'huggingface' metadata in its schema: {error}") from None
+
+
+def _open(path: Path) -> Any:
+    import pyarrow.parquet as pq
+
+    return _read(path, lambda: pq.ParquetFile(path))
+
+
+def _read(path: Path, action: Any) -> Any:
+    """`action()`, where an error of pyarrow's becomes one line that names the file."""
+    import pyarrow as pa
+
+    try:
+        return action()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file: {' '.join(str(error).split())}") from None

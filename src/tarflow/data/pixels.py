@@ -1,0 +1,97 @@
+"""Levels of a pixel to numbers in [-1, 1], and back.
+
+A pixel is a level `k` in 0..L-1, held as uint8. The model sees `x`, one of two ways:
+
+    samples      x = 2k/(L-1) - 1          both ends are exact; Gaussian noise comes after
+    likelihoods  x = 2(k+u)/L - 1          u uniform in [0, 1): the density of x bounds the probability of k
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+MAX_LEVELS = 256  # a level is one byte
+
+
+def check_levels(levels: int) -> None:
+    """Raise a ValueError unless `levels` is a number of values that a pixel of one byte can have."""
+    if not 2 <= levels <= MAX_LEVELS:
+        raise ValueError(f"levels: expected 2 to {MAX_LEVELS}, got {levels}")
+
+
+def scale_pixels(pixels: Tensor, levels: int) -> Tensor:
+    """`x = 2k/(L-1) - 1` in float32, of any shape: level 0 is -1 and level L-1 is 1, exactly.
+
+    >>> scale_pixels(torch.tensor([0, 8, 16], dtype=torch.uint8), levels=17)
+    tensor([-1.,  0.,  1.])
+    """
+    check_levels(levels)
+    return pixels.to(torch.float32) * 2 / (levels - 1) - 1
+
+
+def dequantize(pixels: Tensor, levels: int, u: Tensor) -> Tensor:
+    """`x = 2(k+u)/L - 1` with `u` uniform in [0, 1), of the shape of `pixels`; in the precision of `u`,
+    at least float32.
+
+    >>> dequantize(torch.tensor([0, 255]), levels=256, u=torch.tensor([0.0, 0.5]))
+    tensor([-1.0000,  0.9961])
+    """
+    check_levels(levels)
+    if u.shape != pixels.shape:
+        raise ValueError(f"u: expected the shape of the pixels {tuple(pixels.shape)}, got {tuple(u.shape)}")
+    return (pixels + u.to(torch.promote_types(u.dtype, torch.float32))) * 2 / levels - 1
+
+
+def to_pixels(x: Tensor, levels: int, noise: Literal["gaussian", "uniform"]) -> Tensor:
+    """The levels nearest to `x`, as uint8: the inverse of the way that the model with this `noise` sees pixels.
+
+    gaussian: `round((x+1)(L-1)/2)`, the inverse of `scale_pixels`; uniform: `floor((x+1)L/2)`, the inverse of
+    `dequantize`. Both are clipped to 0..L-1. Numbers that are not finite are a ValueError.
+
+    >>> to_pixels(torch.tensor([-3.0, 0.0, 1.0]), levels=256, noise="uniform")
+    tensor([  0, 128, 255], dtype=torch.uint8)
+    """
+    check_levels(levels)
+    if noise not in ("gaussian", "uniform"):
+        raise ValueError(f"noise: expected 'gaussian' or 'uniform', got {noise!r}")
+    bad = int((~torch.isfinite(x)).sum())
+    if bad:
+        raise ValueError(f"x: expected finite numbers, got {bad} of {x.numel()} that are not")
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    k = torch.round((x + 1) * (levels - 1) / 2) if noise == "gaussian" else torch.floor((x + 1) * levels / 2)
+    return k.clamp(0, levels - 1).to(torch.uint8)
+
+
+def requantize(pixels: Tensor, levels: int, new_levels: int) -> Tensor:
+    """`k' = round(k (L'-1)/(L-1))`: the same picture with another number of levels, uint8 to uint8, a half goes up."""
+    check_levels(levels)
+    check_levels(new_levels)
+    if levels == new_levels:
+        return pixels.clone()
+    k = torch.arange(levels, device=pixels.device)
+    table = ((2 * k * (new_levels - 1) + levels - 1) // (2 * (levels - 1))).to(torch.uint8)  # in whole numbers
+    # An index takes 4 bytes a pixel: in slices, so that a large data set does not need five times its size.
+    parts = [table[part.int()] for part in pixels.reshape(-1).split(1 << 24)]
+    return torch.cat(parts).reshape(pixels.shape) if parts else pixels.clone()
+
+
+def to_8bit(pixels: Tensor, levels: int) -> Tensor:
+    """`round(255 k/(L-1))` as uint8, to show or to write.
+
+    >>> to_8bit(torch.tensor([0, 8, 16], dtype=torch.uint8), levels=17)
+    tensor([  0, 128, 255], dtype=torch.uint8)
+    """
+    return requantize(pixels, levels, MAX_LEVELS)
+
+
+def flip_horizontally(images: Tensor, mask: Tensor) -> Tensor:
+    """A copy of `images` (B, C, H, W), mirrored from left to right where `mask` (B,), bool, is true."""
+    if images.ndim != 4 or mask.shape != images.shape[:1] or mask.dtype != torch.bool:
+        raise ValueError(
+            f"expected images (B, C, H, W) and mask (B,) bool, "
+            f"got {tuple(images.shape)} and {tuple(mask.shape)} {mask.dtype}"
+        )
+    return torch.where(mask[:, None, None, None], images.flip(-1), images)
