@@ -202,23 +202,28 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     Raises `ConfigError` naming the field: unknown (with the nearest known name), missing, of the wrong type, or refused
     by the dataclass itself. `where` stands before the field's name in the message, such as `"recipe.toml: training"`.
     """
+    check_fields(cls, values, where)
     prefix = f"{where}." if where else ""
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where or cls.__name__}: expected a table of fields, got {values!r}")
-    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            hint = f"; perhaps {near[0]}?" if near else f"; known: {', '.join(known)}"
-            raise ConfigError(f"{prefix}{name}: no such field{hint}")
-    for name, entry in known.items():
+    for entry in dataclasses.fields(cls):  # type: ignore[arg-type]
         required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise ConfigError(f"{prefix}{name}: missing")
+        if required and entry.name not in values:
+            raise ConfigError(f"{prefix}{entry.name}: missing")
     try:
         return cls(**values)
     except ConfigError as error:
         raise ConfigError(f"{prefix}{error}") from None
+
+
+def check_fields(cls: type, values: Mapping[str, Any], where: str = "") -> None:
+    """Raise ConfigError naming the first of `values` that is no field of the dataclass `cls`."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or cls.__name__}: expected a table of fields, got {values!r}")
+    known = [entry.name for entry in dataclasses.fields(cls)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f"; perhaps {near[0]}?" if near else f"; known: {', '.join(known)}"
+            raise ConfigError(f"{where}{'.' if where else ''}{name}: no such field{hint}")
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:

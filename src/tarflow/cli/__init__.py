@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import io
 import os
 import re
@@ -69,7 +70,7 @@ def parse(options: Any, argv: Sequence[str], prog: str) -> Any:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            return tyro.cli(options, args=list(argv), prog=prog)
+            return tyro.cli(options, args=list(argv), prog=prog, description=inspect.getdoc(options))
     except SystemExit as stop:
         if not stop.code:
             raise

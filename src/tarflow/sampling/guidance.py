@@ -106,7 +106,8 @@ def predictor(block: Block, y: Tensor | None, guidance: Guidance | None, cache: 
         context = torch.cat([context.expand(rows, -1, -1), null.expand(rows, -1, -1)])
     temperature = None
     if guidance.temperature != 1.0:
-        temperature = torch.ones(2 * rows, device=cache.keys.device)
+        dtype = torch.promote_types(block.dtype, torch.float32)
+        temperature = torch.ones(2 * rows, device=cache.keys.device, dtype=dtype)
         temperature[rows:] = guidance.temperature
 
     def predict_guided(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:

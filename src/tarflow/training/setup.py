@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tarflow.config import ConfigError, DataConfig, RunConfig, TarFlowConfig, TrainingConfig, from_dict, to_dict
+from tarflow.config import ConfigError, DataConfig, RunConfig, TarFlowConfig, TrainingConfig, check_fields, from_dict, to_dict
 from tarflow.data.load import Splits, load
 from tarflow.model.flow import TarFlow
 
@@ -41,6 +41,10 @@ def resolve(sections: Sections, splits: Splits) -> RunConfig:
     Raises ConfigError naming the field where they contradict each other.
     """
     train = splits.train
+    check_fields(TarFlowConfig, sections.get("model", {}), "model")  # a misspelt field before what it leaves missing
+    training = from_dict(TrainingConfig, sections.get("training", {}), "training")
+    if training.steps is None and training.epochs is None:
+        raise ConfigError("training.steps: missing; give steps or epochs")
     data = from_dict(DataConfig, sections.get("data", {}), "data")
     conditional = data.conditional and train.labels is not None and len(train.class_names) > 0
     data = dataclasses.replace(data, levels=train.levels, class_names=train.class_names if conditional else ())
@@ -53,9 +57,6 @@ def resolve(sections: Sections, splits: Splits) -> RunConfig:
     if model.setdefault("num_classes", classes) != classes:
         raise ConfigError(f"model.num_classes: the data have {classes} classes to learn, got {model['num_classes']}")
 
-    training = from_dict(TrainingConfig, sections.get("training", {}), "training")
-    if training.steps is None and training.epochs is None:
-        raise ConfigError("training.steps: missing; give steps or epochs")
     return RunConfig(from_dict(TarFlowConfig, model, "model"), data, training)
 
 

@@ -43,7 +43,7 @@ class Interrupted(Exception):
 
 
 class Diverged(RuntimeError):
-    """No finite gradient for `SKIPS_ALLOWED` steps in a row."""
+    """No finite gradient for `SKIPS_ALLOWED` steps in a row, or no finite likelihood at all."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,8 @@ class Trainer:
                 self.save()
             if received and not last:
                 raise Interrupted(received[0], self.step)
-        assert self.best_step is not None
+        if self.best_step is None:
+            raise Diverged("no held-out evaluation was finite; lower the learning rate, or bound the log-scale")
         return TrainingResult(self.total, self.skipped, self.best_step, self.best_score, self.seconds)
 
     def take_step(self) -> dict[str, Any]:

@@ -1,0 +1,56 @@
+# `make` says what there is. Every target installs what it needs into .venv first.
+
+# What .venv is made with: 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# What a finished install is good for: this place, because .venv holds absolute paths, and these requirements.
+SIGNATURE = $(CURDIR) $$(cat pyproject.toml constraints.txt | cksum)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow test-all lint types format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Without --no-compile pip spends half a minute on bytecode, most of it of modules that nobody imports.
+install: ## make .venv, or bring it up to date; PYTHON=python3.12 chooses the interpreter of a new one
+	@if [ -f $(STAMP) ] && [ "$$(cat $(STAMP))" = "$(SIGNATURE)" ] && $(BIN)/python -c '' 2>/dev/null; then exit 0; fi; \
+	set -e; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "make: tarflow needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -n 1);" \
+			"try: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }; \
+	if [ ! -f $(STAMP) ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		echo "make: a new $(VENV); the first install takes a few minutes"; $(PYTHON) -m venv --clear $(VENV); fi; \
+	rm -f $(STAMP); \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'; \
+	echo "$(SIGNATURE)" > $(STAMP)
+
+demo: install ## train on the embedded digits, score, sample, denoise; results in demo/
+	$(BIN)/tarflow demo --out demo
+
+test: install ## every test but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install ## the slow tests
+	$(BIN)/python -m pytest -m slow tests
+
+test-all: install ## every test
+	$(BIN)/python -m pytest
+
+lint: install ## style, and whether the code is formatted
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install ## the type checker
+	$(BIN)/mypy
+
+format: install ## format the code and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what builds and tests leave; .venv, runs/ and demo/ stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +

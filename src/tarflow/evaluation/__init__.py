@@ -1,0 +1,1 @@
+"""Which number may we quote? Likelihoods with their errors and a yardstick, and what samples are worth."""

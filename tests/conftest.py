@@ -1,0 +1,28 @@
+"""What every test gets: few threads, a fixed seed, and the shared image sets where they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The tensors here are tiny: a second thread costs more than it brings, and stalls where other processes run.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of image sets that are too large for the repository: $TARFLOW_DATA, else `../shared/data`."""
+    folder = Path(os.environ.get("TARFLOW_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"{folder}: no such folder; TARFLOW_DATA names the one with the shared image sets")
+    return folder

@@ -1,0 +1,138 @@
+"""One table of flows that feeds every law in tests/model and tests/sampling.
+
+To add a case, add a line to `CASES`: a name that says what is special about it, and the fields in which it differs from
+`BASE`. Every law then holds it to account; nothing else is to be written. Keep it tiny: T·D below about 30.
+
+The flows are randomised. The output layers of a new flow are zero, which makes every block constant and every law true
+for free, and its positions and classes are so small that leaving them out would go unnoticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tarflow import NULL_CLASS, TarFlow, TarFlowConfig
+
+BASE: dict[str, Any] = {
+    "image_size": 4,
+    "channels": 1,
+    "patch_size": 2,
+    "width": 16,
+    "head_dim": 8,
+    "layers": (1, 1),
+}  # T=4, D=4
+
+CASES: dict[str, dict[str, Any]] = {
+    "unconditional": {},
+    "conditional": {"num_classes": 3},
+    "additive": {"transform": "additive", "layers": (1, 1, 1)},
+    "additive_conditional": {"transform": "additive", "num_classes": 3},
+    "bounded": {"log_scale_bound": 0.6, "layers": (2, 1)},
+    "bounded_conditional": {"log_scale_bound": 0.6, "num_classes": 3},
+    "one_class": {"num_classes": 1},
+    "one_token": {"patch_size": 4, "num_classes": 3},  # T=1: nothing to condition on
+    "one_token_additive": {"patch_size": 4, "transform": "additive"},
+    "two_tokens": {"image_size": (2, 4), "num_classes": 2},  # T=2: attention over a single key
+    "one_token_a_row": {"image_size": (6, 2)},
+    "one_row": {"image_size": (2, 8), "num_classes": 2},
+    "non_square": {"image_size": (4, 6), "num_classes": 2},
+    "one_block": {"layers": (2,), "num_classes": 3},
+    "unequal_depths": {"layers": (3, 1, 2), "num_classes": 2},
+    "four_channels": {"image_size": (2, 3), "channels": 4, "patch_size": 1, "num_classes": 2},
+    "one_pixel_patches": {"image_size": (3, 2), "patch_size": 1, "head_dim": 16, "expansion": 1},  # D=1, one head
+}
+
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+def config_of(name: str) -> TarFlowConfig:
+    return TarFlowConfig(**{**BASE, **CASES[name]})
+
+
+def names(**conditions: bool) -> list[str]:
+    """Cases for which the properties hold: `names(conditional=True, long=True)`; `long` is T ≥ 3, `blind` is T = 1."""
+
+    def properties(config: TarFlowConfig) -> dict[str, bool]:
+        return {
+            "conditional": config.num_classes > 1,
+            "labelled": config.num_classes > 0,
+            "affine": config.transform == "affine",
+            "bounded": config.log_scale_bound is not None,
+            "blind": config.num_patches == 1,
+            "long": config.num_patches >= 3,
+        }
+
+    return [name for name in CASES if all(properties(config_of(name))[key] == want for key, want in conditions.items())]
+
+
+def randomise(flow: TarFlow, seed: int = 0) -> TarFlow:
+    """Weights under which every part of the network matters, and log-scales are of the order of 0.5."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal_(tensor: Tensor, std: float, mean: float = 0.0) -> None:
+        tensor.copy_(mean + std * torch.randn(tensor.shape, generator=generator, dtype=torch.float64))
+
+    with torch.no_grad():
+        for name, parameter in flow.named_parameters():
+            if name.endswith("norm.weight") or name.endswith("mlp.0.weight"):
+                normal_(parameter, 0.2, mean=1.0)
+            elif parameter.ndim == 1:
+                normal_(parameter, 0.2)
+            elif "proj_out" in name:
+                normal_(parameter, 0.35 * parameter.shape[1] ** -0.5)
+            elif "qkv" in name:  # sharp attention, so that masks and temperatures show
+                normal_(parameter, 1.5 * parameter.shape[1] ** -0.5)
+            elif name.endswith("position") or name.endswith("class_embedding"):
+                normal_(parameter, 0.7)
+            else:
+                normal_(parameter, 0.7 * parameter.shape[1] ** -0.5)
+        if flow.base_variance is not None:
+            normal_(flow.base_variance, 0.3)
+            flow.base_variance.exp_()
+    return flow
+
+
+def build(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any) -> TarFlow:
+    """A randomised flow of the table, or a variation of one; the same at every call."""
+    config = TarFlowConfig(**{**BASE, **CASES[name], **changes})
+    return randomise(TarFlow(config).to(dtype), seed).requires_grad_(True)
+
+
+def images(flow: TarFlow, count: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
+    shape = (count, flow.config.channels, *flow.config.image_shape)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def latents(flow: TarFlow, count: int, seed: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
+    shape = (count, flow.config.num_patches, flow.config.patch_dim)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def labels(flow: TarFlow, count: int) -> Tensor | None:
+    """All classes and the null class in turn; None without classes."""
+    classes = flow.config.num_classes
+    if not classes:
+        return None
+    cycle = torch.arange(count) % (classes + 1)
+    return torch.where(cycle == classes, NULL_CLASS, cycle)
+
+
+def assert_close(got: Tensor, want: Tensor, tolerance: float = 1e-10) -> None:
+    """Equal in shape, dtype and, absolutely and relatively, in value."""
+    torch.testing.assert_close(got, want, atol=tolerance, rtol=tolerance)
+
+
+@contextmanager
+def unchanged(*tensors: Tensor | None) -> Iterator[None]:
+    """The block inside writes to none of the tensors."""
+    before = [(t, t.clone(), t._version) for t in tensors if t is not None]
+    yield
+    for tensor, values, version in before:
+        assert torch.equal(tensor, values), "an input was written to"
+        assert tensor._version == version, "an input was written to and restored"

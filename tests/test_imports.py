@@ -1,0 +1,185 @@
+"""Imports point one way, the core needs nothing compiled but torch, and files stay small enough to read."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parent.parent / "src" / "tarflow"
+
+# A room may import itself and the rooms above it in this list. A new room is one line here, and one in docs/design.md.
+ROOMS = [
+    "config",
+    "storage",
+    "seeding",
+    "devices",
+    "model",
+    "sampling",
+    "data",
+    "recipes",
+    "checkpoint",
+    "interop",
+    "evaluation",
+    "training",
+    "report",
+    "web",
+    "cli",
+]
+NOT_ROOMS = {"__init__", "__main__"}  # the front door, whose names are lazy, and `python -m tarflow`
+
+# What must run from source wherever torch is: nothing else compiled when it is imported.
+PORTABLE = [
+    "model",
+    "sampling",
+    "data/pixels.py",
+    "data/noise.py",
+    "data/batches.py",
+    "training/objective.py",
+    "training/optimizer.py",
+    "training/ema.py",
+]
+MAX_LINES = 320
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Every module below `root`, by its dotted name within the package; a package goes by its `__init__`."""
+    return {".".join(path.relative_to(root).with_suffix("").parts): path for path in sorted(root.rglob("*.py"))}
+
+
+def imported(tree: ast.AST, *, anywhere: bool) -> Iterator[tuple[str, int]]:
+    """(dotted name, line) of every import: anywhere in the file, or only of those that run when it is imported."""
+    pending = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import; write the room's full name"
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from ((name.value, node.lineno) for name in node.args[:1] if isinstance(name, ast.Constant))
+        if not anywhere and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue  # runs later, if ever
+        if not anywhere and isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            pending.extend(node.orelse)
+            continue
+        pending.extend(ast.iter_child_nodes(node))
+
+
+def wrong_imports(root: Path) -> list[str]:
+    """Every import that points down the list of rooms."""
+    found = []
+    for module, path in modules(root).items():
+        room = module.split(".")[0]
+        if room in NOT_ROOMS:
+            continue
+        if room not in ROOMS:
+            found.append(f"{module}: {room} is not in the list of rooms")
+            continue
+        for name, line in imported(ast.parse(path.read_text()), anywhere=True):
+            package, _, rest = name.partition(".")
+            if package != "tarflow":
+                continue
+            target = rest.split(".")[0]
+            if target == "__version__":
+                continue
+            if target not in ROOMS:
+                found.append(f"{module}, line {line}: {name} is no room; import it from where it lives")
+            elif ROOMS.index(target) > ROOMS.index(room):
+                found.append(f"{module}, line {line}: {room} may not import {target}, which comes after it")
+    return found
+
+
+def compiled_imports(root: Path, start: list[str]) -> list[str]:
+    """Imports besides the standard library and torch that run when the modules in `start` are imported."""
+    known = modules(root)
+    pending = [name for entry in start for name in _named(known, entry)]
+    seen: set[str] = set()
+    found = []
+    while pending:
+        module = pending.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        parts = module.split(".")
+        pending += [".".join([*parts[:i], "__init__"]) for i in range(len(parts))]  # importing it runs these first
+        for name, line in imported(ast.parse(known[module].read_text()), anywhere=False):
+            top, _, rest = name.partition(".")
+            if top == "tarflow":
+                pending.append(_module_of(known, rest))
+            elif top != "torch" and top not in sys.stdlib_module_names:
+                found.append(f"{module}, line {line}: {name}")
+    return found
+
+
+def _named(known: dict[str, Path], entry: str) -> list[str]:
+    """The modules that a line of PORTABLE stands for."""
+    name = entry.removesuffix(".py").replace("/", ".")
+    names = [module for module in known if module == name or module.startswith(f"{name}.")]
+    assert names, f"PORTABLE names {entry}, which is not there"
+    return names
+
+
+def _module_of(known: dict[str, Path], dotted: str) -> str:
+    """The module of ours that `import tarflow.<dotted>` runs, or that has the last part of it as a name."""
+    parts = dotted.split(".")
+    while parts:
+        for name in (".".join(parts), ".".join([*parts, "__init__"])):
+            if name in known:
+                return name
+        parts.pop()
+    return "__init__"
+
+
+def test_imports_point_one_way() -> None:
+    assert wrong_imports(SOURCE) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        ("model/block.py", "from tarflow.sampling.guidance import Guidance", "model may not import sampling"),
+        ("model/block.py", "def f():\n    import tarflow.training.trainer", "model may not import training"),
+        ("sampling/sample.py", "from tarflow import checkpoint", "sampling may not import checkpoint"),
+        ("sampling/sample.py", "from tarflow import TarFlow", "tarflow.TarFlow is no room"),
+        ("config.py", "import importlib\nimportlib.import_module('tarflow.model.flow')", "config may not import model"),
+        ("attic/old.py", "", "attic is not in the list of rooms"),
+    ],
+)
+def test_a_planted_violation_is_found(tmp_path: Path, file: str, line: str, message: str) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"import tarflow.config\n{line}\n")
+    (violation,) = wrong_imports(tmp_path)
+    assert message in violation
+
+
+def test_the_core_needs_nothing_compiled_but_torch() -> None:
+    assert compiled_imports(SOURCE, PORTABLE) == []
+
+
+def test_a_planted_compiled_import_is_found(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "__init__.py").write_text("")
+    (tmp_path / "model" / "__init__.py").write_text("")
+    (tmp_path / "model" / "flow.py").write_text("import torch.nn, math\nfrom tarflow import storage\n")
+    (tmp_path / "storage.py").write_text("def f():\n    import pyarrow\n")
+    assert compiled_imports(tmp_path, ["model"]) == []
+    (tmp_path / "storage.py").write_text("try:\n    import numpy as np\nexcept ImportError:\n    pass\n")
+    assert compiled_imports(tmp_path, ["model"]) == ["storage, line 2: numpy"]
+
+
+def test_files_are_short_enough_to_read() -> None:
+    lengths = {name: len(path.read_text().splitlines()) for name, path in modules(SOURCE).items()}
+    assert lengths
+    assert {name: count for name, count in lengths.items() if count > MAX_LINES} == {}
+
+
+def test_no_file_is_a_drawer_for_everything() -> None:
+    drawers = {"utils", "util", "helpers", "misc", "common"}
+    found = [name for name in modules(SOURCE) if drawers & set(name.split("."))]
+    assert found == []

@@ -1,0 +1,113 @@
+"""What is installed: lazy imports, a quick command line, a wheel that carries everything, versions that are pinned."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import tarflow
+from tarflow.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def python(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run this Python in a process of its own; it must succeed."""
+    command = [sys.executable, *arguments]
+    ended = subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended
+
+
+def test_importing_tarflow_imports_nothing_heavy() -> None:
+    code = "import sys, tarflow; print(tarflow.__version__); print(*sys.modules)"
+    version, names = python("-c", code).stdout.splitlines()
+    assert version == tarflow.__version__
+    assert "tarflow" in names.split()
+    assert not {"torch", "numpy", "lightning_fabric", "sklearn", "tyro"} & set(names.split())
+
+
+@pytest.mark.parametrize("name", tarflow.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    value = getattr(tarflow, name)
+    assert name in dir(tarflow)
+    home = getattr(value, "__module__", None)
+    if home is not None:  # a class or a function says where it lives; a constant cannot
+        assert getattr(importlib.import_module(home), name) is value
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'tarflow' has no attribute 'TarFloww'"):
+        _ = tarflow.TarFloww
+
+
+CALLS = [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)]
+
+
+@pytest.mark.parametrize("arguments", CALLS, ids=" ".join)
+def test_the_command_line_answers_quickly(arguments: list[str]) -> None:
+    code = (
+        "import atexit, resource, sys\n"
+        "def report():\n"
+        "    usage = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "    print(usage.ru_utime + usage.ru_stime, 'torch' in sys.modules)\n"
+        "atexit.register(report)\n"
+        "from tarflow.cli import main\n"
+        "raise SystemExit(main())"
+    )
+    seconds = []
+    for _ in range(5):  # CPU time, but other processes still cost us some, in the caches
+        *text, last = python("-c", code, *arguments).stdout.splitlines()
+        assert "tarflow" in "".join(text)
+        taken, has_torch = last.split()
+        assert has_torch == "False"
+        seconds.append(float(taken))
+        if seconds[-1] < 1.0:
+            return
+    pytest.fail(f"tarflow {' '.join(arguments)} took {seconds} s of CPU time, never less than a second")
+
+
+def test_the_wheel_carries_the_recipes_and_runs(tmp_path: Path) -> None:
+    python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT))
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == f"tarflow-{tarflow.__version__}-py3-none-any.whl"
+
+    target = tmp_path / "site"
+    install = ["-m", "pip", "install", "--no-index", "--no-deps", "--quiet", "--target", str(target), str(wheel)]
+    python(*install)
+    # PYTHONPATH goes before the checkout that this environment has installed.
+    where = python("-c", "import tarflow; print(tarflow.__file__)", cwd=tmp_path, PYTHONPATH=str(target)).stdout
+    assert Path(where.strip()).is_relative_to(target)
+    printed = python(str(target / "bin" / "tarflow"), "--version", cwd=tmp_path, PYTHONPATH=str(target)).stdout
+    assert printed == f"tarflow {tarflow.__version__}\n"
+    code = "from tarflow import recipes; print(*recipes.names()); [recipes.load(name) for name in recipes.names()]"
+    names = python("-c", code, cwd=tmp_path, PYTHONPATH=str(target)).stdout.split()
+    assert names == sorted(path.stem for path in (ROOT / "src/tarflow/recipes").glob("*.toml"))
+
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    source = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*") if path.is_file()}
+    expected = {name for name in source if "__pycache__" not in name}
+    assert {name for name in packed if ".dist-info/" not in name} == expected, "the package and nothing else"
+
+
+def test_every_requirement_is_pinned_to_a_version_it_allows() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    required = [Requirement(text) for text in [*project["dependencies"], *(text for extra in extras for text in extra)]]
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    pins = dict(re.fullmatch(r"([A-Za-z0-9._-]+)==(\S+)", line).groups() for line in lines)  # type: ignore[union-attr]
+    assert next(iter(pins)) == "torch"
+    for requirement in required:
+        version = pins.get(canonicalize_name(requirement.name))
+        assert version is not None, f"{requirement.name} is not in constraints.txt"
+        assert requirement.specifier.contains(version), f"{requirement} does not allow the pinned {version}"

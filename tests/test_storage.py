@@ -1,0 +1,170 @@
+"""A file or a directory is written whole or not at all, whatever happens to the writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tarflow import storage
+
+
+def contents(directory: Path) -> dict[str, str]:
+    """Every file below `directory`, hidden ones too."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): path.read_text() for path in files}
+
+
+def killed_while(script: str, *arguments: Path) -> None:
+    """Run `script` in a process of its own, which must die by os._exit(9): no exception, no clean-up."""
+    code = f"import os, sys\nfrom pathlib import Path\nfrom tarflow import storage\npath = Path(sys.argv[1])\n{script}"
+    ended = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], timeout=60)
+    assert ended.returncode == 9, "the script was to be killed in the middle"
+
+
+def test_a_file_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    for text in ("first", "second"):
+        with storage.replacing_file(path) as temporary:
+            temporary.write_text(text)
+            assert contents(tmp_path).get("a.txt") != text, "not visible under its name before the end"
+        assert contents(tmp_path) == {"a.txt": text}
+
+
+def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="half-way"), storage.replacing_file(path) as temporary:
+        temporary.write_text("ne")
+        raise RuntimeError("half-way")
+    assert contents(tmp_path) == {"a.txt": "old"}
+
+
+def test_ctrl_c_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), storage.replacing_file(path) as temporary:
+        temporary.write_text("ne")
+        raise KeyboardInterrupt
+    assert contents(tmp_path) == {"a.txt": "old"}
+
+
+def test_a_killed_writer_leaves_the_old_file_and_a_leftover_that_is_cleared(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    bystander = tmp_path / ".hidden"
+    bystander.write_text("not ours")
+    killed_while(
+        "with storage.replacing_file(path) as temporary:\n    temporary.write_text('ne')\n    os._exit(9)", path
+    )
+    left = contents(tmp_path)
+    assert left["a.txt"] == "old"
+    assert len(left) == 3, "the half-written sibling"
+    storage.remove_leftovers(tmp_path)
+    assert contents(tmp_path) == {"a.txt": "old", ".hidden": "not ours"}
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_writer_killed_at_either_system_call_leaves_the_old_file(tmp_path: Path, call: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    killed_while(f"os.{call} = lambda *_: os._exit(9)\nstorage.write_text(path, 'new')", path)
+    storage.remove_leftovers(tmp_path)
+    assert contents(tmp_path) == {"a.txt": "old"}
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
+    storage.write_text(tmp_path / "a.txt", "new")
+    assert calls == ["fsync", "replace", "fsync"]  # the contents, the name, and the directory that holds the name
+
+
+def test_a_directory_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "step-1"
+    for text in ("first", "second"):
+        with storage.replacing_directory(path) as temporary:
+            (temporary / "inner").mkdir()
+            (temporary / "inner" / f"{text}.txt").write_text(text)
+            assert not (path / "inner" / f"{text}.txt").exists()
+        assert contents(tmp_path) == {f"step-1/inner/{text}.txt": text}
+
+
+def test_a_directory_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    opened, rename = os.open, os.rename
+    monkeypatch.setattr(os, "open", lambda path, *rest: (calls.append(Path(path).name), opened(path, *rest))[1])
+    monkeypatch.setattr(os, "rename", lambda a, b: (calls.append("rename"), rename(a, b)))
+    with storage.replacing_directory(tmp_path / "step-1") as temporary:
+        (temporary / "inner").mkdir()
+        with (temporary / "inner" / "a.txt").open("w") as file:  # not by os.open
+            file.write("new")
+    before, after = calls[: calls.index("rename")], calls[calls.index("rename") + 1 :]
+    assert set(before) == {"a.txt", "inner", temporary.name}
+    assert after == [tmp_path.name]
+
+
+def test_an_exception_leaves_the_old_directory(tmp_path: Path) -> None:
+    path = tmp_path / "step-1"
+    path.mkdir()
+    (path / "a.txt").write_text("old")
+    with pytest.raises(RuntimeError, match="half-way"), storage.replacing_directory(path) as temporary:
+        (temporary / "a.txt").write_text("ne")
+        raise RuntimeError("half-way")
+    assert contents(tmp_path) == {"step-1/a.txt": "old"}
+
+
+def test_a_killed_writer_leaves_no_half_directory(tmp_path: Path) -> None:
+    path = tmp_path / "step-1"
+    script = "with storage.replacing_directory(path) as t:\n    (t / 'a.txt').write_text('ne')\n    os._exit(9)"
+    killed_while(script, path)
+    assert not path.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    storage.remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_removal_that_is_killed_leaves_no_half_directory(tmp_path: Path) -> None:
+    path = tmp_path / "step-1"
+    path.mkdir()
+    (path / "a.txt").write_text("old")
+    killed_while("import shutil\nshutil.rmtree = lambda *_: os._exit(9)\nstorage.remove_directory(path)", path)
+    assert not path.exists()
+    storage.remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_permissions_follow_the_umask(tmp_path: Path, mask: int) -> None:
+    old = os.umask(mask)
+    try:
+        with storage.replacing_file(tmp_path / "a") as temporary:
+            os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))  # as the writer of safetensors does
+        assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~mask
+        now = os.umask(mask)
+        assert now == mask, "the process's own umask is left as it was"
+    finally:
+        os.umask(old)
+
+
+def test_json_is_written_whole_and_reads_back(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    storage.write_json(path, {"σ": 0.1, "layers": (1, 2)})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"σ": 0.1, "layers": [1, 2]}
+    with pytest.raises(TypeError):
+        storage.write_json(path, {"a": object()})
+    assert json.loads(path.read_text(encoding="utf-8"))["σ"] == 0.1
+
+
+def test_clearing_leftovers_where_there_are_none_does_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("kept")
+    storage.remove_leftovers(tmp_path)
+    storage.remove_leftovers(tmp_path / "nowhere")
+    assert contents(tmp_path) == {"a.txt": "kept"}

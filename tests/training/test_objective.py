@@ -1,0 +1,85 @@
+"""The objective is -log p up to its constant, and a batch is a function of the seed and the step."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from flow_cases import BASE, build
+from tarflow import NULL_CLASS, TarFlow, TarFlowConfig
+from tarflow.config import TrainingConfig
+from tarflow.training.objective import VARIANCE_RATE, objective, training_batch, update_base_variance
+
+IMAGES = torch.randint(0, 17, (40, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+LABELS = torch.arange(40) % 3
+
+
+def batch(step: int, *, labels: torch.Tensor | None = LABELS, flip: bool = False, **fields: object) -> tuple:
+    config = TrainingConfig(**{"batch_size": 16, "steps": 10, **fields})
+    return training_batch(IMAGES, labels, step, config=config, levels=17, flip=flip)
+
+
+def test_is_minus_the_log_density_a_dimension_without_its_constant() -> None:
+    flow = build("conditional")
+    x = torch.randn(5, 1, 4, 4, dtype=torch.float64)
+    y = torch.tensor([0, 1, 2, -1, 0])
+    z, ladj = flow(x, y)
+    expected = -flow.log_prob(x, y).mean() / 16 - 0.5 * math.log(2 * math.pi)
+    torch.testing.assert_close(objective(z, ladj), expected)
+
+
+def test_the_same_step_is_the_same_batch_and_another_step_is_not() -> None:
+    for fields in ({}, {"noise": "uniform"}, {"flip": True}):
+        (x, y), (again, labels) = batch(3, **fields), batch(3, **fields)
+        assert torch.equal(x, again) and torch.equal(y, labels)
+        assert not torch.equal(x, batch(4, **fields)[0])
+        assert not torch.equal(x, batch(3, seed=1, **fields)[0])
+
+
+def test_noise_is_of_the_asked_kind_and_size() -> None:
+    x, _ = batch(0, batch_size=4000, noise_std=0.3)
+    clean = (x + 1) * 8  # levels, of which neighbours are 1 apart
+    assert ((clean - clean.round()).abs() > 0.05).any()
+    wide = torch.cat([batch(s, batch_size=400, noise_std=0.3)[0] for s in range(5)])
+    narrow = torch.cat([batch(s, batch_size=400, noise_std=0.1)[0] for s in range(5)])
+    ratio = (wide - narrow).std() / 0.2  # the same draws, scaled by σ
+    assert ratio == pytest.approx(1, abs=0.02)
+    uniform, _ = batch(0, batch_size=400, noise="uniform")
+    assert uniform.min() >= -1 and uniform.max() < 1
+
+
+def test_labels_are_dropped_at_the_asked_rate() -> None:
+    _, y = batch(0, batch_size=4000, label_drop=0.25)
+    assert float((y == NULL_CLASS).double().mean()) == pytest.approx(0.25, abs=0.03)
+    assert set(y.tolist()) == {NULL_CLASS, 0, 1, 2}
+    assert int(batch(0, batch_size=4000, label_drop=0.0)[1].min()) == 0
+    assert batch(0, labels=None)[1] is None
+
+
+def test_flipping_mirrors_about_half() -> None:
+    plain = batch(0, batch_size=400, noise="uniform", label_drop=0.0)[0]
+    flipped = batch(0, batch_size=400, noise="uniform", label_drop=0.0, flip=True)[0]
+    levels = [((x + 1) * 17 / 2).floor() for x in (plain, flipped)]
+    mirrored = (levels[0].flip(-1) == levels[1]).flatten(1).all(1)
+    kept = (levels[0] == levels[1]).flatten(1).all(1)
+    assert bool((mirrored | kept).all())
+    assert 0.4 < float(mirrored.double().mean()) < 0.6
+
+
+def test_images_are_not_written_to() -> None:
+    before = IMAGES.clone()
+    batch(0, flip=True)
+    assert torch.equal(IMAGES, before)
+
+
+def test_base_variance_follows_the_latents_of_the_additive_variant_only() -> None:
+    flow = TarFlow(TarFlowConfig(**BASE, transform="additive"))
+    z = torch.randn(8, 4, 4) * 3
+    update_base_variance(flow, z)
+    expected = (1 - VARIANCE_RATE) + VARIANCE_RATE * z.square().mean(0)
+    torch.testing.assert_close(flow.base_variance, expected)
+    affine = TarFlow(TarFlowConfig(**BASE))
+    update_base_variance(affine, z)
+    assert affine.base_variance is None

@@ -1,0 +1,75 @@
+"""What follows from the data, and fine-tuning's first weights."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from flow_cases import build
+from tarflow import TarFlow
+from tarflow.config import ConfigError, TrainingConfig
+from tarflow.training.setup import resolve, start_from, step_counts
+from training_cases import MODEL, TRAINING, run_config, splits
+
+
+def test_size_channels_classes_and_levels_follow_from_the_data() -> None:
+    config = run_config()
+    assert (config.model.image_size, config.model.channels, config.model.num_classes) == (4, 1, 2)
+    assert (config.data.levels, config.data.class_names) == (17, ("dark", "light"))
+    assert run_config(data={"conditional": False}).model.num_classes == 0
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("model", "num_classes", 7),
+        ("model", "depth", 3),
+        ("training", "learning_rate", 1.0),
+        ("training", "lr", "fast"),
+        ("data", "colour", True),
+        ("training", "noise_std", -1.0),
+    ],
+)
+def test_contradictions_and_unknown_fields_are_refused_by_name(section: str, field: str, value: object) -> None:
+    sections = {"model": dict(MODEL), "data": {}, "training": dict(TRAINING)}
+    sections[section][field] = value
+    with pytest.raises(ConfigError, match=rf"{section}\.{field}"):
+        resolve(sections, splits())
+
+
+def test_steps_or_epochs_are_needed() -> None:
+    with pytest.raises(ConfigError, match="steps"):
+        resolve({"model": MODEL, "training": {"batch_size": 8}}, splits())
+
+
+def test_an_epoch_is_whole_batches_and_the_default_warm_up() -> None:
+    assert step_counts(TrainingConfig(epochs=2, batch_size=8), 30) == (6, 3)
+    assert step_counts(TrainingConfig(epochs=0.5, batch_size=8), 30) == (2, 2)
+    assert step_counts(TrainingConfig(steps=100, batch_size=8, warmup_steps=0), 30) == (100, 0)
+    assert step_counts(TrainingConfig(epochs=3, batch_size=64), 30) == (3, 1)
+
+
+@pytest.mark.parametrize(("old", "new"), [(3, 3), (3, 2), (3, 0), (0, 3), (0, 0)])
+def test_fine_tuning_starts_from_what_the_source_does_without_a_label(old: int, new: int) -> None:
+    source = build("conditional" if old else "unconditional")
+    flow = TarFlow(dataclasses.replace(source.config, num_classes=new)).double()
+    start_from(flow, source)
+    x = torch.randn(4, 1, 4, 4, dtype=torch.float64)
+    if old == new:
+        y = torch.tensor([0, 1, 2, -1]) if old else None
+        assert torch.equal(flow.log_prob(x, y), source.log_prob(x, y))
+    elif old:
+        torch.testing.assert_close(flow.log_prob(x), source.log_prob(x))
+        if new:
+            torch.testing.assert_close(flow.log_prob(x, torch.tensor([0, 1, 0, 1])), source.log_prob(x))
+    else:
+        torch.testing.assert_close(flow.log_prob(x, torch.tensor([0, 1, 2, -1])), source.log_prob(x))
+
+
+def test_another_architecture_is_refused_by_field() -> None:
+    source = build("conditional")
+    flow = TarFlow(dataclasses.replace(source.config, layers=(1, 2)))
+    with pytest.raises(ConfigError, match=r"model\.layers"):
+        start_from(flow, source)

@@ -1,0 +1,62 @@
+"""A training run that takes a second: random 4x4 images of two classes, and a flow to go with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tarflow import checkpoint
+from tarflow.config import RunConfig
+from tarflow.data.load import ImageSet, Splits
+from tarflow.model.flow import WEIGHTS_FILE, read_weights
+from tarflow.training.setup import resolve
+
+MODEL = {"patch_size": 2, "width": 16, "head_dim": 8, "layers": [1, 1]}
+TRAINING = {
+    "steps": 12,
+    "batch_size": 8,
+    "lr": 1e-3,
+    "warmup_steps": 2,
+    "log_every": 1,
+    "evaluate_every": 5,
+    "sample_every": 0,
+    "save_every": 4,
+}
+
+
+def images(count: int, seed: int) -> ImageSet:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    pixels = torch.randint(0, 8, (count, 1, 4, 4), generator=generator) + 8 * labels.view(-1, 1, 1, 1)
+    names = tuple(f"image {i}" for i in range(count))
+    return ImageSet(pixels.to(torch.uint8), labels, names, 17, ("dark", "light"))
+
+
+def splits() -> Splits:
+    return Splits(images(30, 0), images(10, 1), own_split=True, skipped=())
+
+
+def run_config(model: dict[str, Any] | None = None, data: dict[str, Any] | None = None, **training: Any) -> RunConfig:
+    sections = {"model": MODEL | (model or {}), "data": data or {}, "training": TRAINING | training}
+    return resolve(sections, splits())
+
+
+def run_weights(run: Path) -> dict[str, torch.Tensor]:
+    """Everything that a finished run comes to: best averaged weights, last averaged weights, last weights, moments."""
+    last = checkpoint.latest_checkpoint(run)
+    assert last is not None
+    state = checkpoint.load_state(last)
+    result = {f"best.{k}": v for k, v in read_weights(run / WEIGHTS_FILE).items()}
+    result |= {f"ema.{k}": v for k, v in read_weights(last / WEIGHTS_FILE).items()}
+    result |= {f"flow.{k}": v for k, v in state["flow"].items()}
+    for index, moments in state["optimizer"]["state"].items():
+        result |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in moments.items()}
+    return result
+
+
+def assert_bitwise_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
