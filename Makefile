@@ -34,8 +34,9 @@ demo: install ## train on the embedded digits, score, sample, denoise; results i
 test: install ## every test but the slow ones
 	$(BIN)/python -m pytest -m "not slow"
 
+# pytest says 5 where there is nothing to run, as without the official repository, which some need.
 test-slow: install ## the slow tests
-	$(BIN)/python -m pytest -m slow tests
+	$(BIN)/python -m pytest -m slow tests || [ $$? -eq 5 ]
 
 test-all: install ## every test
 	$(BIN)/python -m pytest

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # The tensors here are tiny: a second thread costs more than it brings, and stalls where other processes run.
 torch.set_num_threads(1)
+
+# No deadline: a busy machine is no defect. The same examples every time: what fails here fails there.
+settings.register_profile("tarflow", deadline=None, derandomize=True)
+settings.load_profile("tarflow")
 
 
 @pytest.fixture(autouse=True)

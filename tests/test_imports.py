@@ -85,7 +85,7 @@ def wrong_imports(root: Path) -> list[str]:
             if package != "tarflow":
                 continue
             target = rest.split(".")[0]
-            if target == "__version__":
+            if target == "__version__" or room == ROOMS[-1]:  # the last room may use the front door, as users do
                 continue
             if target not in ROOMS:
                 found.append(f"{module}, line {line}: {name} is no room; import it from where it lives")
@@ -147,6 +147,7 @@ def test_imports_point_one_way() -> None:
         ("sampling/sample.py", "from tarflow import checkpoint", "sampling may not import checkpoint"),
         ("sampling/sample.py", "from tarflow import TarFlow", "tarflow.TarFlow is no room"),
         ("config.py", "import importlib\nimportlib.import_module('tarflow.model.flow')", "config may not import model"),
+        ("evaluation/scores.py", "import tarflow", "tarflow is no room"),
         ("attic/old.py", "", "attic is not in the list of rooms"),
     ],
 )

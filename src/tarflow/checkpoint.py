@@ -4,7 +4,7 @@
     RUN/model.safetensors     the averaged (EMA) weights with the best held-out likelihood so far
     RUN/metrics.jsonl         one JSON object a line
     RUN/samples/              sample sheets from fixed noise
-    RUN/checkpoints/step-N/   config.json, model.safetensors (EMA weights of that step), state.pt (all that resuming needs)
+    RUN/checkpoints/step-N/   config.json, model.safetensors (EMA weights of that step), state.pt (the rest, to resume)
 
 A run directory is a hub directory: whoever has its `config.json` and `model.safetensors` has the model.
 """
@@ -16,13 +16,14 @@ import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from tarflow import storage
 from tarflow.config import ConfigError, RunConfig, from_dict, to_dict
-from tarflow.model.flow import CONFIG_FILE, WEIGHTS_FILE, TarFlow, read_json
+from tarflow.model.flow import CONFIG_FILE as CONFIG_FILE
+from tarflow.model.flow import WEIGHTS_FILE, TarFlow, read_json
 
 STATE_FILE = "state.pt"
 METRICS_FILE = "metrics.jsonl"
@@ -50,7 +51,7 @@ class Run:
         return tuple(str(k) for k in range(self.config.model.num_classes))
 
     @property
-    def noise(self) -> str:
+    def noise(self) -> Literal["gaussian", "uniform"]:
         """The noise of training, which decides how values become pixels again; uniform where nothing is stored."""
         return self.config.training.noise if self.config.training else "uniform"
 
@@ -105,7 +106,9 @@ def save_checkpoint(run: Path, step: int, averaged: TarFlow, config: RunConfig, 
 
 def checkpoints(run: str | Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    found = [(int(m[1]), p) for p in (Path(run) / CHECKPOINTS).glob("step-*") if (m := re.fullmatch(r"step-(\d+)", p.name))]
+    found = [
+        (int(m[1]), p) for p in (Path(run) / CHECKPOINTS).glob("step-*") if (m := re.fullmatch(r"step-(\d+)", p.name))
+    ]
     return [path for _, path in sorted(found)]
 
 
@@ -120,7 +123,7 @@ def load_state(checkpoint: str | Path, map_location: torch.device | str = "cpu")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the state of a training run")
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)  # type: ignore[no-any-return]
+        return torch.load(path, map_location=map_location, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: not a readable training state ({str(error).splitlines()[0]})") from None
 

@@ -71,7 +71,6 @@ class TarFlowConfig:
             self.layers,
         )
         _check(self.num_classes >= 0, "num_classes", "0 or more", self.num_classes)
-        _check(self.transform in ("affine", "additive"), "transform", "'affine' or 'additive'", self.transform)
         bound = self.log_scale_bound
         _check(bound is None or (bound > 0 and math.isfinite(bound)), "log_scale_bound", "a positive number", bound)
         if bound is not None and self.transform == "additive":
@@ -115,7 +114,9 @@ class DataConfig:
     class_names: tuple[str, ...] = option((), help="names of the classes, in the order of the labels")
     conditional: bool = option(True, help="learn p(x|y) where the data have labels")
     flip: bool = option(False, help="mirror half of the training images from left to right")
-    held_out_fraction: float = option(0.1, help="share of the images held out where the data have no split of their own")
+    held_out_fraction: float = option(
+        0.1, help="share of the images held out where the data have no split of their own"
+    )
     split_seed: int = option(0, help="seed of that split")
     skip_bad: bool = option(False, help="leave out files that cannot be read, instead of stopping")
 
@@ -159,8 +160,6 @@ class TrainingConfig:
         _coerce_fields(self)
         if self.clip_norm == 0:
             object.__setattr__(self, "clip_norm", None)  # TOML and the command line have no null
-        _check(self.noise in ("gaussian", "uniform"), "noise", "'gaussian' or 'uniform'", self.noise)
-        _check(self.precision in ("auto", "float32", "bf16"), "precision", "auto, float32 or bf16", self.precision)
         positive = ["batch_size", "lr", "log_every", "evaluate_every", "evaluate_images", "save_every", "keep_last"]
         positive += ["noise_std"] if self.noise == "gaussian" else []
         for name in positive:
@@ -173,10 +172,14 @@ class TrainingConfig:
             value = getattr(self, name)
             _check(value is None or value > 0, name, "a positive number", value)
         _check(self.warmup_steps is None or self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
-        _check(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)", self.betas)
+        _check(
+            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)", self.betas
+        )
         _check(self.final_lr <= self.lr, "final_lr", f"no more than lr {self.lr}", self.final_lr)
         if self.steps is not None and self.epochs is not None:
-            raise ConfigError(f"steps and epochs: expected one of them, got steps={self.steps} and epochs={self.epochs}")
+            raise ConfigError(
+                f"steps and epochs: expected one of them, got steps={self.steps} and epochs={self.epochs}"
+            )
 
 
 @dataclass(frozen=True)
@@ -227,7 +230,7 @@ def check_fields(cls: type, values: Mapping[str, Any], where: str = "") -> None:
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the annotated type `hint`: a whole float is an int, an int is a float, a list is a tuple (as in JSON)."""
+    """`value` as the annotated type `hint`: a whole float is an int, an int is a float, a list (JSON's) is a tuple."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         for choice in args:
@@ -272,7 +275,13 @@ def _describe(hint: Any) -> str:
         if args[-1] is Ellipsis:
             return f"a list, each {_describe(args[0])}"
         return f"{len(args)} values, each {_describe(args[0])}"
-    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", types.NoneType: "nothing"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "a string",
+        bool: "true or false",
+        types.NoneType: "nothing",
+    }
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 

@@ -18,20 +18,20 @@ def seeded_generator(*key: int | str, device: torch.device | str = "cpu") -> tor
     >>> torch.equal(a, b)
     True
     """
-    return torch.Generator(device).manual_seed(int.from_bytes(_digest(key)[:8], "big"))
+    return torch.Generator(device).manual_seed(int.from_bytes(_digest(key), "big"))
 
 
 def seeded_normal(shape: tuple[int, ...], *key: int | str) -> Tensor:
     """Standard normal numbers, float64 on the CPU, that are a function of `key`.
 
-    torch's CPU generator keeps 32 bits of its seed, under which a pair among 50,000 images would likely be one image
-    twice. The sum of two independent draws, over √2, is standard normal too, and keeps all 64.
+    torch's CPU generator keeps 32 bits of its seed, so that of 50,000 images two would be the same with a chance of a
+    quarter. The sum of two independent draws, over √2, is standard normal too, and keeps 64.
     """
     digest = _digest(key)
-    halves = [torch.Generator().manual_seed(int.from_bytes(half, "big")) for half in (digest[:4], digest[4:8])]
+    halves = [torch.Generator().manual_seed(int.from_bytes(half, "big")) for half in (digest[:4], digest[4:])]
     first, second = (torch.randn(shape, generator=generator, dtype=torch.float64) for generator in halves)
     return (first + second) * 0.5**0.5
 
 
 def _digest(key: tuple[int | str, ...]) -> bytes:
-    return hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return hashlib.blake2b(repr(key).encode(), digest_size=8).digest()

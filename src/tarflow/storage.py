@@ -2,7 +2,8 @@
 
 Everything goes to a hidden sibling first, is flushed to the disk, and takes its name in one `rename`, which the file
 system makes atomic. A process killed at any moment leaves either the old contents or the new ones, and at worst a
-hidden sibling that `remove_leftovers` clears away.
+hidden sibling that `remove_leftovers` clears away. The exception is a directory written over an older one, which no
+file system renames in one step: killed between the two, neither has its name.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = _sibling(path)
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the umask allows: some writers make files that only their owner may read
         yield temporary
+        os.chmod(temporary, mode)
         _flush(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())  # some writers create files that only their owner may read
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -93,9 +96,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -72,8 +72,22 @@ def test_train_leaves_a_run(run: Path) -> None:
 
 
 def test_options_override_the_recipe(folder: Path, recipe: Path, tmp_path: Path) -> None:
-    arguments = ["--steps", "2", "--lr", "5e-4", "--layers", "1", "--no-conditional", "--noise", "uniform", "--channels", "1"]
-    assert main(["train", "--recipe", str(recipe), "--data", str(folder), "--out", str(tmp_path / "r"), *arguments]) == 0
+    arguments = [
+        "--steps",
+        "2",
+        "--lr",
+        "5e-4",
+        "--layers",
+        "1",
+        "--no-conditional",
+        "--noise",
+        "uniform",
+        "--channels",
+        "1",
+    ]
+    assert (
+        main(["train", "--recipe", str(recipe), "--data", str(folder), "--out", str(tmp_path / "r"), *arguments]) == 0
+    )
     config = checkpoint.read_config(tmp_path / "r")
     assert (config.training.steps, config.training.lr, config.training.noise) == (2, 5e-4, "uniform")
     assert (config.model.layers, config.model.num_classes, config.model.channels) == ((1,), 0, 1)
@@ -137,7 +151,10 @@ def test_sample_is_what_python_draws_and_denoises_with_the_stored_sigma(run: Pat
     x = tarflow.sample(flow, 4, torch.tensor([0, 1, 0, 1]), tarflow.Guidance(1.5), denoise=0.05)
     expected = ((x.clamp(-1, 1) + 1) * 255 / 2).round().byte().permute(0, 2, 3, 1).numpy()
     assert np.array_equal(np.load(tmp_path / "a.npz")["images"], expected)
-    assert main(["sample", str(run), "-n", "4", "--guidance", "1.5", "--no-denoise", "--out", str(tmp_path / "b.npz")]) == 0
+    assert (
+        main(["sample", str(run), "-n", "4", "--guidance", "1.5", "--no-denoise", "--out", str(tmp_path / "b.npz")])
+        == 0
+    )
     assert not np.array_equal(np.load(tmp_path / "b.npz")["images"], expected)
 
 
@@ -232,7 +249,9 @@ def test_interrupted_training_exits_with_the_signal(
     from tarflow.cli.progress import Progress
 
     monkeypatch.setattr(Progress, "report", lambda self, metrics: os.kill(os.getpid(), signal.SIGTERM))
-    code = main(["train", "--recipe", str(recipe), "--data", str(folder), "--out", str(tmp_path / "r"), "--steps", "50"])
+    code = main(
+        ["train", "--recipe", str(recipe), "--data", str(folder), "--out", str(tmp_path / "r"), "--steps", "50"]
+    )
     assert code == 128 + signal.SIGTERM
     assert "continue with --resume" in capsys.readouterr().err
     assert checkpoint.latest_checkpoint(tmp_path / "r").name == "step-1"

@@ -94,7 +94,10 @@ CASES = {
     "convert nothing": ("convert {p}/nowhere_0.05.pth {o} --noise-std 0.1", ["nowhere"]),
     "denoise with a model of exact images": ("denoise {p}/uniform digits --out {o}", ["uniform", "--noise-std"]),
     "denoise nothing": ("denoise {p}/run {p}/nowhere --out {o}", ["nowhere"]),
-    "denoise with an unknown class": ("denoise {p}/unconditional {p}/mixed --class zebra --out {o} --limit 0", ["--limit"]),
+    "denoise with an unknown class": (
+        "denoise {p}/unconditional {p}/mixed --class zebra --out {o} --limit 0",
+        ["--limit"],
+    ),
 }
 
 

@@ -174,7 +174,9 @@ def test_refuses_to_resume_on_other_images(tmp_path: Path) -> None:
 def test_what_is_written_when_may_change(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         train(run_config(), splits(), tmp_path / "run", report=StopAt(4))
-    train(run_config(save_every=100, log_every=3, data={"source": "elsewhere"}), splits(), tmp_path / "run", resume=True)
+    train(
+        run_config(save_every=100, log_every=3, data={"source": "elsewhere"}), splits(), tmp_path / "run", resume=True
+    )
 
 
 def test_samples_come_from_fixed_noise(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -23,10 +23,13 @@ class Convert:
     The architecture is read from the shapes in the file, the noise of its training from the file's name.
     """
 
-    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="the official .pth file", metavar="OFFICIAL.pth")]
+    checkpoint: Annotated[
+        tyro.conf.Positional[Path], tyro.conf.arg(help="the official .pth file", metavar="OFFICIAL.pth")
+    ]
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="the directory to write", metavar="DIR")]
     noise_std: Annotated[
-        float | None, tyro.conf.arg(help="σ of the noise in training, 0 for uniform; from the file's name when not given")
+        float | None,
+        tyro.conf.arg(help="σ of the noise in training, 0 for uniform; from the file's name when not given"),
     ] = None
     image_size: Annotated[
         int | tuple[int, int] | None, tyro.conf.arg(help="height and width; square when not given")
@@ -45,23 +48,24 @@ def run(args: Convert) -> None:
 
     if (args.out / CONFIG_FILE).exists():
         raise FileExistsError(f"{args.out}: holds a model already; give another directory")
-    if args.noise_std is None:
-        noise = noise_from_name(args.checkpoint)
-        if noise is None:
-            raise ValueError(f"{args.checkpoint}: its name does not say the noise of its training; give --noise-std")
+    noise: Literal["gaussian", "uniform"]
+    if args.noise_std is not None:
+        noise, sigma = ("gaussian", args.noise_std) if args.noise_std else ("uniform", 0.0)
+    elif (named := noise_from_name(args.checkpoint)) is not None:
+        noise, sigma = named
     else:
-        noise = ("gaussian", args.noise_std) if args.noise_std else ("uniform", 0.0)
+        raise ValueError(f"{args.checkpoint}: its name does not say the noise of its training; give --noise-std")
     flow = load_official(args.checkpoint, args.image_size)
     if args.class_names and len(args.class_names) != flow.config.num_classes:
         raise ValueError(f"--class-names: expected {flow.config.num_classes}, got {len(args.class_names)}")
-    training = TrainingConfig(noise=noise[0], noise_std=noise[1] or TrainingConfig.noise_std)
+    training = TrainingConfig(noise=noise, noise_std=sigma or TrainingConfig.noise_std)
     config = RunConfig(flow.config, DataConfig(source="official", class_names=args.class_names), training)
     flow.save_pretrained(args.out)
     write_config(args.out, config)
     c = flow.config
-    kind = f"{noise[0]} noise" + (f" σ={noise[1]}" if noise[1] else "")
+    kind = f"{noise} noise" + (f" σ={sigma}" if sigma else "")
     print(
-        f"{args.out}: {c.channels}x{c.image_shape[0]}x{c.image_shape[1]}, patch {c.patch_size}, width {c.width}, layers "
-        f"{'-'.join(map(str, c.layers))}, {c.num_classes} classes, {c.transform}, {kind}",
+        f"{args.out}: {c.channels}x{c.image_shape[0]}x{c.image_shape[1]}, patch {c.patch_size}, width {c.width}, "
+        f"layers {'-'.join(map(str, c.layers))}, {c.num_classes} classes, {c.transform}, {kind}",
         file=sys.stderr,
     )

@@ -24,12 +24,17 @@ class Denoise:
     to hold noise of the σ stored with the run, in units where pixels span -1 to 1.
     """
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="a run, a directory with a model, or one step-N", metavar="RUN")]
+    run: Annotated[
+        tyro.conf.Positional[Path], tyro.conf.arg(help="a run, a directory with a model, or one step-N", metavar="RUN")
+    ]
     path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="the noisy images", metavar="PATH")]
     out: Annotated[Path, tyro.conf.arg(help="a directory, sheet.png or images.npz")]
     noise_std: Annotated[float | None, tyro.conf.arg(help="σ, instead of the one stored with the model")] = None
     label: Annotated[
-        str, tyro.conf.arg(name="class", help="`data` (the labels of PATH, null where it has none), `null`, or one class for all")
+        str,
+        tyro.conf.arg(
+            name="class", help="`data` (the labels of PATH, null where it has none), `null`, or one class for all"
+        ),
     ] = "data"
     add_noise: Annotated[
         tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="add that noise first, to clean images")
@@ -37,7 +42,9 @@ class Denoise:
     limit: Annotated[int | None, tyro.conf.arg(help="only the first so many images")] = None
     seed: Annotated[int, tyro.conf.arg(help="seed of the added noise")] = 0
     batch_size: Annotated[int | None, tyro.conf.arg(help="images differentiated at once")] = None
-    skip_bad: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="leave out files that cannot be read")] = False
+    skip_bad: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="leave out files that cannot be read")
+    ] = False
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
 
 
@@ -52,9 +59,9 @@ def run(args: Denoise) -> None:
     from tarflow.cli.output import SampleWriter
     from tarflow.cli.sample import class_number
     from tarflow.data.load import load_all
-    from tarflow.data.noise import noisy_images
-    from tarflow.data.pixels import scale_pixels
+    from tarflow.data.pixels import dequantize, scale_pixels
     from tarflow.devices import pick_device
+    from tarflow.evaluation.psnr import psnr
     from tarflow.sampling.denoise import denoise
     from tarflow.seeding import seeded_generator
 
@@ -62,7 +69,9 @@ def run(args: Denoise) -> None:
     run = open_run(args.run, device)
     sigma = args.noise_std if args.noise_std is not None else run.sigma
     if sigma is None:
-        raise ValueError(f"{args.run}: not trained with gaussian noise, so there is none that it could remove; give --noise-std")
+        raise ValueError(
+            f"{args.run}: not trained with gaussian noise, so there is none that it could remove; give --noise-std"
+        )
     model = run.config.model
     named = run.class_names if model.num_classes and args.label == "data" else None
     images, skipped = load_all(
@@ -86,15 +95,16 @@ def run(args: Denoise) -> None:
         else:
             y, by = images.labels, "the labels of the data" if images.labels is not None else "the null class"
     clean = scale_pixels(images.images, run.levels)
+    if run.noise == "uniform":  # such a model sees a level at the middle of its interval
+        clean = dequantize(images.images, run.levels, torch.full(images.images.shape, 0.5))
     noisy = clean
     if args.add_noise:
-        noisy = noisy_images(images.images, run.levels, "gaussian", sigma, seeded_generator(args.seed, "denoise"))
+        noisy = clean + sigma * torch.randn(clean.shape, generator=seeded_generator(args.seed, "denoise"))
     columns = math.ceil(math.sqrt(len(images)))
     with SampleWriter(args.out, run, len(images), None if y is None else y.tolist(), columns) as writer:
         cleaned = denoise(run.flow, noisy.to(device), sigma, y, batch_size=args.batch_size).cpu()
         writer.add(list(range(len(images))), cleaned)
     line = f"{args.out}: {len(images)} images denoised with σ={sigma}, {by}"
     if args.add_noise:
-        before, after = (10 * math.log10(4 / float((x - clean).square().mean())) for x in (noisy, cleaned))
-        line += f"; PSNR {before:.2f} dB noisy, {after:.2f} dB denoised"
+        line += f"; PSNR {psnr(noisy, clean):.2f} dB noisy, {psnr(cleaned, clean):.2f} dB denoised"
     print(line, file=sys.stderr)

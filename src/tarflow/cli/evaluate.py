@@ -23,18 +23,27 @@ class Evaluate:
     noisy images: its score is the density of x + σε, named `noisy_bits_per_dim`, and its `bits_per_dim` is null.
     """
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="a run, a directory with a model, or one step-N", metavar="RUN")]
-    data: Annotated[str | None, tyro.conf.arg(help="name or path of the images; those of the run when not given")] = None
+    run: Annotated[
+        tyro.conf.Positional[Path], tyro.conf.arg(help="a run, a directory with a model, or one step-N", metavar="RUN")
+    ]
+    data: Annotated[str | None, tyro.conf.arg(help="name or path of the images; those of the run when not given")] = (
+        None
+    )
     split: Annotated[Literal["held-out", "train", "all"], tyro.conf.arg(help="which images are scored")] = "held-out"
     labels: Annotated[
         Literal["auto", "given", "null", "marginal"],
-        tyro.conf.arg(help="p(x|y) of the given labels, of the null class, or log mean_y p(x|y); auto: given where there are any, else marginal"),
+        tyro.conf.arg(
+            help="p(x|y) of the given labels, of the null class, or log mean_y p(x|y); "
+            "auto: given where there are any, else marginal"
+        ),
     ] = "auto"
     draws: Annotated[int, tyro.conf.arg(help="draws of the noise for each image")] = 4
     limit: Annotated[int | None, tyro.conf.arg(help="only the first so many images")] = None
     seed: Annotated[int, tyro.conf.arg(help="seed of the noise")] = 0
     batch_size: Annotated[int | None, tyro.conf.arg(help="images scored at once")] = None
-    skip_bad: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="leave out files that cannot be read")] = False
+    skip_bad: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="leave out files that cannot be read")
+    ] = False
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
 
 
@@ -55,7 +64,9 @@ def run(args: Evaluate) -> None:
     run = open_run(args.run, pick_device(args.device))
     model, data, training = run.config.model, run.config.data, run.config.training
     if data is None or training is None:
-        raise ValueError(f"{args.run}: only a model is stored; expected sections `data` and `training` in its config.json")
+        raise ValueError(
+            f"{args.run}: only a model is stored; expected sections `data` and `training` in its config.json"
+        )
     source = args.data or data.source
     shape: dict[str, Any] = {
         "image_size": model.image_shape,
@@ -74,7 +85,10 @@ def run(args: Evaluate) -> None:
         )
         same = source == data.source
         if args.split == "all" or (args.split == "held-out" and not same and not splits.own_split):
-            images, split = load_all(source, **shape)[0], "all"  # a seeded fraction means nothing in a set never trained on
+            images, split = (
+                load_all(source, **shape)[0],
+                "all",
+            )  # a seeded fraction means nothing in a set never trained on
         else:
             images, split = (splits.train, "train") if args.split == "train" else (splits.held_out, "held-out")
         if args.limit is not None:

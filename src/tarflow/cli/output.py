@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class SampleWriter:
-    """Takes batches as they finish. A directory gets its files at once; a sheet and an archive are written whole at the end."""
+    """Takes batches as they finish. A directory gets its files at once, a sheet or an archive is written at the end."""
 
     def __init__(self, out: Path, run: Run, n: int, labels: list[int] | None, columns: int | None) -> None:
         if out.suffix.lower() not in (".png", ".npz", ""):
@@ -43,7 +43,9 @@ class SampleWriter:
     def __enter__(self) -> SampleWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is not None or self.folder:
             return
         images = torch.cat(self.kept)

@@ -41,7 +41,9 @@ class Progress:
         self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.stop()
 
     def say(self, text: str) -> None:
@@ -71,15 +73,17 @@ class Progress:
             f"{model.channels}x{height}x{width}, {classes}"
         )
         self.say(
-            f"patch {model.patch_size}, {model.num_patches} tokens, width {model.width}, layers "
-            f"{'-'.join(map(str, model.layers))}, {model.transform}; {noise} noise; batch {training.batch_size} -> {out}"
+            f"{model.num_patches} patches of {model.patch_size}x{model.patch_size}, width {model.width}, layers "
+            f"{'-'.join(map(str, model.layers))}; {noise} noise, batch {training.batch_size}; run in {out}"
         )
 
     def report(self, metrics: dict[str, Any]) -> None:
         """One step, evaluation or sample sheet."""
         if "samples" in metrics or any(name.startswith("held_out") for name in metrics):
             step = metrics["step"]
-            facts = [f"{k.replace('_', ' ')} {_short(v)}" for k, v in metrics.items() if k not in ("step", "standard_error")]
+            facts = [
+                f"{k.replace('_', ' ')} {_short(v)}" for k, v in metrics.items() if k not in ("step", "standard_error")
+            ]
             return self.say(f"step {step}: {', '.join(facts)}")
         bits = metrics.get("bits_per_dim", metrics.get("noisy_bits_per_dim"))
         now = time.monotonic()

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -28,7 +28,9 @@ class Sample:
     directory of PNG files. Samples of a model that was trained with Gaussian noise are denoised with its σ.
     """
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="a run, a directory with a model, or one step-N", metavar="RUN")]
+    run: Annotated[
+        tyro.conf.Positional[Path], tyro.conf.arg(help="a run, a directory with a model, or one step-N", metavar="RUN")
+    ]
     out: Annotated[Path, tyro.conf.arg(help="sheet.png, samples.npz, or a directory")]
     n: Annotated[int, tyro.conf.arg(aliases=["-n"], help="how many")] = 64
     classes: Annotated[
@@ -45,7 +47,9 @@ class Sample:
         float | None, tyro.conf.arg(help="σ of the denoising, instead of the one stored with the model")
     ] = None
     batch_size: Annotated[int | None, tyro.conf.arg(help="images decoded at once")] = None
-    columns: Annotated[int | None, tyro.conf.arg(help="columns of a sheet; the number of classes where there are any")] = None
+    columns: Annotated[
+        int | None, tyro.conf.arg(help="columns of a sheet; the number of classes where there are any")
+    ] = None
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
 
 
@@ -77,9 +81,7 @@ def run(args: Sample) -> None:
     elif args.classes:
         raise ValueError(f"--classes: {args.run} is an unconditional model")
     sigma = denoising_sigma(run, args.denoise, args.noise_std)
-    batches = sample_batches(
-        run.flow, args.n, y, guidance, args.seed, denoise=sigma, batch_size=args.batch_size
-    )
+    batches = sample_batches(run.flow, args.n, y, guidance, args.seed, denoise=sigma, batch_size=args.batch_size)
     columns = args.columns or (len(args.classes) or run.config.model.num_classes or None)
     redraws = 0
     with SampleWriter(args.out, run, args.n, None if y is None else y.tolist(), columns) as writer:
@@ -115,5 +117,7 @@ def denoising_sigma(run: Run, wanted: bool, given: float | None) -> float | None
     if given is not None:
         return given
     if run.config.training is None:
-        raise ValueError(f"{run.path}: no training section says which noise to remove; give --noise-std or --no-denoise")
+        raise ValueError(
+            f"{run.path}: no training section says which noise to remove; give --noise-std or --no-denoise"
+        )
     return run.sigma

@@ -90,9 +90,7 @@ def run(args: Any) -> None:
             progress.say(f"skipped {name}: {reason}")
         config = resolve(sections, splits)
         progress.begin(config, splits, args.out)
-        result = train(
-            config, splits, args.out, resume=args.resume, init=init, device=device, report=progress.report
-        )
+        result = train(config, splits, args.out, resume=args.resume, init=init, device=device, report=progress.report)
     measure = "bits/dim" if config.training and config.training.noise == "uniform" else "bits/dim of noisy images"
     print(
         f"{args.out}: {result.steps} steps in {result.seconds:.0f} s, best held-out {result.best_score:.4f} {measure} "

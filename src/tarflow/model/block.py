@@ -48,7 +48,7 @@ class Block(nn.Module):
         return x.flip(1) if self.flipped else x
 
     def context(self, y: Tensor | None = None) -> Tensor | None:
-        """What is added to every token for labels `y` (B,): (B, 1, W), or (1, 1, W) for None, or None without classes."""
+        """What is added to every token: (B, 1, W) for labels (B,), (1, 1, W) for None, and None without classes."""
         if self.class_embedding is None:
             return None
         null = self.class_embedding.mean(dim=0, keepdim=True)
@@ -87,7 +87,9 @@ class Block(nn.Module):
         Returns:
             shift, log_scale: (B, n, D) each, float32 at least. The log-scale is raw: `bound` comes after guidance.
         """
-        assert cache is not None or (isinstance(start, int) and start == 0), "start > 0 needs the cache of what is before"
+        assert cache is not None or (isinstance(start, int) and start == 0), (
+            "start > 0 needs the cache of what is before"
+        )
         h = self.proj_in(x.to(self.dtype)) + self._positions(start, x.shape[1])  # (B, n, W)
         if context is not None:
             h = h + context

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,8 @@ class TarFlow(nn.Module):
 
         log p(x|y) = log N(z; 0, V) + Σ_blocks ladj,    z, ladj = encode(x, y)
 
-    with V = 1 for the affine transform and V = `base_variance` (T, D) for the additive one. Labels `y` are (B,) integers;
-    `None`, or `NULL_CLASS` (-1) in a row, means the null class. State and density are float32 at least.
+    with V = 1 for the affine transform and V = `base_variance` (T, D) for the additive one. Labels `y` are (B,)
+    integers; `None`, or `NULL_CLASS` (-1) in a row, means the null class. State and density are float32 at least.
 
     >>> import torch, tarflow
     >>> flow = tarflow.TarFlow(tarflow.TarFlowConfig(image_size=8, channels=1, patch_size=2, width=64, layers=(1, 1)))
@@ -42,20 +42,19 @@ class TarFlow(nn.Module):
     def __init__(self, config: TarFlowConfig) -> None:
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(
-            Block(config, layers, flipped=index % 2 == 1) for index, layers in enumerate(config.layers)
-        )
+        blocks = (Block(config, layers, flipped=index % 2 == 1) for index, layers in enumerate(config.layers))
+        self.blocks = cast("list[Block]", nn.ModuleList(blocks))  # which has no type for its elements
         variance = torch.ones(config.num_patches, config.patch_dim) if config.transform == "additive" else None
         self.register_buffer("base_variance", variance)
 
     @property
     def device(self) -> torch.device:
-        return self.blocks[0].position.device  # type: ignore[union-attr,return-value]
+        return self.blocks[0].position.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
-        return self.blocks[0].dtype  # type: ignore[return-value]
+        return self.blocks[0].dtype
 
     # --- the flow ------------------------------------------------------------------------------------------------
 
@@ -82,7 +81,7 @@ class TarFlow(nn.Module):
         y = self.check_labels(y, len(z))
         x = self._as_state(z)
         for block in reversed(self.blocks):
-            x = block.decode(x, y)  # type: ignore[operator]
+            x = block.decode(x, y)
         return self.to_images(x)
 
     def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -92,11 +91,11 @@ class TarFlow(nn.Module):
 
     def base_log_prob(self, z: Tensor) -> Tensor:
         """log N(z; 0, V) of latents (B, T, D), nats, shape (B,)."""
-        if self.base_variance is None:
-            energy, log_det = z.square(), 0.0
-        else:
+        energy = z.square()
+        log_det = z.new_zeros(())
+        if self.base_variance is not None:
             variance = self.base_variance.to(z.dtype)
-            energy, log_det = z.square() / variance, variance.log().sum()
+            energy, log_det = energy / variance, variance.log().sum()
         return -0.5 * (energy.sum(dim=(1, 2)) + log_det + self.config.num_dims * math.log(2 * math.pi))
 
     def base_std(self) -> Tensor | float:
@@ -133,7 +132,9 @@ class TarFlow(nn.Module):
             raise ValueError(f"y: expected ({batch},) integer labels, got {tuple(y.shape)} of {y.dtype}")
         if batch and (int(y.min()) < NULL_CLASS or int(y.max()) >= self.config.num_classes):
             wrong = y[(y < NULL_CLASS) | (y >= self.config.num_classes)][0].item()
-            known = f"0 to {self.config.num_classes - 1}" if self.config.num_classes else "no class (unconditional model)"
+            known = (
+                f"0 to {self.config.num_classes - 1}" if self.config.num_classes else "no class (unconditional model)"
+            )
             raise ValueError(f"y: expected {known}, or {NULL_CLASS} for the null class, got {wrong}")
         return y.to(device=self.device, dtype=torch.int64)
 

@@ -10,7 +10,9 @@ from torch import Tensor
 from tarflow.model.flow import TarFlow
 
 
-def denoise(flow: TarFlow, x: Tensor, sigma: float, y: Tensor | None = None, *, batch_size: int | None = None) -> Tensor:
+def denoise(
+    flow: TarFlow, x: Tensor, sigma: float, y: Tensor | None = None, *, batch_size: int | None = None
+) -> Tensor:
     """Denoise images by the score of the model that was trained on noisy ones.
 
         E[clean | x, y] = x + σ² ∇_x log p(x|y)
@@ -25,7 +27,7 @@ def denoise(flow: TarFlow, x: Tensor, sigma: float, y: Tensor | None = None, *, 
         batch_size: images differentiated at once, which bounds the memory; None takes them all, 64 at a time.
 
     Returns:
-        (B, C, H, W), detached.
+        (B, C, H, W), detached, float32 at least.
 
     Raises:
         ValueError: images, labels or sigma do not fit.
@@ -54,7 +56,9 @@ def _denoise_chunk(flow: TarFlow, x: Tensor, sigma: float, y: Tensor | None) -> 
         torch.enable_grad(),
         torch.autocast(x.device.type, enabled=False),
     ):
-        x = x.detach().clone().requires_grad_()
+        # A copy in the dtype of the state: the gradient of a narrower x would be rounded to that.
+        dtype = torch.promote_types(torch.promote_types(x.dtype, flow.dtype), torch.float32)
+        x = x.detach().to(dtype, copy=True).requires_grad_()
         # Only x asks for a gradient: the weights' graph is neither built further back nor accumulated into .grad.
         (score,) = torch.autograd.grad(flow.log_prob(x, y).sum(), [x])
         return (x + sigma**2 * score).detach()

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tarflow.config import TarFlowConfig
 from tarflow.model.block import NULL_CLASS, Block
 from tarflow.model.cache import KVCache
 
@@ -54,14 +55,17 @@ class Guidance:
         if self.rule not in ("paper", "stable"):
             raise ValueError(f"guidance rule: expected 'paper' or 'stable', got {self.rule!r}")
 
-    def check(self, y: Tensor | None) -> None:
+    def check(self, y: Tensor | None, config: TarFlowConfig) -> None:
         """Raise ValueError where the two branches coincide, so that guidance would do nothing, silently."""
-        if self.scale == 0 or self.temperature != 1.0:
+        if self.scale == 0:
             return
-        if y is None or bool((y == NULL_CLASS).all()):
+        # The mean of one class is that class; one patch is not predicted; a softmax over one key has no temperature.
+        by_class = config.num_classes > 1 and config.num_patches > 1 and y is not None and bool((y != NULL_CLASS).any())
+        by_temperature = self.temperature != 1.0 and config.num_patches > 2
+        if not (by_class or by_temperature):
             raise ValueError(
-                f"guidance scale {self.scale}: without a class and with temperature 1 both branches are the same and "
-                "nothing is guided; give classes, or a temperature other than 1"
+                f"guidance scale {self.scale}: both branches are the same here and nothing is guided; it takes a model "
+                "of two classes and labels that are not all null, or three patches and a temperature other than 1"
             )
 
     def strength(self, places: Tensor, num_patches: int) -> Tensor | float:
@@ -70,7 +74,9 @@ class Guidance:
             return self.scale
         return self.scale * places / (num_patches - 1)
 
-    def combine(self, guided: tuple[Tensor, Tensor], unguided: tuple[Tensor, Tensor], g: Tensor | float) -> tuple[Tensor, Tensor]:
+    def combine(
+        self, guided: tuple[Tensor, Tensor], unguided: tuple[Tensor, Tensor], g: Tensor | float
+    ) -> tuple[Tensor, Tensor]:
         """(shift, log_scale) of both branches, (B, n, D) each, to those that are used."""
         (shift_c, log_scale_c), (shift_u, log_scale_u) = guided, unguided
         if self.rule == "paper":
@@ -114,9 +120,7 @@ def predictor(block: Block, y: Tensor | None, guidance: Guidance | None, cache: 
         shift, log_scale = block.conditioner(torch.cat([x, x]), context, start, cache, temperature)
         places = start + 1 + torch.arange(x.shape[1], device=x.device, dtype=x.dtype).unsqueeze(1)  # (n, 1)
         g = guidance.strength(places, block.config.num_patches)
-        shift, log_scale = guidance.combine(
-            (shift[:rows], log_scale[:rows]), (shift[rows:], log_scale[rows:]), g
-        )
+        shift, log_scale = guidance.combine((shift[:rows], log_scale[:rows]), (shift[rows:], log_scale[rows:]), g)
         return shift, block.bound(log_scale)
 
     return predict_guided

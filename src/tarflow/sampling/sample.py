@@ -77,7 +77,8 @@ def sample(
         SamplingError: an image was not finite, `MAX_ATTEMPTS` times, or came from noise that the caller supplied.
 
     >>> import torch, tarflow
-    >>> flow = tarflow.TarFlow(tarflow.TarFlowConfig(image_size=8, channels=1, patch_size=2, width=64, layers=(1, 1), num_classes=2))
+    >>> config = tarflow.TarFlowConfig(8, channels=1, patch_size=2, width=64, layers=(1, 1), num_classes=2)
+    >>> flow = tarflow.TarFlow(config)
     >>> tarflow.sample(flow, 3, y=torch.tensor([0, 1, 1]), guidance=tarflow.Guidance(scale=1.0)).shape
     torch.Size([3, 1, 8, 8])
     """
@@ -107,7 +108,7 @@ def sample_batches(
         check_sigma(denoise)
     y = flow.check_labels(y, n)
     if guidance is not None:
-        guidance.check(y)
+        guidance.check(y, flow.config)
     if noise is not None:
         flow.check_latents(noise)
         if len(noise) != n:
@@ -149,12 +150,14 @@ def _batches(
             if len(todo) == 0:
                 break
             if noise is not None:
-                raise SamplingError(f"sample {int(indices[todo[0]])} is not finite, and its noise was given by the caller")
+                raise SamplingError(
+                    f"sample {int(indices[todo[0]])} is not finite, and its noise was given by the caller"
+                )
             redraws[todo] += 1
         else:
             raise SamplingError(
-                f"{len(todo)} of {len(indices)} samples were not finite in {MAX_ATTEMPTS} attempts, the first is sample "
-                f"{int(indices[todo[0]])}; lower the guidance, use rule 'stable', or train with a bounded log-scale"
+                f"{len(todo)} of {len(indices)} samples were not finite in {MAX_ATTEMPTS} attempts, the first is "
+                f"sample {int(indices[todo[0]])}; lower the guidance, use rule 'stable', or bound the log-scale"
             )
         assert images is not None
         yield SampleBatch(images, indices, redraws, steps, 0.0)
@@ -166,8 +169,8 @@ def decode(flow: TarFlow, noise: Tensor, y: Tensor | None = None, guidance: Guid
     x = (noise.to(flow.device) * flow.base_std()).to(torch.promote_types(flow.dtype, torch.float32))
     for block in reversed(flow.blocks):
         # One block's cache at a time, and none left behind, also when a step fails.
-        predict = predictor(block, y, guidance, block.new_cache(guided_rows(guidance, len(x))))  # type: ignore[arg-type,operator]
-        x = block.reorder(sequential(predict, block.reorder(x)))  # type: ignore[operator]
+        predict = predictor(block, y, guidance, block.new_cache(guided_rows(guidance, len(x))))
+        x = block.reorder(sequential(predict, block.reorder(x)))
     return flow.to_images(x)
 
 

@@ -29,5 +29,6 @@ def learning_rate(step: int, *, config: TrainingConfig, steps: int, warmup: int)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Set the learning rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = value

@@ -10,7 +10,16 @@ from typing import Any
 
 import torch
 
-from tarflow.config import ConfigError, DataConfig, RunConfig, TarFlowConfig, TrainingConfig, check_fields, from_dict, to_dict
+from tarflow.config import (
+    ConfigError,
+    DataConfig,
+    RunConfig,
+    TarFlowConfig,
+    TrainingConfig,
+    check_fields,
+    from_dict,
+    to_dict,
+)
 from tarflow.data.load import Splits, load
 from tarflow.model.flow import TarFlow
 
@@ -65,7 +74,7 @@ RESUMABLE = ("log_every", "evaluate_every", "sample_every", "save_every", "keep_
 
 
 def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
-    """Raise ConfigError naming the first field that may not change between the run that is stored and its resumption."""
+    """Raise ConfigError naming the first field in which they differ, but for those that may change on resuming."""
     before, after = to_dict(stored), to_dict(wanted)
     for section in before:
         for name, value in (before[section] or {}).items():

@@ -115,7 +115,9 @@ class Trainer:
         self.out, self.device, self.report = out, device, report
         self.fingerprint = _fingerprint(splits.train)
         self.images = splits.train.images.to(device)
-        self.labels = splits.train.labels.to(device) if config.model.num_classes and splits.train.labels is not None else None
+        self.labels = (
+            splits.train.labels.to(device) if config.model.num_classes and splits.train.labels is not None else None
+        )
         self.held_out = splits.held_out.subset(torch.arange(min(len(splits.held_out), self.training.evaluate_images)))
         self.total, self.warmup = step_counts(self.training, len(self.images))
 
@@ -199,7 +201,13 @@ class Trainer:
         with torch.no_grad():
             nats = -(self.flow.base_log_prob(z) + ladj).mean() / self.config.model.num_dims
         bits = to_bits_per_dim(float(nats), self.data.levels, training.noise)
-        return {"step": self.step, "loss": float(loss.detach()), self.bits_name: bits, "lr": rate, "grad_norm": float(norm)}
+        return {
+            "step": self.step,
+            "loss": float(loss.detach()),
+            self.bits_name: bits,
+            "lr": rate,
+            "grad_norm": float(norm),
+        }
 
     @property
     def bits_name(self) -> str:
@@ -217,7 +225,11 @@ class Trainer:
             noise_std=self.training.noise_std,
             draws=1,  # the same ones every time
         )
-        metrics = {"step": self.step, f"held_out_{self.bits_name}": result.mean, "standard_error": result.standard_error}
+        metrics = {
+            "step": self.step,
+            f"held_out_{self.bits_name}": result.mean,
+            "standard_error": result.standard_error,
+        }
         checkpoint.append_metrics(self.out, metrics)
         self.report(metrics)
         if not result.mean < self.best_score:
@@ -281,14 +293,14 @@ def _signals() -> Iterator[list[int]]:
     def handle(signum: int, frame: FrameType | None) -> None:
         if received:
             signal.signal(signum, previous[signum])
-            signal.raise_signal(signum)
+            signal.raise_signal(signal.Signals(signum))
         received.append(signum)
 
     previous: dict[int, Any] = {}
     try:
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for wanted in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(ValueError):  # only the main thread may set handlers
-                previous[signum] = signal.signal(signum, handle)
+                previous[wanted] = signal.signal(wanted, handle)
         yield received
     finally:
         for signum, handler in previous.items():
