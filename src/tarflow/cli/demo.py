@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 500  # of each kind that is judged
 SHOWN = 10  # of each class on a sheet
+ZOOM = 6  # 8x8 pixels are nothing on a screen
 
 
 @dataclasses.dataclass
@@ -138,7 +139,7 @@ def _samples(run: Run, splits: Splits, guidance: Any, args: Demo) -> dict[str, A
         )
         figures[name] = quality.to_dict() | {"guidance": guide.scale if guide else 0.0, "sigma": sigma}
     by_class = y[: SHOWN * classes].argsort(stable=True)  # the sheet shows a class a row
-    save_sheet(args.out / "samples.png", to_8bit(pixels, run.levels)[by_class], columns=SHOWN)
+    save_sheet(args.out / "samples.png", to_8bit(pixels, run.levels)[by_class], columns=SHOWN, zoom=ZOOM)
     return figures
 
 
@@ -148,7 +149,7 @@ def _denoising(run: Run, splits: Splits, args: Demo) -> dict[str, Any]:
 
     from tarflow.data.images import save_sheet
     from tarflow.data.noise import noisy_images
-    from tarflow.data.pixels import scale_pixels, to_8bit, to_pixels
+    from tarflow.data.pixels import scale_pixels, to_pixels
     from tarflow.evaluation.psnr import psnr
     from tarflow.sampling.denoise import denoise
     from tarflow.seeding import seeded_generator
@@ -159,7 +160,7 @@ def _denoising(run: Run, splits: Splits, args: Demo) -> dict[str, Any]:
     noisy = noisy_images(held_out.images, run.levels, "gaussian", sigma, seeded_generator(args.seed, "demo"))
     cleaned = denoise(run.flow, noisy.to(run.flow.device), sigma, held_out.labels).cpu()
     rows = torch.cat([x[: 2 * SHOWN] for x in (clean, noisy, cleaned)])
-    save_sheet(args.out / "denoising.png", to_8bit(to_pixels(rows, 256, "gaussian"), 256), columns=2 * SHOWN)
+    save_sheet(args.out / "denoising.png", to_pixels(rows, 256, "gaussian"), columns=2 * SHOWN, zoom=ZOOM)
     return {
         "sigma": sigma,
         "images": len(held_out),
