@@ -12,8 +12,8 @@ A run directory is a hub directory: whoever has its `config.json` and `model.saf
 from __future__ import annotations
 
 import json
-import pickle
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -117,15 +117,22 @@ def latest_checkpoint(run: str | Path) -> Path | None:
     return next(reversed(checkpoints(run)), None)
 
 
-def load_state(checkpoint: str | Path, map_location: torch.device | str = "cpu") -> dict[str, Any]:
-    """The training state of one checkpoint. Only tensors and plain values are unpickled, never code."""
-    path = Path(checkpoint) / STATE_FILE
+def load_state(checkpoint: str | Path) -> dict[str, Any]:
+    """The training state of one checkpoint, on the CPU."""
+    return read_torch_file(Path(checkpoint) / STATE_FILE, "expected the state of a training run")
+
+
+def read_torch_file(path: Path, expected: str) -> Any:
+    """What `torch.save` wrote, on the CPU: tensors and plain values only, never code. Errors name the file."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected the state of a training run")
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: not a readable training state ({str(error).splitlines()[0]})") from None
+        raise FileNotFoundError(f"{path}: no such file; {expected}")
+    # What torch warns of ends in the error below.
+    with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever zip and pickle make of garbage; torch advises to switch the guard off
+            reason = "damaged, not written by torch.save, or holding Python objects (which are never run)"
+            raise ValueError(f"{path}: {reason}; {expected}") from error
 
 
 def remove_old_checkpoints(run: Path, keep_last: int, best_step: int | None) -> None:

@@ -7,7 +7,6 @@ import itertools
 import math
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tarflow.checkpoint import read_torch_file
 from tarflow.config import ConfigError, TarFlowConfig
 from tarflow.model.flow import TarFlow
 
@@ -75,7 +75,7 @@ def load_official(
     if isinstance(path_or_state_dict, Mapping):
         origin, content = "state dict", path_or_state_dict
     else:
-        origin, content = str(path_or_state_dict), _read_file(Path(path_or_state_dict))
+        origin, content = str(path_or_state_dict), read_torch_file(Path(path_or_state_dict), _EXPECTED)
     tensors = _check_tensors(content, origin)
     config = _read_config(tensors, image_size, origin)
     with torch.device("meta"):  # no memory, and no random numbers drawn: every value comes from the file
@@ -175,20 +175,6 @@ def _constants(config: TarFlowConfig) -> dict[str, Tensor]:
 
 
 # --- what is in a file -----------------------------------------------------------------------------------------------
-
-
-def _read_file(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; {_EXPECTED}")
-    with (
-        path.open("rb") as file,
-        warnings.catch_warnings(action="ignore"),
-    ):  # what torch warns of ends in the error below
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever zip and pickle make of garbage; torch advises to switch the guard off
-            reason = "damaged, not written by torch.save, or holding Python objects (which are never run)"
-            raise ValueError(f"{path}: {reason}; {_EXPECTED}") from error
 
 
 def _check_tensors(content: Any, origin: str) -> dict[str, Tensor]:

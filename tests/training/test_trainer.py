@@ -188,3 +188,13 @@ def test_samples_come_from_fixed_noise(tmp_path: Path) -> None:
 def test_few_held_out_images_are_enough(tmp_path: Path) -> None:
     few = splits()
     train(run_config(evaluate_images=3), type(few)(few.train, images(1, 5), True, ()), tmp_path / "run")
+
+
+def test_bf16_narrows_the_products_and_nothing_else(tmp_path: Path) -> None:
+    train(run_config(steps=4), splits(), tmp_path / "float32")
+    train(run_config(steps=4, precision="bf16"), splits(), tmp_path / "bf16")
+    exact, narrow = (
+        [m["loss"] for m in checkpoint.read_metrics(tmp_path / name) if "loss" in m] for name in ("float32", "bf16")
+    )
+    assert exact != narrow and exact == pytest.approx(narrow, abs=0.02)
+    assert all(v.dtype == torch.float32 for k, v in run_weights(tmp_path / "bf16").items() if k.startswith("flow."))

@@ -91,7 +91,8 @@ class Progress:
             self.mark = (metrics["step"], now)
         if "images_per_second" in metrics:
             self.rate = metrics["images_per_second"]
-        text = f"loss {metrics['loss']:.3f}  {bits:.3f} bits/dim  {self.rate:.0f} images/s"
+        rate = f"  {self.rate:.0f} images/s" if self.rate else ""
+        text = f"loss {metrics['loss']:.3f}  {bits:.3f} bits/dim{rate}"
         self._advance("training", metrics["step"], metrics["total"], text)
 
     def _advance(self, verb: str, done: int, total: int, text: str) -> None:

@@ -62,6 +62,7 @@ def run(args: Sample) -> None:
 
     from tarflow.checkpoint import open_run
     from tarflow.cli.output import SampleWriter
+    from tarflow.data.images import columns_by_class
     from tarflow.devices import pick_device
     from tarflow.sampling.guidance import Guidance
     from tarflow.sampling.sample import sample_batches
@@ -82,7 +83,7 @@ def run(args: Sample) -> None:
         raise ValueError(f"--classes: {args.run} is an unconditional model")
     sigma = denoising_sigma(run, args.denoise, args.noise_std)
     batches = sample_batches(run.flow, args.n, y, guidance, args.seed, denoise=sigma, batch_size=args.batch_size)
-    columns = args.columns or (len(args.classes) or run.config.model.num_classes or None)
+    columns = args.columns or columns_by_class(len(args.classes) or run.config.model.num_classes)
     redraws = 0
     with SampleWriter(args.out, run, args.n, None if y is None else y.tolist(), columns) as writer:
         for batch in batches:

@@ -111,6 +111,11 @@ def grid(images: Tensor, columns: int, padding: int = 2) -> Tensor:
     return sheet
 
 
+def columns_by_class(classes: int) -> int | None:
+    """One column a class where they fit on a sheet, and None, about square, where they do not or there are none."""
+    return classes if 2 <= classes <= 20 else None
+
+
 def save_sheet(path: str | Path, images: Tensor, columns: int | None = None, zoom: int | None = None) -> None:
     """Write `images` (N, C, H, W) uint8 as one PNG sheet, whole or not at all.
 

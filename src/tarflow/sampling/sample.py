@@ -166,7 +166,7 @@ def _batches(
 @torch.no_grad()
 def decode(flow: TarFlow, noise: Tensor, y: Tensor | None = None, guidance: Guidance | None = None) -> Tensor:
     """Standard normal noise (B, T, D) and checked labels (B,) to images (B, C, H, W), not denoised."""
-    x = (noise.to(flow.device) * flow.base_std()).to(torch.promote_types(flow.dtype, torch.float32))
+    x = noise.to(device=flow.device, dtype=torch.promote_types(flow.dtype, torch.float32)) * flow.base_std()
     for block in reversed(flow.blocks):
         # One block's cache at a time, and none left behind, also when a step fails.
         predict = predictor(block, y, guidance, block.new_cache(guided_rows(guidance, len(x))))

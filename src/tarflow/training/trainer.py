@@ -16,7 +16,7 @@ import torch
 
 from tarflow import checkpoint, storage
 from tarflow.config import ConfigError, RunConfig
-from tarflow.data.images import save_sheet
+from tarflow.data.images import columns_by_class, save_sheet
 from tarflow.data.load import ImageSet, Splits
 from tarflow.data.pixels import to_8bit, to_pixels
 from tarflow.evaluation.likelihood import evaluate_likelihood, to_bits_per_dim
@@ -251,7 +251,7 @@ class Trainer:
         path = self.out / "samples" / f"step-{self.step:07d}.png"
         path.parent.mkdir(exist_ok=True)
         levels = self.data.levels
-        save_sheet(path, to_8bit(to_pixels(x.cpu(), levels, self.training.noise), levels), columns=classes or None)
+        save_sheet(path, to_8bit(to_pixels(x.cpu(), levels, self.training.noise), levels), columns=columns_by_class(classes))
         self.report({"step": self.step, "samples": str(path)})
 
     # --- what survives -----------------------------------------------------------------------------------------------

@@ -1,0 +1,114 @@
+"""What a run leaves on disk is found, read, pruned and refused as it says."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from flow_cases import build
+from tarflow import checkpoint
+from tarflow.checkpoint import Run
+from tarflow.config import ConfigError, DataConfig, RunConfig, TrainingConfig
+
+FLOW = build("conditional", torch.float32)
+CONFIG = RunConfig(FLOW.config, DataConfig(levels=17), TrainingConfig(steps=9))
+
+
+def save(run: Path, *steps: int) -> None:
+    run.mkdir(exist_ok=True)
+    for step in steps:
+        checkpoint.save_checkpoint(run, step, FLOW, CONFIG, {"step": step, "tensor": torch.full((2,), step)})
+
+
+def test_a_checkpoint_comes_back_and_is_a_run_of_its_own(tmp_path: Path) -> None:
+    save(tmp_path / "run", 7)
+    path = tmp_path / "run" / "checkpoints" / "step-7"
+    state = checkpoint.load_state(path)
+    assert state["step"] == 7 and torch.equal(state["tensor"], torch.full((2,), 7))
+    run = checkpoint.open_run(path)
+    assert run.config == CONFIG and run.levels == 17
+    x = torch.randn(3, 1, 4, 4)
+    assert torch.equal(run.flow.log_prob(x), FLOW.log_prob(x))
+
+
+def test_order_is_by_step_and_not_by_name(tmp_path: Path) -> None:
+    save(tmp_path, 9, 100, 20)
+    (tmp_path / "checkpoints" / "step-x").mkdir()
+    (tmp_path / "checkpoints" / ".step-500.partial-1").mkdir()
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-9", "step-20", "step-100"]
+    assert checkpoint.latest_checkpoint(tmp_path).name == "step-100"
+    assert checkpoint.latest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2, 3, 4, 5)
+    checkpoint.remove_old_checkpoints(tmp_path, 2, best_step=2)
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-2", "step-4", "step-5"]
+
+
+def test_a_run_without_a_best_yet_opens_at_its_last_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 3)
+    checkpoint.write_config(tmp_path, CONFIG)
+    assert checkpoint.open_run(tmp_path).path.name == "step-3"
+
+
+def test_sections_that_are_not_known_are_left_out(tmp_path: Path) -> None:
+    checkpoint.write_config(tmp_path, RunConfig(FLOW.config))
+    assert '"data"' not in (tmp_path / "config.json").read_text()
+    run = Run(tmp_path, FLOW, checkpoint.read_config(tmp_path))
+    assert (run.levels, run.noise, run.sigma, run.class_names) == (256, "uniform", None, ("0", "1", "2"))
+
+
+def test_an_unknown_field_is_refused_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model": {"image_size": 4, "patchsize": 2}}')
+    with pytest.raises(ConfigError, match=r"config\.json\.model\.patchsize.*patch_size"):
+        checkpoint.read_config(tmp_path)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (exec, ("import pathlib; pathlib.Path('exploded').touch()",))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", pickle.dumps({"step": Bomb()})], ids=["empty", "garbage", "code"])
+def test_a_state_that_is_none_is_refused_and_never_executed(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "state.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"state\.pt: damaged.*training run"):
+        checkpoint.load_state(tmp_path)
+    torch.save({"step": Bomb()}, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match=r"state\.pt: damaged.*training run"):
+        checkpoint.load_state(tmp_path)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_truncated_state_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    file = tmp_path / "checkpoints" / "step-1" / "state.pt"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"state\.pt"):
+        checkpoint.load_state(file.parent)
+
+
+def test_metrics_are_rewound_to_a_step_and_a_cut_off_line_is_dropped(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        checkpoint.append_metrics(tmp_path, {"step": step, "loss": step / 2})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')
+    assert [m["step"] for m in checkpoint.read_metrics(tmp_path)] == [1, 2, 3]
+    checkpoint.rewind_metrics(tmp_path, 2)
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == [
+        '{"step": 1, "loss": 0.5}',
+        '{"step": 2, "loss": 1.0}',
+    ]
+
+
+def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl:2"):
+        checkpoint.read_metrics(tmp_path)
