@@ -250,8 +250,8 @@ class Trainer:
             return self.report({"step": self.step, "samples": f"none ({error})"})
         path = self.out / "samples" / f"step-{self.step:07d}.png"
         path.parent.mkdir(exist_ok=True)
-        levels = self.data.levels
-        save_sheet(path, to_8bit(to_pixels(x.cpu(), levels, self.training.noise), levels), columns=columns_by_class(classes))
+        pixels = to_pixels(x.cpu(), self.data.levels, self.training.noise)
+        save_sheet(path, to_8bit(pixels, self.data.levels), columns=columns_by_class(classes))
         self.report({"step": self.step, "samples": str(path)})
 
     # --- what survives -----------------------------------------------------------------------------------------------
