@@ -42,7 +42,7 @@ def test_average_is_the_recursion_with_its_warm_up() -> None:
         with torch.no_grad():
             for tensor in flow.state_dict().values():
                 tensor.add_(torch.randn_like(tensor))
-        ema.update(flow)
+        ema.update()
         decay = min(0.5, (1 + n) / (10 + n))
         for name, tensor in flow.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * tensor
@@ -55,6 +55,6 @@ def test_no_averaging_is_the_weights_themselves() -> None:
     ema = EMA(flow, decay=0.0)
     with torch.no_grad():
         flow.blocks[0].position.add_(1.0)
-    ema.update(flow)
+    ema.update()
     assert torch.equal(ema.flow.blocks[0].position, flow.blocks[0].position)
     assert not any(p.requires_grad for p in ema.flow.parameters()) and not ema.flow.training

@@ -22,13 +22,17 @@ class EMA:
         self.decay = decay
         self.updates = 0
         self.flow = copy.deepcopy(flow).eval().requires_grad_(False)
+        # The tensors themselves, which optimizers and `load_state_dict` write into: a small flow spends a twentieth of
+        # a step on collecting them.
+        self._averaged, self._trained = _tensors(self.flow), _tensors(flow)
 
     @torch.no_grad()
-    def update(self, flow: TarFlow) -> None:
+    def update(self) -> None:
+        """Follow the trained flow after a step of its optimizer."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(_floats(self.flow), _floats(flow), 1 - decay)
+        torch._foreach_lerp_(self._averaged, self._trained, 1 - decay)
         self.updates += 1
 
 
-def _floats(flow: TarFlow) -> list[Tensor]:
+def _tensors(flow: TarFlow) -> list[Tensor]:
     return [tensor.detach() for tensor in flow.state_dict().values()]

@@ -188,7 +188,7 @@ class Trainer:
         if finite:
             self.engine.step()
             update_base_variance(self.flow, z)
-            self.ema.update(self.flow)
+            self.ema.update()
             self.skipped_in_a_row = 0
         else:
             self.skipped += 1
