@@ -1,9 +1,9 @@
 """Parallel decoding of one block: Gauss-Seidel over windows of patches, Jacobi within a window.
 
 Decoding solves x = z·exp(log_scale(x)) + shift(x), in which each patch depends on those before it. Jacobi iteration
-evaluates all patches of a window at once, from guesses, and again from the result; because the system is triangular,
-each iteration makes at least one more patch exact, and usually many more converge. What has converged is frozen: its
-keys and values stay in the cache and are never computed again, and the window slides on.
+evaluates all patches of a window at once, from guesses, and again from the result. The system is triangular, so each
+iteration makes at least one more patch exact, and usually many more converge. What has converged is frozen: its keys
+and values stay in the cache and are never computed again, and the window slides on.
 
 Sources: Song et al., arXiv 2002.03629; for TarFlow, Liu and Qin, arXiv 2505.12849 (GS-Jacobi). Here the window freezes a
 prefix as soon as that prefix has converged, instead of running a number of iterations set by hand.
@@ -26,8 +26,8 @@ class Solution:
     Attributes:
         x: (B, T, D), in the block's own order.
         iterations: evaluations of `predict`; at most T-1.
-        residual: the largest |F(x) - x| / max(1, |x|) over all patches and rows, with F one more evaluation; at most the
-            tolerance. Rows that are not finite are left out.
+        residual: the largest |F(x) - x| / max(1, |x|) over all patches and rows, with F one more evaluation; at most
+            the tolerance. Rows that are not finite are left out.
     """
 
     x: Tensor

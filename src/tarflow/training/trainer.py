@@ -118,7 +118,7 @@ class Trainer:
         self.labels = (
             splits.train.labels.to(device) if config.model.num_classes and splits.train.labels is not None else None
         )
-        self.held_out = splits.held_out.subset(torch.arange(min(len(splits.held_out), self.training.evaluate_images)))
+        self.held_out = splits.held_out.choice(self.training.evaluate_images, self.training.seed)
         self.total, self.warmup = step_counts(self.training, len(self.images))
 
         with torch.random.fork_rng(devices=[]):
@@ -164,6 +164,7 @@ class Trainer:
                 self.draw_samples()
             if better or received or last or self.step % self.training.save_every == 0:
                 self.save()
+                mark = (self.step, time.monotonic() - started)  # the rate is that of the steps alone
             if received and not last:
                 raise Interrupted(received[0], self.step)
         if self.best_step is None:
