@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 SIGNATURE = $(CURDIR) $$(cat pyproject.toml constraints.txt | cksum)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all lint types format clean
+.PHONY: help install demo test test-slow test-all lint types format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ install: ## make .venv, or bring it up to date; PYTHON=python3.12 chooses the in
 	if [ ! -f $(STAMP) ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		echo "make: a new $(VENV); the first install takes a few minutes"; $(PYTHON) -m venv --clear $(VENV); fi; \
 	rm -f $(STAMP); \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,docs]'; \
 	echo "$(SIGNATURE)" > $(STAMP)
 
 demo: install ## train on the embedded digits, score, sample, denoise; results in demo/
@@ -52,6 +52,9 @@ format: install ## format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: install ## the pages in docs/, as HTML in docs/_build; every warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+
 clean: ## remove what builds and tests leave; .venv, runs/ and demo/ stay
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from tarflow import NULL_CLASS, TarFlow, TarFlowConfig
 
-BASE: dict[str, Any] = {
+BASE: dict[str, Any] = {  # T=4, D=4
     "image_size": 4,
     "channels": 1,
     "patch_size": 2,
     "width": 16,
     "head_dim": 8,
     "layers": (1, 1),
-}  # T=4, D=4
+}
 
 CASES: dict[str, dict[str, Any]] = {
     "unconditional": {},
@@ -62,7 +62,6 @@ def names(**conditions: bool) -> list[str]:
         return {
             "conditional": config.num_classes > 1,
             "labelled": config.num_classes > 0,
-            "affine": config.transform == "affine",
             "bounded": config.log_scale_bound is not None,
             "blind": config.num_patches == 1,
             "long": config.num_patches >= 3,

@@ -21,6 +21,11 @@ _HOMES = {
     "sample": "tarflow.sampling.sample",
     "sample_batches": "tarflow.sampling.sample",
     "denoise": "tarflow.sampling.denoise",
+    "FlowDistribution": "tarflow.sampling.distribution",
+    "interpolate": "tarflow.sampling.editing",
+    "reconstruct": "tarflow.sampling.editing",
+    "resample": "tarflow.sampling.editing",
+    "trace": "tarflow.sampling.trace",
     "load_official": "tarflow.interop",
 }
 
@@ -33,11 +38,16 @@ if TYPE_CHECKING:
     from tarflow.model.block import NULL_CLASS as NULL_CLASS
     from tarflow.model.flow import TarFlow as TarFlow
     from tarflow.sampling.denoise import denoise as denoise
+    from tarflow.sampling.distribution import FlowDistribution as FlowDistribution
+    from tarflow.sampling.editing import interpolate as interpolate
+    from tarflow.sampling.editing import reconstruct as reconstruct
+    from tarflow.sampling.editing import resample as resample
     from tarflow.sampling.guidance import Guidance as Guidance
     from tarflow.sampling.sample import SampleBatch as SampleBatch
     from tarflow.sampling.sample import SamplingError as SamplingError
     from tarflow.sampling.sample import sample as sample
     from tarflow.sampling.sample import sample_batches as sample_batches
+    from tarflow.sampling.trace import trace as trace
 
 
 def __getattr__(name: str) -> Any:

@@ -144,8 +144,7 @@ def remove_old_checkpoints(run: Path, keep_last: int, best_step: int | None) -> 
 
 def append_metrics(run: Path, values: dict[str, Any]) -> None:
     """Add one line to `metrics.jsonl`."""
-    with open(run / METRICS_FILE, "a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")
+    storage.append_text(run / METRICS_FILE, json.dumps(values) + "\n")
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -32,8 +33,11 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
         os.chmod(temporary, mode)
         _flush(temporary)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if (named := _named(error, path)) is not None:
+            raise named from error
         raise
     _flush(path.parent)
 
@@ -43,8 +47,8 @@ def replacing_directory(path: str | Path) -> Iterator[Path]:
     """Yield a new directory to fill; when the block ends well it becomes `path` (an older one there is replaced)."""
     path = Path(path)
     temporary = _sibling(path)
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         yield temporary
         for entry in temporary.rglob("*"):
             _flush(entry)
@@ -52,8 +56,10 @@ def replacing_directory(path: str | Path) -> Iterator[Path]:
         if path.exists():  # a directory cannot be renamed over a full one: there is a moment without either
             remove_directory(path)
         os.rename(temporary, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if (named := _named(error, path)) is not None:
+            raise named from error
         raise
     _flush(path.parent)
 
@@ -76,6 +82,15 @@ def write_json(path: str | Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
+def append_text(path: str | Path, text: str) -> None:
+    """Add `text` to the end of a file. Not atomic: a kill, or a full disk, may cut it off."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise _named(error, Path(path)) or error from None
+
+
 def remove_leftovers(directory: str | Path) -> None:
     """Remove what a killed process left half-written in `directory`."""
     for entry in Path(directory).glob(f".*{_MARK}*"):
@@ -83,6 +98,21 @@ def remove_leftovers(directory: str | Path) -> None:
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
+
+
+def _named(error: BaseException, path: Path) -> OSError | None:
+    """An OSError that names `path` where `error` says that it could not be written, else None.
+
+    A failed write(2) names no file, or the hidden one. safetensors raises an error of its own, with the system's number
+    in its text, and torch's writer a RuntimeError that does not say why.
+    """
+    if isinstance(error, OSError) and error.errno and (error.filename is None or _MARK in str(error.filename)):
+        return OSError(error.errno, os.strerror(error.errno), str(path))
+    if found := re.search(r"I/O error: .*\(os error (\d+)\)", str(error)):
+        return OSError(int(found[1]), os.strerror(int(found[1])), str(path))
+    if isinstance(error, RuntimeError) and "inline_container" in str(error):
+        return OSError(f"{path}: could not be written; expected room on the disk")
+    return None
 
 
 def _sibling(path: Path) -> Path:

@@ -1,18 +1,44 @@
-"""Bad input is one clear line on stderr that names it, exit code 2, no traceback, and nothing left behind."""
+"""Bad input is one clear line on stderr that names it, exit code 2, no traceback, and nothing left behind.
+
+`GROUPS` is the one source of docs/errors.md: each case is a row there, and its test compares the row with what the
+command prints. After a change, `TARFLOW_WRITE_DOCS=1 pytest tests/cli/test_errors.py` writes the rows again.
+"""
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import tarflow
 from flow_cases import build
 from tarflow.checkpoint import write_config
 from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
+from tarflow.interop import to_official
+
+PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "errors.md"
+MARK = "<!-- The rest is written by tests/cli/test_errors.py. -->\n"
+
+
+class Code:
+    """What a pickle must not be able to do: make a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
 
 
 @pytest.fixture(scope="module")
@@ -28,91 +54,489 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         flow.save_pretrained(root / name)
         names = tuple("abc"[: flow.config.num_classes])
         write_config(root / name, RunConfig(flow.config, DataConfig(source="digits", class_names=names), training))
-    (root / "empty").mkdir()
+    build("unconditional", torch.float32).save_pretrained(root / "model-only")
+
+    def a_run_but(name: str, **files: bytes) -> None:
+        (root / name).mkdir()
+        for file in ("config.json", "model.safetensors"):
+            content = files.get(file.partition(".")[0], (root / "run" / file).read_bytes())
+            if content:
+                (root / name / file).write_bytes(content)
+
+    a_run_but("no-weights", model=b"")
+    a_run_but("bad-json", config=b"{")
+    a_run_but("bad-weights", model=b"not safetensors")
+    a_run_but("other-weights", model=(root / "unconditional" / "model.safetensors").read_bytes())
+    config = json.loads((root / "run" / "config.json").read_text())
+    config["model"]["depth"] = 3
+    a_run_but("other-version", config=json.dumps(config).encode())
+
     (root / "garbage.pth").write_bytes(b"not a checkpoint")
-    (root / "bad.toml").write_text("[model\n")
-    (root / "field.toml").write_text("[model]\nwidht = 64\n")
-    (root / "section.toml").write_text("[modell]\nwidth = 64\n")
-    (root / "mixed").mkdir()
-    for i, size in enumerate([(4, 4), (4, 6)]):
-        Image.fromarray(np.zeros(size, np.uint8)).save(root / "mixed" / f"{i}.png")
-    (root / "broken").mkdir()
-    Image.fromarray(np.zeros((4, 4), np.uint8)).save(root / "broken" / "good.png")
+    torch.save({"layer.weight": torch.zeros(3, 3)}, root / "foreign_0.05.pth")
+    torch.save({"layer.weight": Code(root / "ran")}, root / "pickle_0.05.pth")
+    state = to_official(tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=4, width=64, layers=(1,))))
+    torch.save(state, root / "official_0.05.pth")
+    torch.save({name: torch.full_like(tensor, torch.nan) for name, tensor in state.items()}, root / "nan_0.05.pth")
+    torch.save(dict(list(state.items())[:-1]), root / "cut_0.05.pth")
+    for name, text in (
+        ("bad", "[model\n"),
+        ("field", "[model]\nwidht = 64\n"),
+        ("section", "[modell]\nwidth = 64\n"),
+        ("type", '[model]\nwidth = "wide"\n'),
+        ("contradiction", '[model]\ntransform = "additive"\nlog_scale_bound = 4.0\n'),
+        ("small", "[model]\npatch_size = 4\nwidth = 64\nlayers = [1]\n"),
+    ):
+        (root / f"{name}.toml").write_text(text)
+    with (root / "small.toml").open("a") as file:
+        file.write("[training]\nsteps = 1\nbatch_size = 4\nsample_every = 0\nevaluate_images = 4\n")
+
+    def image(path: str, *shape: int) -> Path:
+        file = root / path
+        file.parent.mkdir(exist_ok=True, parents=True)
+        Image.fromarray(np.zeros(shape, np.uint8)).save(file)
+        return file
+
+    (root / "empty").mkdir()
+    (root / "documents").mkdir()
+    (root / "documents" / "notes.txt").write_text("no image")
+    image("mixed/0.png", 4, 4), image("mixed/1.png", 6, 4)
+    for name in ("broken", "truncated", "zero"):
+        image(f"{name}/good.png", 4, 4)
     (root / "broken" / "bad.png").write_bytes(b"no image")
-    (root / "noweights").mkdir()
-    (root / "noweights" / "config.json").write_text((root / "run" / "config.json").read_text())
-    (root / "badjson").mkdir()
-    (root / "badjson" / "config.json").write_text("{")
+    (root / "truncated" / "half.png").write_bytes(image("whole.png", 64, 64, 3).read_bytes()[:90])
+    (root / "zero" / "nothing.jpg").write_bytes(b"")
+    (root / "unreadable").mkdir()
+    (root / "unreadable" / "bad.png").write_bytes(b"no image")
+    image("one/only.png", 4, 4)
+    image("loose/cat/0.png", 4, 4), image("loose/1.png", 4, 4)
+    image("unseen/train/cat/0.png", 4, 4), image("unseen/val/dog/0.png", 4, 4)
+    (root / "garbage.npz").write_bytes(b"no archive")
+    np.savez(root / "keys.npz", pictures=np.zeros((2, 4, 4), np.uint8))
+    np.savez(root / "channels.npz", images=np.zeros((2, 4, 4, 4), np.uint8))
+    np.savez(root / "floats.npz", images=np.zeros((2, 4, 4)))
+    (root / "garbage.parquet").write_bytes(b"no table")
     return root
 
 
-CASES = {
-    "no such command": ("smaple", ["smaple", "sample"]),
-    "missing arguments": ("sample", ["--out"]),
-    "unknown option": ("sample {p}/run --out {o}.png --guidence 2", ["--guidence"]),
-    "not a number": ("sample {p}/run --out {o}.png -n five", ["five", "-n"]),
-    "no samples": ("sample {p}/run --out {o}.png -n 0", ["-n", "0"]),
-    "no such run": ("sample {p}/nowhere --out {o}.png", ["nowhere"]),
-    "a directory that is no run": ("sample {p}/empty --out {o}.png", ["empty", "config.json"]),
-    "a config that is not JSON": ("sample {p}/badjson --out {o}.png", ["badjson/config.json", "JSON"]),
-    "no weights": ("sample {p}/noweights --out {o}.png", ["noweights/model.safetensors"]),
-    "unknown class": ("sample {p}/run --out {o}.png --classes zebra", ["zebra", "a, b, c"]),
-    "class of an unconditional model": ("sample {p}/unconditional --out {o}.png --classes 1", ["--classes"]),
-    "guidance without classes": ("sample {p}/unconditional --out {o}.png --guidance 2", ["guidance", "temperature"]),
-    "negative guidance": ("sample {p}/run --out {o}.png --guidance -1", ["guidance", "-1"]),
-    "temperature without guidance": ("sample {p}/run --out {o}.png --temperature 0.5", ["--guidance"]),
-    "temperature of zero": ("sample {p}/run --out {o}.png --guidance 1 --temperature 0", ["temperature"]),
-    "sigma and no denoising": ("sample {p}/run --out {o}.png --no-denoise --noise-std 0.1", ["--noise-std"]),
-    "unknown kind of output": ("sample {p}/run --out {o}.jpg", [".jpg"]),
-    "batch size of zero": ("sample {p}/run --out {o}.png --batch-size 0", ["batch_size"]),
-    "no such device": ("sample {p}/run --out {o}.png --device cuda", ["cuda"]),
-    "neither recipe nor data": ("train --out {o}", ["--recipe", "--data"]),
-    "unknown recipe": ("train --recipe digit --out {o}", ["digit", "digits"]),
-    "recipe that is not TOML": ("train --recipe {p}/bad.toml --out {o}", ["bad.toml"]),
-    "recipe with an unknown field": ("train --recipe {p}/field.toml --data digits --out {o}", ["widht", "width"]),
-    "recipe with an unknown section": ("train --recipe {p}/section.toml --data digits --out {o}", ["modell"]),
-    "impossible width": ("train --recipe digits --out {o} --width 65", ["width", "65"]),
-    "impossible patch": ("train --recipe digits --out {o} --patch-size 3", ["patch_size", "3"]),
-    "steps and epochs": ("train --recipe digits --out {o} --steps 5 --epochs 1", ["steps", "epochs"]),
-    "negative rate": ("train --recipe digits --out {o} --lr -1", ["lr", "-1"]),
-    "no such data": ("train --data {p}/nowhere --out {o}", ["nowhere"]),
-    "misspelt data": ("train --data digit --out {o}", ["digit", "digits"]),
-    "folder without images": ("train --data {p}/empty --out {o}", ["empty"]),
-    "images of several sizes": ("train --recipe digits --data {p}/mixed --out {o}", ["0.png", "1.png"]),
-    "a file that is no image": ("train --recipe digits --data {p}/broken --out {o}", ["bad.png"]),
-    "a run that is there already": ("train --recipe digits --out {p}/run", ["run", "--resume"]),
-    "out is a file": ("train --recipe digits --out {p}/bad.toml", ["bad.toml"]),
-    "start from garbage": ("train --data digits --init {p}/garbage.pth --out {o}", ["garbage.pth"]),
-    "start from nothing": ("train --data digits --init {p}/nowhere --out {o}", ["nowhere"]),
-    "recipe on resuming": ("train --recipe digits --resume --out {p}/run", ["--recipe", "--resume"]),
-    "evaluate labels that are not there": ("evaluate {p}/run --data {p}/mixed --labels given", ["label"]),
-    "evaluate classes that the model lacks": ("evaluate {p}/run", ["unknown class '0'", "a, b, c"]),
-    "evaluate without images": ("evaluate {p}/run --data {p}/empty", ["empty"]),
-    "evaluate no draws": ("evaluate {p}/unconditional --data {p}/mixed --draws 0", ["draws", "0"]),
-    "convert garbage": ("convert {p}/garbage.pth {o} --noise-std 0.1", ["garbage.pth"]),
-    "convert without the noise": ("convert {p}/garbage.pth {o}", ["garbage.pth", "--noise-std"]),
-    "convert nothing": ("convert {p}/nowhere_0.05.pth {o} --noise-std 0.1", ["nowhere"]),
-    "denoise with a model of exact images": ("denoise {p}/uniform digits --out {o}", ["uniform", "--noise-std"]),
-    "denoise nothing": ("denoise {p}/run {p}/nowhere --out {o}", ["nowhere"]),
-    "denoise with an unknown class": (
-        "denoise {p}/unconditional {p}/mixed --class zebra --out {o} --limit 0",
-        ["--limit"],
-    ),
+# --- what goes wrong outside of the command ---------------------------------------------------------------------------
+
+
+def full_disk(patch: pytest.MonkeyPatch, out: Path) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    patch.setattr(os, "fsync", fsync)
+
+
+def full_disk_for_weights(patch: pytest.MonkeyPatch, out: Path) -> None:
+    from safetensors import SafetensorError
+
+    def save_file(*arguments: object, **named: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    patch.setattr("safetensors.torch.save_file", save_file)
+
+
+def full_disk_for_state(patch: pytest.MonkeyPatch, out: Path) -> None:
+    def save(*arguments: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 654784 vs 654736")
+
+    patch.setattr(torch, "save", save)
+
+
+def read_only(patch: pytest.MonkeyPatch, out: Path) -> None:
+    """As for a user who may not write there; root may write anywhere, so the system's answer is given here."""
+
+    def refuse(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *arguments: Any, **named: Any) -> Any:
+            if Path(path).is_relative_to(out.parent) and not Path(path).is_dir():
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+            return original(path, *arguments, **named)
+
+        return call
+
+    patch.setattr(os, "mkdir", refuse(os.mkdir))
+    patch.setattr(os, "open", refuse(os.open))
+
+
+def unreadable(patch: pytest.MonkeyPatch, out: Path) -> None:
+    def read_bytes(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    patch.setattr(Path, "read_bytes", read_bytes)
+
+
+def no_gpu(patch: pytest.MonkeyPatch, out: Path) -> None:
+    patch.setattr(torch.cuda, "is_available", lambda: False)
+    patch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+def full_gpu(patch: pytest.MonkeyPatch, out: Path) -> None:
+    def fail(*arguments: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    patch.setattr(torch.nn.functional, "scaled_dot_product_attention", fail)
+
+
+def full_memory(patch: pytest.MonkeyPatch, out: Path) -> None:
+    def fail(*arguments: object, **named: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory")
+
+    patch.setattr(torch.nn.functional, "scaled_dot_product_attention", fail)
+
+
+def full_memory_for_data(patch: pytest.MonkeyPatch, out: Path) -> None:
+    def empty(*arguments: object) -> None:
+        raise MemoryError
+
+    patch.setattr(np, "empty", empty)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command, words that its message must hold, and what the page advises.
+
+    `fault` breaks the machine first; `leaves` are the whole files that may be there afterwards.
+    """
+
+    command: str
+    words: list[str]
+    do: str
+    fault: Callable[[pytest.MonkeyPatch, Path], None] | None = None
+    leaves: tuple[str, ...] = ()
+
+
+GROUPS: dict[str, dict[str, Case]] = {
+    "The command line": {
+        "no such command": Case("smaple", ["smaple", "sample"], "`tarflow --help` lists the commands."),
+        "missing arguments": Case("sample", ["--out"], "Give what the message names."),
+        "unknown option": Case(
+            "sample {p}/run --out {o}.png --guidence 2", ["--guidence"], "Options stand in `tarflow COMMAND --help`."
+        ),
+        "not a number": Case("sample {p}/run --out {o}.png -n five", ["five", "-n"], "Give a whole number."),
+        "no samples": Case("sample {p}/run --out {o}.png -n 0", ["-n", "0"], "Ask for one or more."),
+        "no batch": Case(
+            "sample {p}/run --out {o}.png --batch-size 0", ["batch_size"], "Leave it out, or give one or more."
+        ),
+    },
+    "Runs and models": {
+        "no such run": Case("sample {p}/nowhere --out {o}.png", ["nowhere"], "Give the directory that `--out` named."),
+        "a directory that is no run": Case(
+            "sample {p}/empty --out {o}.png", ["empty", "config.json"], "Give a run, a `step-N` of it, or a model."
+        ),
+        "a config that is not JSON": Case(
+            "sample {p}/bad-json --out {o}.png", ["bad-json/config.json", "JSON"], "Restore it from a `step-N`."
+        ),
+        "a config of another version": Case(
+            "sample {p}/other-version --out {o}.png", ["config.json", "depth"], "Use the version that wrote it."
+        ),
+        "no weights": Case(
+            "sample {p}/no-weights --out {o}.png", ["no-weights/model.safetensors"], "Copy both files, not one."
+        ),
+        "weights that are garbage": Case(
+            "sample {p}/bad-weights --out {o}.png", ["bad-weights/model.safetensors"], "Copy or download it again."
+        ),
+        "weights of another model": Case(
+            "sample {p}/other-weights --out {o}.png",
+            ["other-weights/model.safetensors", "tensor"],
+            "Put together the two files of one run.",
+        ),
+    },
+    "Sampling": {
+        "unknown class": Case(
+            "sample {p}/run --out {o}.png --classes zebra", ["zebra", "a, b, c"], "Give one of the names, or `null`."
+        ),
+        "class of an unconditional model": Case(
+            "sample {p}/unconditional --out {o}.png --classes 1", ["--classes"], "Leave `--classes` out."
+        ),
+        "guidance without classes": Case(
+            "sample {p}/unconditional --out {o}.png --guidance 2",
+            ["guidance", "temperature"],
+            "Add `--temperature 0.3`, with a scale of 0.2 or so.",
+        ),
+        "negative guidance": Case(
+            "sample {p}/run --out {o}.png --guidance -1", ["guidance", "-1"], "0 is none; 1 to 3 are usual."
+        ),
+        "temperature without guidance": Case(
+            "sample {p}/run --out {o}.png --temperature 0.5", ["--guidance"], "Add `--guidance`."
+        ),
+        "temperature of zero": Case(
+            "sample {p}/run --out {o}.png --guidance 1 --temperature 0", ["temperature"], "0.3 is usual; 1 is none."
+        ),
+        "sigma and no denoising": Case(
+            "sample {p}/run --out {o}.png --no-denoise --noise-std 0.1", ["--noise-std"], "Leave one of them out."
+        ),
+        "no stored noise": Case(
+            "sample {p}/model-only --out {o}.png", ["--noise-std", "--no-denoise"], "Give one of the two options."
+        ),
+        "unknown kind of output": Case(
+            "sample {p}/run --out {o}.jpg", [".jpg"], "A sheet is `.png`, an archive `.npz`; else a directory."
+        ),
+    },
+    "Training and recipes": {
+        "neither recipe nor data": Case("train --out {o}", ["--recipe", "--data"], "Give one of them."),
+        "unknown recipe": Case("train --recipe digit --out {o}", ["digit", "digits"], "Take one of the list."),
+        "no such recipe file": Case("train --recipe {p}/no.toml --out {o}", ["no.toml"], "Check the path."),
+        "recipe that is not TOML": Case(
+            "train --recipe {p}/bad.toml --out {o}", ["bad.toml"], "Mend the line that it names."
+        ),
+        "recipe with an unknown field": Case(
+            "train --recipe {p}/field.toml --data digits --out {o}", ["widht", "width"], "Take the name it proposes."
+        ),
+        "recipe with an unknown section": Case(
+            "train --recipe {p}/section.toml --data digits --out {o}", ["modell"], "Take one of the three."
+        ),
+        "recipe with a value of another type": Case(
+            "train --recipe {p}/type.toml --data digits --out {o}", ["width", "wide"], "Give what was expected."
+        ),
+        "recipe that contradicts itself": Case(
+            "train --recipe {p}/contradiction.toml --data digits --out {o}",
+            ["log_scale_bound", "additive"],
+            "Drop one of the two fields.",
+        ),
+        "impossible width": Case(
+            "train --recipe digits --out {o} --width 65", ["width", "65"], "Give a multiple of 64."
+        ),
+        "impossible patch": Case(
+            "train --recipe digits --out {o} --patch-size 3", ["patch_size", "3"], "Give a divisor of the image size."
+        ),
+        "steps and epochs": Case(
+            "train --recipe digits --out {o} --steps 5 --epochs 1", ["steps", "epochs"], "Give one of them."
+        ),
+        "negative rate": Case(
+            "train --recipe digits --out {o} --lr -1", ["lr", "-1"], "Leave it out, or 1e-4 to 3e-3."
+        ),
+        "unknown noise": Case(
+            "train --recipe digits --out {o} --noise pink", ["pink", "gaussian"], "`gaussian` or `uniform`."
+        ),
+        "everything held out": Case(
+            "train --recipe digits --out {o} --held-out-fraction 2", ["held_out_fraction", "2"], "0.1 is usual."
+        ),
+        "a run that is there already": Case(
+            "train --recipe digits --out {p}/run", ["run", "--resume"], "`--resume`, or another `--out`."
+        ),
+        "out is a file": Case("train --recipe digits --out {p}/bad.toml", ["bad.toml"], "Give another `--out`."),
+        "recipe on resuming": Case(
+            "train --recipe digits --resume --out {p}/run", ["--recipe", "--resume"], "Leave `--recipe` out."
+        ),
+        "another rate on resuming": Case(
+            "train --resume --out {p}/run --lr 1", ["training.lr", "1"], "Leave it out, or start a run with `--init`."
+        ),
+        "start from garbage": Case(
+            "train --data digits --init {p}/garbage.pth --out {o}", ["garbage.pth"], "Give a run or a checkpoint."
+        ),
+        "start from nothing": Case("train --data digits --init {p}/nowhere --out {o}", ["nowhere"], "Check the path."),
+    },
+    "Images": {
+        "no such data": Case("train --data {p}/nowhere --out {o}", ["nowhere"], "Check the path."),
+        "misspelt data": Case("train --data digit --out {o}", ["digit", "digits"], "Take the name it proposes."),
+        "empty folder": Case("train --data {p}/empty --out {o}", ["empty"], "Give the folder that holds the images."),
+        "folder without images": Case("train --data {p}/documents --out {o}", ["documents"], "The same."),
+        "no image can be read": Case(
+            "train --data {p}/unreadable --skip-bad --out {o}", ["unreadable", "bad.png"], "The same."
+        ),
+        "a single image": Case("train --data {p}/one --out {o}", ["one", "2"], "One is trained on, one held out."),
+        "images of several sizes": Case(
+            "train --recipe digits --data {p}/mixed --out {o}", ["0.png", "1.png"], "Add `--image-size`."
+        ),
+        "a file that is no image": Case(
+            "train --recipe digits --data {p}/broken --out {o}", ["bad.png"], "Remove it, or add `--skip-bad`."
+        ),
+        "a truncated image": Case("train --data {p}/truncated --out {o}", ["half.png"], "The same."),
+        "an empty image file": Case("train --data {p}/zero --out {o}", ["nothing.jpg", "empty"], "The same."),
+        "images beside class folders": Case(
+            "train --data {p}/loose --out {o}", ["loose", "cat"], "Move all into class folders, or none."
+        ),
+        "a class that training lacks": Case(
+            "train --data {p}/unseen --out {o}", ["dog", "train"], "Add it to the training folder, or remove it."
+        ),
+        "an archive that is none": Case("train --data {p}/garbage.npz --out {o}", ["garbage.npz"], "Write it again."),
+        "an archive without images": Case(
+            "train --data {p}/keys.npz --out {o}", ["keys.npz", "images", "pictures"], "Name the array `images`."
+        ),
+        "wrong number of channels": Case(
+            "train --data {p}/channels.npz --out {o}", ["channels.npz", "C 1 or 3"], "Save grey or RGB."
+        ),
+        "wrong type of pixels": Case(
+            "train --data {p}/floats.npz --out {o}", ["floats.npz", "uint8", "float64"], "Save whole numbers, 0 to 255."
+        ),
+        "a table that is none": Case(
+            "train --data {p}/garbage.parquet --out {o}", ["garbage.parquet"], "Download it again."
+        ),
+        "wrong file": Case("train --data {p}/bad.toml --out {o}", ["bad.toml", ".parquet"], "Give one of these kinds."),
+    },
+    "Evaluating and denoising": {
+        "labels that are not there": Case(
+            "evaluate {p}/run --data {p}/mixed --labels given", ["label"], "`--labels marginal` or `null`."
+        ),
+        "classes that the model lacks": Case(
+            "evaluate {p}/run", ["unknown class '0'", "a, b, c"], "Name the folders as the model's classes."
+        ),
+        "nothing to evaluate": Case("evaluate {p}/run --data {p}/empty", ["empty"], "Give a folder with images."),
+        "no draws": Case(
+            "evaluate {p}/unconditional --data {p}/mixed --draws 0", ["draws", "0"], "Give one or more; 4 is usual."
+        ),
+        "no data stored": Case("evaluate {p}/model-only", ["model-only", "data"], "Give a run that was trained here."),
+        "denoise with a model of exact images": Case(
+            "denoise {p}/uniform digits --out {o}", ["uniform", "--noise-std"], "Use a run of Gaussian noise."
+        ),
+        "denoise nothing": Case("denoise {p}/run {p}/nowhere --out {o}", ["nowhere"], "Check the path."),
+        "denoise none": Case(
+            "denoise {p}/unconditional {p}/mixed --out {o} --limit 0", ["--limit"], "Leave it out, or give one or more."
+        ),
+        "denoise with an unknown class": Case(
+            "denoise {p}/run {p}/mixed --class zebra --out {o}",
+            ["zebra", "a, b, c"],
+            "Give one of the names, or `null`.",
+        ),
+        "denoise with no noise": Case(
+            "denoise {p}/run {p}/mixed --noise-std 0 --class null --out {o}.png",
+            ["sigma", "0"],
+            "Give the σ of the noise.",
+        ),
+    },
+    "Official checkpoints": {
+        "garbage": Case(
+            "convert {p}/garbage.pth {o} --noise-std 0.1", ["garbage.pth"], "Download it again; Git LFS leaves a stub."
+        ),
+        "a checkpoint of something else": Case(
+            "convert {p}/foreign_0.05.pth {o}", ["foreign_0.05.pth"], "Only apple/ml-tarflow's are read."
+        ),
+        "a pickle with code in it": Case(
+            "convert {p}/pickle_0.05.pth {o}", ["pickle_0.05.pth", "never run"], "Do not trust it."
+        ),
+        "a tensor is missing": Case("convert {p}/cut_0.05.pth {o}", ["cut_0.05.pth", "missing"], "Save it whole."),
+        "weights that are not finite": Case(
+            "convert {p}/nan_0.05.pth {o}", ["nan_0.05.pth", "finite"], "Take a checkpoint from before it diverged."
+        ),
+        "the noise is not known": Case(
+            "convert {p}/garbage.pth {o}", ["garbage.pth", "--noise-std"], "0 is uniform noise."
+        ),
+        "no such checkpoint": Case("convert {p}/nowhere_0.05.pth {o} --noise-std 0.1", ["nowhere"], "Check the path."),
+        "wrong number of class names": Case(
+            "convert {p}/official_0.05.pth {o} --class-names cat dog", ["--class-names", "2"], "One name a class."
+        ),
+        "wrong image size": Case(
+            "convert {p}/official_0.05.pth {o} --image-size 12", ["12"], "Leave it out where images are square."
+        ),
+        "there is a model already": Case("convert {p}/official_0.05.pth {p}/run", ["run"], "Give another directory."),
+    },
+    "The machine": {
+        "no such device": Case(
+            "sample {p}/run --out {o}.png --device cuda", ["cuda", "cpu"], "`--device cpu`.", no_gpu
+        ),
+        "GPU out of memory": Case(
+            "sample {p}/run --out {o}.png", ["out of memory", "--batch-size"], "Lower `--batch-size`.", full_gpu
+        ),
+        "out of memory": Case(
+            "sample {p}/run --out {o}.png", ["out of memory", "--batch-size"], "Lower `--batch-size`.", full_memory
+        ),
+        "more images than memory": Case(
+            "train --data {p}/mixed --out {o}",
+            ["memory", "image size"],
+            "Lower `--image-size`, or give fewer images.",
+            full_memory_for_data,
+        ),
+        "disk full, a sheet": Case(
+            "sample {p}/run -n 2 --out {o}.png", ["out.png", "No space left"], "Make room; nothing was left.", full_disk
+        ),
+        "disk full, a folder": Case(
+            "sample {p}/run -n 2 --out {o}", ["out/0-a.png", "No space left"], "Make room.", full_disk
+        ),
+        "disk full, a model": Case(
+            "convert {p}/official_0.05.pth {o}",
+            ["out/model.safetensors", "No space left"],
+            "Make room.",
+            full_disk_for_weights,
+        ),
+        "disk full, a checkpoint": Case(
+            "train --recipe {p}/small.toml --data digits --out {o}",
+            ["out/checkpoints/step-1", "room on the disk"],
+            "Make room, then `--resume`.",
+            full_disk_for_state,
+            ("out/config.json", "out/metrics.jsonl", "out/model.safetensors"),
+        ),
+        "a directory that is read-only": Case(
+            "sample {p}/run -n 2 --out {o}.png", ["out.png", "Permission denied"], "Give another `--out`.", read_only
+        ),
+        "a run in a read-only directory": Case(
+            "train --recipe digits --out {o}", ["out", "Permission denied"], "Give another `--out`.", read_only
+        ),
+        "a file that may not be read": Case(
+            "train --data {p}/one --out {o}", ["only.png", "Permission denied"], "Change its mode.", unreadable
+        ),
+    },
 }
+CASES = {name: case for group in GROUPS.values() for name, case in group.items()}
+
+# What differs from one version of Python or PyTorch to the next.
+VARIES = [
+    (r"TOML file: .*", "TOML file: …"),
+    (r"not JSON \(.*\)", "not JSON (…)"),
+    (r"safetensors file \(.*\)", "safetensors file (…)"),
+]
+
+
+def row(name: str, place: Path, out: Path, printed: str) -> str:
+    """The row of the page for a case of which this was printed."""
+
+    def shown(text: str) -> str:
+        text = text.replace(f"{place}/", "").replace(str(out), "OUT").replace("|", "\\|")
+        return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+    for pattern, replacement in VARIES:
+        printed = re.sub(pattern, replacement, printed)
+    case = CASES[name]
+    command = case.command.format(p=place, o=out)
+    return f"| {name} | {shown('tarflow ' + command)} | {shown(printed)} | {case.do} |\n"
+
+
+@pytest.fixture(scope="module")
+def written() -> Iterator[dict[str, str]]:
+    """Rows by the name of their case; with TARFLOW_WRITE_DOCS they become the page."""
+    rows: dict[str, str] = {}
+    yield rows
+    if os.environ.get("TARFLOW_WRITE_DOCS") and rows.keys() == CASES.keys():
+        text = PAGE.read_text().partition(MARK)[0] + MARK
+        for title, group in GROUPS.items():
+            text += f"\n## {title}\n\n| what | command | printed | what to do |\n| --- | --- | --- | --- |\n"
+            text += "".join(rows[name] for name in group)
+        PAGE.write_text(text)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_one_line_that_names_it(name: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command, words = CASES[name]
+def test_one_line_that_names_it(
+    name: str,
+    place: Path,
+    written: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = CASES[name]
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
-    code = main(command.format(p=place, o=tmp_path / "out").split())
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        if case.fault is not None:
+            case.fault(patch, out)
+        code = main(case.command.format(p=place, o=out).split())
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if line.startswith("tarflow: error: ")]
     assert code == 2
     assert len(lines) == 1 and captured.err.splitlines()[-1] == lines[0]
     assert "not expected" not in lines[0] and "Traceback" not in captured.err
-    for word in words:
+    for word in case.words:
         assert word in lines[0], f"{word!r} is not in {lines[0]!r}"
     assert captured.out == ""
-    assert not list(tmp_path.rglob("*")), "something was left behind"
+    left = [path for path in tmp_path.rglob("*") if path.is_file() or case.fault is None]
+    assert sorted(str(path.relative_to(tmp_path)) for path in left) == sorted(case.leaves), "something was left behind"
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+    written[name] = row(name, place, out, lines[0].removeprefix("tarflow: error: "))
+    if not os.environ.get("TARFLOW_WRITE_DOCS"):
+        assert written[name] in PAGE.read_text(), "docs/errors.md says something else; see this file's first lines"
+
+
+def test_the_page_has_a_row_for_each_case_and_no_other() -> None:
+    rows = re.findall(r"^\| (?!what \||---)([^|]+) \|", PAGE.read_text().partition(MARK)[2], re.MULTILINE)
+    assert rows == list(CASES)
+    assert len(rows) >= 40

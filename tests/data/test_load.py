@@ -211,3 +211,13 @@ def test_a_subset_is_a_copy_in_the_order_asked_for(numbered: Path) -> None:
     subset.images.fill_(9)
     assert values(images) == list(range(20))
     assert len(images.subset(torch.tensor([], dtype=torch.int64))) == 0
+
+
+def test_a_choice_is_seeded_in_order_and_of_every_class() -> None:
+    digits = load_all("digits")[0]
+    some = digits.choice(100, seed=3)
+    assert len(some) == 100 and some.names == digits.choice(100, seed=3).names
+    assert some.names != digits.choice(100, seed=4).names
+    positions = [digits.names.index(name) for name in some.names]
+    assert positions == sorted(positions)
+    assert len(digits.choice(10_000, seed=0)) == len(digits)

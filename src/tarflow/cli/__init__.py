@@ -18,7 +18,9 @@ COMMANDS = {  # name: (module, what --help says of it)
     "train": "Train a flow on images.",
     "sample": "Draw images from a trained flow.",
     "evaluate": "Score a flow on held-out images; prints one JSON object.",
+    "score": "Write the log-likelihood of every image to a CSV file.",
     "denoise": "Remove the noise that a flow was trained with from images.",
+    "report": "Write one HTML page that shows a flow: scores, samples, maps, architecture.",
     "convert": "Turn a checkpoint of apple/ml-tarflow into a directory of ours.",
 }
 
@@ -100,8 +102,10 @@ def _explain(error: Exception) -> int:
     if isinstance(error, Interrupted):
         print(f"tarflow: {error}", file=sys.stderr)
         return 128 + error.signum
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return _fail("out of memory; lower --batch-size, or the size of the model")
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return _fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
     if isinstance(error, ValueError | OSError | SamplingError | Diverged):
         return _fail(str(error) or type(error).__name__)
     return _fail(f"{type(error).__name__}: {error} (not expected: please report it; TARFLOW_DEBUG=1 shows where)")

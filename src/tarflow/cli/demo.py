@@ -27,7 +27,8 @@ class Demo:
     """Train two small flows on scikit-learn's 8x8 digits, one for samples and one for likelihoods; then score, sample
     and denoise, and check the samples by a classifier that saw only real digits. Takes a few minutes on two cores.
 
-    Leaves samples.png, denoising.png, figures.json and both runs in --out. Interrupted, it goes on where it was.
+    Leaves report.html with its pictures, samples.png, denoising.png, figures.json and both runs in --out. Interrupted,
+    it goes on where it was.
 
     Examples:
       tarflow demo
@@ -50,6 +51,8 @@ def run(args: Demo) -> None:
     import tarflow
     from tarflow import storage
     from tarflow.devices import pick_device
+    from tarflow.report.build import write_report
+    from tarflow.report.subject import Settings
     from tarflow.sampling.guidance import Guidance
 
     device = pick_device(args.device)
@@ -71,7 +74,11 @@ def run(args: Demo) -> None:
         "denoising": _denoising(sampler, splits, args),
     }
     storage.write_json(args.out / "figures.json", figures)
-    print(_summary(figures, args.out))
+    settings = Settings(seed=args.seed)
+    page = write_report(
+        [args.out / name for name in figures["training_seconds"]], args.out, settings=settings, device=device
+    )
+    print(_summary(figures, args.out, page))
 
 
 def _train(recipe: str, out: Path, device: torch.device) -> tuple[Run, Splits, float]:
@@ -169,7 +176,7 @@ def _denoising(run: Run, splits: Splits, args: Demo) -> dict[str, Any]:
     }
 
 
-def _summary(figures: dict[str, Any], out: Path) -> str:
+def _summary(figures: dict[str, Any], out: Path, page: Path) -> str:
     """What the demo found, for a reader."""
     exact, noisy = figures["likelihood"], figures["noisy_likelihood"]
     lines = [
@@ -192,5 +199,5 @@ def _summary(figures: dict[str, Any], out: Path) -> str:
     lines.append(
         f"denoising    PSNR {d['psnr_noisy_db']:.1f} dB noisy, {d['psnr_denoised_db']:.1f} dB denoised (σ={d['sigma']})"
     )
-    lines.append(f"look at      {out}/samples.png, {out}/denoising.png, {out}/figures.json")
+    lines.append(f"look at      {page}, {out}/samples.png, {out}/denoising.png, {out}/figures.json")
     return "\n".join(lines)

@@ -21,6 +21,9 @@ class Evaluate:
 
     `bits_per_dim` is that of the data, by uniform dequantisation. A model trained with Gaussian noise σ is a model of
     noisy images: its score is the density of x + σε, named `noisy_bits_per_dim`, and its `bits_per_dim` is null.
+
+    A conditional model is a classifier, argmax_y p(x|y): with labelled images the object has its accuracy, calibration
+    error (15 bins) and log-loss (nats) as `bayes_…`; else those are null.
     """
 
     run: Annotated[
@@ -38,9 +41,13 @@ class Evaluate:
         ),
     ] = "auto"
     draws: Annotated[int, tyro.conf.arg(help="draws of the noise for each image")] = 4
-    limit: Annotated[int | None, tyro.conf.arg(help="only the first so many images")] = None
+    limit: Annotated[int | None, tyro.conf.arg(help="only so many images, chosen by the seed")] = None
     seed: Annotated[int, tyro.conf.arg(help="seed of the noise")] = 0
     batch_size: Annotated[int | None, tyro.conf.arg(help="images scored at once")] = None
+    classify: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool],
+        tyro.conf.arg(help="classify by Bayes' rule too, where model and data have classes: one more pass for each"),
+    ] = True
     skip_bad: Annotated[
         tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="leave out files that cannot be read")
     ] = False
@@ -52,12 +59,11 @@ def options(argv: Sequence[str]) -> type:
 
 
 def run(args: Evaluate) -> None:
-    import torch
-
     from tarflow.checkpoint import open_run
     from tarflow.cli.progress import Progress
     from tarflow.data.load import load, load_all
     from tarflow.devices import pick_device
+    from tarflow.evaluation.bayes import BAYES_KEYS, evaluate_bayes
     from tarflow.evaluation.gaussian import NoYardstick, fit_yardstick
     from tarflow.evaluation.likelihood import evaluate_likelihood
 
@@ -94,7 +100,7 @@ def run(args: Evaluate) -> None:
         if args.limit is not None:
             if args.limit < 1:
                 raise ValueError(f"--limit: expected a positive number, got {args.limit}")
-            images = images.subset(torch.arange(min(args.limit, len(images))))
+            images = images.choice(args.limit, args.seed)
         if same or splits.own_split:
             yardstick = fit_yardstick(splits.train.images, run.levels, training.noise, training.noise_std)
         else:
@@ -113,5 +119,19 @@ def run(args: Evaluate) -> None:
             yardstick=yardstick,
             progress=progress.scoring,
         )
-    values = result.to_dict() | {"data": source, "split": split, "run": str(args.run)}
+        values = result.to_dict() | dict.fromkeys(BAYES_KEYS)
+        if args.classify and model.num_classes and images.labels is not None:
+            values |= evaluate_bayes(
+                run.flow,
+                images.images,
+                images.labels,
+                levels=run.levels,
+                noise=training.noise,
+                noise_std=training.noise_std,
+                draws=args.draws,
+                seed=args.seed,
+                batch_size=args.batch_size,
+                progress=progress.scoring,
+            ).to_dict()
+    values |= {"data": source, "split": split, "run": str(args.run)}
     print(json.dumps(values, indent=2))

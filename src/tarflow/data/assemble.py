@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,7 +20,9 @@ from tarflow.data.records import Content, Part
 
 _CHUNK = 16  # records a thread decodes before the next hand-over: small images take less time than that
 _WINDOW = 16  # chunks under way, which bounds the encoded bytes in memory
-_THREADS = min(4, os.cpu_count() or 1)  # Pillow decodes without the lock; small images gain nothing from more
+THREADS = min(4, os.cpu_count() or 1)  # Pillow decodes without the lock; small images gain nothing from more
+
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -84,11 +86,11 @@ def assemble(
         except DataError as error:
             return error
 
-    with ThreadPoolExecutor(_THREADS) as pool, warnings.catch_warnings():
+    with ThreadPoolExecutor(THREADS) as pool, warnings.catch_warnings():
         # Large images are errors of `decode`; Pillow's warning would say it twice. Set here, as filters are global.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         for part, stack in zip(parts, stacks, strict=True):
-            for position, image in enumerate(_in_order(pool, read, part.contents())):
+            for position, image in enumerate(in_order(pool, read, part.contents())):
                 name = part.names[position]
                 if isinstance(image, DataError):
                     bad.append((name, str(image)))
@@ -136,11 +138,12 @@ def _read_file(path: Path) -> bytes:
         raise DataError(error.strerror or str(error)) from None
 
 
-def _in_order(pool: ThreadPoolExecutor, read: Callable[[Content], Any], contents: Iterator[Content]) -> Iterator[Any]:
-    """`read` of every content, in order, in threads, with a bounded number under way."""
-    while window := list(itertools.islice(contents, _CHUNK * _WINDOW)):
+def in_order(pool: ThreadPoolExecutor, read: Callable[[Item], Any], items: Iterable[Item]) -> Iterator[Any]:
+    """`read` of every item, in order, in the pool's threads, with a bounded number under way."""
+    items = iter(items)
+    while window := list(itertools.islice(items, _CHUNK * _WINDOW)):
         chunks = [window[i : i + _CHUNK] for i in range(0, len(window), _CHUNK)]
-        for images in pool.map(lambda chunk: [read(content) for content in chunk], chunks):
+        for images in pool.map(lambda chunk: [read(item) for item in chunk], chunks):
             yield from images
 
 

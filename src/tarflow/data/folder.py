@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from tarflow.data.errors import DataError
@@ -53,31 +53,43 @@ def open_image(path: Path) -> Source:
     return Source((Part("all", [path.name], None, lambda: iter([path])),))
 
 
+def image_paths(root: Path) -> Iterator[PurePosixPath]:
+    """The images under `root`, sorted, by their paths from there, found as they are asked for.
+
+    In memory are the names of one folder at a time, and of those above it. Classes and splits mean nothing here.
+    """
+    return (path for path, is_image in _walk(root, PurePosixPath(), frozenset({_identity(root)})) if is_image)
+
+
 def _scan(root: Path) -> tuple[list[PurePosixPath], int]:
     """The images under `root`, sorted, by their paths from there; and how many files are hidden or no images."""
     found: list[PurePosixPath] = []
     ignored = 0
-    above = {str(root): frozenset({_identity(root)})}  # of each folder still to come: itself and all it lies in
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=_reraise):
-        seen = above.pop(folder)
-        here = PurePosixPath(*Path(folder).relative_to(root).parts)
-        for name in [*folders]:
-            path = os.path.join(folder, name)
+    for path, is_image in _walk(root, PurePosixPath(), frozenset({_identity(root)})):
+        if is_image:
+            found.append(path)
+        else:
+            ignored += 1
+    return found, ignored
+
+
+def _walk(root: Path, here: PurePosixPath, above: frozenset[tuple[int, int]]) -> Iterator[tuple[PurePosixPath, bool]]:
+    """Every file under `root/here`, sorted by the parts of its path, and whether it is an image.
+
+    `above` is the identity of that folder and of all it lies in: a link to where we come from would never end.
+    """
+    with os.scandir(root / here) as entries:
+        listed = sorted((entry.name, entry.is_dir()) for entry in entries)  # links are followed
+    for name, is_folder in listed:
+        path = os.path.join(root, here, name)
+        if is_folder:
             identity = _identity(path)
-            if name.startswith(".") or identity in seen:  # a link to where we come from would never end
-                folders.remove(name)
-            else:
-                above[path] = seen | {identity}
-        for name in files:
-            path = os.path.join(folder, name)
+            if not name.startswith(".") and identity not in above:
+                yield from _walk(root, here / name, above | {identity})
+        else:
             is_image = not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
-            if is_image and (
-                os.path.isfile(path) or os.path.islink(path)
-            ):  # a broken link is a bad file, a pipe is none
-                found.append(here / name)
-            else:
-                ignored += 1
-    return sorted(found, key=lambda path: path.parts), ignored
+            # A broken link is a bad file, a pipe is none.
+            yield here / name, is_image and (os.path.isfile(path) or os.path.islink(path))
 
 
 def _split_folders(root: Path, paths: Sequence[PurePosixPath]) -> dict[Split, str]:
@@ -138,7 +150,3 @@ def _few(names: Sequence[str]) -> str:
 def _identity(path: str | Path) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino
-
-
-def _reraise(error: OSError) -> None:
-    raise error

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tarflow.data.errors import DataError
-from tarflow.data.records import Part, Source, Split
+from tarflow.data.records import Part, RowNames, Source, Split
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 FASHION_MNIST_CLASSES = (
@@ -95,8 +95,7 @@ def _open_part(path: Path, split: Split) -> Part:
         if labels.shape != images.shape[:1]:
             raise DataError(f"{label_path}: expected {len(images)} labels, one an image, got shape {labels.shape}")
         labels = labels.tolist()
-    names = [f"{path.name}:{i}" for i in range(len(images))]
-    return Part(split, names, labels, lambda: iter(images[:, None]))
+    return Part(split, RowNames([(path.name, len(images))]), labels, lambda: iter(images[:, None]))
 
 
 def _find(folder: Path, name: str) -> Path | None:

@@ -44,6 +44,11 @@ class ImageSet:
         names = tuple(self.names[i] for i in chosen.tolist())
         return ImageSet(self.images[chosen], labels, names, self.levels, self.class_names)
 
+    def choice(self, count: int, seed: int) -> ImageSet:
+        """At most `count` of the images, chosen by `seed`, in their order: the first ones may all be of one class."""
+        chosen = seeded_permutation(len(self), "choice", seed)[:count]
+        return self.subset(chosen.sort().values)
+
 
 @dataclass(frozen=True, eq=False)
 class Splits:
@@ -174,15 +179,31 @@ def open_source(source: str) -> Source:
     return _open_folder(path) if path.is_dir() else _open_file(path)
 
 
+def is_folder_of_images(source: str) -> bool:
+    """Whether `source` is a folder whose files are images, one each, and not Parquet or IDX files, or a known name."""
+    from tarflow.data import idx
+
+    path = Path(source).expanduser()
+    if not source or source in KNOWN_NAMES or not path.is_dir() or _parquet_files(path):
+        return False
+    return not any(idx.is_idx_images(file) for file in path.iterdir())
+
+
 def _open_folder(path: Path) -> Source:
     from tarflow.data import folder, idx, parquet
 
-    for place in (path, path / "data"):  # a snapshot of a data set of the hub has its files in data/
-        if files := sorted(place.glob("*.parquet")):
-            return parquet.open_parquet_files(files)
+    if files := _parquet_files(path):
+        return parquet.open_parquet_files(files)
     if any(idx.is_idx_images(file) for file in path.iterdir()):
         return idx.open_idx_folder(path)
     return folder.open_folder(path)
+
+
+def _parquet_files(path: Path) -> list[Path]:
+    for place in (path, path / "data"):  # a snapshot of a data set of the hub has its files in data/
+        if files := sorted(place.glob("*.parquet")):
+            return files
+    return []
 
 
 def _open_file(path: Path) -> Source:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tarflow.data.errors import DataError
-from tarflow.data.records import Part, Source
+from tarflow.data.records import Part, RowNames, Source
 
 
 def open_npz(path: Path) -> Source:
@@ -41,8 +41,7 @@ def open_npz(path: Path) -> Source:
         if labels.size and labels.min() < 0:
             raise DataError(f"{path}: key 'labels': expected whole numbers from 0, got {labels.min()}")
         labels = labels.tolist()
-    names = [f"{path.name}:{i}" for i in range(len(images))]
-    return Source((Part("all", names, labels, lambda: iter(images)),))
+    return Source((Part("all", RowNames([(path.name, len(images))]), labels, lambda: iter(images)),))
 
 
 def _channels_first(images: Any, path: Path) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tarflow.data.errors import DataError
-from tarflow.data.records import SPLIT_ORDER, Content, Part, Source, Split, split_of
+from tarflow.data.records import SPLIT_ORDER, Content, Part, RowNames, Source, Split, split_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,7 +71,7 @@ def _part(split: Split, files: Sequence[_File]) -> Part:
         raise DataError(f"{without.path}: has no labels, but {having.path.name} has: expected both to be alike")
     # The Hugging Face convention for a test set without labels is -1 in every row.
     labels = [-1 if x is None else x for file in files for x in file.labels or ()] if all(labelled) else None
-    names = [f"{file.path.name}:{row}" for file in files for row in range(file.rows)]
+    names = RowNames([(file.path.name, file.rows) for file in files])
     return Part(split, names, labels, lambda: (c for file in files for c in _contents(file, all(labelled))))
 
 
@@ -95,12 +95,13 @@ def _contents(file: _File, labelled: bool) -> Iterator[Content]:
     """The encoded images, or what is wrong with the record."""
     row = 0
     with _open(file.path) as opened:
-        batches = opened.iter_batches(_BATCH_ROWS, columns=["image"])
-        while (batch := _read(file.path, lambda: next(batches, None))) is not None:
-            for data in _bytes(batch.column("image")):
-                problem = _label_problem(file, row) if labelled else None
-                row += 1
-                yield DataError(problem) if problem else DataError("no bytes") if data is None else data
+        for group in range(opened.num_row_groups):  # one by one: a reader of all keeps the bytes of those it has read
+            batches = opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=["image"])
+            while (batch := _read(file.path, lambda batches=batches: next(batches, None))) is not None:
+                for data in _bytes(batch.column("image")):
+                    problem = _label_problem(file, row) if labelled else None
+                    row += 1
+                    yield DataError(problem) if problem else DataError("no bytes") if data is None else data
 
 
 def _label_problem(file: _File, row: int) -> str | None:

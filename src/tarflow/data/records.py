@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 
@@ -15,6 +17,33 @@ Split: TypeAlias = Literal["train", "validation", "test", "all"]
 
 # A file, an encoded image, pixels (C, H, W) uint8 with C 1 or 3, or why the reader found the record bad.
 Content: TypeAlias = "Path | bytes | np.ndarray[Any, np.dtype[np.uint8]] | DataError"
+
+
+class RowNames(Sequence[str]):
+    """The names of the rows of some files, `file:row` with rows from 0, made when they are asked for.
+
+    >>> list(RowNames([("a.npz", 1), ("b.npz", 2)]))
+    ['a.npz:0', 'b.npz:0', 'b.npz:1']
+    """
+
+    def __init__(self, files: Sequence[tuple[str, int]]) -> None:
+        self.files = [file for file in files if file[1]]
+        self.ends = list(itertools.accumulate(rows for _, rows in self.files))
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]  # counts negative ones from the end, and raises IndexError
+        file = bisect.bisect_right(self.ends, index)
+        name, rows = self.files[file]
+        return f"{name}:{index - self.ends[file] + rows}"
 
 
 @dataclass(frozen=True)

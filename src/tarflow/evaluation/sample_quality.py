@@ -125,6 +125,11 @@ def novelty(samples: Tensor, images: Tensor, held_out_images: Tensor, *, max_hel
 
 def nearest_distances(queries: Tensor, references: Tensor) -> Tensor:
     """Distance of each query (N, C, H, W) to its nearest reference (M, C, H, W): (N,), exact where it is 0."""
+    return nearest(queries, references)[0]
+
+
+def nearest(queries: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance of each query (N, C, H, W) to its nearest reference (M, C, H, W), and which that is: (N,) each."""
     if queries.shape[1:] != references.shape[1:] or not len(references):
         raise ValueError(f"expected images of one shape, got {tuple(queries.shape)} and {tuple(references.shape)}")
     flat = queries.flatten(1).float()
@@ -137,4 +142,4 @@ def nearest_distances(queries: Tensor, references: Tensor) -> Tensor:
         which = torch.where(found < best, place + start, which)
         best = torch.minimum(found, best)
     # The matrix product cancels at small distances: it finds the neighbour, and the difference measures it.
-    return (flat - references[which].flatten(1).float()).norm(dim=1)
+    return (flat - references[which].flatten(1).float()).norm(dim=1), which

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -37,10 +37,12 @@ def score_images(
     label_policy: LabelPolicy | None = None,
     yardstick: GaussianYardstick | None = None,
     progress: Progress | None = None,
+    indices: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """log p of every noisy draw of every image, and the yardstick's: (draws, N) each, nats, float64 on the CPU.
 
-    Arguments and errors are those of `evaluate_likelihood`.
+    Arguments and errors are those of `evaluate_likelihood`; besides, `indices` are the numbers k by which the noise of
+    each image is drawn, where they are some of a larger set; None is 0 … N-1.
     """
     check_noise(noise, noise_std)
     check_levels(levels)
@@ -48,15 +50,18 @@ def score_images(
     if draws < 1:
         raise ValueError(f"draws: expected a positive number, got {draws}")
     policy = label_policy or default_label_policy(flow, labels)
-    _check_policy(flow, labels, policy, len(images))
+    check_policy(flow, labels, policy, len(images))
     batch_size = _checked_batch_size(flow, batch_size)
+    numbers = range(len(images)) if indices is None else indices
+    if len(numbers) != len(images):
+        raise ValueError(f"indices: expected {len(images)}, one an image, got {len(numbers)}")
     scores = torch.empty(draws, len(images), dtype=torch.float64)
     yardstick_scores = torch.empty_like(scores) if yardstick else None
     for start in range(0, len(images), batch_size):
         rows = slice(start, min(start + batch_size, len(images)))
         pixels, y = images[rows], None if labels is None else labels[rows]
         for draw in range(draws):
-            generators = [seeded_generator(seed, "evaluation", draw, k) for k in range(rows.start, rows.stop)]
+            generators = [seeded_generator(seed, "evaluation", draw, k) for k in numbers[rows]]
             x = noisy_images(pixels, levels, noise, noise_std, generators)
             scores[draw, rows] = log_likelihood(flow, x, y, label_policy=policy, batch_size=batch_size).cpu().double()
             if yardstick and yardstick_scores is not None:
@@ -92,7 +97,7 @@ def log_likelihood(
     """
     policy = label_policy or default_label_policy(flow, y)
     flow.check_images(x)
-    _check_policy(flow, y, policy, len(x))
+    check_policy(flow, y, policy, len(x))
     batch_size = _checked_batch_size(flow, batch_size)
     parts = []
     # Autocast would lower the products: a score is in the precision of the weights.
@@ -150,7 +155,7 @@ def _check_pixels(images: Tensor, levels: int) -> None:
         raise ValueError(f"images: expected levels 0 to {levels - 1}, got {int(images.max())}")
 
 
-def _check_policy(flow: TarFlow, y: Tensor | None, policy: str, count: int) -> None:
+def check_policy(flow: TarFlow, y: Tensor | None, policy: str, count: int) -> None:
     """Raise ValueError where the policy is unknown, or is not one of this model, or lacks labels."""
     known = ("given", "null", "marginal") if flow.config.num_classes else ("none",)
     if policy not in known:

@@ -44,7 +44,7 @@ class Block(nn.Module):
         return self.proj_in.weight.dtype
 
     def reorder(self, x: Tensor) -> Tensor:
-        """Raster order to the block's own order, or back: the flip is its own inverse. Shape (B, T, D)."""
+        """Raster order to the block's own order, or back: the flip is its own inverse. Shape (B, T, …)."""
         return x.flip(1) if self.flipped else x
 
     def context(self, y: Tensor | None = None) -> Tensor | None:
@@ -110,13 +110,24 @@ class Block(nn.Module):
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (B, T, D) in raster order and labels (B,) to z (B, T, D) and ladj (B,), nats."""
+        z, log_scale = self._affine(x, y)
+        return z, -log_scale.sum(dim=(1, 2))
+
+    def encode_patches(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `encode`, with ladj patch by patch: z (B, T, D) and -Σ_d log_scale_id (B, T), both in raster order."""
+        z, log_scale = self._affine(x, y)
+        patch_ladj = nn.functional.pad(-log_scale.sum(dim=2), (1, 0))  # z_0 = x_0: nothing is scaled
+        return z, self.reorder(patch_ladj)
+
+    def _affine(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """z (B, T, D) in raster order, and the log-scale (B, T-1, D) of patches 1 … T-1 of the block's own order."""
         x = self.reorder(x)
         if x.shape[1] == 1:  # nothing to condition on: z_0 = x_0
-            return x, x.new_zeros(len(x))
+            return x, x[:, 1:]
         shift, log_scale = self.conditioner(x[:, :-1], self.context(y))  # of patches 1 … T-1
         log_scale = self.bound(log_scale)
         z = torch.cat([x[:, :1], (x[:, 1:] - shift) * torch.exp(-log_scale)], dim=1)
-        return self.reorder(z), -log_scale.sum(dim=(1, 2))
+        return self.reorder(z), log_scale
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """z (B, T, D) to x (B, T, D): the inverse of `encode`, one patch after the other, without a cache.

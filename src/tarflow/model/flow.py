@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from tarflow import storage
 from tarflow.config import ConfigError, TarFlowConfig, from_dict, to_dict
@@ -60,7 +61,7 @@ class TarFlow(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`encode` without its checks, which wait for the device: what training calls."""
-        z = patchify(self._as_state(x), self.config.patch_size)
+        z = self.to_patches(x)
         ladj = z.new_zeros(len(z))
         for block in self.blocks:
             z, block_ladj = block.encode(z, y)
@@ -72,10 +73,21 @@ class TarFlow(nn.Module):
         self.check_images(x)
         return self(x, self.check_labels(y, len(x)))
 
+    def encode_patches(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `encode`, with ladj patch by patch: z (B, T, D) and (B, T), raster order; the sum over T is `ladj`."""
+        self.check_images(x)
+        y = self.check_labels(y, len(x))
+        z = self.to_patches(x)
+        ladj = z.new_zeros(z.shape[:2])
+        for block in self.blocks:
+            z, block_ladj = block.encode_patches(z, y)
+            ladj = ladj + block_ladj
+        return z, ladj
+
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Latents z (B, T, D) to images (B, C, H, W): the exact inverse of `encode`, by the slow reference.
 
-        `tarflow.sample(flow, n, noise=z)` does the same many times faster.
+        `tarflow.sample(flow, n, noise=z / flow.base_std())` does the same many times faster.
         """
         self.check_latents(z)
         y = self.check_labels(y, len(z))
@@ -89,6 +101,25 @@ class TarFlow(nn.Module):
         z, ladj = self.encode(x, y)
         return self.base_log_prob(z) + ladj
 
+    def distribution(self, y: Tensor | int | None = None) -> Distribution:
+        """p(x|y) as a `torch.distributions.Distribution`, for code that is written against that interface.
+
+        Labels of any shape are its `batch_shape`; None is the null class and `batch_shape` (). See
+        `tarflow.FlowDistribution`.
+
+        >>> import torch, tarflow
+        >>> flow = tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=2, width=64, layers=(1, 1)))
+        >>> p = flow.distribution()
+        >>> x = p.sample((4,))
+        >>> x.shape, p.log_prob(x).shape
+        (torch.Size([4, 1, 8, 8]), torch.Size([4]))
+        """
+        # The one import that points down the list of rooms (tests/test_imports.py): drawing x fast is a matter of
+        # sampling/, and whoever calls this asks for that. It runs at the call; nothing here depends on it.
+        from tarflow.sampling.distribution import FlowDistribution
+
+        return FlowDistribution(self, y)
+
     def base_log_prob(self, z: Tensor) -> Tensor:
         """log N(z; 0, V) of latents (B, T, D), nats, shape (B,)."""
         energy = z.square()
@@ -101,6 +132,10 @@ class TarFlow(nn.Module):
     def base_std(self) -> Tensor | float:
         """The root of V: what standard noise (B, T, D) is multiplied by before it is decoded into a sample."""
         return 1.0 if self.base_variance is None else self.base_variance.sqrt()
+
+    def to_patches(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to patches (B, T, D) in raster order, in the dtype of the state."""
+        return patchify(self._as_state(x), self.config.patch_size)
 
     def to_images(self, x: Tensor) -> Tensor:
         """Patches (B, T, D) in raster order to images (B, C, H, W)."""

@@ -5,7 +5,7 @@ evaluates all patches of a window at once, from guesses, and again from the resu
 iteration makes at least one more patch exact, and usually many more converge. What has converged is frozen: its keys
 and values stay in the cache and are never computed again, and the window slides on.
 
-Sources: Song et al., arXiv 2002.03629; for TarFlow, Liu and Qin, arXiv 2505.12849 (GS-Jacobi). Here the window freezes a
+Sources: arXiv 2002.03629; for TarFlow, arXiv 2505.12849 (GS-Jacobi) and 2505.24791. Here the window freezes a
 prefix as soon as that prefix has converged, instead of running a number of iterations set by hand.
 """
 

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tarflow.model.block import Block
 from tarflow.model.flow import TarFlow
 from tarflow.sampling.denoise import check_sigma
 from tarflow.sampling.denoise import denoise as denoise_images
@@ -98,12 +99,21 @@ def sample_batches(
     batch_size: int | None = None,
 ) -> Iterator[SampleBatch]:
     """As `sample`, but yields a `SampleBatch` as each batch finishes. Arguments are checked before the first one."""
-    if n < 1:
-        raise ValueError(f"n: expected a positive number of samples, got {n}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
     if solver not in ("auto", "sequential"):
         raise ValueError(f"solver: expected 'auto' or 'sequential', got {solver!r}")
+    y = check_arguments(flow, n, y, guidance, denoise, noise)
+    batch_size = min(n, batch_size or default_batch_size(flow, guidance))
+    return _batches(flow, n, y, guidance, seed, denoise, noise, batch_size)
+
+
+def check_arguments(
+    flow: TarFlow, n: int, y: Tensor | None, guidance: Guidance | None, denoise: float | None, noise: Tensor | None
+) -> Tensor | None:
+    """Raise ValueError unless what is to be drawn fits the model and each other; return the labels, checked."""
+    if n < 1:
+        raise ValueError(f"n: expected a positive number of samples, got {n}")
     if denoise is not None:
         check_sigma(denoise)
     y = flow.check_labels(y, n)
@@ -115,8 +125,7 @@ def sample_batches(
             raise ValueError(f"noise: expected {n} rows, one a sample, got {len(noise)}")
         if not bool(torch.isfinite(noise).all()):
             raise ValueError("noise: expected finite values")
-    batch_size = min(n, batch_size or default_batch_size(flow, guidance))
-    return _batches(flow, n, y, guidance, seed, denoise, noise, batch_size)
+    return y
 
 
 def _batches(
@@ -166,12 +175,25 @@ def _batches(
 @torch.no_grad()
 def decode(flow: TarFlow, noise: Tensor, y: Tensor | None = None, guidance: Guidance | None = None) -> Tensor:
     """Standard normal noise (B, T, D) and checked labels (B,) to images (B, C, H, W), not denoised."""
-    x = noise.to(device=flow.device, dtype=torch.promote_types(flow.dtype, torch.float32)) * flow.base_std()
+    x = latents_of(flow, noise)
     for block in reversed(flow.blocks):
-        # One block's cache at a time, and none left behind, also when a step fails.
-        predict = predictor(block, y, guidance, block.new_cache(guided_rows(guidance, len(x))))
-        x = block.reorder(sequential(predict, block.reorder(x)))
+        x = invert(block, x, y, guidance)
     return flow.to_images(x)
+
+
+def latents_of(flow: TarFlow, noise: Tensor) -> Tensor:
+    """Standard normal noise (B, T, D) to latents of the flow, N(0, V): on its device, in the dtype of its state."""
+    return noise.to(device=flow.device, dtype=torch.promote_types(flow.dtype, torch.float32)) * flow.base_std()
+
+
+@torch.no_grad()
+def invert(block: Block, z: Tensor, y: Tensor | None = None, guidance: Guidance | None = None) -> Tensor:
+    """Decode one block: z (B, T, D) in raster order and checked labels (B,) to x (B, T, D) in raster order.
+
+    Its cache is gone when it returns, also when a step fails: there is never more than one block's.
+    """
+    predict = predictor(block, y, guidance, block.new_cache(guided_rows(guidance, len(z))))
+    return block.reorder(sequential(predict, block.reorder(z)))
 
 
 def draw_noise(flow: TarFlow, indices: Tensor, seed: int, attempt: int = 0) -> Tensor:

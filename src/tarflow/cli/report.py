@@ -1,0 +1,55 @@
+"""`tarflow report`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclasses.dataclass
+class Report:
+    """Write a report on one or more flows: one HTML file that works offline, and its pictures as PNG files.
+
+    Examples:
+      tarflow report runs/digits
+      tarflow report runs/digits runs/photos --out report/
+      tarflow report runs/photos --images 4 --device cuda
+
+    Shows what was trained on what, the architecture, training curves, held-out likelihood beside a Gaussian, samples,
+    guidance, denoising, a sample on its way through the blocks, nearest training images, the most and least likely
+    held-out images and where their likelihood comes from. What cannot be shown is explained in its place.
+    """
+
+    runs: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(help="runs, directories with a model, or single step-N", metavar="RUN [RUN ...]"),
+    ]
+    out: Annotated[
+        Path | None, tyro.conf.arg(help="the directory to write; `report` in the first RUN when not given")
+    ] = None
+    images: Annotated[int, tyro.conf.arg(help="images in a row of a figure; fewer is faster")] = 10
+    limit: Annotated[int, tyro.conf.arg(help="held-out images that are scored, the first so many")] = 1000
+    seed: Annotated[int, tyro.conf.arg(help="seed of the samples and of the noise")] = 0
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
+
+
+def options(argv: Sequence[str]) -> type:
+    return Report
+
+
+def run(args: Report) -> None:
+    from tarflow.cli.progress import Progress
+    from tarflow.devices import pick_device
+    from tarflow.report.build import write_report
+    from tarflow.report.subject import Settings
+
+    if not args.runs:
+        raise ValueError("RUN: expected at least one run to report on")
+    settings = Settings(args.images, args.limit, args.seed)
+    with Progress() as progress:
+        page = write_report(args.runs, args.out, settings=settings, device=pick_device(args.device), say=progress.say)
+    print(page)

@@ -1,0 +1,231 @@
+"""`tarflow score`."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import itertools
+import math
+import sys
+import tempfile
+import warnings
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from tarflow.checkpoint import Run
+    from tarflow.cli.progress import Progress
+    from tarflow.data.stream import Record, Stream
+    from tarflow.evaluation.held_out import Scoring
+
+MAX_BATCH = 1024  # images held at once, whatever fits the model
+
+
+@dataclasses.dataclass
+class Score:
+    """Log-likelihood of every image, one line of a CSV file each, in the order of PATH.
+
+    Examples:
+      tarflow score runs/digits-likelihood digits --out scores.csv
+      tarflow score runs/photos new-photos/ --out scores.csv --maps maps/
+
+    PATH is a folder, an image, a .npz archive, Parquet or IDX files, or the name of a data set; its labels are not
+    used. Columns: `file`; `log_likelihood` in nats, the mean over draws of the noise of the training; `bits_per_dim`,
+    or `noisy_bits_per_dim` for a model of noisy images; `rank`, 1 for the most likely image of PATH; `percentile`, the
+    share of the run's own held-out images that are less likely; `labels`, what was scored: marginal (log mean_y
+    p(x|y)), null, class=NAME, or none for a model without classes; `error`, why a file could not be scored.
+    """
+
+    run: Annotated[
+        tyro.conf.Positional[Path], tyro.conf.arg(help="a run, a directory with a model, or one step-N", metavar="RUN")
+    ]
+    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="the images", metavar="PATH")]
+    out: Annotated[Path, tyro.conf.arg(help="the CSV file")]
+    label: Annotated[
+        str | None,
+        tyro.conf.arg(name="class", help="p(x|y) of this class for all images, or of `null`, not log mean_y p(x|y)"),
+    ] = None
+    maps: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            help="a new directory: each image beside its patches' log-likelihoods, from the least likely (red) over "
+            "their mean (white) to the most likely (blue), each on its own scale; doubles the time"
+        ),
+    ] = None
+    draws: Annotated[int, tyro.conf.arg(help="draws of the noise for each image")] = 4
+    seed: Annotated[int, tyro.conf.arg(help="seed of the noise")] = 0
+    batch_size: Annotated[int | None, tyro.conf.arg(help="images scored at once")] = None
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
+
+
+def options(argv: Sequence[str]) -> type:
+    return Score
+
+
+def run(args: Score) -> None:
+    from tarflow import storage
+    from tarflow.checkpoint import open_run
+    from tarflow.cli.progress import Progress
+    from tarflow.cli.sample import class_number
+    from tarflow.data.stream import open_stream
+    from tarflow.devices import pick_device
+    from tarflow.evaluation.held_out import scoring_of
+
+    _check(args)
+    run = open_run(args.run, pick_device(args.device))
+    model = run.config.model
+    if run.config.training is None:
+        raise ValueError(f"{args.run}: only a model is stored; expected a section `training` in its config.json")
+    if args.label is not None and not model.num_classes:
+        raise ValueError(f"--class: {args.run} is an unconditional model")
+    label = None if args.label is None else class_number(run, args.label)
+    scoring = scoring_of(run, label, draws=args.draws, seed=args.seed)
+    stream = open_stream(args.path, image_size=model.image_shape, channels=model.channels, levels=run.levels)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(Progress())
+        # It has no name, so nothing of it stays, whatever happens.
+        # A name may hold bytes that are no text: they are written as they are.
+        rows = stack.enter_context(
+            tempfile.TemporaryFile("w+", newline="", encoding="utf-8", errors="surrogateescape", dir=args.out.parent)
+        )
+        maps = stack.enter_context(storage.replacing_directory(args.maps)) if args.maps else None
+        scores, bad = _score(args, run, stream, scoring, rows, maps, progress)
+        _finish(args, run, scoring, rows, scores, progress)
+    unread = f", {bad} of them not scored (see column error)" if bad else ""
+    print(f"{args.out}: {stream.total} images{unread}; log p {_policy(run, scoring)}", file=sys.stderr)
+
+
+def _check(args: Score) -> None:
+    """Raise ValueError naming the option, before anything is read."""
+    if args.out.suffix.lower() != ".csv" or args.out.is_dir():
+        raise ValueError(f"--out {args.out}: expected the name of a .csv file")
+    if args.draws < 1:
+        raise ValueError(f"--draws: expected a positive number, got {args.draws}")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise ValueError(f"--batch-size: expected a positive number, got {args.batch_size}")
+    if args.maps is not None and args.maps.exists() and (not args.maps.is_dir() or any(args.maps.iterdir())):
+        raise FileExistsError(f"--maps {args.maps}: expected a new or an empty directory")
+    if args.maps is not None and not args.maps.parent.is_dir():
+        raise FileNotFoundError(f"--maps {args.maps}: {args.maps.parent} is no directory")
+
+
+def _score(
+    args: Score, run: Run, stream: Stream, scoring: Scoring, rows: IO[str], maps: Path | None, progress: Progress
+) -> tuple[array[float], int]:
+    """Score the stream, a row (file, error, map) for each record; the scores, NaN where there is none, and how many."""
+    import torch
+    from PIL import Image
+
+    from tarflow.evaluation.held_out import score_pixels
+    from tarflow.evaluation.scores import default_batch_size
+
+    writer = csv.writer(rows)
+    size = args.batch_size or min(default_batch_size(run.flow), MAX_BATCH)
+    scores, bad, first = array("d"), 0, ""
+    with warnings.catch_warnings(), contextlib.closing(iter(stream)) as records:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # which is an error in its row
+        for batch in _batches(records, size):
+            good = [record for record in batch if record.pixels is not None]
+            found = dict.fromkeys((record.index for record in batch), math.nan)
+            if good:
+                pixels = torch.stack([record.pixels for record in good if record.pixels is not None])
+                numbers = [record.index for record in good]
+                values = score_pixels(run, pixels, scoring, indices=numbers, batch_size=size)
+                found |= dict(zip(numbers, values.tolist(), strict=True))
+                if maps is not None:
+                    _draw(run, pixels, numbers, scoring, maps, stream.total)
+            for record in batch:
+                problem, value = record.problem or "", found[record.index]
+                first = first or (f"{record.name}: {problem}" if problem else "")
+                bad += bool(problem)
+                if not problem and not math.isfinite(value):
+                    problem = f"its log-likelihood is {value}"
+                picture = _map_name(record.index, stream.total) if maps and record.pixels is not None else ""
+                writer.writerow([record.name, problem, picture])
+                scores.append(-math.inf if record.pixels is not None and math.isnan(value) else value)
+            progress.scoring(len(scores) * scoring.draws, stream.total * scoring.draws)
+    if bad == len(scores):
+        raise ValueError(f"{stream.source}: none of {bad} images can be read; the first is {first}")
+    return scores, bad
+
+
+def _finish(args: Score, run: Run, scoring: Scoring, rows: IO[str], scores: array[float], progress: Progress) -> None:
+    """Go through the rows again and write the file, now that ranks and percentiles are known."""
+    import numpy as np
+
+    from tarflow import storage
+    from tarflow.evaluation.held_out import percentiles, ranks
+    from tarflow.evaluation.likelihood import to_bits_per_dim
+
+    values = np.frombuffer(scores, dtype=np.float64)
+    scored = ~np.isnan(values)
+    places = iter(ranks(values[scored]))
+    reference = _reference(args, run, scoring, progress)
+    shares = None if reference is None else iter(percentiles(values[scored], reference))
+    labels, dims = _policy(run, scoring), run.config.model.num_dims
+    bits_name = "bits_per_dim" if run.noise == "uniform" else "noisy_bits_per_dim"
+    header = ["file", "log_likelihood", bits_name, "rank", "percentile", "labels", "error"]
+    rows.seek(0)
+    with (
+        storage.replacing_file(args.out) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header + (["map"] if args.maps else []))
+        for value, (name, problem, picture) in zip(scores, csv.reader(rows), strict=True):
+            row: list[Any] = [name, "", "", "", "", labels, problem]
+            if not math.isnan(value):
+                bits = to_bits_per_dim(-value / dims, run.levels, run.noise)
+                row[1:5] = value, bits, next(places), "" if shares is None else f"{next(shares):.3f}"
+            writer.writerow(row + ([picture] if args.maps else []))
+
+
+def _reference(args: Score, run: Run, scoring: Scoring, progress: Progress) -> Any:
+    """The run's held-out scores, or None after a line that says why there are none."""
+    from tarflow.evaluation.held_out import held_out_scores
+
+    try:
+        found = held_out_scores(
+            run, scoring, batch_size=args.batch_size, loading=progress.loading, progress=progress.scoring
+        )
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        print(f"no percentiles: the held-out images of {args.run} cannot be scored: {reason}", file=sys.stderr)
+        return None
+    return found.numpy()
+
+
+def _draw(run: Run, pixels: Any, numbers: list[int], scoring: Scoring, maps: Path, total: int) -> None:
+    """One picture an image: itself, and its map over it."""
+    import torch
+
+    from tarflow.data.images import save_sheet
+    from tarflow.data.pixels import to_8bit
+    from tarflow.evaluation.held_out import score_options
+    from tarflow.evaluation.patch_maps import heat_map, mean_patch_maps
+
+    options = score_options(run, len(pixels), scoring)
+    patches = mean_patch_maps(run.flow, pixels, **options, indices=numbers, batch_size=len(pixels))
+    for number, values, image in zip(numbers, patches, to_8bit(pixels, run.levels), strict=True):
+        if bool(values.isfinite().any()):
+            pair = torch.stack([image.expand(3, -1, -1), heat_map(values, image)])
+            save_sheet(maps / _map_name(number, total), pair, columns=2, zoom=max(1, 128 // image.shape[-2]))
+
+
+def _map_name(number: int, total: int) -> str:
+    return f"{number:0{len(str(total - 1))}d}.png"
+
+
+def _policy(run: Run, scoring: Scoring) -> str:
+    return scoring.labels if scoring.label is None else f"class={run.class_names[scoring.label]}"
+
+
+def _batches(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
+    while batch := list(itertools.islice(records, size)):
+        yield batch

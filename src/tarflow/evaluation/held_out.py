@@ -1,0 +1,174 @@
+"""How usual a score is: the scores of a run's own held-out images, kept with the run, and places among them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tarflow import storage
+from tarflow.checkpoint import Run
+from tarflow.data.batches import seeded_permutation
+from tarflow.data.load import load
+from tarflow.evaluation.scores import LabelPolicy, Progress, score_images
+from tarflow.model.block import NULL_CLASS
+from tarflow.model.flow import WEIGHTS_FILE
+
+HELD_OUT_FILE = "held_out_scores.json"
+MAX_IMAGES = 2_000  # held-out images that are scored: a percentile is then good to about one in a hundred
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Under what a log-likelihood is computed: two of them can be compared where this is the same.
+
+    Attributes:
+        labels: the policy of `log_likelihood`. label: with "given", the one class of all images.
+        draws, seed: of the noise; the score is the mean of log p over the draws, as in `evaluate_likelihood`.
+    """
+
+    labels: LabelPolicy
+    label: int | None
+    draws: int
+    seed: int
+
+
+def score_pixels(
+    run: Run,
+    pixels: Tensor,
+    scoring: Scoring,
+    *,
+    indices: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """The mean over draws of log p of images (N, C, H, W) uint8 under the noise of the run's training: (N,) nats,
+    float64 on the CPU. Image i has the noise number `indices[i]`, or i.
+
+    Raises:
+        ValueError: a run that does not say the noise of its training, or images that do not fit it.
+    """
+    options = score_options(run, len(pixels), scoring)
+    scores, _ = score_images(run.flow, pixels, **options, indices=indices, batch_size=batch_size, progress=progress)
+    return scores.mean(dim=0)
+
+
+def score_options(run: Run, count: int, scoring: Scoring) -> dict[str, Any]:
+    """The arguments of `score_images`, and of `mean_patch_maps`, for so many images."""
+    training = run.config.training
+    if training is None:
+        raise ValueError(
+            f"{run.path}: no section `training` in its config.json says the noise that images are scored in"
+        )
+    return {
+        "labels": None if scoring.label is None else torch.full((count,), scoring.label),
+        "levels": run.levels,
+        "noise": training.noise,
+        "noise_std": training.noise_std,
+        "draws": scoring.draws,
+        "seed": scoring.seed,
+        "label_policy": scoring.labels,
+    }
+
+
+def held_out_scores(
+    run: Run,
+    scoring: Scoring,
+    *,
+    batch_size: int | None = None,
+    loading: Progress | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """`score_pixels` of the held-out images of the run's own data, a seeded `MAX_IMAGES` of them where there are more.
+
+    They are kept in RUN/held_out_scores.json beside what they depend on (the weights' digest, `scoring`, the data and
+    their split), and computed again where any of that differs. Where the run cannot be written to they are not kept.
+
+    Raises:
+        ValueError, OSError: the data of the training cannot be read, or are not known.
+    """
+    data, model = run.config.data, run.config.model
+    if data is None:
+        raise ValueError(f"{run.path}: no section `data` in its config.json")
+    key = asdict(scoring) | {
+        "weights": _digest(run),
+        "source": data.source,
+        "levels": run.levels,
+        "held_out_fraction": data.held_out_fraction,
+        "split_seed": data.split_seed,
+        "max_images": MAX_IMAGES,
+    }
+    path = run.path / HELD_OUT_FILE
+    known = _read(path)
+    if known is not None and known["key"] == key:
+        return torch.tensor([-math.inf if v is None else v for v in known["scores"]], dtype=torch.float64)
+    splits = load(
+        data.source,
+        image_size=model.image_shape,
+        channels=model.channels,
+        levels=run.levels,
+        held_out_fraction=data.held_out_fraction,
+        split_seed=data.split_seed,
+        skip_bad=data.skip_bad,
+        progress=loading,
+    )
+    images = splits.held_out.images
+    del splits  # what was trained on may be large
+    if len(images) > MAX_IMAGES:
+        images = images[seeded_permutation(len(images), "held-out scores")[:MAX_IMAGES]]
+    scores = score_pixels(run, images, scoring, batch_size=batch_size, progress=progress)
+    values = [v if math.isfinite(v) else None for v in scores.tolist()]
+    with contextlib.suppress(OSError):  # someone else's run: computed again next time
+        storage.write_json(path, {"key": key, "scores": values})
+    return scores
+
+
+def ranks(scores: Any) -> Any:
+    """Places from the highest score, 1, to the lowest; equal ones share the best of their places. (n,) int64.
+
+    >>> ranks(np.array([-3.0, -1.0, -2.0, -1.0]))
+    array([4, 1, 3, 1])
+    """
+    return 1 + len(scores) - np.searchsorted(np.sort(scores), scores, side="right")
+
+
+def percentiles(scores: Any, reference: Any) -> Any:
+    """Share of the reference that is lower than each score, ties counting half, in percent: (n,) float64.
+
+    >>> percentiles(np.array([-1.0, 0.5, 9.0]), np.array([0.0, 0.5, 1.0, 2.0]))
+    array([  0. ,  37.5, 100. ])
+    """
+    ordered = np.sort(np.asarray(reference))
+    below, upto = (np.searchsorted(ordered, scores, side=side) for side in ("left", "right"))
+    return 100 * (below + upto) / (2 * len(ordered))
+
+
+def scoring_of(run: Run, label: int | None, *, draws: int, seed: int) -> Scoring:
+    """The scoring of images without labels: log mean_y p(x|y), or given one class, or the null class (-1)."""
+    if not run.config.model.num_classes:
+        return Scoring("none", None, draws, seed)
+    if label is None:
+        return Scoring("marginal", None, draws, seed)
+    return Scoring("null", None, draws, seed) if label == NULL_CLASS else Scoring("given", label, draws, seed)
+
+
+def _digest(run: Run) -> str:
+    with open(run.path / WEIGHTS_FILE, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Any) -> Any:
+    """What was kept; None where there is nothing, or nothing that can be used."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return known if isinstance(known, dict) and {"key", "scores"} <= set(known) and known["scores"] else None

@@ -1,0 +1,180 @@
+"""The sections that show samples: of each class, guided, denoised, on their way, beside their nearest neighbours."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tarflow.data.noise import noisy_images
+from tarflow.data.pixels import scale_pixels, to_8bit, to_pixels
+from tarflow.evaluation.psnr import psnr
+from tarflow.evaluation.sample_quality import nearest, novelty
+from tarflow.report.content import Figure, Parts, Strip
+from tarflow.report.subject import CLASSES, Subject, Unavailable
+from tarflow.sampling.denoise import denoise
+from tarflow.sampling.guidance import Guidance
+from tarflow.sampling.sample import SamplingError, sample
+from tarflow.sampling.trace import trace
+from tarflow.seeding import seeded_generator
+
+SCALES = (0.0, 0.5, 1.0, 2.0, 3.0)  # the paper's best with classes are 1 to 3
+UNCONDITIONAL_SCALES = (0.0, 0.1, 0.2, 0.5)  # and 0.2 without, at this temperature
+TEMPERATURE = 0.3
+TRACED = 3  # samples that are followed through the blocks
+
+
+def samples(subject: Subject) -> Parts:
+    """Rows of samples, one a class."""
+    shown, n = subject.shown(subject.samples), subject.settings.images
+    strips = []
+    for row, start in enumerate(range(0, len(shown), n)):
+        images = shown[start : start + n]
+        if subject.labels is None:
+            strips.append(Strip(f"row {row + 1}", images, f"{len(images)} samples of the model, row {row + 1}."))
+        else:
+            name = subject.class_name(row)
+            strips.append(Strip(name, images, f"{len(images)} samples of class {name}."))
+    caption = f"{len(shown)} samples, {_how(subject)}, seed {subject.settings.seed}, none picked out."
+    classes = subject.run.config.model.num_classes
+    if classes > CLASSES:
+        caption += f" The first {CLASSES} of {classes} classes."
+    return [Figure("samples", strips, caption)]
+
+
+def guidance(subject: Subject) -> Parts:
+    """The same noise under growing guidance."""
+    run, n = subject.run, subject.settings.images
+    classes = run.config.model.num_classes
+    y = torch.arange(n) % classes if classes else None
+    by_class = classes > 1
+    scales = SCALES if by_class else UNCONDITIONAL_SCALES
+    temperature = 1.0 if by_class else TEMPERATURE
+    strips, failed = [], []
+    for scale in scales:
+        guide = Guidance(scale, temperature=temperature) if scale else None
+        try:
+            x = sample(run.flow, n, y, guide, subject.settings.seed, denoise=run.sigma)
+        except SamplingError as error:
+            failed.append(f"w = {scale:g}: {error}.")
+            continue
+        except ValueError as error:  # the model leaves nothing to guide
+            raise Unavailable(f"This model cannot be guided: {error}.") from None
+        alt = f"{n} samples with guidance scale {scale:g}, from the same noise as in the other rows."
+        strips.append(Strip(f"w = {scale:g}", subject.shown(x), alt))
+    branch = "the null class" if by_class else f"attention temperature τ = {TEMPERATURE}"
+    caption = (
+        f"The same {n} draws of noise under guidance of scale w, away from {branch}, growing linearly along the "
+        f"patches ({_denoised(subject)}; seed {subject.settings.seed})."
+    )
+    if by_class:
+        caption += " Columns go through the classes."
+    if not strips:
+        raise Unavailable("No sample was finite. " + " ".join(failed))
+    return [Figure("guidance", strips, caption), *failed]
+
+
+def denoising(subject: Subject) -> Parts:
+    """Noisy against denoised: real images, and samples."""
+    run, n = subject.run, subject.settings.images
+    if subject.training.noise != "gaussian":
+        raise Unavailable(
+            "This model was trained with uniform noise, within a level of the pixels: there is nothing to denoise."
+        )
+    sigma = run.sigma
+    assert sigma is not None
+    parts: Parts = []
+    try:
+        held_out = subject.held_out.subset(torch.arange(min(n, len(subject.held_out))))
+    except Unavailable as reason:
+        parts.append(str(reason))
+    else:
+        generator = seeded_generator(subject.settings.seed, "report")
+        labels = held_out.labels if run.config.model.num_classes else None
+        clean = scale_pixels(held_out.images, run.levels)
+        noisy = noisy_images(held_out.images, run.levels, "gaussian", sigma, generator)
+        cleaned = denoise(run.flow, noisy.to(run.flow.device), sigma, labels).cpu()
+        strips = [
+            Strip("held out", _continuous(clean), f"{len(clean)} held-out images."),
+            Strip("noisy", _continuous(noisy), "The same images with Gaussian noise added."),
+            Strip("denoised", _continuous(cleaned), "The same images after denoising, close to the first row."),
+        ]
+        caption = (
+            f"Held-out images, with noise of σ = {sigma:g} (PSNR {psnr(noisy, clean):.1f} dB), and after one step of "
+            f"Tweedie's formula, x + σ²∇log p(x|y) (PSNR {psnr(cleaned, clean):.1f} dB); seed {subject.settings.seed}."
+        )
+        parts.append(Figure("denoising", strips, caption))
+    raw, cleaned_samples = _spread(subject.raw_samples, n), _spread(subject.samples, n)
+    strips = [
+        Strip("as drawn", _continuous(raw), f"{len(raw)} samples with the noise that the model has learned."),
+        Strip("denoised", _continuous(cleaned_samples), "The same samples after denoising."),
+    ]
+    caption = f"Samples as the model draws them, with noise, and denoised with σ = {sigma:g}; unguided."
+    return [*parts, Figure("denoised-samples", strips, caption)]
+
+
+def traces(subject: Subject) -> Parts:
+    """Samples from noise to image, a stage a block."""
+    run = subject.run
+    count = min(TRACED, subject.settings.images)
+    classes = run.config.model.num_classes
+    y = torch.arange(count) % classes if classes else None
+    try:
+        stages = trace(run.flow, count, y, seed=subject.settings.seed, denoise=run.sigma)
+    except SamplingError as error:
+        raise Unavailable(f"No sample could be followed: {error}.") from None
+    strips = []
+    for k in range(count):
+        label = f"sample {k}" if y is None else f"class {subject.class_name(int(y[k]))}"
+        images = _continuous(torch.stack([stage[k] for stage in stages]).cpu())
+        alt = f"{len(images)} stages of one sample, from noise on the left to the finished image on the right."
+        strips.append(Strip(label, images, alt))
+    caption = (
+        f"From left to right: standard normal noise, then what each of the {len(run.flow.blocks)} blocks leaves, the "
+        f"last block of the stack first{' and at the end the denoised image' if run.sigma is not None else ''}. "
+        f"Values beyond −1 … 1 are shown as black or white. Unguided, seed {subject.settings.seed}."
+    )
+    return [Figure("trace", strips, caption)]
+
+
+def neighbours(subject: Subject) -> Parts:
+    """Is a sample a copy of a training image?"""
+    train, held_out = subject.splits.train, subject.held_out
+    drawn = subject.pixels(_spread(subject.samples, subject.settings.images))
+    distances, which = nearest(drawn, train.images)
+    levels = subject.run.levels
+    found = to_8bit(train.images[which], levels)
+    strips = [
+        Strip("sample", to_8bit(drawn, levels), f"{len(drawn)} samples, each above its nearest training image."),
+        Strip("nearest", found, "Below each sample the training image that is nearest to it."),
+    ]
+    caption = (
+        f"Samples ({_how(subject)}), and below each the nearest of {len(train):,} training images by the Euclidean "
+        f"distance of levels, {float(distances.min()):.1f} to {float(distances.max()):.1f} here; 0 would be a copy."
+    )
+    try:
+        ratio = novelty(subject.pixels(subject.samples), train.images, held_out.images)
+        caption += (
+            f" Over all {len(subject.samples)} samples the median distance is {ratio:.2f} times that of held-out "
+            "images: about 1 is as new as those."
+        )
+    except ValueError as error:
+        caption += f" No comparison with held-out images: {error}."
+    return [Figure("neighbours", strips, caption)]
+
+
+def _how(subject: Subject) -> str:
+    return f"unguided, {_denoised(subject)}"
+
+
+def _denoised(subject: Subject) -> str:
+    return "not denoised" if subject.run.sigma is None else f"denoised with σ = {subject.run.sigma:g}"
+
+
+def _spread(x: Tensor, count: int) -> Tensor:
+    """`count` of the samples (n, …), evenly spread over the classes that they go through."""
+    return x[torch.linspace(0, len(x) - 1, min(count, len(x))).round().long()]
+
+
+def _continuous(x: Tensor) -> Tensor:
+    """Values that are not on the levels of the data, -1 … 1, as uint8 to look at."""
+    return to_pixels(x.cpu(), 256, "gaussian")

@@ -1,0 +1,214 @@
+"""What a report is about: one run, its data where they can be reached, and what several sections draw from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tarflow.checkpoint import CHECKPOINTS, Run, read_metrics
+from tarflow.config import DataConfig, TrainingConfig
+from tarflow.data.load import ImageSet, Splits, load
+from tarflow.data.pixels import to_8bit, to_pixels
+from tarflow.evaluation.gaussian import GaussianYardstick, NoYardstick, fit_yardstick
+from tarflow.evaluation.likelihood import Likelihood, evaluate_likelihood
+from tarflow.evaluation.scores import LabelPolicy, default_label_policy, score_images
+from tarflow.sampling.denoise import denoise
+from tarflow.sampling.sample import SamplingError, sample
+
+CLASSES = 20  # shown at most, and gone through one by one where the label is not given
+ROWS = 4  # of samples where there are no classes
+DRAWS = 2  # of the noise for each image that is scored
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a caller may choose.
+
+    Attributes:
+        images: in a row of a figure.
+        limit: held-out images that are scored, the first so many.
+        seed: of samples and of the noise on images.
+    """
+
+    images: int = 10
+    limit: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("images", "limit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+
+
+class Unavailable(Exception):
+    """Why a section has nothing to show, in one sentence for its reader."""
+
+
+class Subject:
+    """One run under report. What is expensive is computed when it is first asked for, and once."""
+
+    def __init__(self, run: Run, settings: Settings, prefix: str = "") -> None:
+        self.run, self.settings = run, settings
+        self.prefix = prefix  # of ids and file names, so that several runs fit on one page
+
+    @property
+    def name(self) -> str:
+        """The directory's name; for a `step-N` that of its run too."""
+        path = self.run.path.resolve()
+        return f"{path.parent.parent.name}/{path.name}" if path.parent.name == CHECKPOINTS else path.name
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of the run's metrics.jsonl; empty where there are none."""
+        path = self.run.path.resolve()
+        return read_metrics(path.parent.parent if path.parent.name == CHECKPOINTS else path)
+
+    # --- data ------------------------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> DataConfig:
+        if self.run.config.data is None:
+            raise Unavailable("The config.json of this model has no section “data”: it does not say what was learned.")
+        return self.run.config.data
+
+    @property
+    def training(self) -> TrainingConfig:
+        if self.run.config.training is None:
+            raise Unavailable("The config.json of this model has no section “training”: its noise is not known.")
+        return self.run.config.training
+
+    @cached_property
+    def _opened(self) -> Splits | str:
+        data, model = self.data, self.run.config.model
+        try:
+            return load(
+                data.source,
+                image_size=model.image_shape,
+                channels=model.channels,
+                levels=data.levels,
+                class_names=data.class_names or None,
+                held_out_fraction=data.held_out_fraction,
+                split_seed=data.split_seed,
+                skip_bad=data.skip_bad,
+            )
+        except (OSError, ValueError) as error:  # moved, deleted, or no longer what it was: the rest can still be shown
+            return f"The data cannot be read here ({error})."
+
+    @property
+    def splits(self) -> Splits:
+        """The images of the run. Raises Unavailable with the reason where they cannot be had."""
+        if isinstance(self._opened, str):
+            raise Unavailable(self._opened)
+        return self._opened
+
+    @cached_property
+    def held_out(self) -> ImageSet:
+        """The held-out images that are scored."""
+        held_out = self.splits.held_out
+        return held_out.subset(torch.arange(min(len(held_out), self.settings.limit)))
+
+    # --- likelihood --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def yardstick(self) -> GaussianYardstick | NoYardstick:
+        training = self.training
+        return fit_yardstick(self.splits.train.images, self.run.levels, training.noise, training.noise_std)
+
+    @property
+    def policies(self) -> list[LabelPolicy]:
+        """Label policies worth quoting: the default, and "marginal" where that is not too much work."""
+        default = default_label_policy(self.run.flow, self.held_out.labels)
+        marginal: list[LabelPolicy] = ["marginal"]
+        return [default, *(marginal if default == "given" and self.run.config.model.num_classes <= CLASSES else [])]
+
+    @cached_property
+    def likelihoods(self) -> list[Likelihood]:
+        """Of the held-out images, one a label policy."""
+        return [
+            evaluate_likelihood(
+                self.run.flow,
+                self.held_out.images,
+                self.held_out.labels if self.run.config.model.num_classes else None,
+                levels=self.run.levels,
+                noise=self.training.noise,
+                noise_std=self.training.noise_std,
+                draws=DRAWS,
+                seed=self.settings.seed,
+                label_policy=policy,
+                yardstick=self.yardstick,
+            )
+            for policy in self.policies
+        ]
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """log p of each held-out image under the default policy, mean over the same draws, nats, (N,)."""
+        scores, _ = score_images(
+            self.run.flow,
+            self.held_out.images,
+            self.held_out.labels if self.run.config.model.num_classes else None,
+            levels=self.run.levels,
+            noise=self.training.noise,
+            noise_std=self.training.noise_std,
+            draws=DRAWS,
+            seed=self.settings.seed,
+        )
+        return scores.mean(dim=0)
+
+    # --- samples -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """Of the samples: `images` of each class that is shown, a class after the other. None without classes."""
+        classes = self.run.config.model.num_classes
+        if not classes:
+            return None
+        return torch.arange(min(classes, CLASSES)).repeat_interleave(self.settings.images)
+
+    @cached_property
+    def raw_samples(self) -> Tensor:
+        """As the model draws them, unguided, (n, C, H, W)."""
+        n = ROWS * self.settings.images if self.labels is None else len(self.labels)
+        try:
+            return sample(self.run.flow, n, self.labels, seed=self.settings.seed)
+        except SamplingError as error:
+            raise Unavailable(f"No samples could be drawn: {error}.") from None
+
+    @cached_property
+    def samples(self) -> Tensor:
+        """Denoised where the model was trained with Gaussian noise."""
+        sigma = self.run.sigma
+        if sigma is None:
+            return self.raw_samples
+        cleaned = denoise(self.run.flow, self.raw_samples, sigma, self.labels)
+        if not bool(torch.isfinite(cleaned).all()):
+            raise Unavailable("Denoising leaves samples that are not finite.")
+        return cleaned
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """What the model sees (N, C, H, W) as uint8 of the data's levels."""
+        return to_pixels(x.cpu(), self.run.levels, self.run.noise)
+
+    def shown(self, x: Tensor) -> Tensor:
+        """The same with 256 levels, to look at."""
+        return to_8bit(self.pixels(x), self.run.levels)
+
+    def class_name(self, k: int) -> str:
+        return self.run.class_names[k]
+
+
+def slug(name: str) -> str:
+    """A name that an id, a fragment and a file can have.
+
+    >>> slug("My run/step-10")
+    'my-run-step-10'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run"

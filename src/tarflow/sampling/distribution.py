@@ -1,0 +1,114 @@
+"""The flow as a `torch.distributions.Distribution`: `log_prob`, `sample`, batch and event shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from tarflow.model.flow import TarFlow
+from tarflow.sampling.sample import sample
+
+SEEDS = 1 << 62  # seeds that a draw from the global generator chooses from
+
+
+class FlowDistribution(Distribution):
+    """p(x|y) of a TarFlow; `flow.distribution(y)` makes one.
+
+    `event_shape` is (C, H, W), `batch_shape` the shape of the labels. There is no guidance here, which is no density,
+    and no denoising: of a model of noisy images these are the noisy images, and `tarflow.denoise` cleans them. Moments
+    and entropy are not known in closed form, and `sample` passes no gradient on (`has_rsample` is False; `flow.decode`
+    is differentiable). Works in `Independent` and `MixtureSameFamily`; the latter over all classes is the marginal
+    `log mean_y p(x|y)`.
+
+    Args:
+        flow: the model; not copied, so training it changes the distribution.
+        y: integer labels of any shape, or one int; -1 (`NULL_CLASS`) is the null class. None is the null class too, and
+            `batch_shape` is ().
+        validate_args: None as everywhere in torch.distributions. Labels are checked always, values in `log_prob` where
+            it is on.
+
+    Raises:
+        ValueError: labels that are no classes of this model.
+
+    >>> import torch, tarflow
+    >>> from torch.distributions import Categorical, MixtureSameFamily
+    >>> config = tarflow.TarFlowConfig(8, channels=1, patch_size=2, width=64, layers=(1, 1), num_classes=3)
+    >>> p = tarflow.TarFlow(config).distribution(torch.arange(3))
+    >>> p.batch_shape, p.event_shape
+    (torch.Size([3]), torch.Size([1, 8, 8]))
+    >>> p.sample((5,)).shape                          # five images of every class
+    torch.Size([5, 3, 1, 8, 8])
+    >>> x = torch.zeros(7, 1, 8, 8)
+    >>> p.log_prob(x.unsqueeze(1)).shape              # every image under every class
+    torch.Size([7, 3])
+    >>> MixtureSameFamily(Categorical(torch.ones(3)), p).log_prob(x).shape
+    torch.Size([7])
+    """
+
+    # Labels are checked by the flow, which knows its classes.
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    support = constraints.independent(constraints.real, 3)
+    has_rsample = False
+
+    def __init__(self, flow: TarFlow, y: Tensor | int | None = None, validate_args: bool | None = None) -> None:
+        self.flow = flow
+        self.y = None if y is None else torch.as_tensor(y)
+        if self.y is not None:
+            checked = flow.check_labels(self.y.reshape(-1), self.y.numel())
+            assert checked is not None
+            self.y = checked.reshape(self.y.shape)
+        batch_shape = torch.Size() if self.y is None else self.y.shape
+        super().__init__(batch_shape, torch.Size((flow.config.channels, *flow.config.image_shape)), validate_args)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
+        """The same distribution with labels repeated to `batch_shape`."""
+        new = self._get_checked_instance(FlowDistribution, _instance)
+        new.flow = self.flow
+        new.y = None if self.y is None else self.y.expand(batch_shape)
+        super(FlowDistribution, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(x|y), nats, for x (..., C, H, W) whose leading shape is broadcast with `batch_shape`, and returned.
+
+        All of them go through the network at once. Gradients flow to x and to the weights.
+
+        Raises:
+            ValueError: images of another size or dtype, a shape that does not broadcast, or (where validated) NaN.
+        """
+        if value.shape[-3:] != self.event_shape:
+            expected = ", ".join(map(str, self.event_shape))
+            raise ValueError(f"value: expected images (..., {expected}), got {tuple(value.shape)}")
+        if self._validate_args and value.numel():  # torch's check cannot reshape nothing
+            self._validate_sample(value)
+        shape = torch.broadcast_shapes(value.shape[:-3], self.batch_shape)
+        x = value.expand(*shape, *self.event_shape).reshape(shape.numel(), *self.event_shape)
+        return self.flow.log_prob(x, self._labels(shape)).reshape(shape)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw (*sample_shape, *batch_shape, C, H, W), detached, as fast as `tarflow.sample`.
+
+        One number from torch's global generator (of the CPU, whatever the device) is the seed of `tarflow.sample`:
+        `torch.manual_seed` makes it reproducible, and successive calls differ.
+
+        Raises:
+            tarflow.SamplingError: an image was not finite, time and again.
+        """
+        shape = torch.Size(sample_shape) + self.batch_shape
+        seed = int(torch.randint(SEEDS, (), dtype=torch.int64))
+        if shape.numel() == 0:
+            dtype = torch.promote_types(self.flow.dtype, torch.float32)
+            return torch.empty(*shape, *self.event_shape, dtype=dtype, device=self.flow.device)
+        return sample(self.flow, shape.numel(), self._labels(shape), seed=seed).reshape(*shape, *self.event_shape)
+
+    def _labels(self, shape: torch.Size) -> Tensor | None:
+        """The labels, one for each of `shape`, flat."""
+        return None if self.y is None else self.y.expand(shape).reshape(shape.numel())
+
+    def __repr__(self) -> str:
+        return f"FlowDistribution(batch_shape: {tuple(self.batch_shape)}, event_shape: {tuple(self.event_shape)})"

@@ -1,0 +1,320 @@
+"""`tarflow score`: every line is `log_prob` of that image alone, in order, with its place; and memory stays flat."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tarflow
+from flow_cases import build
+from tarflow import checkpoint
+from tarflow.checkpoint import write_config
+from tarflow.cli import main
+from tarflow.config import DataConfig, RunConfig, TrainingConfig
+from tarflow.data.load import load
+from tarflow.data.noise import noisy_images
+from tarflow.evaluation import held_out
+from tarflow.evaluation.held_out import HELD_OUT_FILE
+from tarflow.seeding import seeded_generator
+
+
+def write_run(root: Path, name: str, case: str, source: Path | str, training: TrainingConfig, seed: int = 0) -> Path:
+    flow = build(case, torch.float32, seed)
+    flow.save_pretrained(root / name)
+    classes = tuple("abc"[: flow.config.num_classes])
+    write_config(root / name, RunConfig(flow.config, DataConfig(source=str(source), class_names=classes), training))
+    return root / name
+
+
+def write_images(folder: Path, count: int, size: tuple[int, int] = (4, 4)) -> Path:
+    folder.mkdir()
+    generator = np.random.default_rng(count)
+    for i in range(count):
+        Image.fromarray(generator.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Images to train on and to score, and runs of each kind."""
+    train = write_images(tmp_path / "train", 40)
+    write_images(tmp_path / "photos", 7)
+    gaussian = TrainingConfig(steps=1, noise_std=0.1)
+    uniform = TrainingConfig(steps=1, noise="uniform")
+    write_run(tmp_path, "run", "conditional", train, gaussian)
+    write_run(tmp_path, "uniform", "unconditional", train, uniform)
+    (tmp_path / "new").mkdir()
+    return tmp_path
+
+
+def score(place: Path, run: str, path: str | Path, *options: str, code: int = 0) -> list[dict[str, str]]:
+    out = place / "new" / "scores.csv"
+    assert main(["score", str(place / run), str(path), "--out", str(out), "--device", "cpu", *options]) == code
+    return read(out) if code == 0 else []
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def alone(place: Path, run: str, file: Path, index: int, *, draws: int = 4, seed: int = 0) -> list[Any]:
+    """The noisy draws of one image, each (1, 1, 4, 4), and the flow, by hand."""
+    opened = checkpoint.open_run(place / run)
+    training = opened.config.training
+    assert training is not None
+    with Image.open(file) as image:
+        pixels = torch.from_numpy(np.array(image))[None, None]
+    generators = [seeded_generator(seed, "evaluation", draw, index) for draw in range(draws)]
+    return [
+        opened.flow,
+        [noisy_images(pixels, 256, training.noise, training.noise_std, [generator]) for generator in generators],
+    ]
+
+
+def test_each_line_is_log_prob_of_that_image_alone(place: Path) -> None:
+    rows = score(place, "uniform", place / "photos", "--batch-size", "3", "--seed", "5", "--draws", "2")
+    assert list(rows[0]) == ["file", "log_likelihood", "bits_per_dim", "rank", "percentile", "labels", "error"]
+    assert [row["file"] for row in rows] == [f"{i:02}.png" for i in range(7)]
+    for index, row in enumerate(rows):
+        flow, draws = alone(place, "uniform", place / "photos" / row["file"], index, draws=2, seed=5)
+        with torch.no_grad():
+            expected = sum(float(flow.log_prob(x)) for x in draws) / 2
+        assert float(row["log_likelihood"]) == pytest.approx(expected, rel=1e-5)
+        bits = -expected / (16 * math.log(2)) + 7
+        assert float(row["bits_per_dim"]) == pytest.approx(bits, rel=1e-5)
+        assert row["labels"] == "none" and row["error"] == ""
+
+
+@pytest.mark.parametrize("option", [None, "b", "1", "null"])
+def test_the_policy_is_the_one_that_the_line_names(place: Path, option: str | None) -> None:
+    rows = score(place, "run", place / "photos", *(["--class", option] if option else []))
+    assert "noisy_bits_per_dim" in rows[0] and "bits_per_dim" not in rows[0]
+    for index, row in enumerate(rows):
+        flow, draws = alone(place, "run", place / "photos" / row["file"], index)
+        with torch.no_grad():
+            if option is None:
+                by_class = torch.stack(
+                    [torch.cat([flow.log_prob(x, torch.tensor([k])) for x in draws]) for k in range(3)]
+                )
+                expected = (by_class.logsumexp(dim=0) - math.log(3)).mean()
+            else:
+                label = {"b": 1, "1": 1, "null": tarflow.NULL_CLASS}[option]
+                expected = torch.cat([flow.log_prob(x, torch.tensor([label])) for x in draws]).mean()
+        assert float(row["log_likelihood"]) == pytest.approx(float(expected), rel=1e-5)
+        assert row["labels"] == {None: "marginal", "null": "null"}.get(option, "class=b")
+
+
+def test_ranks_and_percentiles_by_hand(place: Path) -> None:
+    rows = score(place, "uniform", place / "photos")
+    values = [float(row["log_likelihood"]) for row in rows]
+    assert [int(row["rank"]) for row in rows] == [1 + sum(other > value for other in values) for value in values]
+    reference = json.loads((place / "uniform" / HELD_OUT_FILE).read_text())["scores"]
+    assert len(reference) == 4, "a tenth of 40"
+    for row, value in zip(rows, values, strict=True):
+        assert float(row["percentile"]) == pytest.approx(100 * sum(r < value for r in reference) / 4, abs=1e-3)
+
+
+def test_the_reference_is_the_score_of_the_held_out_images(place: Path) -> None:
+    score(place, "run", place / "photos", "--draws", "2", "--seed", "3")
+    reference = json.loads((place / "run" / HELD_OUT_FILE).read_text())["scores"]
+    held = load(str(place / "train")).held_out
+    flow = checkpoint.open_run(place / "run").flow
+    for index, (image, expected) in enumerate(zip(held.images, reference, strict=True)):
+        generators = [seeded_generator(3, "evaluation", draw, index) for draw in range(2)]
+        x = noisy_images(torch.stack([image] * 2), 256, "gaussian", 0.1, generators)
+        got = tarflow_marginal(flow, x).mean()
+        assert float(got) == pytest.approx(expected, rel=1e-5)
+
+
+def tarflow_marginal(flow: tarflow.TarFlow, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        by_class = torch.stack([flow.log_prob(x, torch.full((len(x),), k)) for k in range(3)])
+    return by_class.logsumexp(dim=0) - math.log(3)
+
+
+def test_the_reference_is_kept_and_computed_again_when_it_is_stale(place: Path, monkeypatch: Any) -> None:
+    calls = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        return load(*args, **options)
+
+    monkeypatch.setattr(held_out, "load", counted)
+    first = score(place, "run", place / "photos")
+    kept = (place / "run" / HELD_OUT_FILE).read_text()
+    assert score(place, "run", place / "photos") == first
+    assert len(calls) == 1, "kept"
+    for options in (["--class", "a"], ["--draws", "1"], ["--seed", "1"]):
+        score(place, "run", place / "photos", *options)
+        assert (place / "run" / HELD_OUT_FILE).read_text() != kept
+    assert len(calls) == 4
+    score(place, "run", place / "photos")
+    assert (place / "run" / HELD_OUT_FILE).read_text() == kept
+    build("conditional", torch.float32, seed=1).save_weights(place / "run" / "model.safetensors")
+    score(place, "run", place / "photos")
+    assert len(calls) == 6, "other weights"
+    fresh = json.loads((place / "run" / HELD_OUT_FILE).read_text())
+    assert (
+        fresh["scores"] != json.loads(kept)["scores"] and fresh["key"]["weights"] != json.loads(kept)["key"]["weights"]
+    )
+    (place / "run" / HELD_OUT_FILE).write_text("{")
+    score(place, "run", place / "photos")
+    assert json.loads((place / "run" / HELD_OUT_FILE).read_text()) == fresh, "a damaged one is made again"
+
+
+def test_without_the_training_data_there_are_no_percentiles(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "train").rename(place / "gone")
+    rows = score(place, "uniform", place / "photos")
+    assert {row["percentile"] for row in rows} == {""}
+    assert sorted(int(row["rank"]) for row in rows) == list(range(1, 8))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "no percentiles" in line and "train" in line and "no such path" in line]
+    assert not (place / "uniform" / HELD_OUT_FILE).exists()
+
+
+def test_bad_files_keep_their_lines_and_change_no_other(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index in (2, 3, 6):
+        (place / "photos" / f"{index:02}.png").write_bytes(b"" if index == 3 else b"no image")
+    rows = score(place, "uniform", place / "photos", "--batch-size", "2")  # one batch has no good image
+    assert [row["file"] for row in rows] == [f"{i:02}.png" for i in range(7)]
+    assert [row["error"] for row in rows] == [
+        *("", "", "not an image, or in a format that is not read", "empty file", "", ""),
+        "not an image, or in a format that is not read",
+    ]
+    for index in (2, 3, 6):
+        assert [rows[index][c] for c in ("log_likelihood", "bits_per_dim", "rank", "percentile")] == [""] * 4
+    good = [row for row in rows if not row["error"]]
+    assert sorted(int(row["rank"]) for row in good) == [1, 2, 3, 4]
+    flow, draws = alone(place, "uniform", place / "photos" / "05.png", 5)
+    with torch.no_grad():
+        expected = sum(float(flow.log_prob(x)) for x in draws) / 4
+    assert float(rows[5]["log_likelihood"]) == pytest.approx(expected, rel=1e-5)
+    assert "7 images, 3 of them not scored" in capsys.readouterr().err
+
+
+def test_a_score_that_is_no_number_says_so_and_is_last(place: Path) -> None:
+    opened = checkpoint.open_run(place / "uniform")
+    with torch.no_grad():
+        opened.flow.blocks[0].proj_in.bias.fill_(math.nan)
+    opened.flow.save_weights(place / "uniform" / "model.safetensors")
+    rows = score(place, "uniform", place / "photos")
+    assert {row["error"] for row in rows} == {"its log-likelihood is nan"}
+    assert {row["rank"] for row in rows} == {"1"}, "all alike"
+
+
+def test_names_are_written_as_they_are(place: Path) -> None:
+    for name in (b"a,b.png", b'say "x".png', b"two\nlines.png", b"latin-\xe4.png"):
+        os.rename(place / "photos" / "00.png", os.path.join(os.fsencode(place / "photos"), name))
+        write_images(place / "again", 1)
+        os.rename(place / "again" / "00.png", place / "photos" / "00.png")
+        (place / "again").rmdir()
+    assert [row["file"] for row in score(place, "uniform", place / "photos")] == sorted(os.listdir(place / "photos"))
+
+
+def test_maps_are_pictures_of_each_image(place: Path) -> None:
+    (place / "photos" / "01.png").write_bytes(b"no image")
+    rows = score(place, "run", place / "photos", "--maps", str(place / "new" / "maps"), "--draws", "1")
+    assert [row["map"] for row in rows] == ["0.png", "", *(f"{i}.png" for i in range(2, 7))]
+    assert sorted(path.name for path in (place / "new" / "maps").iterdir()) == [f"{i}.png" for i in (0, 2, 3, 4, 5, 6)]
+    with Image.open(place / "new" / "maps" / "4.png") as picture:
+        assert picture.mode == "RGB" and picture.height >= 128 and picture.width > 2 * 128
+        colours = {pixel for _, pixel in picture.getcolors(1 << 16) or []}
+    assert any(r > b + 30 for r, _, b in colours) and any(b > r + 30 for r, _, b in colours), "red and blue"
+
+
+def test_an_interruption_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = held_out.score_pixels, []
+
+    def interrupted(*args: Any, **options: Any) -> torch.Tensor:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    monkeypatch.setattr(held_out, "score_pixels", interrupted)
+    score(place, "run", place / "photos", "--batch-size", "2", "--maps", str(place / "new" / "maps"), code=130)
+    assert not list((place / "new").iterdir())
+    assert not (place / "run" / HELD_OUT_FILE).exists()
+
+
+ERRORS = {
+    "no such run": ("{p}/nowhere {p}/photos --out {p}/new/s.csv", ["nowhere"]),
+    "no such path": ("{p}/run {p}/nowhere --out {p}/new/s.csv", ["nowhere"]),
+    "a folder without images": ("{p}/run {p}/new --out {p}/new/s.csv", ["new", "holds no images"]),
+    "a file of another kind": ("{p}/run {p}/run/config.json --out {p}/new/s.csv", ["config.json", ".parquet"]),
+    "no image that can be read": ("{p}/run {p}/broken --out {p}/new/s.csv", ["none of 2", "0.png", "empty file"]),
+    "not a CSV file": ("{p}/run {p}/photos --out {p}/new/s.json", ["--out", "s.json", ".csv"]),
+    "out is a directory": ("{p}/run {p}/photos --out {p}/folder.csv", ["--out", "folder.csv"]),
+    "an unknown class": ("{p}/run {p}/photos --out {p}/new/s.csv --class zebra", ["zebra", "a, b, c", "null"]),
+    "a class of no class": ("{p}/uniform {p}/photos --out {p}/new/s.csv --class a", ["--class", "unconditional"]),
+    "no draws": ("{p}/run {p}/photos --out {p}/new/s.csv --draws 0", ["--draws", "0"]),
+    "batch size of zero": ("{p}/run {p}/photos --out {p}/new/s.csv --batch-size 0", ["--batch-size", "0"]),
+    "maps over files": ("{p}/run {p}/photos --out {p}/new/s.csv --maps {p}/photos", ["--maps", "photos", "empty"]),
+    "maps in no directory": ("{p}/run {p}/photos --out {p}/new/s.csv --maps {p}/new/a/b", ["--maps", "new/a"]),
+    "only a model": ("{p}/bare {p}/photos --out {p}/new/s.csv", ["bare", "training"]),
+    "no such device": ("{p}/run {p}/photos --out {p}/new/s.csv --device cuda", ["cuda"]),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_one_line_that_names_it(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "broken").mkdir()
+    for i in range(2):
+        (place / "broken" / f"{i}.png").touch()
+    (place / "folder.csv").mkdir()
+    build("unconditional", torch.float32).save_pretrained(place / "bare")
+    command, words = ERRORS[name]
+    before = {path: path.is_file() and path.read_bytes() for path in place.rglob("*")}
+    assert main(["score", *command.format(p=place).split()]) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("tarflow: error: ")]
+    assert len(lines) == 1 and captured.err.splitlines()[-1] == lines[0] and captured.out == ""
+    assert "not expected" not in lines[0] and "Traceback" not in captured.err
+    for word in words:
+        assert word in lines[0], f"{word!r} is not in {lines[0]!r}"
+    assert {path: path.is_file() and path.read_bytes() for path in place.rglob("*")} == before
+
+
+MEMORY = """
+import resource, sys
+from tarflow.cli import main
+for count in ("few", "many"):
+    assert main(["score", "run", count, "--out", count + ".csv", "--draws", "1", "--batch-size", "32"]) == 0
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    """The peak after 300 images, more than are read ahead, and after 1,200 more in the same process: 59 MB of pixels."""
+    from flow_cases import BASE, randomise
+
+    config = tarflow.TarFlowConfig(**BASE | {"image_size": 128, "channels": 3, "patch_size": 64})
+    flow = randomise(tarflow.TarFlow(config))
+    flow.save_pretrained(tmp_path / "run")
+    training = TrainingConfig(steps=1, noise="uniform")
+    write_config(tmp_path / "run", RunConfig(config, DataConfig(source="nowhere"), training))
+    Image.new("RGB", (128, 128), "teal").save(tmp_path / "one.png")
+    for name, count in (("few", 300), ("many", 1200)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            os.link(tmp_path / "one.png", tmp_path / name / f"{i}.png")
+    environment = os.environ | {"PYTHONPATH": str(Path(tarflow.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    few, many = (int(line) / 1024 for line in done.stdout.split())  # MiB
+    assert many - few < 25, f"{few:.0f} MiB after 300 images, {many:.0f} MiB after 1,200 more"
+    assert len(read(tmp_path / "many.csv")) == 1200

@@ -1,0 +1,190 @@
+"""Every shell and Python block of the README and of docs/ runs, page by page, on small stand-ins.
+
+A page is run in the order in which it is read, in an empty directory that holds what the page takes for granted
+(`STAND_INS`): a folder of photographs, an official checkpoint. Its Python blocks share one namespace. Its shell blocks
+are handed to the command line in this process, made shorter by `SHORTER`. A block that cannot run here has a comment
+`<!-- not run: reason -->` before it, and `NOT_RUN` counts them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import tarflow
+from photographs import make_photographs
+from tarflow import recipes
+from tarflow.cli import COMMANDS, main
+from tarflow.interop import to_official
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
+PAGES = {name: path for name, path in PAGES.items() if "_build" not in name}
+
+# Options added to a command, in place of its own where it has them: the same code, in seconds.
+SMALL_MODEL = "--width 64 --layers 1 1 --patch-size 8"
+FEW_STEPS = "--steps 3 --evaluate-every 3 --evaluate-images 8 --sample-every 0 --save-every 3 --batch-size 8"
+SHORTER = [  # (what the command matches, options)
+    (r"train .*--recipe digits", FEW_STEPS),
+    (r"train .*--resume", ""),
+    (r"train .*--init", FEW_STEPS),
+    (r"train .*--data", f"{FEW_STEPS} {SMALL_MODEL}"),
+    (r"sample ", "-n 4"),
+    (r"evaluate ", "--draws 2"),
+    (r"denoise .* digits ", "--limit 4"),
+]
+
+NOT_RUN = {"README.md": 2, "docs/quick-start.md": 2, "docs/official-checkpoints.md": 1, "docs/design.md": 0}
+
+
+@dataclasses.dataclass
+class Block:
+    """A block of a page: its language, its text, the line it starts at, and why it is not run, or None."""
+
+    language: str
+    text: str
+    line: int
+    not_run: str | None
+
+
+def blocks(text: str) -> list[Block]:
+    """The fenced blocks, and the indented ones that are commands."""
+    found: list[Block] = []
+    lines = text.splitlines()
+    reason, k = None, 0
+    while k < len(lines):
+        line = lines[k]
+        if fence := re.fullmatch(r"```([\w{}-]*)", line):
+            end = lines.index("```", k + 1)
+            found.append(Block(fence[1], "\n".join(lines[k + 1 : end]), k + 1, reason))
+            k, reason = end, None
+        elif re.match(r"    (tarflow|make|pip|git|python|bash|TARFLOW_\w+=) ?", line) and (k == 0 or not lines[k - 1]):
+            end = next((i for i in range(k, len(lines)) if not lines[i].startswith("    ")), len(lines))
+            found.append(Block("shell", "\n".join(text[4:] for text in lines[k:end]), k + 1, reason))
+            k, reason = end, None
+        elif comment := re.fullmatch(r"<!-- not run: (.+) -->", line):
+            reason = comment[1]
+        elif line:
+            reason = None
+        k += 1
+    return found
+
+
+# --- what the pages take for granted --------------------------------------------------------------------------------
+
+
+def photographs(place: Path) -> None:
+    make_photographs(place / "photos", 40)
+
+
+def noisy_digits(place: Path) -> None:
+    (place / "noisy").mkdir()
+    for k in range(3):
+        pixels = torch.randint(0, 256, (8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(k))
+        Image.fromarray(pixels.numpy()).save(place / "noisy" / f"{k}.png")
+
+
+def official_checkpoint(place: Path) -> None:
+    config = tarflow.TarFlowConfig(image_size=16, patch_size=8, width=64, layers=(1, 1), num_classes=3)
+    torch.save(to_official(tarflow.TarFlow(config)), place / "afhq_model_8_768_8_8_0.07.pth")
+
+
+def run_of_photographs(place: Path) -> None:
+    photographs(place)
+    run_command("tarflow train --data photos/ --image-size 32 --out runs/photos")
+
+
+STAND_INS: dict[str, list[Callable[[Path], None]]] = {
+    "README.md": [photographs, noisy_digits, official_checkpoint],
+    "docs/official-checkpoints.md": [official_checkpoint],
+    "docs/tutorials/own-images.md": [photographs],
+    "docs/tutorials/guidance.md": [run_of_photographs, noisy_digits],
+    "docs/tutorials/likelihoods.md": [photographs],
+}
+
+
+# --- running them ---------------------------------------------------------------------------------------------------
+
+
+def shortened(words: list[str]) -> list[str]:
+    """The words of a command with the options of the first line of `SHORTER` that it matches."""
+    for pattern, options in SHORTER:
+        if re.match(pattern, " ".join(words) + " "):
+            extra = shlex.split(options)
+            given = {word for word in extra if re.fullmatch(r"--?[a-z-]+", word)}
+            kept, skipping = [], False
+            for word in words:
+                is_option = re.fullmatch(r"--?[a-z][a-z-]*", word) is not None
+                skipping = word in given or (skipping and not is_option)
+                kept += [] if skipping else [word]
+            return kept + extra
+    return words
+
+
+def run_command(line: str) -> None:
+    command, _, target = line.partition(" > ")
+    words = shlex.split(command, comments=True)
+    assert words[0] == "tarflow", f"only tarflow's own commands can be run: {line}"
+    with contextlib.ExitStack() as stack:
+        if target:
+            file = stack.enter_context(open(shlex.split(target, comments=True)[0], "w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(file))
+        assert main(shortened(words[1:])) == 0, line
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_blocks_of_a_page_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [block for block in blocks(PAGES[name].read_text()) if block.language in ("shell", "python")]
+    if not found:
+        return
+    monkeypatch.chdir(tmp_path)
+    for make in STAND_INS.get(name, []):
+        make(tmp_path)
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in found:
+        if block.not_run is not None:
+            continue
+        if block.language == "python":
+            exec(compile("\n" * block.line + block.text, PAGES[name], "exec"), names)
+        else:
+            for line in block.text.replace("\\\n", " ").splitlines():
+                if line.strip() and not line.startswith("#"):
+                    run_command(line)
+
+
+def test_blocks_that_are_not_run_say_why_and_are_few() -> None:
+    counted = {name: sum(b.not_run is not None for b in blocks(path.read_text())) for name, path in PAGES.items()}
+    assert counted == {name: NOT_RUN.get(name, 0) for name in PAGES}
+
+
+def test_fences_have_a_language_that_is_known() -> None:
+    known = {"python", "shell", "text", "toml", "json", "{toctree}", "{eval-rst}"}
+    for name, path in PAGES.items():
+        assert {b.language for b in blocks(path.read_text())} <= known, name
+
+
+# --- what they show -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_and_pictures_lead_somewhere(name: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", PAGES[name].read_text()):
+        if not target.startswith(("https://", "http://")):
+            assert (PAGES[name].parent / target).exists(), target
+
+
+def test_the_readme_names_every_recipe_and_every_command() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert [name for name in recipes.names() if f"`{name}`" not in text] == []
+    assert [name for name in COMMANDS if f"tarflow {name}" not in text and f"make {name}" not in text] == []

@@ -1,0 +1,59 @@
+"""The drawing is of this model: change the model, and it changes."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import torch
+
+from flow_cases import build
+from tarflow.report.architecture import block_inside, parameters_of, short, stack
+
+
+def texts(svg: str) -> list[str]:
+    return [e.text or "" for e in ET.fromstring(svg).iter("text")]
+
+
+def test_every_block_is_drawn_with_its_direction_and_depth() -> None:
+    flow = build("unequal_depths", torch.float32)
+    shown = texts(stack("s", flow))
+    assert [t for t in shown if t.startswith("block")] == ["block 0", "block 1", "block 2"]
+    assert [t for t in shown if "→" in t] == ["first → last", "last → first", "first → last"]
+    weights = [sum(p.numel() for p in block.parameters()) for block in flow.blocks]
+    assert [t for t in shown if "weights" in t] == [
+        f"{n} layer{'s' * (n > 1)}, {short(w)} weights" for n, w in zip((3, 1, 2), weights, strict=True)
+    ]
+    assert sum(weights) == parameters_of(flow)
+
+
+def test_directions_are_those_of_the_modules() -> None:
+    flow = build("unconditional", torch.float32)
+    flow.blocks[0].flipped = True
+    assert [t for t in texts(stack("s", flow)) if "→" in t] == ["last → first", "last → first"]
+
+
+def test_tokens_darken_in_the_blocks_own_order() -> None:
+    flow = build("unconditional", torch.float32)
+    tokens = [e for e in ET.fromstring(stack("s", flow)).iter("rect") if e.attrib["class"] == "token"]
+    rows = [tokens[: len(tokens) // 2], tokens[len(tokens) // 2 :]]
+    for row, order in zip(rows, (1, -1), strict=True):
+        places = sorted(row, key=lambda e: order * float(e.attrib["x"]))
+        shades = [float(e.attrib["opacity"]) for e in places]
+        assert shades == sorted(shades) and shades[0] < shades[-1]
+
+
+def test_the_inside_says_what_is_computed() -> None:
+    affine = " ".join(texts(block_inside("i", build("conditional", torch.float32))))
+    assert "position + class" in affine and "exp(−log-scale)" in affine and "linear, 4 → 16" in affine
+    additive = " ".join(texts(block_inside("i", build("additive", torch.float32))))
+    assert "class" not in additive and "exp" not in additive and "volume-preserving" in additive
+    assert "N(0, V)" in " ".join(texts(stack("s", build("additive", torch.float32))))
+
+
+def test_everything_is_inside_the_drawing() -> None:
+    for name in ("one_token", "one_token_a_row", "non_square", "one_row"):
+        svg = ET.fromstring(stack("s", build(name, torch.float32)))
+        _, _, width, height = map(float, svg.attrib["viewBox"].split())
+        for rect in svg.iter("rect"):
+            x, y, w, h = (float(rect.attrib[k]) for k in ("x", "y", "width", "height"))
+            assert x >= 0 and y >= 0 and x + w <= width and y + h <= height, name
