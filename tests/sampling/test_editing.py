@@ -15,6 +15,7 @@ from tarflow import NULL_CLASS, SamplingError, TarFlow
 from tarflow.model.patches import patchify
 from tarflow.sampling import editing
 from tarflow.sampling.sample import draw_noise
+from tarflow.sampling.sequential import Solution
 
 # --- reconstruct ------------------------------------------------------------------------------------------------------
 
@@ -34,10 +35,10 @@ def test_the_error_is_that_of_the_worst_pixel(monkeypatch: pytest.MonkeyPatch) -
     flow = build("conditional")
     honest = editing.invert
 
-    def invert(*args: Any) -> Tensor:
-        x = honest(*args)
-        x[1, 2, 3] += 0.5 * (args[0] is flow.blocks[0])
-        return x
+    def invert(*args: Any) -> Solution:
+        solution = honest(*args)
+        solution.x[1, 2, 3] += 0.5 * (args[0] is flow.blocks[0])
+        return solution
 
     monkeypatch.setattr(editing, "invert", invert)
     _, error = tarflow.reconstruct(flow, images(flow, 3))
@@ -234,7 +235,7 @@ def test_edits_that_make_no_sense_are_refused(name: str) -> None:
 
 def test_an_edit_that_overflows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     flow = build("conditional")
-    monkeypatch.setattr(editing, "invert", lambda block, z, y: z * math.inf)
+    monkeypatch.setattr(editing, "invert", lambda block, z, y: Solution(z * math.inf, 1, 0.0))
     with pytest.raises(SamplingError, match="image 0 of the edit"):
         tarflow.resample(flow, images(flow, 2), 2)
     with pytest.raises(SamplingError, match="image 0 of the edit"):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import tarflow
 from flow_cases import build, every_case, labels, latents, unchanged
 from tarflow import Guidance
 from tarflow.sampling.guidance import guided_rows, predictor
@@ -26,7 +27,7 @@ def both(
             z = latents(flow, count)
             caches = [block.new_cache(guided_rows(guidance, count)) for _ in range(2)]
             with unchanged(z):
-                exact = sequential(predictor(block, y, guidance, caches[0]), z)
+                exact = sequential(predictor(block, y, guidance, caches[0]), z).x
                 results.append((exact, jacobi(predictor(block, y, guidance, caches[1]), z, **options)))
     return results
 
@@ -82,7 +83,7 @@ def test_overflow_on_the_way_is_survived() -> None:
     z = torch.full((2, 40, 1), 3.0, dtype=torch.float64)
     z[:, ::2] = -9.0 * 1.0  # x_i = z_i + x_{i-1}²: from -9 and 3 the solution is bounded, from the guess it is not
     predict, _ = chain(1.0)
-    exact = sequential(predict, z[:, :6])
+    exact = sequential(predict, z[:, :6]).x
     found = jacobi(predict, z[:, :6], tol=0.0)
     assert torch.equal(found.x, exact)
     with torch.no_grad():  # float32 overflows within a few iterations
@@ -90,7 +91,7 @@ def test_overflow_on_the_way_is_survived() -> None:
         narrow[0, :, 0] = torch.tensor([(-1) ** i * 50.0 for i in range(30)])
         wild, _ = chain(0.9)
         state = jacobi(wild, narrow, tol=0.0)
-        reference = sequential(wild, narrow)
+        reference = sequential(wild, narrow).x
         finite = torch.isfinite(reference)
         assert torch.equal(state.x[finite], reference[finite])
         assert state.iterations <= 29
@@ -126,3 +127,27 @@ def test_few_iterations_where_patches_depend_little_on_each_other() -> None:
 def test_impossible_options_are_refused(options: dict[str, float], name: str) -> None:
     with pytest.raises(ValueError, match=name):
         jacobi(chain(0.0)[0], torch.zeros(1, 4, 1), **options)
+
+
+@pytest.mark.parametrize("name", ["conditional", "additive", "one_token", "two_tokens"])
+def test_sample_takes_the_solver_and_reports_what_it_took(name: str) -> None:
+    flow = build(name)
+    y, steps = labels(flow, 4), flow.config.num_patches - 1
+    exact = tarflow.sample(flow, 4, y)
+    for options in ({}, {"window": 2}, {"tol": 1e-9, "window": 1}):
+        (batch,) = tarflow.sample_batches(flow, 4, y, solver="jacobi", **options)
+        torch.testing.assert_close(batch.images, exact, rtol=1e-2, atol=1e-2)
+        assert batch.residual <= options.get("tol", 1e-4)
+        assert len(batch.iterations) == len(flow.blocks) and max(batch.iterations) <= steps
+    tight = tarflow.sample(flow, 4, y, solver="jacobi", tol=0.0)
+    torch.testing.assert_close(tight, exact, rtol=1e-9, atol=1e-9)
+    (batch,) = tarflow.sample_batches(flow, 4, y, solver="sequential")
+    assert batch.iterations == (steps,) * len(flow.blocks) and batch.residual == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "name"), [({"window": 3}, "window"), ({"tol": 1e-3}, "tol"), ({"solver": "gauss"}, "solver")]
+)
+def test_options_of_another_solver_are_refused(options: dict[str, object], name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        tarflow.sample(build("unconditional"), 1, **options)

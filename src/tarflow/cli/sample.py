@@ -46,6 +46,12 @@ class Sample:
     noise_std: Annotated[
         float | None, tyro.conf.arg(help="σ of the denoising, instead of the one stored with the model")
     ] = None
+    solver: Annotated[
+        Literal["auto", "sequential", "jacobi"],
+        tyro.conf.arg(help="one patch a step, or many at a time, iterated until they change no more; auto: sequential"),
+    ] = "auto"
+    window: Annotated[int | None, tyro.conf.arg(help="patches `jacobi` iterates at once; all when not given")] = None
+    tol: Annotated[float | None, tyro.conf.arg(help="tolerance of `jacobi`; 1e-4 when not given")] = None
     batch_size: Annotated[int | None, tyro.conf.arg(help="images decoded at once")] = None
     columns: Annotated[
         int | None, tyro.conf.arg(help="columns of a sheet; the number of classes where there are any")
@@ -82,7 +88,18 @@ def run(args: Sample) -> None:
     elif args.classes:
         raise ValueError(f"--classes: {args.run} is an unconditional model")
     sigma = denoising_sigma(run, args.denoise, args.noise_std)
-    batches = sample_batches(run.flow, args.n, y, guidance, args.seed, denoise=sigma, batch_size=args.batch_size)
+    batches = sample_batches(
+        run.flow,
+        args.n,
+        y,
+        guidance,
+        args.seed,
+        denoise=sigma,
+        solver=args.solver,
+        batch_size=args.batch_size,
+        window=args.window,
+        tol=args.tol,
+    )
     columns = args.columns or columns_by_class(len(args.classes) or run.config.model.num_classes)
     redraws = 0
     with SampleWriter(args.out, run, args.n, None if y is None else y.tolist(), columns) as writer:

@@ -189,7 +189,7 @@ def _invert_all(flow: TarFlow, blocks: Sequence[Block], z: Tensor, y: Tensor | N
     for first in range(0, len(z), size):
         x = z[first : first + size]
         for block in reversed(blocks):
-            x = invert(block, x, None if y is None else y[first : first + size])
+            x = invert(block, x, None if y is None else y[first : first + size]).x
         chunks.append(x)
     return torch.cat(chunks) if chunks else z
 

@@ -11,28 +11,11 @@ prefix as soon as that prefix has converged, instead of running a number of iter
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from tarflow.sampling.guidance import Predict
-
-
-@dataclass(frozen=True)
-class Solution:
-    """What a solver found.
-
-    Attributes:
-        x: (B, T, D), in the block's own order.
-        iterations: evaluations of `predict`; at most T-1.
-        residual: the largest |F(x) - x| / max(1, |x|) over all patches and rows, with F one more evaluation; at most
-            the tolerance. Rows that are not finite are left out.
-    """
-
-    x: Tensor
-    iterations: int
-    residual: float
+from tarflow.sampling.sequential import Solution
 
 
 def jacobi(predict: Predict, z: Tensor, *, window: int | None = None, tol: float = 1e-4) -> Solution:

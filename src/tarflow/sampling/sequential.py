@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from tarflow.sampling.guidance import Predict
 
 
-def sequential(predict: Predict, z: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Solution:
+    """What a solver found.
+
+    Attributes:
+        x: (B, T, D), in the block's own order.
+        iterations: evaluations of `predict`; at most T-1.
+        residual: the largest |F(x) - x| / max(1, |x|) over all patches and rows, with F one more evaluation; at most
+            the tolerance. Rows that are not finite are left out.
+    """
+
+    x: Tensor
+    iterations: int
+    residual: float
+
+
+def sequential(predict: Predict, z: Tensor) -> Solution:
     """Solve x_i = z_i·exp(log_scale_i(x_<i)) + shift_i(x_<i) patch by patch.
 
     Args:
@@ -16,10 +34,10 @@ def sequential(predict: Predict, z: Tensor) -> Tensor:
         z: (B, T, D), in the block's own order. Not written to.
 
     Returns:
-        x: (B, T, D), in the block's own order.
+        x (B, T, D) in the block's own order, after T-1 iterations, with no residual.
     """
     x = z.clone()  # x_0 = z_0, and every other z_i is replaced in its turn
     for i in range(z.shape[1] - 1):
         shift, log_scale = predict(x[:, i : i + 1], i)
         x[:, i + 1] = z[:, i + 1] * torch.exp(log_scale[:, 0]) + shift[:, 0]
-    return x
+    return Solution(x, z.shape[1] - 1, 0.0)

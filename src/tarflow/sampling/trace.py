@@ -8,7 +8,7 @@ from torch import Tensor
 from tarflow.model.flow import TarFlow
 from tarflow.sampling.denoise import denoise as denoise_images
 from tarflow.sampling.guidance import Guidance
-from tarflow.sampling.sample import SamplingError, check_arguments, draw_noise, invert, latents_of
+from tarflow.sampling.sample import SamplingError, check_arguments, decode, draw_noise, latents_of
 
 
 def trace(
@@ -44,11 +44,9 @@ def trace(
     True
     """
     y = check_arguments(flow, n, y, guidance, denoise, noise)
-    x = latents_of(flow, draw_noise(flow, torch.arange(n), seed) if noise is None else noise)
-    stages = [flow.to_images(x)]
-    for block in reversed(flow.blocks):
-        x = invert(block, x, y, guidance)
-        stages.append(flow.to_images(x))
+    noise = draw_noise(flow, torch.arange(n), seed) if noise is None else noise
+    stages = [flow.to_images(latents_of(flow, noise))]
+    stages += [flow.to_images(solution.x) for solution in decode(flow, noise, y, guidance)]
     if denoise is not None:
         stages.append(denoise_images(flow, stages[-1], denoise, y))
     finite = torch.isfinite(stages[-1]).flatten(1).all(dim=1)
