@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -168,3 +169,33 @@ def test_clearing_leftovers_where_there_are_none_does_nothing(tmp_path: Path) ->
     storage.remove_leftovers(tmp_path)
     storage.remove_leftovers(tmp_path / "nowhere")
     assert contents(tmp_path) == {"a.txt": "kept"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),  # as safetensors says
+    ],
+)
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(OSError, match="No space left") as raised, storage.replacing_file(tmp_path / "a.txt"):
+        raise error
+    assert raised.value.errno == errno.ENOSPC
+    assert raised.value.filename == str(tmp_path / "a.txt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_are_left_as_they_are(tmp_path: Path) -> None:
+    error = FileNotFoundError(errno.ENOENT, "No such file or directory", "input.png")
+    with pytest.raises(FileNotFoundError) as raised, storage.replacing_directory(tmp_path / "a"):
+        raise error
+    assert raised.value is error
+
+
+def test_text_is_added_at_the_end(tmp_path: Path) -> None:
+    storage.append_text(tmp_path / "a.txt", "one\n")
+    storage.append_text(tmp_path / "a.txt", "two\n")
+    assert contents(tmp_path) == {"a.txt": "one\ntwo\n"}

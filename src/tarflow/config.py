@@ -229,6 +229,11 @@ def check_fields(cls: type, values: Mapping[str, Any], where: str = "") -> None:
             raise ConfigError(f"{where}{'.' if where else ''}{name}: no such field{hint}")
 
 
+def check_value(cls: type, name: str, value: Any, where: str = "") -> Any:
+    """`value` as the field `name` of the dataclass `cls` holds it; ConfigError where it has another type."""
+    return _coerce(value, typing.get_type_hints(cls)[name], f"{where}{'.' if where else ''}{name}")
+
+
 def _coerce(value: Any, hint: Any, where: str) -> Any:
     """`value` as the annotated type `hint`: a whole float is an int, an int is a float, a list (JSON's) is a tuple."""
     origin, args = get_origin(hint), get_args(hint)

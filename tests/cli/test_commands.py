@@ -232,7 +232,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["--help"]):
         assert main(arguments) == 0
         assert "evaluate" in capsys.readouterr().out
-    for command in ("demo", "train", "sample", "evaluate", "denoise", "convert"):
+    for command in ("demo", "train", "sample", "evaluate", "score", "denoise", "report", "convert"):
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
         assert stop.value.code == 0

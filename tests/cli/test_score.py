@@ -22,7 +22,7 @@ from tarflow import checkpoint
 from tarflow.checkpoint import write_config
 from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
-from tarflow.data.load import load
+from tarflow.data.load import load, load_held_out
 from tarflow.data.noise import noisy_images
 from tarflow.evaluation import held_out
 from tarflow.evaluation.held_out import HELD_OUT_FILE
@@ -149,9 +149,9 @@ def test_the_reference_is_kept_and_computed_again_when_it_is_stale(place: Path, 
 
     def counted(*args: Any, **options: Any) -> Any:
         calls.append(args)
-        return load(*args, **options)
+        return load_held_out(*args, **options)
 
-    monkeypatch.setattr(held_out, "load", counted)
+    monkeypatch.setattr(held_out, "load_held_out", counted)
     first = score(place, "run", place / "photos")
     kept = (place / "run" / HELD_OUT_FILE).read_text()
     assert score(place, "run", place / "photos") == first
@@ -297,7 +297,7 @@ for count in ("few", "many"):
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
-    """The peak after 300 images, more than are read ahead, and after 1,200 more in the same process: 59 MB of pixels."""
+    """The peak after 300 images, more than are read ahead, and after 1,200 more in the same process, of 59 MB."""
     from flow_cases import BASE, randomise
 
     config = tarflow.TarFlowConfig(**BASE | {"image_size": 128, "channels": 3, "patch_size": 64})

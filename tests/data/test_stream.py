@@ -12,7 +12,7 @@ from PIL import Image
 
 from tarflow.data.errors import DataError
 from tarflow.data.folder import image_paths, open_folder
-from tarflow.data.load import load_all
+from tarflow.data.load import load, load_all, load_held_out
 from tarflow.data.records import RowNames
 from tarflow.data.stream import Record, Stream, open_stream
 
@@ -85,6 +85,18 @@ def test_every_other_source_is_as_when_it_is_loaded(tmp_path: Path) -> None:
         same(list(grey(source)), str(source), (4, 4), 256)
     digits = open_stream("digits", image_size=(8, 8), channels=1, levels=17)
     same(list(digits), "digits", (8, 8), 17)
+
+
+def test_the_held_out_images_alone_are_those_of_load(tmp_path: Path) -> None:
+    for i in range(6):
+        write(tmp_path / "own" / ("val" if i < 2 else "train") / f"{i}.png", i)
+        write(tmp_path / "seeded" / f"{i}.png", i)
+    (tmp_path / "own" / "train" / "bad.png").write_bytes(b"no image")  # nobody asked for it
+    options = {"image_size": (3, 4), "channels": 3, "levels": 256, "held_out_fraction": 0.5, "split_seed": 1}
+    for folder, skip_bad in (("own", True), ("seeded", False)):
+        expected = load(str(tmp_path / folder), **options, skip_bad=skip_bad).held_out
+        got = load_held_out(str(tmp_path / folder), **options)
+        assert got.names == expected.names and torch.equal(got.images, expected.images)
 
 
 def test_levels_and_colours_are_those_of_the_model(tmp_path: Path) -> None:

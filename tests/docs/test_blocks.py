@@ -41,11 +41,13 @@ SHORTER = [  # (what the command matches, options)
     (r"train .*--init", FEW_STEPS),
     (r"train .*--data", f"{FEW_STEPS} {SMALL_MODEL}"),
     (r"sample ", "-n 4"),
-    (r"evaluate ", "--draws 2"),
+    (r"score ", "--draws 1"),
+    (r"report ", "--images 2 --limit 4"),
+    (r"evaluate ", "--draws 2 --limit 16"),
     (r"denoise .* digits ", "--limit 4"),
 ]
 
-NOT_RUN = {"README.md": 2, "docs/quick-start.md": 2, "docs/official-checkpoints.md": 1, "docs/design.md": 0}
+NOT_RUN = {"README.md": 2, "docs/quick-start.md": 2, "docs/official-checkpoints.md": 1, "docs/recipes.md": 11}
 
 
 @dataclasses.dataclass
@@ -166,6 +168,17 @@ def test_the_blocks_of_a_page_run(name: str, tmp_path: Path, monkeypatch: pytest
 def test_blocks_that_are_not_run_say_why_and_are_few() -> None:
     counted = {name: sum(b.not_run is not None for b in blocks(path.read_text())) for name, path in PAGES.items()}
     assert counted == {name: NOT_RUN.get(name, 0) for name in PAGES}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_command_stands_outside_of_the_blocks(name: str) -> None:
+    text = PAGES[name].read_text()
+    shown = [
+        line.strip() for line in text.splitlines() if re.match(rf"( {{4}})?tarflow +({'|'.join(COMMANDS)}) ", line)
+    ]
+    found = [line.strip() for b in blocks(text) if b.language == "shell" for line in b.text.splitlines()]
+    # A line of prose may begin with the name, but has no path or option behind it.
+    assert [line for line in shown if line not in found and re.search(r" --\w| \S+/", line)] == []
 
 
 def test_fences_have_a_language_that_is_known() -> None:

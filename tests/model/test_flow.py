@@ -243,3 +243,14 @@ def test_deep_copies_and_pickles_are_the_same_flow_with_weights_of_their_own(nam
         with torch.no_grad(), unchanged(*flow.parameters()):
             for parameter in other.parameters():
                 parameter.add_(1)
+
+
+def test_every_tensor_comes_back_in_its_own_dtype(tmp_path: Path) -> None:
+    flow = build("additive", torch.bfloat16)
+    flow.base_variance = flow.base_variance.float()
+    flow.save_pretrained(tmp_path)
+    before = torch.get_rng_state()
+    loaded = TarFlow.from_pretrained(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert loaded.dtype == torch.bfloat16 and loaded.base_variance.dtype == torch.float32
+    assert all(p.requires_grad for p in loaded.parameters())

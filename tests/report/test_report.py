@@ -170,7 +170,7 @@ def test_the_likelihoods_are_those_of_evaluate(reports: dict[str, str], runs: li
     for name, path, policies in (("noisy", runs[0], ("given", "marginal")), ("exact", runs[1], ("none",))):
         run, training = open_run(path), read_config(path).training
         splits = load("digits", levels=17)
-        held_out = splits.held_out.subset(range(12))
+        held_out = splits.held_out.choice(12, 5)
         shown = Page(reports[name]).section("likelihood")
         noise = {"levels": 17, "noise": training.noise, "noise_std": training.noise_std}
         for policy in policies:
@@ -217,9 +217,17 @@ def test_samples_that_overflow_are_told_and_not_the_end(
     for module, function in ((figures, "sample"), (figures, "trace"), (subject, "sample")):
         monkeypatch.setattr(module, function, overflow)
     page = Page(write_report(runs, tmp_path, settings=SETTINGS).read_text())
-    for name in ("noisy-samples", "noisy-guidance", "noisy-trace", "noisy-neighbours", "exact-samples", "resolutions"):
+    for name in (
+        "noisy-samples",
+        "noisy-guidance",
+        "noisy-trace",
+        "noisy-neighbours",
+        "exact-samples",
+        "resolutions",
+        "noisy-denoising",
+    ):
         assert "sample 0 is not finite" in page.section(name), name
-    assert "PSNR" in page.section("noisy-denoising") and "PNG" not in page.section("noisy-trace")
+    assert "PSNR" in page.section("noisy-denoising")
 
 
 def test_data_that_are_gone_are_named(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from tarflow import checkpoint
 from tarflow.config import ConfigError
 from tarflow.model.flow import WEIGHTS_FILE, read_weights
 from tarflow.training import trainer as trainer_module
-from tarflow.training.trainer import Diverged, Interrupted, train
+from tarflow.training.interrupt import Interrupted
+from tarflow.training.trainer import Diverged, train
 from training_cases import assert_bitwise_equal, images, run_config, run_weights, splits
 
 KINDS: dict[str, dict[str, Any]] = {

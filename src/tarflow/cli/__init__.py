@@ -81,7 +81,8 @@ def parse(options: Any, argv: Sequence[str], prog: str) -> Any:
 
 def _one_line(box: str) -> str:
     """What tyro drew a box around, without the box, its title and its advice."""
-    lines = [re.sub(r"[─│╭╮╰╯]+", " ", line).strip() for line in box.splitlines()[1:]]
+    # Where the terminal's encoding has no lines to draw with, tyro takes -, + and |.
+    lines = [re.sub(r"[─│╭╮╰╯]+|-{3,}|^[+|]|[+|]$", " ", line).strip() for line in box.splitlines()[1:]]
     advice = ("For full helptext", "Argument helptext", "In `", "tarflow ")
     return " ".join(line for line in lines if line and not line.startswith(advice))
 
@@ -97,7 +98,8 @@ def _explain(error: Exception) -> int:
     import torch
 
     from tarflow.sampling.sample import SamplingError
-    from tarflow.training.trainer import Diverged, Interrupted
+    from tarflow.training.interrupt import Interrupted
+    from tarflow.training.trainer import Diverged
 
     if isinstance(error, Interrupted):
         print(f"tarflow: {error}", file=sys.stderr)

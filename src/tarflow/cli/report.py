@@ -32,7 +32,7 @@ class Report:
         Path | None, tyro.conf.arg(help="the directory to write; `report` in the first RUN when not given")
     ] = None
     images: Annotated[int, tyro.conf.arg(help="images in a row of a figure; fewer is faster")] = 10
-    limit: Annotated[int, tyro.conf.arg(help="held-out images that are scored, the first so many")] = 1000
+    limit: Annotated[int, tyro.conf.arg(help="held-out images that are scored; of more, a seeded choice")] = 1000
     seed: Annotated[int, tyro.conf.arg(help="seed of the samples and of the noise")] = 0
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tarflow.data.stream import Record, Stream
     from tarflow.evaluation.held_out import Scoring
 
-MAX_BATCH = 1024  # images held at once, whatever fits the model
+MAX_BATCH = 256  # images scored at once where it is ours to choose: about as many are decoded ahead
 
 
 @dataclasses.dataclass
@@ -123,10 +123,9 @@ def _score(
     from PIL import Image
 
     from tarflow.evaluation.held_out import score_pixels
-    from tarflow.evaluation.scores import default_batch_size
 
     writer = csv.writer(rows)
-    size = args.batch_size or min(default_batch_size(run.flow), MAX_BATCH)
+    size = _batch_size(args, run)
     scores, bad, first = array("d"), 0, ""
     with warnings.catch_warnings(), contextlib.closing(iter(stream)) as records:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # which is an error in its row
@@ -192,7 +191,7 @@ def _reference(args: Score, run: Run, scoring: Scoring, progress: Progress) -> A
 
     try:
         found = held_out_scores(
-            run, scoring, batch_size=args.batch_size, loading=progress.loading, progress=progress.scoring
+            run, scoring, batch_size=_batch_size(args, run), loading=progress.loading, progress=progress.scoring
         )
     except (ValueError, OSError) as error:
         reason = " ".join(str(error).split())
@@ -220,6 +219,12 @@ def _draw(run: Run, pixels: Any, numbers: list[int], scoring: Scoring, maps: Pat
 
 def _map_name(number: int, total: int) -> str:
     return f"{number:0{len(str(total - 1))}d}.png"
+
+
+def _batch_size(args: Score, run: Run) -> int:
+    from tarflow.evaluation.scores import default_batch_size
+
+    return args.batch_size or min(default_batch_size(run.flow), MAX_BATCH)
 
 
 def _policy(run: Run, scoring: Scoring) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 
 from tarflow import recipes
-from tarflow.config import ConfigError, DataConfig, TarFlowConfig, TrainingConfig, to_dict
+from tarflow.config import ConfigError, DataConfig, TarFlowConfig, TrainingConfig, check_value, to_dict
 
 SECTIONS = {"model": TarFlowConfig, "data": DataConfig, "training": TrainingConfig}
 DERIVED = ("levels", "class_names", "num_classes")  # follow from the data
@@ -56,7 +56,7 @@ def options(argv: Sequence[str]) -> type:
                 continue
             default = entry.default if entry.default is not dataclasses.MISSING else None
             value = sections.get(section, {}).get(entry.name, default)
-            value = tuple(value) if isinstance(value, list) else value
+            value = value if value is None else check_value(cls, entry.name, value, section)
             hint = hints[entry.name] if value is not None else hints[entry.name] | None
             about = tyro.conf.arg(help=entry.metadata["help"], name=NAMES.get(entry.name, entry.name).replace("_", "-"))
             fields.append((entry.name, Annotated[hint, about], dataclasses.field(default=value)))

@@ -141,6 +141,39 @@ def load(
     return Splits(train, held_out_set, False, skipped)
 
 
+def load_held_out(
+    source: str,
+    *,
+    image_size: tuple[int, int],
+    channels: int,
+    levels: int,
+    held_out_fraction: float,
+    split_seed: int,
+    skip_bad: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> ImageSet:
+    """`load(…).held_out`, without decoding what is trained on where the data have a split of their own.
+
+    Arguments and errors are those of `load`.
+    """
+    opened = open_source(source)
+    by_split = {part.split: part for part in opened.parts}
+    part = by_split.get("validation") or by_split.get("test")
+    if "train" in by_split and part is not None:
+        request = _Request(image_size, channels, levels, None, skip_bad, progress)
+        return _read(source, opened, [part], request)[0][0]
+    return load(
+        source,
+        image_size=image_size,
+        channels=channels,
+        levels=levels,
+        held_out_fraction=held_out_fraction,
+        split_seed=split_seed,
+        skip_bad=skip_bad,
+        progress=progress,
+    ).held_out
+
+
 def load_all(
     source: str,
     *,

@@ -17,7 +17,7 @@ from torch import Tensor
 from tarflow import storage
 from tarflow.checkpoint import Run
 from tarflow.data.batches import seeded_permutation
-from tarflow.data.load import load
+from tarflow.data.load import load_held_out
 from tarflow.evaluation.scores import LabelPolicy, Progress, score_images
 from tarflow.model.block import NULL_CLASS
 from tarflow.model.flow import WEIGHTS_FILE
@@ -110,7 +110,7 @@ def held_out_scores(
     known = _read(path)
     if known is not None and known["key"] == key:
         return torch.tensor([-math.inf if v is None else v for v in known["scores"]], dtype=torch.float64)
-    splits = load(
+    images = load_held_out(
         data.source,
         image_size=model.image_shape,
         channels=model.channels,
@@ -119,9 +119,7 @@ def held_out_scores(
         split_seed=data.split_seed,
         skip_bad=data.skip_bad,
         progress=loading,
-    )
-    images = splits.held_out.images
-    del splits  # what was trained on may be large
+    ).images
     if len(images) > MAX_IMAGES:
         images = images[seeded_permutation(len(images), "held-out scores")[:MAX_IMAGES]]
     scores = score_pixels(run, images, scoring, batch_size=batch_size, progress=progress)

@@ -149,14 +149,16 @@ class TarFlow(nn.Module):
         expected = (self.config.channels, height, width)
         if x.ndim != 4 or tuple(x.shape[1:]) != expected:
             raise ValueError(f"x: expected images (B, {', '.join(map(str, expected))}), got {tuple(x.shape)}")
-        _check_floating("x", x)
+        if not x.is_floating_point():
+            raise ValueError(f"x: expected floating-point values, got {x.dtype}; pixels are scaled to -1 … 1 first")
 
-    def check_latents(self, z: Tensor) -> None:
-        """Raise ValueError unless z is a floating (B, T, D) of this model's size."""
+    def check_latents(self, z: Tensor, name: str = "z") -> None:
+        """Raise ValueError unless z, called `name`, is a floating (B, T, D) of this model's size."""
         expected = (self.config.num_patches, self.config.patch_dim)
         if z.ndim != 3 or tuple(z.shape[1:]) != expected:
-            raise ValueError(f"z: expected latents (B, {expected[0]}, {expected[1]}), got {tuple(z.shape)}")
-        _check_floating("z", z)
+            raise ValueError(f"{name}: expected latents (B, {expected[0]}, {expected[1]}), got {tuple(z.shape)}")
+        if not z.is_floating_point():
+            raise ValueError(f"{name}: expected floating-point values, got {z.dtype}")
 
     def check_labels(self, y: Tensor | None, batch: int) -> Tensor | None:
         """Return labels as int64 on this model's device; raise ValueError where they are not (batch,) known classes."""
@@ -204,10 +206,10 @@ class TarFlow(nn.Module):
         sections = read_json(directory / CONFIG_FILE)
         if not isinstance(sections, dict) or "model" not in sections:
             raise ConfigError(f"{directory / CONFIG_FILE}: expected a section 'model'")
-        flow = cls(from_dict(TarFlowConfig, sections["model"], f"{directory / CONFIG_FILE}: model"))
-        tensors = read_weights(directory / WEIGHTS_FILE)
-        flow.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
-        load_weights(flow, tensors, directory / WEIGHTS_FILE)
+        config = from_dict(TarFlowConfig, sections["model"], f"{directory / CONFIG_FILE}: model")
+        with torch.device("meta"):  # no memory, and no random numbers: every value, and its dtype, is the file's
+            flow = cls(config)
+        load_weights(flow, read_weights(directory / WEIGHTS_FILE), directory / WEIGHTS_FILE, assign=True)
         return flow.to(device).eval()
 
 
@@ -234,8 +236,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def load_weights(flow: TarFlow, tensors: dict[str, Tensor], origin: str | Path) -> None:
-    """Copy `tensors` into the flow; raise ValueError naming the first that is missing, foreign or of another shape."""
+def load_weights(flow: TarFlow, tensors: dict[str, Tensor], origin: str | Path, *, assign: bool = False) -> None:
+    """Copy `tensors` into the flow's, or put them in their place, dtype and all, with `assign`.
+
+    Raises ValueError naming the first that is missing, foreign, of another shape, or not of floating-point numbers.
+    """
     expected = flow.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
@@ -245,9 +250,6 @@ def load_weights(flow: TarFlow, tensors: dict[str, Tensor], origin: str | Path) 
         if expected[name].shape != tensors[name].shape:
             got, want = tuple(tensors[name].shape), tuple(expected[name].shape)
             raise ValueError(f"{origin}: tensor {name}: expected shape {want}, got {got}")
-    flow.load_state_dict(tensors)
-
-
-def _check_floating(name: str, x: Tensor) -> None:
-    if not x.is_floating_point():
-        raise ValueError(f"{name}: expected floating-point values, got {x.dtype}; pixels are scaled to -1 … 1 first")
+        if not tensors[name].is_floating_point():
+            raise ValueError(f"{origin}: tensor {name}: expected floating-point numbers, got {tensors[name].dtype}")
+    flow.load_state_dict(tensors, assign=assign)

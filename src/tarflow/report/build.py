@@ -108,9 +108,8 @@ def resolutions(subjects: Sequence[Subject]) -> Parts:
     if not strips:
         raise Unavailable(" ".join(missing))
     sizes = {s.run.config.model.image_shape for s in subjects}
-    caption = f"Samples of {len(strips)} models, unguided, {'all of one size' if len(sizes) == 1 else f'at {len(sizes)} sizes'}."
-    if len(sizes) == 1:
-        caption += " Runs of several sizes would be shown the smallest first."
+    caption = f"Samples of {len(strips)} models, unguided, seed {subjects[0].settings.seed}, "
+    caption += "the smallest images first." if len(sizes) > 1 else "all of one size here."
     return [Figure("resolutions", strips, caption), *missing]
 
 

@@ -10,7 +10,7 @@ from tarflow.report.markup import Markup, element
 
 # A phone shows 440 units on some 360 pixels, which leaves letters of 13 units readable.
 WIDTH, HEIGHT = 440, 300
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 44, 46  # room around the box for labels
+LEFT, RIGHT, TOP, BOTTOM = 54, 24, 44, 46  # room around the box for labels, half of the last one on the right
 POINTS = 300  # drawn of a series at most: more than a screen has pixels for says nothing
 
 Points = Sequence[tuple[float, float]]
@@ -132,10 +132,7 @@ def _axes(
     for value in x_ticks:
         x = f"{x_scale(value):.1f}"
         parts.append(element("line", x1=x, x2=x, y1=bottom, y2=bottom + 5, class_="axis"))
-        anchor = "end" if x_scale(value) > right - 20 else "middle"  # the last one must not be cut off
-        parts.append(
-            element("text", label(value), x=right if anchor == "end" else x, y=bottom + 20, text_anchor=anchor)
-        )
+        parts.append(element("text", label(value), x=x, y=bottom + 20, text_anchor="middle"))
     parts.append(element("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"))
     parts.append(element("text", x_label, x=(left + right) / 2, y=HEIGHT - 8, text_anchor="middle", class_="name"))
     parts.append(element("text", y_label, x=12, y=18, class_="name"))

@@ -189,7 +189,7 @@ def likelihood(subject: Subject) -> Parts:
         f"{first.seed}); the errors are over images, and of the difference image by image."
     )
     if subject.splits.held_out.images.shape[0] > first.images:
-        text += f" Only the first {first.images:,} of {len(subject.splits.held_out):,} held-out images were scored."
+        text += f" They are a choice by that seed of the {len(subject.splits.held_out):,} held-out images."
     wrong = max(r.not_finite for r in results)
     if wrong:
         text += f" {wrong} images have a log-density that is not finite."

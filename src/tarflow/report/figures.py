@@ -103,7 +103,10 @@ def denoising(subject: Subject) -> Parts:
             f"Tweedie's formula, x + σ²∇log p(x|y) (PSNR {psnr(cleaned, clean):.1f} dB); seed {subject.settings.seed}."
         )
         parts.append(Figure("denoising", strips, caption))
-    raw, cleaned_samples = _spread(subject.raw_samples, n), _spread(subject.samples, n)
+    try:
+        raw, cleaned_samples = _spread(subject.raw_samples, n), _spread(subject.samples, n)
+    except Unavailable as reason:
+        return [*parts, str(reason)]
     strips = [
         Strip("as drawn", _continuous(raw), f"{len(raw)} samples with the noise that the model has learned."),
         Strip("denoised", _continuous(cleaned_samples), "The same samples after denoising."),

@@ -34,7 +34,7 @@ class Settings:
 
     Attributes:
         images: in a row of a figure.
-        limit: held-out images that are scored, the first so many.
+        limit: held-out images that are scored; of more, a seeded choice.
         seed: of samples and of the noise on images.
     """
 
@@ -112,8 +112,7 @@ class Subject:
     @cached_property
     def held_out(self) -> ImageSet:
         """The held-out images that are scored."""
-        held_out = self.splits.held_out
-        return held_out.subset(torch.arange(min(len(held_out), self.settings.limit)))
+        return self.splits.held_out.choice(self.settings.limit, self.settings.seed)
 
     # --- likelihood --------------------------------------------------------------------------------------------------
 

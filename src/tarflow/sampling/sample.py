@@ -142,7 +142,7 @@ def check_arguments(
     if guidance is not None:
         guidance.check(y, flow.config)
     if noise is not None:
-        flow.check_latents(noise)
+        flow.check_latents(noise, "noise")
         if len(noise) != n:
             raise ValueError(f"noise: expected {n} rows, one a sample, got {len(noise)}")
         if not bool(torch.isfinite(noise).all()):

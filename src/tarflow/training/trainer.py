@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -23,6 +20,7 @@ from tarflow.evaluation.likelihood import evaluate_likelihood, to_bits_per_dim
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow, load_weights, read_weights
 from tarflow.sampling.sample import SamplingError, sample
 from tarflow.training.ema import EMA
+from tarflow.training.interrupt import Interrupted, collect_signals
 from tarflow.training.objective import objective, training_batch, update_base_variance
 from tarflow.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from tarflow.training.setup import check_resumable, start_from, step_counts
@@ -31,15 +29,6 @@ SKIPS_ALLOWED = 100  # steps in a row without a finite gradient: no later batch 
 SHEET_IMAGES = 100
 
 Report = Callable[[dict[str, Any]], None]
-
-
-class Interrupted(Exception):
-    """Training was told to stop by a signal, and saved before it did."""
-
-    def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"{signal.Signals(signum).name}: saved at step {step}; continue with --resume")
-        self.signum = signum
-        self.step = step
 
 
 class Diverged(RuntimeError):
@@ -98,7 +87,7 @@ def train(
     if latest is not None:
         trainer.restore(checkpoint.load_state(latest), latest)
     checkpoint.rewind_metrics(out, trainer.step)
-    with _signals() as received:
+    with collect_signals() as received:
         return trainer.run(received)
 
 
@@ -284,28 +273,6 @@ class Trainer:
     def save(self) -> None:
         checkpoint.save_checkpoint(self.out, self.step, self.ema.flow, self.config, self.state())
         checkpoint.remove_old_checkpoints(self.out, self.training.keep_last, self.best_step)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying of them; a second one does what it always did."""
-    received: list[int] = []
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if received:
-            signal.signal(signum, previous[signum])
-            signal.raise_signal(signal.Signals(signum))
-        received.append(signum)
-
-    previous: dict[int, Any] = {}
-    try:
-        for wanted in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(ValueError):  # only the main thread may set handlers
-                previous[wanted] = signal.signal(wanted, handle)
-        yield received
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
 
 
 def _fingerprint(images: ImageSet) -> str:
