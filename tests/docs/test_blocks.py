@@ -33,7 +33,7 @@ PAGES = {
 PAGES = {name: path for name, path in PAGES.items() if "_build" not in name}
 
 # Options added to a command, in place of its own where it has them: the same code, in seconds.
-SMALL_MODEL = "--width 64 --layers 1 1 --patch-size 8"
+SMALL_MODEL = "--image-size 32 --width 64 --layers 1 1 --patch-size 8"
 FEW_STEPS = "--steps 3 --evaluate-every 3 --evaluate-images 8 --sample-every 0 --save-every 3 --batch-size 8"
 SHORTER = [  # (what the command matches, options)
     (r"train .*--recipe digits", FEW_STEPS),

@@ -98,7 +98,7 @@ def run(args: Score) -> None:
         scores, bad = _score(args, run, stream, scoring, rows, maps, progress)
         _finish(args, run, scoring, rows, scores, progress)
     unread = f", {bad} of them not scored (see column error)" if bad else ""
-    print(f"{args.out}: {stream.total} images{unread}; log p {_policy(run, scoring)}", file=sys.stderr)
+    print(f"{args.out}: {stream.total} images{unread}; labels: {_policy(run, scoring)}", file=sys.stderr)
 
 
 def _check(args: Score) -> None:
