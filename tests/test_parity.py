@@ -1,7 +1,7 @@
 """Parity with the official code (apple/ml-tarflow), whose clone TARFLOW_OFFICIAL points to; skipped without it.
 
-    git clone https://github.com/apple/ml-tarflow /tmp/ml-tarflow
-    TARFLOW_OFFICIAL=/tmp/ml-tarflow pytest tests/test_parity.py --log-cli-level=INFO     # prints what was measured
+    git clone https://github.com/apple/ml-tarflow ../ml-tarflow
+    TARFLOW_OFFICIAL=../ml-tarflow pytest tests/test_parity.py --log-cli-level=INFO     # prints what was measured
 
 Every comparison is made twice: in float32, where 2e-4 is promised, and in float64, where the official casts to float32
 are switched off and what remains is the rounding of float64: the two compute the same function.
