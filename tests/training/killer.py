@@ -19,10 +19,11 @@ from pathlib import Path
 import torch
 
 from tarflow import checkpoint, storage
+from tarflow.training.fabric import Engine  # noqa: F401 - imported once, before forking
 from tarflow.training.trainer import train
 from training_cases import run_config, splits
 
-CONFIG = run_config(steps=60, evaluate_every=7, save_every=3, keep_last=2)
+CONFIG = run_config(steps=150, evaluate_every=7, save_every=3, keep_last=2)
 
 
 def child(run: Path, die_in_write: int | None) -> int:
@@ -48,18 +49,28 @@ def child(run: Path, die_in_write: int | None) -> int:
     os._exit(0)
 
 
+def last_step(run: Path) -> int:
+    """The last step in the metrics of a run that may be writing them."""
+    try:
+        lines = (run / checkpoint.METRICS_FILE).read_text().split("\n")[:-1]
+    except FileNotFoundError:
+        return 0
+    return max((json.loads(line)["step"] for line in lines), default=0)
+
+
 def main(run: Path, seed: int, kills: int) -> None:
     torch.set_num_threads(1)
     rng = random.Random(seed)
-    started = time.monotonic()
     os.waitpid(child(run.with_name("whole"), None), 0)
-    whole = time.monotonic() - started
     deaths = []
     while len(deaths) < kills:
         in_write = len(deaths) % 2 == 1
+        goal = last_step(run) + rng.randrange(4, 11)
         pid = child(run, rng.randrange(2, 25) if in_write else None)
-        if not in_write:
-            time.sleep(rng.uniform(0.05, 0.35) * whole)
+        if not in_write:  # by its progress and not by the clock, which runs differently on a busy machine
+            while last_step(run) < goal and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.03))  # anywhere in what comes then: a step, an evaluation, a write
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         if not os.WIFSIGNALED(status):
