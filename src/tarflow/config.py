@@ -109,7 +109,10 @@ class TarFlowConfig:
 class DataConfig:
     """Which images are seen, and how a file becomes a tensor. Stored with the run, so that its user need not know."""
 
-    source: str = option("digits", help="digits, fashion-mnist, or the path of a folder, of Parquet or of IDX files")
+    source: str = option(
+        "digits",
+        help="digits, fashion-mnist, or the path of a folder, of Parquet or IDX files, of a prepared directory",
+    )
     levels: int = option(256, help="number of values a pixel can take")
     class_names: tuple[str, ...] = option((), help="names of the classes, in the order of the labels")
     conditional: bool = option(True, help="learn p(x|y) where the data have labels")
@@ -119,6 +122,7 @@ class DataConfig:
     )
     split_seed: int = option(0, help="seed of that split")
     skip_bad: bool = option(False, help="leave out files that cannot be read, instead of stopping")
+    variant: str = option("", help="which of several versions of the data set, where its files do not tell")
 
     def __post_init__(self) -> None:
         _coerce_fields(self)

@@ -26,6 +26,8 @@ from tarflow import recipes
 from tarflow.checkpoint import write_config
 from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
+from tarflow.data.prepare import prepare
+from tarflow.data.request import Request
 from tarflow.interop import to_official
 from tarflow.training.setup import open_data, resolve
 
@@ -122,6 +124,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(root / "channels.npz", images=np.zeros((2, 4, 4, 4), np.uint8))
     np.savez(root / "floats.npz", images=np.zeros((2, 4, 4)))
     (root / "garbage.parquet").write_bytes(b"no table")
+    prepare("digits", root / "prepared", Request())
+    prepare("digits", root / "damaged", Request())
+    (root / "damaged" / "pixels.npy").write_bytes(b"no array")
     return root
 
 
@@ -377,6 +382,46 @@ GROUPS: dict[str, dict[str, Case]] = {
             "train --data {p}/garbage.parquet --out {o}", ["garbage.parquet"], "Download it again."
         ),
         "wrong file": Case("train --data {p}/bad.toml --out {o}", ["bad.toml", ".parquet"], "Give one of these kinds."),
+    },
+    "Preparing data": {
+        "prepare nothing": Case("prepare {p}/nowhere --out {o}", ["nowhere"], "Check the path."),
+        "prepare without a directory": Case("prepare digits", ["--out"], "Name the directory to make."),
+        "prepare a folder with a file that is no image": Case(
+            "prepare {p}/broken --out {o}", ["bad.png", "skip_bad"], "Remove it, or add `--skip-bad`."
+        ),
+        "prepare images of several sizes": Case(
+            "prepare {p}/mixed --out {o}", ["0.png", "1.png", "image size"], "Add `--image-size`."
+        ),
+        "prepare into a folder of something else": Case(
+            "prepare digits --out {p}/mixed", ["mixed", "new directory"], "Give another `--out`."
+        ),
+        "prepared otherwise before": Case(
+            "prepare digits --out {p}/prepared --image-size 4",
+            ["image size None", "image size 4", "--force"],
+            "Give another `--out`, or add `--force`.",
+        ),
+        "prepared from other images before": Case(
+            "prepare {p}/one --out {p}/prepared",
+            ["prepared from digits", "--force"],
+            "Give another `--out`, or add `--force`.",
+        ),
+        "prepare what is prepared": Case(
+            "prepare {p}/prepared --out {o}", ["prepared already"], "Give the images that it was made of."
+        ),
+        "prepare half of the images held out twice": Case(
+            "prepare digits --out {o} --held-out-fraction 2", ["held_out_fraction", "2"], "0.1 is usual."
+        ),
+        "prepare with a disk that is full": Case(
+            "prepare digits --out {o}", ["out", "No space left"], "Make room; nothing was left.", full_disk
+        ),
+        "train at another size than prepared": Case(
+            "train --data {p}/prepared --image-size 4 --out {o}",
+            ["8x8", "4x4", "prepare"],
+            "Give the size that it has, or prepare it at the other.",
+        ),
+        "a prepared directory that is damaged": Case(
+            "train --recipe digits --data {p}/damaged --out {o}", ["damaged/pixels.npy"], "Prepare it again, with `--force`."
+        ),
     },
     "Evaluating and denoising": {
         "labels that are not there": Case(

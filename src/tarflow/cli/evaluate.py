@@ -133,5 +133,7 @@ def run(args: Evaluate) -> None:
                 batch_size=args.batch_size,
                 progress=progress.scoring,
             ).to_dict()
+    variant = splits.variant or (data.variant if same else "")
     values |= {"data": source, "split": split, "run": str(args.run)}
+    values |= {"data_variant": variant or None, "trained_on_variant": data.variant or None}
     print(json.dumps(values, indent=2))

@@ -35,6 +35,7 @@ class Progress:
         self.task: TaskID | None = None
         self.spoke = time.monotonic()
         self.rate = 0.0
+        self.stage = ""
         self.mark = (0, 0.0)  # step and time of the first report
 
     def __enter__(self) -> Progress:
@@ -52,6 +53,14 @@ class Progress:
     def loading(self, done: int, total: int) -> None:
         """Images read so far."""
         self._advance("reading", done, total, "images")
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """Images (or files) of a stage so far."""
+        if self.task is not None and self.stage != what:
+            self.bar.remove_task(self.task)
+            self.task = None
+        self.stage = what
+        self._advance(what, done, total, "files" if what == "checking" else "images")
 
     def scoring(self, done: int, total: int) -> None:
         """Images times draws scored so far."""

@@ -41,7 +41,7 @@ def open_npz(path: Path) -> Source:
         if labels.size and labels.min() < 0:
             raise DataError(f"{path}: key 'labels': expected whole numbers from 0, got {labels.min()}")
         labels = labels.tolist()
-    return Source((Part("all", RowNames([(path.name, len(images))]), labels, lambda: iter(images)),))
+    return Source((Part("all", RowNames([(path.name, len(images))]), labels, lambda: iter(images)),), files=(path,))
 
 
 def _channels_first(images: Any, path: Path) -> Any:

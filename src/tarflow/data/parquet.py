@@ -61,7 +61,8 @@ def _source(groups: dict[Split, list[Path]]) -> Source:
     for head in every:
         if head.class_names != first.class_names:
             raise DataError(f"{head.path}: its class names differ from those of {first.path.name}")
-    return Source(tuple(_part(split, group) for split, group in heads.items()), first.class_names)
+    files = tuple(head.path for head in every)
+    return Source(tuple(_part(split, group) for split, group in heads.items()), first.class_names, files=files)
 
 
 def _part(split: Split, files: Sequence[_File]) -> Part:

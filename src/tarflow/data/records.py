@@ -47,25 +47,44 @@ class RowNames(Sequence[str]):
 
 
 @dataclass(frozen=True)
+class Group:
+    """Records that lie together, and that `read()` brings into memory together, in order and still encoded."""
+
+    rows: int
+    read: Callable[[], Sequence[Content]]
+
+
+@dataclass(frozen=True)
 class Part:
-    """One split of a source. `contents()` goes through the records from the start, in the order of `names`."""
+    """One split of a source. `contents()` goes through the records from the start, in the order of `names`.
+
+    `groups`, where records can be had without those before them, are the same records in the same order.
+    """
 
     split: Split
     names: Sequence[str]
     labels: Sequence[int] | None
     contents: Callable[[], Iterator[Content]]
+    groups: tuple[Group, ...] | None = None
 
     def __post_init__(self) -> None:
         assert self.labels is None or len(self.labels) == len(self.names)
+        assert self.groups is None or sum(group.rows for group in self.groups) == len(self.names)
 
 
 @dataclass(frozen=True)
 class Source:
-    """All splits of a source, training first. `class_names` None: a label is its own name."""
+    """All splits of a source, training first. `class_names` None: a label is its own name.
+
+    `files` are those that the records lie in; none where each record is a file of its own, or none is. `variant` names
+    which of several versions of a data set this is, where its files tell.
+    """
 
     parts: tuple[Part, ...]
     class_names: tuple[str, ...] | None = None
     levels: int = 256
+    files: tuple[Path, ...] = ()
+    variant: str = ""
 
 
 def split_of(name: str) -> Split | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from tarflow import checkpoint, storage
 from tarflow.config import ConfigError, RunConfig
 from tarflow.data.images import columns_by_class, save_sheet
-from tarflow.data.load import ImageSet, Splits
+from tarflow.data.load import Splits
 from tarflow.data.pixels import to_8bit, to_pixels
 from tarflow.evaluation.likelihood import evaluate_likelihood, to_bits_per_dim
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow, load_weights, read_weights
@@ -102,7 +101,7 @@ class Trainer:
         assert config.training is not None and config.data is not None
         self.config, self.training, self.data = config, config.training, config.data
         self.out, self.device, self.report = out, device, report
-        self.fingerprint = _fingerprint(splits.train)
+        self.fingerprint = splits.train.digest()
         self.images = splits.train.images.to(device)
         self.labels = (
             splits.train.labels.to(device) if config.model.num_classes and splits.train.labels is not None else None
@@ -273,12 +272,3 @@ class Trainer:
     def save(self) -> None:
         checkpoint.save_checkpoint(self.out, self.step, self.ema.flow, self.config, self.state())
         checkpoint.remove_old_checkpoints(self.out, self.training.keep_last, self.best_step)
-
-
-def _fingerprint(images: ImageSet) -> str:
-    """A digest of the training images and labels: what resuming must find unchanged."""
-    digest = hashlib.blake2b(str(tuple(images.images.shape)).encode(), digest_size=16)
-    digest.update(images.images.numpy().data)
-    if images.labels is not None:
-        digest.update(images.labels.numpy().data)
-    return digest.hexdigest()
