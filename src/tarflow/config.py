@@ -122,7 +122,7 @@ class DataConfig:
     )
     split_seed: int = option(0, help="seed of that split")
     skip_bad: bool = option(False, help="leave out files that cannot be read, instead of stopping")
-    variant: str = option("", help="which of several versions of the data set, where its files do not tell")
+    variant: str = option("", help="which of several versions of the data set; what its files tell when not given")
 
     def __post_init__(self) -> None:
         _coerce_fields(self)

@@ -420,7 +420,9 @@ GROUPS: dict[str, dict[str, Case]] = {
             "Give the size that it has, or prepare it at the other.",
         ),
         "a prepared directory that is damaged": Case(
-            "train --recipe digits --data {p}/damaged --out {o}", ["damaged/pixels.npy"], "Prepare it again, with `--force`."
+            "train --recipe digits --data {p}/damaged --out {o}",
+            ["damaged/pixels.npy"],
+            "Prepare it again, with `--force`.",
         ),
     },
     "Evaluating and denoising": {

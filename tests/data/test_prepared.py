@@ -269,7 +269,10 @@ def test_a_damaged_one_is_named(damage: str, message: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 4}, "prepared with image size 8x8, asked for 4x4: ask for what it has, or prepare digits once more"),
+        (
+            {"image_size": 4},
+            "prepared with image size 8x8, asked for 4x4: ask for what it has, or prepare digits once more",
+        ),
         ({"channels": 3}, "prepared with channels 1, asked for 3"),
         ({"levels": 256}, "prepared with levels 17, asked for 256"),
     ],

@@ -41,7 +41,8 @@ class Prepare:
     ] = 0.1
     split_seed: Annotated[int, tyro.conf.arg(help="seed of that split")] = 0
     variant: Annotated[
-        str, tyro.conf.arg(help="name of this version of the data set, where its files do not tell; kept in results")
+        str,
+        tyro.conf.arg(help="name of this version of the data set, in place of what its files tell; kept in results"),
     ] = ""
     skip_bad: Annotated[
         tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="leave out files that cannot be read, and say which")

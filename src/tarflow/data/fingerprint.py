@@ -8,24 +8,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tarflow.data.errors import DataError
-from tarflow.data.records import Source
+from tarflow.data.records import Location, Source
 
 
-def files_digest(source: Source) -> str:
-    """Of the names, sizes and times of change of the files. Copies and moved sets differ, although they are the same.
+def files_digest(source: Source, *, times: bool = True) -> str:
+    """Of the names and sizes of the files, and of their `times` of change, in which copies of a set differ.
 
-    A source that lies in no file (the embedded digits) has its `content_digest`.
+    Of a file elsewhere it has the identity that its keeper gives it. A source that lies in no file (the embedded
+    digits) has its `content_digest`.
     """
     digest = hashlib.blake2b(digest_size=16)
     found = False
     for name, path in source_files(source):
         found = True
         try:
-            status = os.stat(path)
-            line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            if isinstance(path, Path):
+                status = os.stat(path)
+                identity = f"{status.st_size}\0{status.st_mtime_ns if times else ''}"
+            else:
+                identity = path.identity()
         except OSError as error:  # a broken link is a bad record, not the end
-            line = f"{name}\0{error.strerror}\n"
-        digest.update(line.encode(errors="surrogateescape"))
+            identity = error.strerror or str(error)
+        digest.update(f"{name}\0{identity}\n".encode(errors="surrogateescape"))
     return digest.hexdigest() if found else content_digest(source)
 
 
@@ -37,8 +41,11 @@ def content_digest(source: Source, progress: Callable[[int, int], None] | None =
     for number, (name, path) in enumerate(source_files(source), start=1):
         found = True
         try:
-            with open(path, "rb") as file:
-                inside = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            if isinstance(path, Path):
+                with open(path, "rb") as file:
+                    inside = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            else:
+                inside = path.identity()  # its keeper has a digest of it
         except OSError as error:
             inside = error.strerror or str(error)
         digest.update(f"{name}\0{inside}\n".encode(errors="surrogateescape"))
@@ -52,7 +59,7 @@ def content_digest(source: Source, progress: Callable[[int, int], None] | None =
     return digest.hexdigest()
 
 
-def source_files(source: Source) -> Iterator[tuple[str, Path]]:
+def source_files(source: Source) -> Iterator[tuple[str, Location]]:
     """(name, path) of every file of a source."""
     if source.files:
         yield from ((path.name, path) for path in source.files)

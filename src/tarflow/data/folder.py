@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from tarflow.data.errors import DataError
+from tarflow.data.imagenet import oord_variant
 from tarflow.data.images import SUFFIXES
 from tarflow.data.records import SPLIT_ORDER, Part, Source, Split, split_of
 
@@ -45,7 +46,7 @@ def open_folder(root: Path) -> Source:
             )
     classes = classes or tuple(sorted({name for _, _, names in labelled.values() for name in names}))
     parts = [_part(split, root, inside, labels, classes) for split, (inside, labels, _) in labelled.items()]
-    return Source(tuple(parts), classes or None)
+    return Source(tuple(parts), classes or None, variant=oord_variant(folders.values()))
 
 
 def open_image(path: Path) -> Source:

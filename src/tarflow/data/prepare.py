@@ -117,21 +117,19 @@ def prepare(
 
     Args:
         source, held_out_fraction, split_seed: as for `load`. request: its image size, channels, levels, `skip_bad`.
-        variant: a name for this version of the data set; by its files where they tell.
+        variant: a name for this version of the data set, in place of what its files say.
         force: replace what was prepared otherwise.
         progress: called with what is being done and (how many, of how many).
 
     Raises:
         FileExistsError: `out` is something else, or was prepared from something else and not `force`.
-        DataError: as `load`; the source changed while it was read; a variant that is not that of the files.
+        DataError: as `load`; the source changed while it was read.
     """
     check_fraction(held_out_fraction)
     out = Path(out)
     if is_prepared(source):
         raise DataError(f"{source}: is prepared already; expected the images that it was made of")
     opened = open_source(source)
-    if variant and opened.variant and variant != opened.variant:
-        raise DataError(f"variant: the files of {source} are {opened.variant}, got {variant}")
     asked = Asked(request.image_size, request.channels, request.levels, held_out_fraction, split_seed, variant)
     files = files_digest(opened)
     if out.exists() and not is_prepared(str(out)) and (not out.is_dir() or any(out.iterdir())):

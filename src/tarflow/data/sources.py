@@ -32,16 +32,16 @@ def open_source(source: str) -> Source:
 
 def is_folder_of_images(source: str) -> bool:
     """Whether `source` is a folder whose files are images, one each, and not Parquet or IDX files, or a known name."""
-    from tarflow.data import idx
+    from tarflow.data import idx, imagenet
 
     path = Path(source).expanduser()
     if not source or source in KNOWN_NAMES or not path.is_dir() or is_prepared(source) or _parquet_files(path):
         return False
-    return not any(idx.is_idx_images(file) for file in path.iterdir())
+    return not any(idx.is_idx_images(file) or imagenet.is_batch(file) for file in path.iterdir())
 
 
 def _open_folder(path: Path) -> Source:
-    from tarflow.data import folder, idx, parquet
+    from tarflow.data import folder, idx, imagenet, parquet
 
     if is_prepared(str(path)):
         return prepared_source(path)
@@ -49,6 +49,8 @@ def _open_folder(path: Path) -> Source:
         return parquet.open_parquet_files(files)
     if any(idx.is_idx_images(file) for file in path.iterdir()):
         return idx.open_idx_folder(path)
+    if batches := [file for file in path.iterdir() if imagenet.is_batch(file)]:
+        return imagenet.open_batches(batches)
     return folder.open_folder(path)
 
 
@@ -60,12 +62,14 @@ def _parquet_files(path: Path) -> list[Path]:
 
 
 def _open_file(path: Path) -> Source:
-    from tarflow.data import folder, idx, npz, parquet
+    from tarflow.data import folder, idx, imagenet, npz, parquet
     from tarflow.data.images import SUFFIXES
 
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return parquet.open_parquet_file(path)
+    if imagenet.is_batch(path):
+        return imagenet.open_batches([path])
     if suffix == ".npz":
         return npz.open_npz(path)
     if idx.is_idx_images(path):

@@ -56,8 +56,6 @@ def resolve(sections: Sections, splits: Splits) -> RunConfig:
         raise ConfigError("training.steps: missing; give steps or epochs")
     data = from_dict(DataConfig, sections.get("data", {}), "data")
     conditional = data.conditional and train.labels is not None and len(train.class_names) > 0
-    if data.variant and splits.variant and data.variant != splits.variant:
-        raise ConfigError(f"data.variant: the files of {data.source} are {splits.variant}, got {data.variant}")
     data = dataclasses.replace(
         data,
         levels=train.levels,
