@@ -13,6 +13,7 @@ from rich.progress import Progress as Bar
 
 from tarflow.config import RunConfig
 from tarflow.data.load import Splits
+from tarflow.data.streamed import StreamedSplits
 
 LINE_SECONDS = 10  # between two lines where there is no terminal to draw a bar on
 
@@ -36,6 +37,7 @@ class Progress:
         self.spoke = time.monotonic()
         self.rate = 0.0
         self.stage = ""
+        self.unread = 0
         self.mark = (0, 0.0)  # step and time of the first report
 
     def __enter__(self) -> Progress:
@@ -66,7 +68,7 @@ class Progress:
         """Images times draws scored so far."""
         self._advance("scoring", done, total, "draws")
 
-    def begin(self, config: RunConfig, splits: Splits, out: Path) -> None:
+    def begin(self, config: RunConfig, splits: Splits | StreamedSplits, out: Path) -> None:
         """Say what is about to be trained on what."""
         model, training = config.model, config.training
         assert training is not None and config.data is not None
@@ -87,7 +89,10 @@ class Progress:
         )
 
     def report(self, metrics: dict[str, Any]) -> None:
-        """One step, evaluation or sample sheet."""
+        """One step, evaluation, sample sheet, or image of a stream that cannot be read."""
+        if "skipped_image" in metrics:
+            self.unread += 1
+            return self.say(f"skipped {metrics['skipped_image']} ({self.unread} so far; another one takes its place)")
         if "samples" in metrics or any(name.startswith("held_out") for name in metrics):
             step = metrics["step"]
             facts = [

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from tarflow.data.errors import DataError
 from tarflow.data.labels import label_tensors
 from tarflow.data.pixels import requantize
 from tarflow.data.prepared import is_prepared, open_all_prepared, open_prepared
@@ -15,6 +16,7 @@ from tarflow.data.sets import ImageSet as ImageSet
 from tarflow.data.sets import Splits as Splits
 from tarflow.data.sources import open_source
 from tarflow.data.split import check_fraction, own_split, seeded_split
+from tarflow.data.streamed import Storage, StreamedSplits, is_streamed, open_streamed
 
 
 def load(
@@ -27,6 +29,7 @@ def load(
     held_out_fraction: float = 0.1,
     split_seed: int = 0,
     skip_bad: bool = False,
+    storage: Storage = "memory",
     progress: Callable[[int, int], None] | None = None,
 ) -> Splits:
     """The training and the held-out images of `source`.
@@ -45,6 +48,8 @@ def load(
             None: their own.
         class_names: the classes a model was trained with; labels are mapped by name. None: the data's own.
         skip_bad: leave out records that cannot be read, and list them in `skipped`, instead of an error.
+        storage: "memory"; or "stream", for as many as fit into `streamed.LOADED_BYTES` of a set that does not fit into
+            memory, chosen by a seed; or "auto" (see `load_or_stream`).
         progress: called with (images decoded, of how many) every few images.
 
     Raises:
@@ -53,9 +58,13 @@ def load(
     """
     check_fraction(held_out_fraction)
     request = Request(image_size, channels, levels, class_names, skip_bad, progress)
-    if is_prepared(source):
-        return open_prepared(source, request)
-    opened = open_source(source)
+    found = load_or_stream(source, request, storage=storage, held_out_fraction=held_out_fraction, split_seed=split_seed)
+    if isinstance(found, Splits):
+        return found
+    return Splits(found.train.loaded(), found.held_out.loaded(), found.own_split, (), found.variant)
+
+
+def _load(source: str, opened: Source, request: Request, held_out_fraction: float, split_seed: int) -> Splits:
     own = own_split(opened)
     sets, skipped = _read(source, opened, own or opened.parts, request)
     if own:
@@ -63,6 +72,31 @@ def load(
     everything = _concatenate(sets)
     train, held_out = map(everything.subset, seeded_split(source, len(everything), held_out_fraction, split_seed))
     return Splits(train, held_out, False, skipped, opened.variant)
+
+
+def load_or_stream(
+    source: str,
+    request: Request,
+    *,
+    storage: Storage,
+    held_out_fraction: float,
+    split_seed: int,
+) -> Splits | StreamedSplits:
+    """`load`, or for sets that are to be streamed what decodes its images when they are asked for.
+
+    Args:
+        storage: "memory", "stream", or "auto", which streams what would take half of the memory (`streamed`). A
+            prepared directory is neither: it is mapped, whatever is asked for but "stream", which is an error.
+    """
+    check_fraction(held_out_fraction)
+    if is_prepared(source):
+        if storage == "stream":
+            raise DataError(f"storage: {source} is prepared, and mapped into memory: leave stream out")
+        return open_prepared(source, request)
+    opened = open_source(source)
+    if is_streamed(source, opened, request, storage):
+        return open_streamed(source, opened, request, held_out_fraction=held_out_fraction, split_seed=split_seed)
+    return _load(source, opened, request, held_out_fraction, split_seed)
 
 
 def load_held_out(
@@ -74,16 +108,20 @@ def load_held_out(
     held_out_fraction: float,
     split_seed: int,
     skip_bad: bool = False,
+    storage: Storage = "memory",
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageSet:
     """`load(…).held_out`, without decoding what is trained on where the data have a split of their own.
 
     Arguments and errors are those of `load`.
     """
+    request = Request(image_size, channels, levels, None, skip_bad, progress)
     opened = None if is_prepared(source) else open_source(source)
+    if opened and storage == "stream":
+        streamed = open_streamed(source, opened, request, held_out_fraction=held_out_fraction, split_seed=split_seed)
+        return streamed.held_out.loaded()
     own = opened and own_split(opened)
     if opened and own:
-        request = Request(image_size, channels, levels, None, skip_bad, progress)
         return _read(source, opened, own[1:], request)[0][0]
     return load(
         source,

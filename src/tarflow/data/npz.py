@@ -1,4 +1,4 @@
-"""A NumPy archive: key `images`, uint8, and optionally `labels`. Images are read as they are needed, and not at once."""
+"""A NumPy archive: key `images`, uint8, and optionally `labels`. Images are read as they are needed."""
 
 from __future__ import annotations
 

@@ -34,6 +34,12 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
     def subset(self, indices: Tensor | Sequence[int]) -> ImageSet:
         """The images at `indices`, in that order, copied."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
