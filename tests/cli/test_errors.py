@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "garbage.parquet").write_bytes(b"no table")
     prepare("digits", root / "prepared", Request())
     prepare("digits", root / "damaged", Request())
+    (root / "pickled").mkdir()
+    (root / "pickled" / "train_data_batch_1").write_bytes(b"\x80\x03}q\x00.")
+    for k in range(20):
+        image(f"stream/{k}.png", 4, 4)
+    (root / "stream" / "1.png").write_bytes(b"no image")
     (root / "damaged" / "pixels.npy").write_bytes(b"no array")
     return root
 
@@ -202,6 +208,14 @@ def full_memory_for_data(patch: pytest.MonkeyPatch, out: Path) -> None:
         raise MemoryError
 
     patch.setattr(np, "empty", empty)
+
+
+def while_it_runs(patch: pytest.MonkeyPatch, out: Path) -> None:
+    """The machine is sound; the run has begun, and its directory stays."""
+
+
+def no_datasets(patch: pytest.MonkeyPatch, out: Path) -> None:
+    patch.setitem(sys.modules, "datasets", None)
 
 
 @dataclass(frozen=True)
@@ -347,6 +361,9 @@ GROUPS: dict[str, dict[str, Case]] = {
     },
     "Images": {
         "no such data": Case("train --data {p}/nowhere --out {o}", ["nowhere"], "Check the path."),
+        "a set of the hub without the library": Case(
+            "train --data hub:owner/name --out {o}", ["hub:owner/name", "tarflow[hub]"], "Install it.", no_datasets
+        ),
         "misspelt data": Case("train --data digit --out {o}", ["digit", "digits"], "Take the name it proposes."),
         "empty folder": Case("train --data {p}/empty --out {o}", ["empty"], "Give the folder that holds the images."),
         "folder without images": Case("train --data {p}/documents --out {o}", ["documents"], "The same."),
@@ -410,6 +427,30 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "prepare half of the images held out twice": Case(
             "prepare digits --out {o} --held-out-fraction 2", ["held_out_fraction", "2"], "0.1 is usual."
+        ),
+        "stream what cannot be": Case(
+            "train --recipe digits --storage stream --out {o}", ["storage", "digits"], "Leave `--storage` out."
+        ),
+        "stream what is prepared": Case(
+            "train --recipe digits --data {p}/prepared --storage stream --out {o}",
+            ["storage", "prepared"],
+            "Leave `--storage` out.",
+        ),
+        "a stream with a file that is no image": Case(
+            "train --recipe {p}/small.toml --data {p}/stream --image-size 4 --storage stream --out {o}",
+            ["1.png: not an image", "skip_bad"],
+            "Remove it, or add `--skip-bad`, and `--resume`.",
+            while_it_runs,
+            ("out/config.json", "out/metrics.jsonl"),
+        ),
+        "no window to shuffle": Case(
+            "train --recipe digits --shuffle-window 0 --out {o}", ["shuffle_window", "0"], "Give some thousand."
+        ),
+        "a negative number of workers": Case(
+            "train --recipe digits --workers -1 --out {o}", ["workers", "-1"], "Give 0 or more."
+        ),
+        "a pickled batch of ImageNet": Case(
+            "prepare {p}/pickled --out {o}", ["train_data_batch_1", "pickle", ".npz"], "Take the `.npz` form."
         ),
         "prepare with a disk that is full": Case(
             "prepare digits --out {o}", ["out", "No space left"], "Make room; nothing was left.", full_disk

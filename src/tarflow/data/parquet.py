@@ -8,9 +8,11 @@ other names are the image and the label. Files are named by their split:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BATCH_ROWS = 256  # encoded images held in memory at a time
+ATTEMPTS, PAUSE = 4, 1.0  # at reading from far away; seconds before the second, and four times that before the next
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,15 @@ def _contents(file: _File, labelled: bool) -> Iterator[Content]:
 
 def _read_group(file: _File, number: int, first: int, labelled: bool) -> Sequence[Content]:
     """The contents of a row group, whose first row is number `first` of the file."""
-    with _open(file.path, file.metadata) as opened:
-        table = _read(file.path, lambda: opened.read_row_group(number, columns=[file.image], use_threads=False))
+    for attempt in range(1 if isinstance(file.path, Path) else ATTEMPTS):
+        try:
+            with _open(file.path, file.metadata) as opened:
+                table = _read(file.path, lambda: opened.read_row_group(number, columns=[file.image], use_threads=False))
+            break
+        except DataError:
+            if isinstance(file.path, Path) or attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(PAUSE * 4**attempt)  # networks have moods
     data = [value for chunk in table.column(file.image).chunks for value in _bytes(chunk)]
     return [_content(file, first + row, value, labelled) for row, value in enumerate(data)]
 
@@ -199,13 +209,15 @@ def _unreadable(path: Location, error: Exception) -> DataError:
     return DataError(f"{path}: unreadable 'huggingface' metadata in its schema: {error}")
 
 
-def _open(path: Location, metadata: Any = None) -> Any:
+@contextlib.contextmanager
+def _open(path: Location, metadata: Any = None) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
-    def action() -> Any:
-        return pq.ParquetFile(path if isinstance(path, Path) else path.open(), metadata=metadata)
-
-    return _read(path, action)
+    with contextlib.ExitStack() as closing:
+        where: Any = path
+        if not isinstance(path, Path):
+            where = closing.enter_context(_read(path, path.open))
+        yield closing.enter_context(_read(path, lambda: pq.ParquetFile(where, metadata=metadata)))
 
 
 def _read(path: Location, action: Any) -> Any:

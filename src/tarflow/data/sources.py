@@ -22,6 +22,10 @@ def open_source(source: str) -> Source:
 
     if source == "fashion-mnist":
         return idx.open_fashion_mnist()
+    if source.startswith("hub:"):
+        from tarflow.data.hub import open_hub
+
+        return open_hub(source)
     path = Path(source).expanduser()
     if not source or not path.exists():
         near = difflib.get_close_matches(source, KNOWN_NAMES, 1)
