@@ -136,6 +136,17 @@ def test_a_killed_worker_ends_the_job_with_a_message(stream: StreamedSet) -> Non
     assert within(5, lambda: not children())
 
 
+def test_workers_told_to_stop_with_the_whole_job_deliver_what_is_waited_for(stream: StreamedSet) -> None:
+    calm, source = feed(stream), feed(stream, workers=2)
+    source.batch(0)
+    for pid in children():
+        os.kill(pid, signal.SIGTERM)
+    for step in range(1, 8):  # more than are ready
+        assert torch.equal(source.batch(step)[0], calm.batch(step)[0])
+    assert within(15, lambda: not children())
+    source.close()
+
+
 def test_an_error_in_the_background_is_raised_where_the_batch_is_asked_for(
     stream: StreamedSet,
 ) -> None:

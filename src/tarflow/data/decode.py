@@ -22,6 +22,7 @@ from tarflow.data.assemble import read_one
 from tarflow.data.errors import DataError
 from tarflow.data.records import Content
 
+GRACE = 5.0  # seconds that a worker goes on after SIGTERM
 _LEAST = 16  # records that are worth a message to another process
 
 
@@ -101,8 +102,13 @@ class Decoder:
 
 
 def _begin_worker() -> None:
-    """A worker leaves Ctrl-C to the training process, and ends when that does, also by `kill -9`."""
+    """A worker leaves Ctrl-C to the training process, and ends when that does, also by `kill -9`.
+
+    SIGTERM is often sent to all processes of a job at once: what the training waits for is still delivered, so that it
+    can save.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda signum, frame: threading.Timer(GRACE, os._exit, (1,)).start())
     parent = parent_process()
     assert parent is not None
 

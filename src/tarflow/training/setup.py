@@ -92,6 +92,8 @@ def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
     for section in before:
         for name, value in (before[section] or {}).items():
             now = (after[section] or {}).get(name)
+            if name == "storage":  # "auto" is that of a run from before there were streams
+                value, now = ("memory" if given == "auto" else given for given in (value, now))
             if value != now and name not in RESUMABLE:
                 raise ConfigError(
                     f"{section}.{name}: the run in {run} has {value!r}, got {now!r}; "
