@@ -121,8 +121,8 @@ def memory_over_an_epoch(folder: Path, workers: int) -> dict[str, Any]:
     steps, samples, part = len(images) // 256, [], []
     for step in range(steps):
         feed.batch(step)
-        pool = feed._stream.decoder.pool if feed._stream is not None else None
-        part.append(resident([os.getpid(), *(pool._processes or () if pool else ())]))
+        pool = feed._stream.decoder.pool if feed._stream is not None else []
+        part.append(resident([os.getpid(), *(worker.pid for worker, _ in pool if worker.pid)]))
         if (step + 1) % max(1, steps // 20) == 0:
             samples.append(max(part))
             part.clear()

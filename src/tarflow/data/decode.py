@@ -10,10 +10,10 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -67,28 +67,39 @@ def decode_rows(contents: Sequence[Content], spec: Spec) -> tuple[Any, list[tupl
 
 
 class Decoder:
-    """`decode_rows`, in this process with 0 workers, or shared among so many."""
+    """`decode_rows`, in this process with 0 workers, or shared among so many.
+
+    Each worker has a pipe of its own whose other end nobody else holds, so that its death is the end of a file, at
+    whichever moment it comes. (In `concurrent.futures` workers write to one pipe, and one that is killed in the middle
+    of a result leaves the reader waiting.)
+    """
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self.pool: ProcessPoolExecutor | None = None
+        self.pool: list[tuple[BaseProcess, Connection]] = []
 
     def __call__(self, contents: Sequence[Content], spec: Spec) -> tuple[Any, list[tuple[int, DataError]]]:
         """As `decode_rows`. Raises `DataError` where a worker was killed."""
         if not self.workers or len(contents) < 2 * _LEAST:
             return decode_rows(contents, spec)
-        if self.pool is None:  # spawned: a fork of a process with threads, or a GPU, is a gamble
-            self.pool = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"), initializer=_begin_worker)
+        if not self.pool:
+            self.pool = [_start_worker() for _ in range(self.workers)]
         step = max(_LEAST, -(-len(contents) // self.workers))
         starts = range(0, len(contents), step)
         try:
-            jobs: list[Future[Any]] = [self.pool.submit(decode_rows, contents[k : k + step], spec) for k in starts]
-            results = [job.result() for job in jobs]
-        except BrokenProcessPool:
+            # A worker answers only what it has read to its end, and all has been heard: nobody waits for each other.
+            for start, (_, pipe) in zip(starts, self.pool, strict=False):
+                pipe.send((contents[start : start + step], spec))
+            results = [pipe.recv() for _, (_, pipe) in zip(starts, self.pool, strict=False)]
+        except (EOFError, OSError):
+            self.close()
             raise DataError(
                 "a process that decodes images was killed, perhaps for want of memory; "
                 "what was saved is good: resume, with fewer workers if need be"
             ) from None
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
         bad = [
             (start + number, error) for start, (_, some) in zip(starts, results, strict=True) for number, error in some
         ]
@@ -96,24 +107,42 @@ class Decoder:
 
     def close(self) -> None:
         """End the workers."""
-        if self.pool is not None:
-            self.pool.shutdown(wait=True, cancel_futures=True)
-            self.pool = None
+        for _, pipe in self.pool:
+            pipe.close()  # the end of what they read
+        for process, _ in self.pool:
+            process.join(1)
+            process.kill()
+            process.join()
+        self.pool = []
 
 
-def _begin_worker() -> None:
-    """A worker leaves Ctrl-C to the training process, and ends when that does, also by `kill -9`.
+def _start_worker() -> tuple[BaseProcess, Connection]:
+    context = get_context("spawn")  # a fork of a process with threads, or a GPU, is a gamble
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs,), name="tarflow-decode", daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
 
-    SIGTERM is often sent to all processes of a job at once: what the training waits for is still delivered, so that it
-    can save.
+
+def _work(pipe: Connection) -> None:
+    """Decode what comes through the pipe until its other end is closed, also by the death of the training process.
+
+    Ctrl-C is left to that. SIGTERM is often sent to all processes of a job at once: what the training waits for is
+    still delivered, so that it can save.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda signum, frame: threading.Timer(GRACE, os._exit, (1,)).start())
-    parent = parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    while True:
+        try:
+            contents, spec = pipe.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+        try:
+            result: Any = decode_rows(contents, spec)
+        except Exception as error:
+            result = error
+        try:
+            pipe.send(result)
+        except OSError:
+            os._exit(0)
