@@ -12,7 +12,7 @@ import dataclasses
 import os
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -27,10 +27,10 @@ from tarflow.sampling.guidance import Guidance, Predict, guided_rows, predictor
 from tarflow.sampling.jacobi import jacobi
 from tarflow.sampling.sequential import Solution, sequential
 
-FIRST_WINDOW = 16  # patches; from there the search goes up or down by STRIDE as long as it gets quicker
-STRIDE = 4
-PROBES = 6  # timed steps at either end of a sequence, from which the time of all is told
-ENOUGH = 0.1  # share of the patches after which it is clear how long an attempt will take
+STRIDE = 4  # windows that are tried differ by this factor
+SLACK = 2.0  # the first of them is the largest whose evaluation takes no longer than that many of a single patch
+PROBES = 5  # timings of one thing, whose median counts
+ENOUGH = 0.25  # share of the patches after which it is clear how long an attempt will take
 PATIENCE = 1.25  # an attempt is broken off when that will be so many times as long as the best one took
 
 
@@ -49,6 +49,13 @@ class Choice:
     window: int | None = None
     seconds: float = 0.0
     sequential_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        known = self.solver == "jacobi" or (self.solver == "sequential" and self.window is None)
+        if not known or not (self.window is None or self.window >= 1):
+            raise ValueError(
+                f"solver: expected 'sequential', or 'jacobi' and a window, got {self.solver} {self.window}"
+            )
 
     def __str__(self) -> str:
         return self.solver if self.window is None else f"{self.solver} {self.window}"
@@ -144,8 +151,8 @@ def fastest(
     """The solver that decodes this block fastest, and its solution unless that is still to be computed.
 
     The arguments are those of `invert`. The sequential solver is timed by a few steps. The parallel one decodes the
-    block, with windows of 16 patches, then of 4 times as many as long as that is quicker, or of 4 times fewer; an
-    attempt that falls behind the best is broken off.
+    block, first with a window that costs little more to evaluate than a patch, then with larger ones as long as that is
+    quicker, or with a smaller one; an attempt that falls behind the best is broken off.
     """
     last = z.shape[1] - 1
     if last < 2:  # nothing to be evaluated at once
@@ -168,9 +175,8 @@ def fastest(
         best, found = Choice("jacobi", window, clock.seconds(), stepwise), solution
         return True
 
-    window = min(FIRST_WINDOW, last)
+    window = larger = _first_window(block, z, y, guidance)
     attempt(window)
-    larger = window
     while larger < last:
         larger = min(last, larger * STRIDE)
         if not attempt(larger):
@@ -204,6 +210,21 @@ class _Clock:
 
 
 @torch.no_grad()
+def _first_window(block: Block, z: Tensor, y: Tensor | None, guidance: Guidance | None) -> int:
+    """The largest window, of powers of STRIDE and the whole, that is evaluated in SLACK times the time of a patch."""
+    last = z.shape[1] - 1
+    predict = predictor(block, y, guidance, block.new_cache(guided_rows(guidance, len(z))))
+    z = block.reorder(z)
+    single, window = _median_seconds(lambda: predict(z[:, :1], 0), z.device), min(STRIDE, last)
+    while window < last:
+        wider = min(last, window * STRIDE)
+        if _median_seconds(lambda wider=wider: predict(z[:, :wider], 0), z.device) > SLACK * single:  # type: ignore[misc]
+            break
+        window = wider
+    return window
+
+
+@torch.no_grad()
 def _sequential_seconds(
     block: Block, z: Tensor, y: Tensor | None, guidance: Guidance | None
 ) -> tuple[float, Solution | None]:
@@ -213,22 +234,37 @@ def _sequential_seconds(
     captured and a few of them say nothing, all are taken.
     """
     if z.device.type == "cuda":
-        torch.cuda.synchronize(z.device)
+        _wait(z.device)
         started = time.perf_counter()
         solution = invert(block, z, y, guidance, sequential)
-        torch.cuda.synchronize(z.device)
+        _wait(z.device)
         return time.perf_counter() - started, solution
     last = z.shape[1] - 1
     predict = predictor(block, y, guidance, block.new_cache(guided_rows(guidance, len(z))))
     z = block.reorder(z)
-    ends = []
-    for place in (0, last - 1):
-        taken = []
-        for _ in range(PROBES):
-            started = time.perf_counter()
-            sequential(lambda x, _, place=place: predict(x, place), z[:, place : place + 2])  # type: ignore[misc]
-            if z.device.type == "mps":
-                torch.mps.synchronize()
-            taken.append(time.perf_counter() - started)
-        ends.append(sorted(taken)[len(taken) // 2])
+
+    def step(place: int) -> Solution:
+        """What the solver does for one patch, at a place of the sequence."""
+        return sequential(lambda x, _: predict(x, place), z[:, place : place + 2])
+
+    ends = [_median_seconds(lambda place=place: step(place), z.device) for place in (0, last - 1)]  # type: ignore[misc]
     return last * sum(ends) / 2, None
+
+
+def _median_seconds(run: Callable[[], object], device: torch.device) -> float:
+    taken = []
+    for _ in range(PROBES):
+        _wait(device)
+        started = time.perf_counter()
+        run()
+        _wait(device)
+        taken.append(time.perf_counter() - started)
+    return sorted(taken)[PROBES // 2]
+
+
+def _wait(device: torch.device) -> None:
+    """Until everything that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -17,6 +17,10 @@ from torch import Tensor
 from tarflow.sampling.guidance import Predict
 from tarflow.sampling.sequential import Solution
 
+# Pixels lie between -1 and 1 and latents within 5; numbers beyond this are overflowing, and in float16 they soon would.
+# Under a causal mask a later patch counts 0 times its value, which is NaN where that value is infinite.
+WILD = 1e4
+
 
 def default_tolerance(dtype: torch.dtype) -> float:
     """1000 times the spacing of numbers at 1: 1.2e-4 in float32, a thirtieth of the step between two of 256 levels."""
@@ -27,8 +31,8 @@ def jacobi(predict: Predict, z: Tensor, *, window: int | None = None, tol: float
     """Solve x_i = z_i·exp(log_scale_i(x_<i)) + shift_i(x_<i), many patches at a time.
 
     A patch that enters the window is guessed with the shift and log-scale that were predicted for the patch before it;
-    the first guess is z. What is not finite is guessed as z again, so that it does not reach patches that do not depend
-    on it.
+    the first guess is z. A guess beyond `WILD` is replaced by z: what overflows inside the network would reach patches
+    that do not depend on it. A solution may lie there; it is then found when all patches before it are.
 
     Args:
         predict: the block, as `tarflow.sampling.guidance.predictor` wraps it, with a cache.
@@ -43,7 +47,8 @@ def jacobi(predict: Predict, z: Tensor, *, window: int | None = None, tol: float
     check_options(window, tol)
     tol = default_tolerance(z.dtype) if tol is None else tol
     last = z.shape[1] - 1
-    x = z.clone()  # the first guess; x_0 = z_0 is exact
+    safe = torch.nan_to_num(z).clamp(-WILD, WILD)
+    x = torch.cat([z[:, :1], safe[:, 1:]], dim=1)  # the first guess; x_0 = z_0 is exact
     known = 0  # x_0 … x_known are final
     guessed = last if window is None else min(last, window)  # x_1 … x_guessed have a guess
     shift, log_scale = torch.zeros_like(z[:, :1]), torch.zeros_like(z[:, :1])  # x = z, before anything is predicted
@@ -53,7 +58,8 @@ def jacobi(predict: Predict, z: Tensor, *, window: int | None = None, tol: float
         end = last if window is None else min(last, known + window)
         if end > guessed:
             entering = slice(guessed + 1, end + 1)
-            x[:, entering] = _finite_or(z[:, entering] * torch.exp(log_scale[:, -1:]) + shift[:, -1:], z[:, entering])
+            entered = z[:, entering] * torch.exp(log_scale[:, -1:]) + shift[:, -1:]
+            x[:, entering] = _tamed(entered, safe[:, entering])
             guessed = end
         guess = x[:, known + 1 : end + 1]
         shift, log_scale = predict(x[:, known:end], known)
@@ -70,10 +76,9 @@ def jacobi(predict: Predict, z: Tensor, *, window: int | None = None, tol: float
             residual = torch.maximum(residual, worst[:settled].amax())
         fresh = result[:, settled:]
         alive = alive & torch.isfinite(fresh[:, 0]).all(dim=1)
-        # 0·NaN is NaN, so a guess that overflowed would reach patches that do not depend on it through the mask.
         x[:, known + 1 + settled] = fresh[:, 0]
         rest = slice(known + 2 + settled, end + 1)
-        x[:, rest] = _finite_or(fresh[:, 1:], z[:, rest])
+        x[:, rest] = _tamed(fresh[:, 1:], safe[:, rest])
         known += settled + 1
     return Solution(x, iterations, float(residual))
 
@@ -86,5 +91,6 @@ def check_options(window: int | None, tol: float | None) -> None:
         raise ValueError(f"tol: expected 0 or more, got {tol}")
 
 
-def _finite_or(x: Tensor, z: Tensor) -> Tensor:
-    return torch.where(torch.isfinite(x), x, z)
+def _tamed(guess: Tensor, safe: Tensor) -> Tensor:
+    """The guess where it is a number that the network can stand, else the safe one: NaN is not below anything."""
+    return torch.where(guess.abs() <= WILD, guess, safe)
