@@ -68,9 +68,17 @@ class Choice:
 
 
 class Calibration:
-    """The choices of one flow, by what they were measured for; see `calibration_key`.
+    """Which solver decodes each block of one flow fastest, for the batch sizes and guidances it was measured for.
 
-    `load` and `save` keep them beside a checkpoint.
+    `tarflow.sample(..., calibration=...)` reads it and fills it; `load` and `save` keep it beside a checkpoint, as
+    `tarflow sample` does in RUN/solvers.json. Without one, a measurement lasts as long as the process and the weights.
+
+    >>> import tarflow
+    >>> flow = tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=2, width=64, layers=(1, 1)))
+    >>> calibration = tarflow.Calibration()
+    >>> x = tarflow.sample(flow, 2, calibration=calibration)
+    >>> [len(choices) for choices in calibration.choices.values()]  # one a block
+    [2]
     """
 
     def __init__(self, choices: dict[str, tuple[Choice, ...]] | None = None) -> None:
