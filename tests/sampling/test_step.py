@@ -18,7 +18,7 @@ from tarflow.model.cache import KVCache
 from tarflow.sampling.captured import captured
 from tarflow.sampling.guidance import guided_rows, predictor
 from tarflow.sampling.sequential import sequential
-from tarflow.sampling.step import COLUMNS_FROM, COLUMNS_TO, Product, Step
+from tarflow.sampling.step import THIN, Product, Step
 
 every_seeing_case = pytest.mark.parametrize("name", names(blind=False))
 LONG = TarFlowConfig(8, channels=1, patch_size=1, width=16, head_dim=8, layers=(2, 1), num_classes=3)  # T=64
@@ -32,7 +32,7 @@ def no_gradients() -> Iterator[None]:
 
 @every_seeing_case
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("batch", [1, 3, COLUMNS_FROM, COLUMNS_TO])
+@pytest.mark.parametrize("batch", [1, 3, THIN])
 def test_it_is_the_conditioner_in_any_windows(name: str, dtype: torch.dtype, batch: int) -> None:
     flow = build(name, dtype)
     y, tolerance = labels(flow, batch), 1e-4 if dtype == torch.float32 else 1e-11
@@ -54,7 +54,7 @@ def test_it_is_the_conditioner_in_any_windows(name: str, dtype: torch.dtype, bat
         assert_close(caches[0].store, caches[1].store, tolerance)
 
 
-@pytest.mark.parametrize("rows", [1, 2, COLUMNS_FROM - 1, COLUMNS_FROM, COLUMNS_TO - 1, COLUMNS_TO, 200])
+@pytest.mark.parametrize("rows", [1, 2, 16, THIN - 1, THIN, 200])
 def test_every_product_is_the_linear_layer(rows: int) -> None:
     linear, x = nn.Linear(7, 5).double(), torch.randn(rows, 7, dtype=torch.float64)
     assert_close(Product(linear)(x), linear(x), 1e-13)
