@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-if importlib.util.find_spec("tarflow") is None:  # a machine that has torch and the source, and nothing installed
+# What is measured is the source beside this folder: not another copy that is installed, and none need be.
+if str(ROOT / "src") not in sys.path:
     sys.path.insert(0, str(ROOT / "src"))

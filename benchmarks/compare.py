@@ -113,7 +113,7 @@ def _case(
         result["skipped"].append(what)
         return
     _say(what)
-    settings = options.settings if kind == "cases" else dataclasses.replace(options.settings, memory=False)
+    settings = options.settings if kind == "cases" else dataclasses.replace(options.settings, memory=())
     case = measure(subject, settings, batch, scale, pairs, budget)
     result[kind].append(case)
     result["disagreements"] += [f"{kind}, {line}" for line in disagreements(case)]
@@ -175,10 +175,20 @@ def _finish(result: dict[str, Any], out: Path | None) -> None:
     every = [*result["cases"], *result["growth"]]
     flops = max([*result["rates"]["squares"].values(), *(case["rates"]["flops_per_second"] for case in every)])
     result["rates"]["flops_per_second"] = flops
+    reads = [
+        (case["work"][f"{kind}_set"], case["rates"][f"{kind}_bytes_per_second"])
+        for case in every
+        for kind in ("weight", "cache")
+    ]
+
+    def read_rate(working_set: int) -> float:
+        """The best that was seen on a working set of this size or a larger one: a smaller one is no slower."""
+        return max(rate for size, rate in reads if size >= working_set)
+
     for case in every:
-        work, measured = Work(**case["work"]), case["rates"]
+        work = Work(**case["work"])
         arithmetic = arithmetic_floor(work, flops)
-        loop = loop_floor(work, flops, measured["weight_bytes_per_second"], measured["cache_bytes_per_second"])
+        loop = loop_floor(work, flops, read_rate(work.weight_set), read_rate(work.cache_set))
         case["floors"] = {"arithmetic_seconds": arithmetic, "cached_loop_seconds": loop}
         sides = case["sides"]
         for name, side in sides.items():

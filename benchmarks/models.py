@@ -53,9 +53,9 @@ def open_flow(weights: str, config: TarFlowConfig, device: torch.device) -> TarF
 
 def draw_noise(config: TarFlowConfig, images: int, device: torch.device) -> Tensor:
     """Standard normal noise (n, T, D), float32; a smaller batch gets the first rows of a larger one."""
-    noise = [
-        torch.randn(config.num_patches, config.patch_dim, generator=torch.Generator().manual_seed(SEED + k))
-        for k in range(images)
+    shape = (config.num_patches, config.patch_dim)
+    noise = [  # on the CPU, so that it is the same on every device
+        torch.randn(shape, generator=torch.Generator("cpu").manual_seed(SEED + k), device="cpu") for k in range(images)
     ]
     return torch.stack(noise).to(device)
 

@@ -88,7 +88,11 @@ def parser() -> argparse.ArgumentParser:
     cases.add_argument("--dtype", default="float32", choices=tuple(DTYPES))
     cases.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch on the CPU")
     cases.add_argument(
-        "--memory", action=argparse.BooleanOptionalAction, default=True, help="peak memory of every side"
+        "--memory",
+        type=int,
+        nargs="*",
+        metavar="BATCH",
+        help="batches whose peak memory is measured on the CPU, a process a side; the largest when not given",
     )
     cases.add_argument("--official-blocks", type=int, metavar="K", help="the others run K blocks, times are scaled up")
     cases.add_argument("--minutes", type=float, help="start nothing after these; what was left out is listed")
@@ -141,6 +145,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         (len(set(options.solvers)) == len(options.solvers), "solvers", "each at most once"),
         (min(options.batches) >= 1, "batches", "positive numbers"),
         (all(math.isfinite(g) and g >= 0 for g in options.guidance), "guidance", "numbers of 0 or more"),
+        (set(options.memory or ()) <= set(options.batches), "memory", f"some of the batches {options.batches}"),
         (options.pairs >= 1, "pairs", "a positive number"),
         (options.threads >= 1, "threads", "a positive number"),
         (options.minutes is None or options.minutes > 0, "minutes", "a positive number"),
@@ -165,7 +170,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         gs_jacobi=GSJacobi(options.gs_windows, options.gs_iterations, options.gs_bound),
         reference_images=options.reference_images,
         reference_seconds=options.reference_seconds,
-        memory=options.memory,
+        memory=tuple([max(options.batches)] if options.memory is None else options.memory),
         threads=options.threads,
     )
     return options

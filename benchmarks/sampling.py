@@ -32,7 +32,7 @@ class Settings:
         gs_jacobi: settings of the second code.
         reference_images: so many images are compared with `TarFlow.decode`.
         reference_seconds: … if that is estimated to take no longer.
-        memory: whether peak memory is measured on the CPU, in a process of its own for each side.
+        memory: batches for which peak memory is measured on the CPU, in a process of its own for each side.
         threads: of torch on the CPU.
     """
 
@@ -42,7 +42,7 @@ class Settings:
     gs_jacobi: official.GSJacobi = field(default_factory=official.GSJacobi)
     reference_images: int = 2
     reference_seconds: float = 60.0
-    memory: bool = True
+    memory: tuple[int, ...] = ()
     threads: int = 1
 
 
@@ -106,7 +106,7 @@ def measure(
         name = f"ours, {solver}"
         first = partial(_batches, subject.flow, z, y, guidance, solver)
         batches, results[name] = _first_call(first, device)
-        outputs[name] = torch.cat([one.images for one in batches])
+        outputs[name] = _images(batches)
         results[name] |= {
             "iterations": [sum(counts) for counts in zip(*(one.iterations for one in batches), strict=True)],
             "residual": max(one.residual for one in batches),
@@ -127,26 +127,28 @@ def measure(
         if subject.part > 1:
             results[code]["extrapolated_from_blocks"] = len(subject.checked.blocks)
 
+    rows = min(batch, settings.reference_images) if bf16 else batch
+    few = (z[:rows], None if y is None else y[:rows], guidance)
     if bf16 or subject.part > 1:  # then what was timed is not what can be compared
         for solver in settings.solvers:
-            outputs[f"ours, {solver}"] = torch.cat(
-                [one.images for one in _batches(subject.checked, z, y, guidance, solver)]
-            )
+            outputs[f"ours, {solver}"] = _images(_batches(subject.checked, *few, solver))
     references = _references(subject, settings, guidance, outputs, z, y, measured["flops_per_second"])
     for name, images in outputs.items():
         what = "deviation" if bf16 and name in subject.others else "agreement"
-        compared = {key: _compare(images, rows) for key, rows in references.items() if not _is_itself(name, key, bf16)}
+        compared = {
+            key: _compare(images, reference) for key, reference in references.items() if not _is_itself(name, key, bf16)
+        }
         results[name][what] = compared
     if bf16:
         for solver in settings.solvers:
-            (narrow,) = _batches(subject.narrow, z, y, guidance, solver)
-            compared = {key: _compare(narrow.images, rows) for key, rows in references.items()}
+            narrow = _images(_batches(subject.narrow, *few, solver))
+            compared = {key: _compare(narrow, reference) for key, reference in references.items()}
             results[f"ours, {solver}"]["deviation"] = compared
 
     for name, seconds in interleave(sides, pairs, device, budget).items():
         results[name] |= summary(seconds, subject.part if name in subject.others else 1.0)
         results[name]["seconds_per_image"] = results[name]["best"] / batch
-    if settings.memory and device.type == "cpu":
+    if batch in settings.memory and device.type == "cpu":
         for name, result in results.items():
             result["peak_bytes"] = memory.of_side(subject, settings, name, batch, scale)
     for key, rate in _rates(work, settings, device).items():
@@ -176,6 +178,10 @@ def _batches(
 ) -> list[tarflow.SampleBatch]:
     """What `tarflow.sample` does, with what it took."""
     return list(tarflow.sample_batches(flow, len(z), y, guidance, noise=z, solver=solver, batch_size=len(z)))
+
+
+def _images(batches: list[tarflow.SampleBatch]) -> Tensor:
+    return torch.cat([one.images for one in batches])
 
 
 def _first_call(run: Callable[[], Any], device: torch.device) -> tuple[Any, dict[str, Any]]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from benchmarks.sampling import TOLERANCE
 
 Row = Sequence[str]
 
@@ -23,11 +27,17 @@ def render(result: Mapping[str, Any]) -> str:
     if result["cases"]:
         parts += ["", "Sampling. Seconds a batch; what `x floor` says is the best time over the floor.", _times(result)]
         parts += ["", "How many times faster ours is: best against best (median against median).", _ratios(result)]
-        parts += ["", "Agreement: the worst |a - b| / max(1, |b|), and where it is above", _agreement(result["cases"])]
+        parts += [
+            "",
+            "Agreement: the worst |a - b| / max(1, |b|) of so many images, and the share of the numbers in which it is "
+            f"above {TOLERANCE:g}.",
+            _agreement(result["cases"]),
+        ]
     if result["growth"]:
         parts += [
             "",
-            f"Growth with the number of patches, {result['growth_weights']} weights: best seconds a batch.",
+            f"Growth with the number of patches, {result['growth_weights']} weights: best seconds a batch, and in "
+            "brackets the exponent since the length before.",
             _growth(result["growth"]),
         ]
     if result["official_blocks"]:
@@ -82,39 +92,46 @@ def _ratios(result: Mapping[str, Any]) -> str:
 
 
 def _agreement(cases: Sequence[Mapping[str, Any]]) -> str:
-    rows = [("batch, guidance, side", "with", "images", "worst", "share above", "tolerance", "agrees")]
+    rows = [("batch, guidance, side", "reference decode", "official code", "verdict")]
     for case in cases:
         for name, side in case["sides"].items():
             for kind in ("agreement", "deviation"):
-                for reference, found in side.get(kind, {}).items():
-                    # A deviation is that of bf16 from float32: a fact, no verdict.
-                    verdict = ("yes" if found["agrees"] else "NO") if kind == "agreement" else "bf16"
-                    rows.append(
-                        (
-                            f"{_title(case)}, {name}",
-                            reference,
-                            str(found["images"]),
-                            f"{found['worst']:.1e}",
-                            f"{100 * found['share_beyond']:.2f} %",
-                            f"{found['tolerance']:g}",
-                            verdict,
-                        )
-                    )
+                found = side.get(kind, {})
+                if not found:
+                    continue
+                verdict = "yes" if all(one["agrees"] for one in found.values()) else "NO"
+                if kind == "deviation":  # of bf16 from float32: a fact, no verdict
+                    verdict = "bf16"
+                cells = (_difference(found.get(key)) for key in ("reference decode", "official code"))
+                rows.append((f"{_title(case)}, {name}", *cells, verdict))
     return aligned(rows)
 
 
+def _difference(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    beyond = f", {100 * found['share_beyond']:.2g} % above" if found["share_beyond"] else ""
+    return f"{found['worst']:.1e} of {found['images']}{beyond}"
+
+
 def _growth(cases: Sequence[Mapping[str, Any]]) -> str:
-    names = list(cases[0]["sides"])
-    rows: list[Row] = [("patches, batch", *names, *(f"x arithmetic floor, {name}" for name in names))]
-    for case in cases:
-        sides = [case["sides"][name] for name in names]
-        rows.append(
-            (
-                f"{case['tokens']}, {case['batch']}",
-                *(_seconds(side["best"]) for side in sides),
-                *(f"{side['over_arithmetic_floor']:.1f}" for side in sides),
-            )
-        )
+    """A row a side, a column a length; in brackets the exponent p of time ~ T^p from the length before."""
+    lengths = list(dict.fromkeys(case["tokens"] for case in cases))
+    times = {
+        (f"{case['batch']}, {name}", case["tokens"]): side["best"]
+        for case in cases
+        for name, side in case["sides"].items()
+    }
+    rows: list[Row] = [("batch, side", *(f"{tokens} patches" for tokens in lengths))]
+    for title in dict.fromkeys(title for title, _ in times):
+        cells = [_seconds(times[title, lengths[0]])]
+        for before, tokens in itertools.pairwise(lengths):
+            if (title, tokens) not in times:  # the time was up
+                cells.append("-")
+                continue
+            power = math.log(times[title, tokens] / times[title, before]) / math.log(tokens / before)
+            cells.append(f"{_seconds(times[title, tokens])} ({power:.2f})")
+        rows.append((title, *cells))
     return aligned(rows)
 
 
