@@ -92,7 +92,7 @@ def _ratios(result: Mapping[str, Any]) -> str:
 
 
 def _agreement(cases: Sequence[Mapping[str, Any]]) -> str:
-    rows = [("batch, guidance, side", "reference decode", "official code", "verdict")]
+    rows: list[Row] = [("batch, guidance, side", "reference decode", "official code", "verdict")]
     for case in cases:
         for name, side in case["sides"].items():
             for kind in ("agreement", "deviation"):
