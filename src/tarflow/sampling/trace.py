@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from tarflow.model.flow import TarFlow
+from tarflow.sampling.decode import decode, draw_noise, latents_of
 from tarflow.sampling.denoise import denoise as denoise_images
 from tarflow.sampling.guidance import Guidance
-from tarflow.sampling.sample import SamplingError, check_arguments, decode, draw_noise, latents_of
+from tarflow.sampling.sample import SamplingError, check_arguments
 
 
 def trace(
