@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import tarflow
 from benchmarks import floor, memory, models, official, rates
-from benchmarks.timing import Budget, interleave, summary, timed
+from benchmarks.timing import Budget, Run, interleave, summary, timed
 from tarflow.sampling.sample import Solver
 
 TOLERANCE = 1e-3  # of |a - b| / max(1, |b|), the worst over all numbers of all images that are compared
@@ -93,58 +93,16 @@ def measure(
 ) -> dict[str, Any]:
     """One case: agreement first, then `pairs` interleaved timings of every side, as one JSON object."""
     config, device = subject.flow.config, subject.flow.device
-    z, y = subject.noise[:batch], models.labels(config, batch, device)
-    guidance = tarflow.Guidance(scale, temperature=settings.temperature) if scale else None
-    bf16 = settings.dtype == "bf16"
-    work = floor.decoding_work(config, batch, guided=scale > 0, itemsize=DTYPES[settings.dtype].itemsize)
+    drawn = _Drawn(
+        subject.noise[:batch],
+        models.labels(config, batch, device),
+        tarflow.Guidance(scale, temperature=settings.temperature) if scale else None,
+    )
+    itemsize = DTYPES[settings.dtype].itemsize
+    work = floor.decoding_work(config, batch, guided=scale > 0, itemsize=itemsize)
     measured = _rates(work, settings, device)
-
-    sides: dict[str, Callable[[], Any]] = {}
-    results: dict[str, dict[str, Any]] = {}
-    outputs: dict[str, Tensor] = {}
-    for solver in settings.solvers:
-        name = f"ours, {solver}"
-        first = partial(_batches, subject.flow, z, y, guidance, solver)
-        batches, results[name] = _first_call(first, device)
-        outputs[name] = _images(batches)
-        results[name] |= {
-            "iterations": [sum(counts) for counts in zip(*(one.iterations for one in batches), strict=True)],
-            "residual": max(one.residual for one in batches),
-        }
-        sides[name] = partial(
-            tarflow.sample,
-            subject.flow,
-            batch,
-            y,
-            guidance,
-            noise=z,
-            solver=solver,
-            batch_size=batch,
-        )
-    for code, model in subject.others.items():
-        sides[code] = partial(official.reverse, code, model, z, y, guidance, bf16=bf16, settings=settings.gs_jacobi)
-        outputs[code], results[code] = _first_call(sides[code], device)
-        if subject.part > 1:
-            results[code]["extrapolated_from_blocks"] = len(subject.checked.blocks)
-
-    rows = min(batch, settings.reference_images) if bf16 else batch
-    few = (z[:rows], None if y is None else y[:rows], guidance)
-    if bf16 or subject.part > 1:  # then what was timed is not what can be compared
-        for solver in settings.solvers:
-            outputs[f"ours, {solver}"] = _images(_batches(subject.checked, *few, solver))
-    references = _references(subject, settings, guidance, outputs, z, y, measured["flops_per_second"])
-    for name, images in outputs.items():
-        what = "deviation" if bf16 and name in subject.others else "agreement"
-        compared = {
-            key: _compare(images, reference) for key, reference in references.items() if not _is_itself(name, key, bf16)
-        }
-        results[name][what] = compared
-    if bf16:
-        for solver in settings.solvers:
-            narrow = _images(_batches(subject.narrow, *few, solver))
-            compared = {key: _compare(narrow, reference) for key, reference in references.items()}
-            results[f"ours, {solver}"]["deviation"] = compared
-
+    sides, results, outputs = _warm_up(subject, settings, drawn)
+    _hold_together(subject, settings, drawn, results, outputs, measured["flops_per_second"])
     for name, seconds in interleave(sides, pairs, device, budget).items():
         results[name] |= summary(seconds, subject.part if name in subject.others else 1.0)
         results[name]["seconds_per_image"] = results[name]["best"] / batch
@@ -163,6 +121,80 @@ def measure(
     }
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """What is drawn in a case: noise (n, T, D), labels (n,) or None, guidance or None."""
+
+    noise: Tensor
+    y: Tensor | None
+    guidance: tarflow.Guidance | None
+
+    def first(self, rows: int) -> _Drawn:
+        return _Drawn(self.noise[:rows], None if self.y is None else self.y[:rows], self.guidance)
+
+
+def _warm_up(
+    subject: Subject, settings: Settings, drawn: _Drawn
+) -> tuple[dict[str, Run], dict[str, dict[str, Any]], dict[str, Tensor]]:
+    """Every side as a call without arguments, what its first call says of it, and the images that it made."""
+    device, n = subject.flow.device, len(drawn.noise)
+    sides: dict[str, Run] = {}
+    results: dict[str, dict[str, Any]] = {}
+    outputs: dict[str, Tensor] = {}
+    for solver in settings.solvers:
+        name = f"ours, {solver}"
+        decode = partial(_batches, subject.flow, drawn, solver)
+        _, results[name] = _first_call(decode, device)
+        batches = decode()  # the first call of "auto" measured its choice, and only now does what it chose
+        outputs[name] = _images(batches)
+        results[name] |= {
+            "iterations": [sum(counts) for counts in zip(*(one.iterations for one in batches), strict=True)],
+            "residual": max(one.residual for one in batches),
+            "solvers": list(batches[0].solvers),
+        }
+        options: dict[str, Any] = {"noise": drawn.noise, "solver": solver, "batch_size": n}
+        sides[name] = partial(tarflow.sample, subject.flow, n, drawn.y, drawn.guidance, **options)
+    for code in subject.others:
+        sides[code] = partial(_theirs, subject, settings, drawn, code, bf16=settings.dtype == "bf16")
+        outputs[code], results[code] = _first_call(sides[code], device)
+        if subject.part > 1:
+            results[code]["extrapolated_from_blocks"] = len(subject.checked.blocks)
+    return sides, results, outputs
+
+
+def _hold_together(
+    subject: Subject,
+    settings: Settings,
+    drawn: _Drawn,
+    results: dict[str, dict[str, Any]],
+    outputs: dict[str, Tensor],
+    flops_per_second: float,
+) -> None:
+    """Add to each side's result how far its images are from the references.
+
+    Ours in float32 are to agree. What bf16 does to ours and to theirs is called a deviation, which nobody promised to
+    keep below anything.
+    """
+    bf16 = settings.dtype == "bf16"
+    few = drawn.first(min(len(drawn.noise), settings.reference_images)) if bf16 else drawn
+    if bf16 or subject.part > 1:  # then what was timed is not what can be compared
+        for solver in settings.solvers:
+            outputs[f"ours, {solver}"] = _images(_batches(subject.checked, few, solver))
+    references = _references(subject, settings, drawn, outputs, flops_per_second)
+    for name, images in outputs.items():
+        itself = name == official.OFFICIAL and not bf16
+        results[name]["deviation" if bf16 and name in subject.others else "agreement"] = {
+            key: _compare(images, reference)
+            for key, reference in references.items()
+            if not (itself and key == OFFICIAL_CODE)
+        }
+    if bf16:
+        for solver in settings.solvers:
+            images = _images(_batches(subject.narrow, few, solver))
+            found = {key: _compare(images, reference) for key, reference in references.items()}
+            results[f"ours, {solver}"]["deviation"] = found
+
+
 def disagreements(case: Mapping[str, Any]) -> list[str]:
     """What in a case did not agree in float32, ours or the official code, in words. The second code may: it clamps."""
     return [
@@ -173,11 +205,17 @@ def disagreements(case: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _batches(
-    flow: tarflow.TarFlow, z: Tensor, y: Tensor | None, guidance: tarflow.Guidance | None, solver: Solver
-) -> list[tarflow.SampleBatch]:
+def _batches(flow: tarflow.TarFlow, drawn: _Drawn, solver: Solver) -> list[tarflow.SampleBatch]:
     """What `tarflow.sample` does, with what it took."""
-    return list(tarflow.sample_batches(flow, len(z), y, guidance, noise=z, solver=solver, batch_size=len(z)))
+    n = len(drawn.noise)
+    options: dict[str, Any] = {"noise": drawn.noise, "solver": solver, "batch_size": n}
+    return list(tarflow.sample_batches(flow, n, drawn.y, drawn.guidance, **options))
+
+
+def _theirs(subject: Subject, settings: Settings, drawn: _Drawn, code: str, *, bf16: bool) -> Tensor:
+    """What another code makes of the same."""
+    model = subject.others[code]
+    return official.reverse(code, model, drawn.noise, drawn.y, drawn.guidance, bf16=bf16, settings=settings.gs_jacobi)
 
 
 def _images(batches: list[tarflow.SampleBatch]) -> Tensor:
@@ -198,29 +236,21 @@ def _first_call(run: Callable[[], Any], device: torch.device) -> tuple[Any, dict
 
 
 def _references(
-    subject: Subject,
-    settings: Settings,
-    guidance: tarflow.Guidance | None,
-    outputs: Mapping[str, Tensor],
-    z: Tensor,
-    y: Tensor | None,
-    flops_per_second: float,
+    subject: Subject, settings: Settings, drawn: _Drawn, outputs: Mapping[str, Tensor], flops_per_second: float
 ) -> dict[str, Tensor]:
     """What the outputs are held against, the first rows or all of them, float32.
 
     The reference decode where there is no guidance and it does not take too long; the official code where it runs in
     float32 anyway, and else where there is nothing better.
     """
-    rows = min(len(z), settings.reference_images)
+    few = drawn.first(min(len(drawn.noise), settings.reference_images))
     found = {}
-    if guidance is None and (images := _reference_decode(subject, settings, flops_per_second)) is not None:
-        found[REFERENCE] = images[:rows]
+    if drawn.guidance is None and (images := _reference_decode(subject, settings, flops_per_second)) is not None:
+        found[REFERENCE] = images[: len(few.noise)]
     if settings.dtype == "float32":
         found[OFFICIAL_CODE] = outputs[official.OFFICIAL]
     elif not found:
-        labels = None if y is None else y[:rows]
-        model = subject.others[official.OFFICIAL]
-        found[OFFICIAL_CODE] = official.reverse(official.OFFICIAL, model, z[:rows], labels, guidance, bf16=False)
+        found[OFFICIAL_CODE] = _theirs(subject, settings, few, official.OFFICIAL, bf16=False)
     return found
 
 
@@ -236,10 +266,6 @@ def _reference_decode(subject: Subject, settings: Settings, flops_per_second: fl
                 images = flow.decode(z * flow.base_std(), models.labels(flow.config, len(z), flow.device))
         subject.references[REFERENCE] = images
     return subject.references[REFERENCE]
-
-
-def _is_itself(name: str, reference: str, bf16: bool) -> bool:
-    return name == official.OFFICIAL and reference == OFFICIAL_CODE and not bf16
 
 
 def _compare(images: Tensor, reference: Tensor) -> dict[str, Any]:

@@ -74,10 +74,16 @@ def _times(result: Mapping[str, Any]) -> str:
                     f"{side['over_arithmetic_floor']:.1f}",
                     f"{side['over_cached_loop_floor']:.1f}",
                     f"{side['peak_bytes'] / 1e6:.0f}" if "peak_bytes" in side else "-",
-                    " ".join(map(str, side.get("iterations", ["-"]))),
+                    _iterations(side),
                 )
             )
     return aligned(rows)
+
+
+def _iterations(side: Mapping[str, Any]) -> str:
+    if "iterations" not in side:
+        return "-"
+    return f"{' '.join(map(str, side['iterations']))} ({', '.join(dict.fromkeys(side['solvers']))})"
 
 
 def _ratios(result: Mapping[str, Any]) -> str:
