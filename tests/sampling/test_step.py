@@ -56,8 +56,10 @@ def test_it_is_the_conditioner_in_any_windows(name: str, dtype: torch.dtype, bat
 
 @pytest.mark.parametrize("rows", [1, 2, 16, THIN - 1, THIN, 200])
 def test_every_product_is_the_linear_layer(rows: int) -> None:
-    linear, x = nn.Linear(7, 5).double(), torch.randn(rows, 7, dtype=torch.float64)
-    assert_close(Product(linear)(x), linear(x), 1e-13)
+    linear, x = nn.Linear(7, 6).double(), torch.randn(rows, 7, dtype=torch.float64)
+    blocks = Product(linear, 2)(x)
+    assert blocks.shape == (3, rows, 2)
+    assert_close(blocks.transpose(0, 1).reshape(rows, 6), linear(x), 1e-13)
 
 
 def test_a_wider_state_than_the_weights_is_kept_wide() -> None:
