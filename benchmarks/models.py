@@ -21,6 +21,7 @@ MADE = ("fresh", "hard")
 HARD_ITERATIONS = (15, 20)  # per block: about what trained flows need, and beyond the reach of a lucky few
 HARD_ROWS = 2  # images over which these are counted
 HARD_TOLERANCE = 1e-4
+HARD_LOG_SCALES = 0.1  # their outputs beside those of the shifts: at equal size other noise overflows over the blocks
 SEED = 0
 
 
@@ -91,6 +92,8 @@ def harden(flow: TarFlow) -> None:
     for index, block in reversed(list(enumerate(flow.blocks))):
         nn.init.normal_(block.proj_out.weight, std=config.width**-0.5)
         direction = block.proj_out.weight.clone()
+        if config.transform == "affine":
+            direction[: config.patch_dim] *= HARD_LOG_SCALES
         bounds = [math.log(0.03), math.log(3)]
         for _ in range(12):
             middle = sum(bounds) / 2
@@ -102,7 +105,7 @@ def harden(flow: TarFlow) -> None:
         else:
             raise ValueError(
                 f"weights hard: no outputs of block {index} need {low} to {high} iterations with {config.num_patches} "
-                "patches; expected a longer sequence"
+                "patches; expected more patches, or another width"
             )
         x = block.reorder(solution)
 
