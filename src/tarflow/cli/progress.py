@@ -68,6 +68,10 @@ class Progress:
         """Images times draws scored so far."""
         self._advance("scoring", done, total, "draws")
 
+    def sampling(self, done: int, total: int) -> None:
+        """Images drawn so far; those that are on their way count by the share of the blocks that they are through."""
+        self._advance("sampling", done, total, "images")
+
     def begin(self, config: RunConfig, splits: Splits | StreamedSplits, out: Path) -> None:
         """Say what is about to be trained on what."""
         model, training = config.model, config.training
