@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +74,12 @@ def test_damaged_archives_are_errors(path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=f"{path}: (expected an|not a readable) .npz archive"):
             load_all(str(path))
+
+
+def test_an_array_that_ends_before_its_header_says_is_an_error(path: Path) -> None:
+    member = io.BytesIO()
+    np.save(member, RGB)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", member.getvalue()[:-5])  # a sound archive of an unsound array
+    with pytest.raises(DataError, match=f"{path}: not a readable .npz archive: key 'images' ends too early"):
+        load_all(str(path))

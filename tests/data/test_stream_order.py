@@ -72,6 +72,8 @@ def test_epochs_and_seeds_differ() -> None:
     first, second = (places(order, 40, epoch) for epoch in range(2))
     assert first != second and sorted(first) == sorted(second)
     assert first != places(StreamOrder([5] * 8, window=10, seed=1), 40, 0)
+    windows = [[segment.groups for segment in order.batch(40, epoch)] for epoch in range(2)]
+    assert windows[0] != windows[1], "the groups have the same order in every epoch"
 
 
 @pytest.mark.parametrize(("sizes", "window"), [([], 1), ([3, 0], 1), ([3], 0)])
