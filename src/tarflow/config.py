@@ -109,7 +109,10 @@ class TarFlowConfig:
 class DataConfig:
     """Which images are seen, and how a file becomes a tensor. Stored with the run, so that its user need not know."""
 
-    source: str = option("digits", help="digits, fashion-mnist, or the path of a folder, of Parquet or of IDX files")
+    source: str = option(
+        "digits",
+        help="digits, fashion-mnist, or the path of a folder, of Parquet or IDX files, of a prepared directory",
+    )
     levels: int = option(256, help="number of values a pixel can take")
     class_names: tuple[str, ...] = option((), help="names of the classes, in the order of the labels")
     conditional: bool = option(True, help="learn p(x|y) where the data have labels")
@@ -119,11 +122,21 @@ class DataConfig:
     )
     split_seed: int = option(0, help="seed of that split")
     skip_bad: bool = option(False, help="leave out files that cannot be read, instead of stopping")
+    storage: Literal["auto", "memory", "stream"] = option(
+        "auto",
+        help="memory: decoded once, before the first step; stream: read and decoded again in every epoch, for Parquet "
+        "and folders of images; auto: stream what would take half of the machine's memory",
+    )
+    shuffle_window: int = option(8192, help="images that a stream shuffles together, and holds encoded in memory")
+    workers: int = option(2, help="processes that decode a stream; 0 decodes between the steps")
+    variant: str = option("", help="which of several versions of the data set; what its files tell when not given")
 
     def __post_init__(self) -> None:
         _coerce_fields(self)
         _check(2 <= self.levels <= 256, "levels", "2 to 256", self.levels)
         _check(0 < self.held_out_fraction < 1, "held_out_fraction", "between 0 and 1", self.held_out_fraction)
+        _check(self.shuffle_window >= 1, "shuffle_window", "a positive number", self.shuffle_window)
+        _check(self.workers >= 0, "workers", "0 or more", self.workers)
 
 
 @dataclass(frozen=True)
