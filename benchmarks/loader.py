@@ -80,8 +80,8 @@ def write_shards(folder: Path, images: Iterator[tuple[Any, int]], held_out: int)
     def flush(name: str) -> None:
         table = pa.table({"image": pa.array(rows["image"], pa.binary()), "label": rows["label"]})
         pq.write_table(table, folder / name, row_group_size=GROUP, compression="none")
-        rows["image"].clear()
-        rows["label"].clear()
+        for column in rows.values():
+            column.clear()
 
     for k, (pixels, label) in enumerate(images):
         buffer = io.BytesIO()

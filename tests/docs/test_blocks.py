@@ -54,6 +54,7 @@ NOT_RUN = {
     "docs/quick-start.md": 2,
     "docs/official-checkpoints.md": 1,
     "docs/recipes.md": 11,
+    "docs/speed.md": 1,
 }
 
 

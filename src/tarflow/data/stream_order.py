@@ -58,7 +58,7 @@ class StreamOrder:
 
         >>> order = StreamOrder([2, 3], window=2, seed=0)
         >>> [len(segment.places) for segment in order.batch(batch_size=5, step=7)]
-        [3, 2]
+        [2, 3]
         """
         begin, end, stride = rows.indices(batch_size)
         if stride != 1 or batch_size < 1 or step < 0:
