@@ -44,6 +44,8 @@ PORTABLE = [
     "training/objective.py",
     "training/optimizer.py",
     "training/ema.py",
+    "training/step.py",
+    "training/compiling.py",
 ]
 MAX_LINES = 320
 

@@ -14,9 +14,12 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
 T = TypeVar("T")
+
+Recompute: TypeAlias = Literal["nothing", "elementwise", "layers"]
+"""What the backward pass computes again instead of keeping it: norms and GELUs, or all of each Transformer layer."""
 
 
 class ConfigError(ValueError):
@@ -148,6 +151,17 @@ class TrainingConfig:
     precision: Literal["auto", "float32", "bf16"] = option(
         "auto", help="auto: bf16 products on a GPU for gaussian noise, else float32"
     )
+    accumulate: int = option(
+        1, help="micro-batches that a step's gradient is added up from: less memory, the same step up to rounding"
+    )
+    checkpoint_activations: Recompute = option(  # noqa: RUF009 - an alias hides from ruff that it is a string
+        "elementwise",
+        help="what the backward pass computes again instead of keeping it: nothing; elementwise (norms and GELUs); "
+        "layers (all of each Transformer layer). Less memory for some time, the same gradient to the bit",
+    )
+    compile: Literal["auto", "on", "off"] = option(
+        "auto", help="compile the Transformer layers for training: auto is on for CUDA and off elsewhere"
+    )
     seed: int = option(0, help="seed of the weights, the order of the data and the noise")
     log_every: int = option(10, help="steps between two lines of metrics")
     evaluate_every: int = option(1000, help="steps between two held-out evaluations")
@@ -160,12 +174,27 @@ class TrainingConfig:
         _coerce_fields(self)
         if self.clip_norm == 0:
             object.__setattr__(self, "clip_norm", None)  # TOML and the command line have no null
-        positive = ["batch_size", "lr", "log_every", "evaluate_every", "evaluate_images", "save_every", "keep_last"]
+        positive = [
+            "batch_size",
+            "accumulate",
+            "lr",
+            "log_every",
+            "evaluate_every",
+            "evaluate_images",
+            "save_every",
+            "keep_last",
+        ]
         positive += ["noise_std"] if self.noise == "gaussian" else []
         for name in positive:
             _check(getattr(self, name) > 0, name, "a positive number", getattr(self, name))
         for name in ("noise_std", "final_lr", "weight_decay", "sample_every"):
             _check(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        _check(
+            self.batch_size % self.accumulate == 0,
+            "accumulate",
+            f"a divisor of batch_size {self.batch_size}",
+            self.accumulate,
+        )
         for name in ("label_drop", "ema_decay"):
             _check(0 <= getattr(self, name) < 1, name, "at least 0 and less than 1", getattr(self, name))
         for name in ("steps", "epochs", "clip_norm"):

@@ -7,12 +7,19 @@ is a device tensor (an additive mask over the whole cache).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
+from torch.utils.checkpoint import checkpoint
 
+from tarflow.config import Recompute
 from tarflow.model.cache import KVCache
+
+CPU_QUERIES = 128
+"""Queries that the CPU's attention takes at a time: its kernel computes what causality hides, and so less is hidden."""
 
 
 class Attention(nn.Module):
@@ -33,10 +40,13 @@ class Attention(nn.Module):
         layer: int = 0,
         cache: KVCache | None = None,
         temperature: Tensor | None = None,
+        recompute: Recompute = "nothing",
     ) -> Tensor:
         batch, count, width = x.shape
-        qkv = self.qkv(self.norm(x)).view(batch, count, 3, width // self.head_dim, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 of (B, H, n, K)
+        qkv = forgetting(self._project, x) if recompute == "elementwise" else self._project(x)  # (B, n, 3W)
+        # In this order the gradients of q, k and v lie in memory as qkv does, and are put together in one copy.
+        heads = (batch, count, width // self.head_dim, self.head_dim)
+        q, k, v = (part.view(heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))  # (B, H, n, K)
         if temperature is not None:
             q = q / temperature.to(q.dtype).view(batch, 1, 1, 1)  # the logits are linear in the queries
         if cache is not None:
@@ -44,6 +54,9 @@ class Attention(nn.Module):
             k, v = k.to(q.dtype), v.to(q.dtype)
         x = _causal_attention(q, k, v, start)  # (B, H, n, K)
         return self.out(x.transpose(1, 2).reshape(batch, count, width))
+
+    def _project(self, x: Tensor) -> Tensor:
+        return self.qkv(self.norm(x))
 
 
 def _causal_attention(q: Tensor, k: Tensor, v: Tensor, start: int | Tensor) -> Tensor:
@@ -56,6 +69,11 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor, start: int | Tensor) -> T
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     if count == 1:
         return F.scaled_dot_product_attention(q, k, v)
+    if count == length and count > CPU_QUERIES and q.device.type == "cpu":
+        ends = [*range(CPU_QUERIES, count, CPU_QUERIES), count]
+        chunks = zip(q.split(CPU_QUERIES, dim=2), ends, strict=True)
+        parts = [_causal_attention(part, k[:, :, :end], v[:, :, :end], end - part.shape[2]) for part, end in chunks]
+        return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)  # (B, n, H, K) in memory
     if count == length:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     # `is_causal` aligns its triangle to the upper left, which for a window would hide the prefix.
@@ -83,6 +101,23 @@ class Layer(nn.Module):
         layer: int = 0,
         cache: KVCache | None = None,
         temperature: Tensor | None = None,
+        recompute: Recompute = "nothing",
     ) -> Tensor:
-        x = x + self.attention(x, start=start, layer=layer, cache=cache, temperature=temperature)
+        """Tokens (B, n, W) to tokens (B, n, W); `recompute` says what the backward pass computes again, see config."""
+        if torch.compiler.is_compiling():
+            recompute = "nothing"  # a compiler that sees both passes decides for itself what is cheap to compute again
+        x = x + self.attention(x, start=start, layer=layer, cache=cache, temperature=temperature, recompute=recompute)
+        if recompute == "elementwise":
+            return x + forgetting(self.mlp[2:], forgetting(self.mlp[:2], x))
         return x + self.mlp(x)
+
+
+def forgetting(function: Callable[..., Tensor], x: Tensor, **options: object) -> Tensor:
+    """`function(x)`, of which only x is kept for the backward pass; the rest is computed again there, to the same bits.
+
+    Computing again stops at the last tensor that is needed. A product at the end of `function` is therefore not
+    repeated: of norm → linear and GELU → linear nothing is but the norm and the GELU.
+    """
+    result = checkpoint(function, x, use_reentrant=False, preserve_rng_state=False, **options)  # nothing is drawn
+    assert isinstance(result, Tensor)
+    return result

@@ -44,7 +44,7 @@ def training_batch(
     Returns:
         x (B, C, H, W) float32 with noise, y (B,) int64 with dropped labels as the null class.
     """
-    rows = batch_indices(len(images), config.batch_size, step, config.seed).to(images.device)
+    rows = batch_indices(len(images), config.batch_size, step, config.seed, device=images.device)
     pixels = images[rows]
     generator = seeded_generator(config.seed, "training", step, device=images.device)
     if flip:
@@ -57,7 +57,11 @@ def training_batch(
 
 
 @torch.no_grad()
-def update_base_variance(flow: TarFlow, z: Tensor) -> None:
-    """Move the additive variant's `base_variance` (T, D) towards mean(z²) of this step. Affine flows have none."""
+def update_base_variance(flow: TarFlow, energy: Tensor, moved: Tensor | bool = True) -> None:
+    """Move the additive variant's `base_variance` (T, D) towards `energy`, mean(z²) of this step's batch (T, D).
+
+    Where the step does not count (`moved`, 0-d bool, is false) nothing changes. Affine flows have no base variance.
+    """
     if flow.base_variance is not None:
-        flow.base_variance.lerp_(z.detach().square().mean(dim=0).to(flow.base_variance.dtype), VARIANCE_RATE)
+        step = VARIANCE_RATE * (energy.to(flow.base_variance.dtype) - flow.base_variance)
+        flow.base_variance += torch.where(torch.as_tensor(moved, device=step.device), step, 0.0)

@@ -1,0 +1,62 @@
+"""Ways to compute a layer that change its cost and not its result: attention in chunks, and computing again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flow_cases import assert_close, build, images, labels, names
+from tarflow.model import transformer
+from tarflow.model.flow import TarFlow
+
+
+def loss_and_gradients(flow: TarFlow, recompute: Any = "nothing") -> list[Tensor]:
+    x, y = images(flow, 5, dtype=flow.dtype), labels(flow, 5)
+    z, ladj = flow(x, y, recompute)
+    loss = (z.square().mean(dim=(1, 2)) - ladj).mean()
+    return [loss.detach(), *torch.autograd.grad(loss, list(flow.parameters()))]
+
+
+@pytest.mark.parametrize("queries", [1, 2, 4, 5])
+def test_attention_in_chunks_is_attention(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = build("conditional", image_size=(6, 4))  # 5 tokens
+    whole = loss_and_gradients(flow)
+    calls = []
+    real = transformer.causal_lower_right
+    monkeypatch.setattr(transformer, "causal_lower_right", lambda *a: calls.append(a) or real(*a))
+    monkeypatch.setattr(transformer, "CPU_QUERIES", queries)
+    for part, want in zip(loss_and_gradients(flow), whole, strict=True):
+        assert_close(part, want, 1e-12)
+    expected = {1: 0, 2: 2, 4: 0, 5: 0}[queries]  # windows of more than one query after a prefix, in each of 2 layers
+    assert len(calls) == 2 * (expected - (queries == 2))
+
+
+@pytest.mark.parametrize("name", [name for name in names(blind=False) if name != "one_token_a_row"])
+@pytest.mark.parametrize("recompute", ["elementwise", "layers"])
+def test_computing_again_changes_no_bit(name: str, recompute: str) -> None:
+    flow = build(name, torch.float32)
+    for got, want in zip(loss_and_gradients(flow, recompute), loss_and_gradients(flow), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_computing_again_keeps_less() -> None:
+    flow = build("conditional", width=64, head_dim=16, image_size=16, layers=(3, 3))
+    kept = {}
+    for recompute in ("nothing", "elementwise", "layers"):
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        weights = {p.untyped_storage().data_ptr() for p in flow.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            z, ladj = flow(images(flow, 4), labels(flow, 4), recompute)
+        kept[recompute] = sum(size for at, size in sizes.items() if at not in weights)
+        del z, ladj
+    # In widths a token and layer: 16 (x, norm, qkv 3, attention, x, norm, hidden 4, GELU 4, and the sum), 10, and 1.
+    assert kept["elementwise"] < 0.7 * kept["nothing"], kept
+    assert kept["layers"] < 0.2 * kept["nothing"], kept
