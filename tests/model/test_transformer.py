@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -25,13 +27,20 @@ def test_attention_in_chunks_is_attention(queries: int, monkeypatch: pytest.Monk
     flow = build("conditional", image_size=(6, 4))  # 5 tokens
     whole = loss_and_gradients(flow)
     calls = []
-    real = transformer.causal_lower_right
-    monkeypatch.setattr(transformer, "causal_lower_right", lambda *a: calls.append(a) or real(*a))
+    real = transformer._window_mask
+    monkeypatch.setattr(transformer, "_window_mask", lambda *a: calls.append(a[:2]) or real(*a))
     monkeypatch.setattr(transformer, "CPU_QUERIES", queries)
     for part, want in zip(loss_and_gradients(flow), whole, strict=True):
         assert_close(part, want, 1e-12)
-    expected = {1: 0, 2: 2, 4: 0, 5: 0}[queries]  # windows of more than one query after a prefix, in each of 2 layers
-    assert len(calls) == 2 * (expected - (queries == 2))
+    # Of every block's single layer, the chunks that are windows: not the first, and not a query on its own.
+    windows = {1: [], 2: [(2, 4)], 4: [], 5: []}[queries]
+    assert calls == 2 * windows
+
+
+def test_importing_the_model_does_not_import_the_compiler() -> None:
+    """Which takes longer than most commands have to do."""
+    code = "import sys, tarflow.sampling.sample; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("name", [name for name in names(blind=False) if name != "one_token_a_row"])

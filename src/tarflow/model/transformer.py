@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 
 from tarflow.config import Recompute
@@ -77,7 +76,17 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor, start: int | Tensor) -> T
     if count == length:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     # `is_causal` aligns its triangle to the upper left, which for a window would hide the prefix.
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(count, length))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=_window_mask(count, length, q.device))
+
+
+def _window_mask(count: int, length: int, device: torch.device) -> Tensor:
+    """What the last `count` of `length` positions may see: themselves and all before."""
+    if device.type == "cpu":
+        return torch.ones(count, length, dtype=torch.bool).tril(length - count)
+    # For CUDA's flash kernels, which take no other mask. Importing it imports torch's compiler: five seconds.
+    from torch.nn.attention.bias import causal_lower_right
+
+    return causal_lower_right(count, length)
 
 
 class Layer(nn.Module):
