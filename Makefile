@@ -57,4 +57,4 @@ docs: install ## the pages in docs/, as HTML in docs/_build; every warning is an
 
 clean: ## remove what builds and tests leave; .venv, runs/ and demo/ stay
 	rm -rf build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
+	find src tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -29,8 +29,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.training_sides import OFFICIAL, ROOT, ROWS, Job, Step, build, compare
-from tarflow.config import ConfigError, TarFlowConfig, TrainingConfig
+from benchmarks import ROOT
+from benchmarks.memory import peak, reset_peak
+from benchmarks.official import OFFICIAL, fingerprint
+from benchmarks.rates import synchronise
+from benchmarks.training_sides import ROWS, Job, Step, build, compare
+from tarflow.config import TarFlowConfig, TrainingConfig
+from tarflow.data.batches import batch_indices
 from tarflow.training.objective import training_batch
 
 WARM_UP = 3  # steps before the first that counts: moments are made in the first, compilation takes two
@@ -41,13 +46,11 @@ WARM_UP = 3  # steps before the first that counts: moments are made in the first
 
 def seconds_of(step: Step, device: torch.device, repeats: int = 1) -> float:
     """Seconds a step takes, from an idle device to an idle device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronise(device)
     start = time.perf_counter()
     for _ in range(repeats):
         step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronise(device)
     return (time.perf_counter() - start) / repeats
 
 
@@ -88,14 +91,10 @@ def peak_memory(job: Job, name: str) -> float:
         torch.cuda.reset_peak_memory_stats(job.device)
         seconds_of(step, job.device, WARM_UP)
         return torch.cuda.max_memory_allocated(job.device) / 1e6
-    import resource
-
     seconds_of(matmul(job)[0], job.device, 2)  # what the libraries take for themselves
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step = build(job, name)
-    seconds_of(step, job.device, WARM_UP)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / 1e6
+    before = reset_peak()
+    seconds_of(build(job, name), job.device, WARM_UP)
+    return (peak() - before) / 1e6
 
 
 def peak_memory_apart(argv: Sequence[str], name: str) -> float:
@@ -104,7 +103,7 @@ def peak_memory_apart(argv: Sequence[str], name: str) -> float:
     path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
     if done.returncode:
-        raise SystemExit(f"{name}: {done.stderr.strip().splitlines()[-1] if done.stderr else done.returncode}")
+        raise RuntimeError(f"{name}: {done.stderr.strip().splitlines()[-1] if done.stderr else done.returncode}")
     return float(done.stdout.strip().splitlines()[-1])
 
 
@@ -118,7 +117,9 @@ def data_share(job: Job) -> float:
     steps = iter(range(10**9))
 
     def make() -> None:
-        training_batch(images, labels, next(steps), config=config, levels=256, flip=True)
+        step = next(steps)
+        rows = batch_indices(count, job.batch, step, 0, device=job.device)
+        training_batch(images[rows], labels[rows], step, config=config, levels=256, flip=True)
 
     seconds_of(make, job.device, 5)
     return min(seconds_of(make, job.device, 10) for _ in range(5))
@@ -150,6 +151,7 @@ def measure(job: Job, rows: Sequence[str], rounds: int, seconds: float, argv: Se
     return {
         "device": _device(job),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "official": fingerprint(OFFICIAL, job.clone),
         "model": f"{job.model.channels}x{'x'.join(map(str, job.model.image_shape))}, patch {job.model.patch_size}, "
         f"width {job.model.width}, layers {job.model.layers}, {job.model.num_classes} classes",
         "batch": job.batch,
@@ -223,12 +225,13 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the table, and write the JSON where asked."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, and write the JSON where asked. 0, or 2 after bad input."""
     argv = sys.argv[1:] if argv is None else list(argv)
     args = options(argv)
     device = torch.device(args.device)
     rows = args.rows or [name for name in ROWS if device.type == "cuda" or name != "ours, not compiled"]
+    bf16 = args.precision == "bf16" or (args.precision == "auto" and device.type == "cuda")
     try:
         model = TarFlowConfig(
             image_size=args.image_size,
@@ -240,21 +243,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         for name in rows:
             TrainingConfig(**{"batch_size": args.batch, **ROWS[name]})
-    except ConfigError as error:
-        raise SystemExit(str(error)) from None
-    bf16 = args.precision == "bf16" or (args.precision == "auto" and device.type == "cuda")
-    job = Job(args.official, model, args.batch, device, bf16)
-    if args.memory_of:
-        sys.stdout.write(f"{peak_memory(job, args.memory_of)}\n")
-        return
-    result = measure(job, rows, args.rounds, args.seconds, argv)
+        job = Job(args.official, model, args.batch, device, bf16)
+        if args.memory_of:
+            sys.stdout.write(f"{peak_memory(job, args.memory_of)}\n")
+            return 0
+        result = measure(job, rows, args.rounds, args.seconds, argv)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"benchmarks.training: error: {error}\n")
+        return 2
     sys.stdout.write(as_text(result) + "\n")
     if args.out:
         shown = ["DIR" if word == str(args.official) else word for word in argv]
         shown = [word for word in shown if word not in ("--out", str(args.out))]
         command = f"python -m benchmarks.training {' '.join(shown)}"
         args.out.write_text(json.dumps({"command": command, **result}, indent=2) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parent.parent
-if importlib.util.find_spec("tarflow") is None:  # from source, nothing installed
-    sys.path.insert(0, str(ROOT / "src"))
-
-from tarflow.config import TarFlowConfig, TrainingConfig  # noqa: E402 - after the path above
-from tarflow.interop import load_official, to_official  # noqa: E402
-from tarflow.model.flow import TarFlow  # noqa: E402
-from tarflow.training.compiling import compile_layers, wants_compilation  # noqa: E402
-from tarflow.training.ema import EMA  # noqa: E402
-from tarflow.training.objective import objective  # noqa: E402
-from tarflow.training.optimizer import build_optimizer  # noqa: E402
-from tarflow.training.step import TrainingStep  # noqa: E402
+from benchmarks import official
+from benchmarks.official import OFFICIAL
+from tarflow.config import TarFlowConfig, TrainingConfig
+from tarflow.interop import to_official
+from tarflow.model.flow import TarFlow
+from tarflow.training.compiling import compile_layers, wants_compilation
+from tarflow.training.ema import EMA
+from tarflow.training.objective import objective
+from tarflow.training.optimizer import build_optimizer
+from tarflow.training.step import TrainingStep
 
 Step = Callable[[], object]
 
-OFFICIAL = "official"
 OURS = "ours"
 PLAIN: dict[str, Any] = {"clip_norm": 0.0, "ema_decay": 0.0}  # what the official step does, and no more
 ROWS: dict[str, dict[str, Any]] = {
@@ -47,7 +41,7 @@ ROWS: dict[str, dict[str, Any]] = {
 class Job:
     """What is trained where."""
 
-    official: Path
+    clone: Path
     model: TarFlowConfig
     batch: int
     device: torch.device
@@ -67,29 +61,22 @@ class Job:
         return 3 * self.batch * (products + attention)
 
 
-def official_module(folder: Path) -> ModuleType:
-    """The official `transformer_flow.py`, from a clone."""
-    path = folder / "transformer_flow.py"
-    if not path.is_file():
-        raise SystemExit(f"{path}: no such file; --official expects a clone of https://github.com/apple/ml-tarflow")
-    spec = importlib.util.spec_from_file_location("official_transformer_flow", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def our_flow(job: Job) -> TarFlow:
+    """A flow whose weights train, the same at every call: output layers start at zero, where most gradients vanish."""
+    with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []), job.device:
+        torch.manual_seed(0)
+        flow = TarFlow(job.model).train()
+        for block in flow.blocks:
+            nn.init.normal_(block.proj_out.weight, std=0.01)
+    return flow
 
 
-def official_model(job: Job) -> Any:
-    """The official model with weights that train: its last layers start at zero, where most gradients vanish."""
-    m = job.model
-    torch.manual_seed(0)
-    model = official_module(job.official).Model(
-        m.channels, m.image_shape[0], m.patch_size, m.width, len(m.layers), m.layers[0], True, m.num_classes
-    )
-    with torch.no_grad():
-        for block in model.blocks:
-            block.proj_out.weight.normal_(std=0.01)
-    return model.to(job.device).train()
+def official_model(job: Job, flow: TarFlow) -> Any:
+    """The official model with copies of the weights of `flow`."""
+    model = official.build(OFFICIAL, official.load_module(OFFICIAL, job.clone), flow)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model.train()
 
 
 def batch_of(job: Job) -> tuple[Tensor, Tensor | None]:
@@ -145,18 +132,14 @@ def our_step(job: Job, flow: TarFlow, fields: dict[str, Any]) -> Step:
 
 def build(job: Job, name: str) -> Step:
     """The step of one row, from fresh weights that are the same for all of them."""
-    model = official_model(job)
-    if name == OFFICIAL:
-        return official_step(job, model)
-    flow = load_official(model.state_dict(), job.model.image_size).to(job.device).train()
-    del model
-    return our_step(job, flow, ROWS[name])
+    flow = our_flow(job)
+    return official_step(job, official_model(job, flow)) if name == OFFICIAL else our_step(job, flow, ROWS[name])
 
 
 def compare(job: Job) -> dict[str, float]:
-    """How far losses and gradients of both sides are apart, relative; SystemExit where that is more than rounding."""
-    model = official_model(job)
-    flow = load_official(model.state_dict(), job.model.image_size).to(job.device).train()
+    """How far losses and gradients of both sides are apart, relative. Raises ValueError where that is no rounding."""
+    flow = our_flow(job)
+    model = official_model(job, flow)
     x, y = batch_of(job)
     with autocast(job):
         z, _, logdets = model(x, y)
@@ -177,5 +160,5 @@ def compare(job: Job) -> dict[str, float]:
     result = {"loss": abs(loss - expected) / abs(expected), "gradient": (error / norm) ** 0.5}
     limit = 5e-2 if job.bf16 else 1e-4
     if not (result["loss"] < limit and result["gradient"] < limit):
-        raise SystemExit(f"the two sides disagree, by {result}, relative; at most {limit} is rounding")
+        raise ValueError(f"the two sides disagree, by {result}, relative; at most {limit} is rounding")
     return result

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "tarflow"
+BENCHMARKS = SOURCE.parent.parent / "benchmarks"
 
 # A room may import itself and the rooms above it in this list. A new room is one line here, and one in docs/design.md.
 ROOMS = [
+    "fields",
     "config",
     "storage",
     "seeding",
@@ -198,8 +200,25 @@ def test_a_planted_compiled_import_is_found(tmp_path: Path) -> None:
     assert compiled_imports(tmp_path, ["model"]) == ["storage, line 2: numpy"]
 
 
+def test_the_benchmarks_run_where_torch_and_the_source_are() -> None:
+    needed = []
+    for module, path in modules(BENCHMARKS).items():
+        if module == "loader":
+            continue  # it measures how images are read, which takes what reads them
+        for name, line in imported(ast.parse(path.read_text()), anywhere=False):
+            top, _, rest = name.partition(".")
+            if top == "tarflow":
+                needed.append(_module_of(modules(SOURCE), rest).replace(".", "/") + ".py")
+            else:
+                known = top in ("torch", "benchmarks") or top in sys.stdlib_module_names
+                assert known, f"benchmarks.{module}, line {line}: {name}"
+    assert needed
+    assert compiled_imports(SOURCE, sorted(set(needed))) == []
+
+
 def test_files_are_short_enough_to_read() -> None:
     lengths = {name: len(path.read_text().splitlines()) for name, path in modules(SOURCE).items()}
+    lengths |= {f"benchmarks.{name}": len(path.read_text().splitlines()) for name, path in modules(BENCHMARKS).items()}
     assert lengths
     assert {name: count for name, count in lengths.items() if count > MAX_LINES} == {}
 

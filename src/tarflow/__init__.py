@@ -15,6 +15,7 @@ _HOMES = {
     "TarFlowConfig": "tarflow.config",
     "TarFlow": "tarflow.model.flow",
     "NULL_CLASS": "tarflow.model.block",
+    "Calibration": "tarflow.sampling.calibrate",
     "Guidance": "tarflow.sampling.guidance",
     "SampleBatch": "tarflow.sampling.sample",
     "SamplingError": "tarflow.sampling.sample",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from tarflow.interop import load_official as load_official
     from tarflow.model.block import NULL_CLASS as NULL_CLASS
     from tarflow.model.flow import TarFlow as TarFlow
+    from tarflow.sampling.calibrate import Calibration as Calibration
     from tarflow.sampling.denoise import denoise as denoise
     from tarflow.sampling.distribution import FlowDistribution as FlowDistribution
     from tarflow.sampling.editing import interpolate as interpolate

@@ -4,6 +4,7 @@
     RUN/model.safetensors     the averaged (EMA) weights with the best held-out likelihood so far
     RUN/metrics.jsonl         one JSON object a line
     RUN/samples/              sample sheets from fixed noise
+    RUN/solvers.json          which solver decodes each block fastest, as measured by `tarflow sample`
     RUN/checkpoints/step-N/   config.json, model.safetensors (EMA weights of that step), state.pt (the rest, to resume)
 
 A run directory is a hub directory: whoever has its `config.json` and `model.safetensors` has the model.
@@ -11,6 +12,7 @@ A run directory is a hub directory: whoever has its `config.json` and `model.saf
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import warnings
@@ -24,8 +26,10 @@ from tarflow import storage
 from tarflow.config import ConfigError, RunConfig, from_dict, to_dict
 from tarflow.model.flow import CONFIG_FILE as CONFIG_FILE
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow, read_json
+from tarflow.sampling.calibrate import Calibration
 
 STATE_FILE = "state.pt"
+SOLVERS_FILE = "solvers.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 
@@ -70,6 +74,23 @@ def open_run(path: str | Path, device: torch.device | str = "cpu") -> Run:
     if not (path / WEIGHTS_FILE).exists() and (latest := latest_checkpoint(path)) is not None:
         path = latest  # a run that has checkpoints but has not been evaluated yet
     return Run(path, TarFlow.from_pretrained(path, device=device), read_config(path))
+
+
+def open_calibration(run: Run) -> Calibration:
+    """Which solvers were the fastest for this model, as far as that was measured before."""
+    return Calibration.load(run.path / SOLVERS_FILE, _weights_stamp(run.path))
+
+
+def save_calibration(run: Run, calibration: Calibration) -> None:
+    """Keep it beside the weights, where that may be written: a model in a read-only place is measured every time."""
+    with contextlib.suppress(OSError):
+        calibration.save(run.path / SOLVERS_FILE, _weights_stamp(run.path))
+
+
+def _weights_stamp(path: Path) -> str:
+    """What changes when the weights of a directory do."""
+    stat = (path / WEIGHTS_FILE).stat()
+    return f"{stat.st_size} bytes, {stat.st_mtime_ns}"
 
 
 def check_free(out: str | Path, *, resume: bool) -> None:

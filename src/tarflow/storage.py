@@ -9,6 +9,7 @@ file system renames in one step: killed between the two, neither has its name.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -91,9 +92,9 @@ def append_text(path: str | Path, text: str) -> None:
         raise _named(error, Path(path)) or error from None
 
 
-def remove_leftovers(directory: str | Path) -> None:
-    """Remove what a killed process left half-written in `directory`."""
-    for entry in Path(directory).glob(f".*{_MARK}*"):
+def remove_leftovers(directory: str | Path, name: str | None = None) -> None:
+    """Remove what a killed process left half-written in `directory`, all of it or that of the one entry `name`."""
+    for entry in Path(directory).glob(f".{'*' if name is None else glob.escape(name)}{_MARK}*"):
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
         else:

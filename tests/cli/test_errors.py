@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from tarflow import recipes
 from tarflow.checkpoint import write_config
 from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
+from tarflow.data.prepare import prepare
+from tarflow.data.request import Request
 from tarflow.interop import to_official
 from tarflow.training.setup import open_data, resolve
 
@@ -122,6 +125,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(root / "channels.npz", images=np.zeros((2, 4, 4, 4), np.uint8))
     np.savez(root / "floats.npz", images=np.zeros((2, 4, 4)))
     (root / "garbage.parquet").write_bytes(b"no table")
+    prepare("digits", root / "prepared", Request())
+    prepare("digits", root / "damaged", Request())
+    (root / "pickled").mkdir()
+    (root / "pickled" / "train_data_batch_1").write_bytes(b"\x80\x03}q\x00.")
+    for k in range(20):
+        image(f"stream/{k}.png", 4, 4)
+    (root / "stream" / "1.png").write_bytes(b"no image")
+    (root / "damaged" / "pixels.npy").write_bytes(b"no array")
     return root
 
 
@@ -197,6 +208,14 @@ def full_memory_for_data(patch: pytest.MonkeyPatch, out: Path) -> None:
         raise MemoryError
 
     patch.setattr(np, "empty", empty)
+
+
+def while_it_runs(patch: pytest.MonkeyPatch, out: Path) -> None:
+    """The machine is sound; the run has begun, and its directory stays."""
+
+
+def no_datasets(patch: pytest.MonkeyPatch, out: Path) -> None:
+    patch.setitem(sys.modules, "datasets", None)
 
 
 @dataclass(frozen=True)
@@ -347,6 +366,9 @@ GROUPS: dict[str, dict[str, Case]] = {
     },
     "Images": {
         "no such data": Case("train --data {p}/nowhere --out {o}", ["nowhere"], "Check the path."),
+        "a set of the hub without the library": Case(
+            "train --data hub:owner/name --out {o}", ["hub:owner/name", "tarflow[hub]"], "Install it.", no_datasets
+        ),
         "misspelt data": Case("train --data digit --out {o}", ["digit", "digits"], "Take the name it proposes."),
         "empty folder": Case("train --data {p}/empty --out {o}", ["empty"], "Give the folder that holds the images."),
         "folder without images": Case("train --data {p}/documents --out {o}", ["documents"], "The same."),
@@ -382,6 +404,72 @@ GROUPS: dict[str, dict[str, Case]] = {
             "train --data {p}/garbage.parquet --out {o}", ["garbage.parquet"], "Download it again."
         ),
         "wrong file": Case("train --data {p}/bad.toml --out {o}", ["bad.toml", ".parquet"], "Give one of these kinds."),
+    },
+    "Preparing data": {
+        "prepare nothing": Case("prepare {p}/nowhere --out {o}", ["nowhere"], "Check the path."),
+        "prepare without a directory": Case("prepare digits", ["--out"], "Name the directory to make."),
+        "prepare a folder with a file that is no image": Case(
+            "prepare {p}/broken --out {o}", ["bad.png", "skip_bad"], "Remove it, or add `--skip-bad`."
+        ),
+        "prepare images of several sizes": Case(
+            "prepare {p}/mixed --out {o}", ["0.png", "1.png", "image size"], "Add `--image-size`."
+        ),
+        "prepare into a folder of something else": Case(
+            "prepare digits --out {p}/mixed", ["mixed", "new directory"], "Give another `--out`."
+        ),
+        "prepared otherwise before": Case(
+            "prepare digits --out {p}/prepared --image-size 4",
+            ["image size None", "image size 4", "--force"],
+            "Give another `--out`, or add `--force`.",
+        ),
+        "prepared from other images before": Case(
+            "prepare {p}/one --out {p}/prepared",
+            ["prepared from digits", "--force"],
+            "Give another `--out`, or add `--force`.",
+        ),
+        "prepare what is prepared": Case(
+            "prepare {p}/prepared --out {o}", ["prepared already"], "Give the images that it was made of."
+        ),
+        "prepare half of the images held out twice": Case(
+            "prepare digits --out {o} --held-out-fraction 2", ["held_out_fraction", "2"], "0.1 is usual."
+        ),
+        "stream what cannot be": Case(
+            "train --recipe digits --storage stream --out {o}", ["storage", "digits"], "Leave `--storage` out."
+        ),
+        "stream what is prepared": Case(
+            "train --recipe digits --data {p}/prepared --storage stream --out {o}",
+            ["storage", "prepared"],
+            "Leave `--storage` out.",
+        ),
+        "a stream with a file that is no image": Case(
+            "train --recipe {p}/small.toml --data {p}/stream --image-size 4 --storage stream --out {o}",
+            ["1.png: not an image", "skip_bad"],
+            "Remove it, or add `--skip-bad`, and `--resume`.",
+            while_it_runs,
+            ("out/config.json", "out/metrics.jsonl"),
+        ),
+        "no window to shuffle": Case(
+            "train --recipe digits --shuffle-window 0 --out {o}", ["shuffle_window", "0"], "Give some thousand."
+        ),
+        "a negative number of workers": Case(
+            "train --recipe digits --workers -1 --out {o}", ["workers", "-1"], "Give 0 or more."
+        ),
+        "a pickled batch of ImageNet": Case(
+            "prepare {p}/pickled --out {o}", ["train_data_batch_1", "pickle", ".npz"], "Take the `.npz` form."
+        ),
+        "prepare with a disk that is full": Case(
+            "prepare digits --out {o}", ["out", "No space left"], "Make room; nothing was left.", full_disk
+        ),
+        "train at another size than prepared": Case(
+            "train --data {p}/prepared --image-size 4 --out {o}",
+            ["8x8", "4x4", "prepare"],
+            "Give the size that it has, or prepare it at the other.",
+        ),
+        "a prepared directory that is damaged": Case(
+            "train --recipe digits --data {p}/damaged --out {o}",
+            ["damaged/pixels.npy"],
+            "Prepare it again, with `--force`.",
+        ),
     },
     "Evaluating and denoising": {
         "labels that are not there": Case(

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 import tarflow
-from photographs import make_photographs
+from photographs import make_photographs, photograph
 from tarflow import recipes
 from tarflow.cli import COMMANDS, main
 from tarflow.interop import to_official
@@ -39,6 +39,7 @@ SHORTER = [  # (what the command matches, options)
     (r"train .*--recipe digits", FEW_STEPS),
     (r"train .*--resume", ""),
     (r"train .*--init", FEW_STEPS),
+    (r"train .*--data prepared", f"{FEW_STEPS} --width 64 --layers 1 1 --patch-size 8"),  # the size is the prepared one
     (r"train .*--data", f"{FEW_STEPS} {SMALL_MODEL}"),
     (r"sample ", "-n 4"),
     (r"score ", "--draws 1"),
@@ -47,7 +48,13 @@ SHORTER = [  # (what the command matches, options)
     (r"denoise .* digits ", "--limit 4"),
 ]
 
-NOT_RUN = {"README.md": 2, "docs/quick-start.md": 2, "docs/official-checkpoints.md": 1, "docs/recipes.md": 11}
+NOT_RUN = {
+    "README.md": 2,
+    "docs/data.md": 1,
+    "docs/quick-start.md": 2,
+    "docs/official-checkpoints.md": 1,
+    "docs/recipes.md": 11,
+}
 
 
 @dataclasses.dataclass
@@ -107,8 +114,16 @@ def run_of_photographs(place: Path) -> None:
     run_command("tarflow train --data photos/ --image-size 32 --out runs/photos")
 
 
+def downsampled_imagenet(place: Path) -> None:
+    for split in ("train_64x64", "valid_64x64"):
+        (place / "imagenet64" / split).mkdir(parents=True)
+        for k in range(12):
+            photograph(k, (64, 64)).save(place / "imagenet64" / split / f"{k:07}.png")
+
+
 STAND_INS: dict[str, list[Callable[[Path], None]]] = {
     "README.md": [photographs, noisy_digits, official_checkpoint],
+    "docs/data.md": [photographs, downsampled_imagenet],
     "docs/official-checkpoints.md": [official_checkpoint],
     "docs/tutorials/own-images.md": [photographs],
     "docs/tutorials/guidance.md": [run_of_photographs, noisy_digits],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import tarflow
+import tarflow.sampling.denoise as denoise_module
 from flow_cases import assert_close, build, every_case, images, labels, unchanged
 from tarflow import TarFlow, TarFlowConfig
 from tarflow.model.patches import unpatchify
@@ -81,8 +82,61 @@ def test_chunks_and_single_images_are_the_whole(name: str) -> None:
         assert_close(tarflow.denoise(flow, x[i : i + 1], SIGMA, row_y), whole[i : i + 1])
 
 
-def test_more_images_than_fit_a_default_chunk_come_back_in_order() -> None:
+@every_case
+def test_block_by_block_is_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one image's activations are more than may be kept."""
+    flow = build(name)
+    x, y = images(flow, 5), labels(flow, 5)
+    whole = tarflow.denoise(flow, x, SIGMA, y)
+    monkeypatch.setattr(denoise_module, "GRAPH_BYTES", denoise_module.graph_bytes(flow) - 1)
+    monkeypatch.setattr(denoise_module, "_score", None)
+    with unchanged(x, y):
+        assert_close(tarflow.denoise(flow, x, SIGMA, y), whole)
+    assert all(p.grad is None for p in flow.parameters())
+
+
+def saved_bytes(flow: tarflow.TarFlow, count: int) -> int:
+    """The most that autograd keeps at once while `count` images are denoised, weights left out."""
+    held: dict[int, int] = {}
+    kept, most = 0, 0
+    weights = {p.untyped_storage().data_ptr() for p in flow.parameters()}
+
+    class Kept:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            nonlocal kept, most
+            self.tensor, self.key = tensor, tensor.untyped_storage().data_ptr()
+            if self.key not in weights:
+                if not held.get(self.key):
+                    kept += tensor.untyped_storage().nbytes()
+                held[self.key] = held.get(self.key, 0) + 1
+                most = max(most, kept)
+
+        def __del__(self) -> None:
+            nonlocal kept
+            if self.key not in weights:
+                held[self.key] -= 1
+                kept -= self.tensor.untyped_storage().nbytes() if not held[self.key] else 0
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda box: box.tensor):
+        tarflow.denoise(flow, images(flow, count, dtype=torch.float32), SIGMA)
+    return most
+
+
+def test_memory_is_what_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = tarflow.TarFlow(tarflow.TarFlowConfig(16, channels=1, patch_size=2, width=64, layers=(2,) * 4))
+    one = denoise_module.graph_bytes(flow)
+    assert 0.6 * one < saved_bytes(flow, 1) < 1.3 * one
+    unbounded = saved_bytes(flow, 12)
+    assert unbounded > 7 * one
+    monkeypatch.setattr(denoise_module, "GRAPH_BYTES", 4 * one)  # four at a time
+    assert saved_bytes(flow, 12) < 5 * one
+    monkeypatch.setattr(denoise_module, "GRAPH_BYTES", one // 2)  # two, one block of them at a time
+    assert saved_bytes(flow, 12) < 0.7 * one
+
+
+def test_more_images_than_fit_a_default_chunk_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     flow = build("conditional")
+    monkeypatch.setattr(denoise_module, "GRAPH_BYTES", 30 * denoise_module.graph_bytes(flow))
     x, y = images(flow, 70), labels(flow, 70)
     assert_close(tarflow.denoise(flow, x, SIGMA, y)[60:], tarflow.denoise(flow, x[60:], SIGMA, y[60:]))
     assert tarflow.denoise(flow, x[:0], SIGMA).shape == (0, 1, 4, 4)

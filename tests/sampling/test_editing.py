@@ -14,7 +14,7 @@ from flow_cases import assert_close, build, every_case, images, labels, names, u
 from tarflow import NULL_CLASS, SamplingError, TarFlow
 from tarflow.model.patches import patchify
 from tarflow.sampling import editing
-from tarflow.sampling.sample import draw_noise
+from tarflow.sampling.decode import draw_noise
 from tarflow.sampling.sequential import Solution
 
 # --- reconstruct ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +17,9 @@ from flow_cases import assert_close, build, labels, latents, unchanged
 from tarflow import Guidance, SamplingError, TarFlow
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
-from tarflow.sampling.sample import MAX_ATTEMPTS, draw_noise
+from tarflow.sampling.decode import draw_noise
+from tarflow.sampling.sample import MAX_ATTEMPTS
+from tarflow.sampling.step import Step
 
 GUIDANCE = Guidance(scale=1.0, temperature=0.5)
 
@@ -43,43 +46,52 @@ def fail_for(monkeypatch: pytest.MonkeyPatch, flow: TarFlow, failing: list[tuple
     return decodings
 
 
+@pytest.fixture
+def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The conditioner is asked itself, and not what stands in for it on a CPU."""
+    monkeypatch.setattr(Step, "fits", lambda *_: False)
+
+
+@pytest.mark.usefixtures("no_step")
 @pytest.mark.parametrize("name", ["conditional", "additive", "one_block"])
 def test_a_sample_that_is_not_finite_is_drawn_again_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     flow, seed = build(name), 4
     y = labels(flow, 6)
-    calm = list(tarflow.sample_batches(flow, 6, y, seed=seed, batch_size=3))
+    calm = list(tarflow.sample_batches(flow, 6, y, seed=seed, batch_size=3, solver="sequential"))
     again = {k: draw_noise(flow, torch.tensor([k]), seed, attempt) for k, attempt in ((1, 1), (4, 2))}
     with monkeypatch.context() as patch:
         decodings = fail_for(patch, flow, [(1, 0), (4, 0), (4, 1)], seed)
-        batches = list(tarflow.sample_batches(flow, 6, y, seed=seed, batch_size=3))
+        batches = list(tarflow.sample_batches(flow, 6, y, seed=seed, batch_size=3, solver="sequential"))
     assert decodings == [3, 1, 3, 1, 1]
     assert torch.cat([b.redraws for b in batches]).tolist() == [0, 1, 0, 0, 2, 0]
     assert [b.redraws.tolist() for b in calm] == [[0, 0, 0], [0, 0, 0]]
     got, before = torch.cat([b.images for b in batches]), torch.cat([b.images for b in calm])
     assert torch.equal(got[[0, 2, 3, 5]], before[[0, 2, 3, 5]])
     for k, noise in again.items():
-        want = tarflow.sample(flow, 1, None if y is None else y[k : k + 1], noise=noise)
+        want = tarflow.sample(flow, 1, None if y is None else y[k : k + 1], noise=noise, solver="sequential")
         assert_close(got[k : k + 1], want)
 
 
+@pytest.mark.usefixtures("no_step")
 def test_a_sample_that_never_is_finite_ends_in_an_error_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     flow = build("conditional")
     decodings = fail_for(monkeypatch, flow, [(2, attempt) for attempt in range(50)], seed=0)
     with pytest.raises(SamplingError, match="sample 2") as caught:
-        tarflow.sample(flow, 4, labels(flow, 4))
+        tarflow.sample(flow, 4, labels(flow, 4), solver="sequential")
     assert decodings == [4] + [1] * (MAX_ATTEMPTS - 1) and "\n" not in str(caught.value)
-    batches = tarflow.sample_batches(flow, 4, labels(flow, 4), batch_size=2)
+    batches = tarflow.sample_batches(flow, 4, labels(flow, 4), batch_size=2, solver="sequential")
     assert next(batches).indices.tolist() == [0, 1]  # what was finished before is not lost
     with pytest.raises(SamplingError, match="1 of 2 samples"):
         next(batches)
 
 
+@pytest.mark.usefixtures("no_step")
 def test_noise_of_the_caller_is_never_redrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     flow = build("conditional")
     noise = draw_noise(flow, torch.arange(4), seed=0)
     decodings = fail_for(monkeypatch, flow, [(2, 0)], seed=0)
     with pytest.raises(SamplingError, match="sample 2"), unchanged(noise):
-        tarflow.sample(flow, 4, labels(flow, 4), noise=noise)
+        tarflow.sample(flow, 4, labels(flow, 4), noise=noise, solver="sequential")
     assert decodings == [4]
 
 
@@ -113,15 +125,19 @@ def test_the_model_is_left_as_it_was_found(
     flow = build(name).train(training)
     flow.blocks[0].position.requires_grad_(False)
     noise, y = latents(flow, 5), labels(flow, 5)
-    before, random, calls, honest = snapshot(flow), torch.get_rng_state(), [], Block.conditioner
+    before, random, calls = snapshot(flow), torch.get_rng_state(), []
 
-    def conditioner(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        calls.append(1)
-        if fails and len(calls) == 5:
-            raise KeyboardInterrupt
-        return honest(*args, **kwargs)
+    def failing(honest: Callable[..., Any]) -> Callable[..., Any]:
+        def conditioner(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            calls.append(1)
+            if fails and len(calls) == 5:
+                raise KeyboardInterrupt
+            return honest(*args, **kwargs)
 
-    monkeypatch.setattr(Block, "conditioner", conditioner)
+        return conditioner
+
+    monkeypatch.setattr(Block, "conditioner", failing(Block.conditioner))
+    monkeypatch.setattr(Step, "__call__", failing(Step.__call__))
     with unchanged(noise, y):
         if fails:
             with pytest.raises(KeyboardInterrupt):

@@ -11,6 +11,7 @@ from torch import Tensor
 import tarflow
 from flow_cases import build, every_case, labels, latents, unchanged
 from tarflow import Guidance
+from tarflow.sampling.calibrate import Calibration
 from tarflow.sampling.guidance import guided_rows, predictor
 from tarflow.sampling.jacobi import Solution, jacobi
 from tarflow.sampling.sequential import sequential
@@ -146,7 +147,16 @@ def test_sample_takes_the_solver_and_reports_what_it_took(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "name"), [({"window": 3}, "window"), ({"tol": 1e-3}, "tol"), ({"solver": "gauss"}, "solver")]
+    ("options", "name"),
+    [
+        ({"window": 3}, "window"),
+        ({"window": 3, "solver": "sequential"}, "window"),
+        ({"tol": 1e-3, "solver": "sequential"}, "tol"),
+        ({"tol": -1.0}, "tol"),
+        ({"solver": "jacobi", "window": 0}, "window"),
+        ({"solver": "jacobi", "calibration": Calibration()}, "calibration"),
+        ({"solver": "gauss"}, "solver"),
+    ],
 )
 def test_options_of_another_solver_are_refused(options: dict[str, object], name: str) -> None:
     with pytest.raises(ValueError, match=name):

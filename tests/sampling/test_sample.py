@@ -13,8 +13,8 @@ import tarflow
 from flow_cases import assert_close, build, every_case, images, labels, latents, unchanged
 from tarflow import NULL_CLASS, Guidance
 from tarflow.model.patches import patchify
+from tarflow.sampling.decode import draw_noise
 from tarflow.sampling.guidance import guided_rows, predictor
-from tarflow.sampling.sample import draw_noise
 from tarflow.sampling.sequential import sequential
 
 GUIDANCE = Guidance(scale=1.0, temperature=0.5)

@@ -10,6 +10,7 @@ import torch
 from flow_cases import BASE, build
 from tarflow import NULL_CLASS, TarFlow, TarFlowConfig
 from tarflow.config import TrainingConfig
+from tarflow.data.batches import batch_indices
 from tarflow.training.objective import VARIANCE_RATE, objective, training_batch, update_base_variance
 
 IMAGES = torch.randint(0, 17, (40, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
@@ -18,7 +19,9 @@ LABELS = torch.arange(40) % 3
 
 def batch(step: int, *, labels: torch.Tensor | None = LABELS, flip: bool = False, **fields: object) -> tuple:
     config = TrainingConfig(**{"batch_size": 16, "steps": 10, **fields})
-    return training_batch(IMAGES, labels, step, config=config, levels=17, flip=flip)
+    rows = batch_indices(len(IMAGES), config.batch_size, step, config.seed)
+    chosen = None if labels is None else labels[rows]
+    return training_batch(IMAGES[rows], chosen, step, config=config, levels=17, flip=flip)
 
 
 def test_is_minus_the_log_density_a_dimension_without_its_constant() -> None:
@@ -76,10 +79,13 @@ def test_images_are_not_written_to() -> None:
 
 def test_base_variance_follows_the_latents_of_the_additive_variant_only() -> None:
     flow = TarFlow(TarFlowConfig(**BASE, transform="additive"))
-    z = torch.randn(8, 4, 4) * 3
-    update_base_variance(flow, z)
-    expected = (1 - VARIANCE_RATE) + VARIANCE_RATE * z.square().mean(0)
+    energy = torch.rand(4, 4) * 3
+    update_base_variance(flow, energy, torch.tensor(True))
+    expected = (1 - VARIANCE_RATE) + VARIANCE_RATE * energy
     torch.testing.assert_close(flow.base_variance, expected)
+    kept = flow.base_variance.clone()
+    update_base_variance(flow, energy * float("nan"), torch.tensor(False))
+    assert torch.equal(flow.base_variance, kept)
     affine = TarFlow(TarFlowConfig(**BASE))
-    update_base_variance(affine, z)
+    update_base_variance(affine, energy)
     assert affine.base_variance is None

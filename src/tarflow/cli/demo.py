@@ -86,11 +86,13 @@ def _train(recipe: str, out: Path, device: torch.device) -> tuple[Run, Splits, f
     from tarflow import recipes
     from tarflow.checkpoint import open_run
     from tarflow.cli.progress import Progress
+    from tarflow.data.load import Splits
     from tarflow.training.setup import open_data, resolve
     from tarflow.training.trainer import train
 
     sections = recipes.load(recipe)
     splits = open_data(sections)
+    assert isinstance(splits, Splits)  # the embedded digits fit into memory
     config = resolve(sections, splits)
     with Progress() as progress:
         progress.begin(config, splits, out / recipe)

@@ -74,6 +74,7 @@ def run(args: Evaluate) -> None:
             f"{args.run}: only a model is stored; expected sections `data` and `training` in its config.json"
         )
     source = args.data or data.source
+    same = source == data.source
     shape: dict[str, Any] = {
         "image_size": model.image_shape,
         "channels": model.channels,
@@ -87,9 +88,9 @@ def run(args: Evaluate) -> None:
             **shape,
             held_out_fraction=data.held_out_fraction,
             split_seed=data.split_seed,
+            storage=data.storage if same else "auto",
             progress=progress.loading,
         )
-        same = source == data.source
         if args.split == "all" or (args.split == "held-out" and not same and not splits.own_split):
             images, split = (
                 load_all(source, **shape)[0],
@@ -133,5 +134,7 @@ def run(args: Evaluate) -> None:
                 batch_size=args.batch_size,
                 progress=progress.scoring,
             ).to_dict()
+    variant = splits.variant or (data.variant if same else "")
     values |= {"data": source, "split": split, "run": str(args.run)}
+    values |= {"data_variant": variant or None, "trained_on_variant": data.variant or None}
     print(json.dumps(values, indent=2))

@@ -13,6 +13,7 @@ from rich.progress import Progress as Bar
 
 from tarflow.config import RunConfig
 from tarflow.data.load import Splits
+from tarflow.data.streamed import StreamedSplits
 
 LINE_SECONDS = 10  # between two lines where there is no terminal to draw a bar on
 
@@ -36,6 +37,8 @@ class Progress:
         self.spoke = time.monotonic()
         self.rate = 0.0
         self.text = ""  # of the last step whose metrics were read
+        self.stage = ""
+        self.unread = 0
         self.mark = (0, 0.0)  # step and time of the first report
 
     def __enter__(self) -> Progress:
@@ -54,11 +57,23 @@ class Progress:
         """Images read so far."""
         self._advance("reading", done, total, "images")
 
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """Images (or files) of a stage so far."""
+        if self.task is not None and self.stage != what:
+            self.bar.remove_task(self.task)
+            self.task = None
+        self.stage = what
+        self._advance(what, done, total, "files" if what == "checking" else "images")
+
     def scoring(self, done: int, total: int) -> None:
         """Images times draws scored so far."""
         self._advance("scoring", done, total, "draws")
 
-    def begin(self, config: RunConfig, splits: Splits, out: Path) -> None:
+    def sampling(self, done: int, total: int) -> None:
+        """Images drawn so far; those that are on their way count by the share of the blocks that they are through."""
+        self._advance("sampling", done, total, "images")
+
+    def begin(self, config: RunConfig, splits: Splits | StreamedSplits, out: Path) -> None:
         """Say what is about to be trained on what."""
         model, training = config.model, config.training
         assert training is not None and config.data is not None
@@ -79,7 +94,10 @@ class Progress:
         )
 
     def report(self, metrics: dict[str, Any]) -> None:
-        """One step, evaluation or sample sheet."""
+        """One step, evaluation, sample sheet, or image of a stream that cannot be read."""
+        if "skipped_image" in metrics:
+            self.unread += 1
+            return self.say(f"skipped {metrics['skipped_image']} ({self.unread} so far; another one takes its place)")
         if "samples" in metrics or any(name.startswith("held_out") for name in metrics):
             step = metrics["step"]
             facts = [

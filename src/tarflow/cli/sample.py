@@ -48,10 +48,15 @@ class Sample:
     ] = None
     solver: Annotated[
         Literal["auto", "sequential", "jacobi"],
-        tyro.conf.arg(help="one patch a step, or many at a time, iterated until they change no more; auto: sequential"),
+        tyro.conf.arg(
+            help="one patch a step, or many at a time, iterated until they change no more; auto: the faster one for "
+            "each block, measured with the first batch and kept in RUN/solvers.json"
+        ),
     ] = "auto"
     window: Annotated[int | None, tyro.conf.arg(help="patches `jacobi` iterates at once; all when not given")] = None
-    tol: Annotated[float | None, tyro.conf.arg(help="tolerance of `jacobi`; 1e-4 when not given")] = None
+    tol: Annotated[
+        float | None, tyro.conf.arg(help="tolerance of `jacobi` and `auto`; 1.2e-4 (in float32) when not given")
+    ] = None
     batch_size: Annotated[int | None, tyro.conf.arg(help="images decoded at once")] = None
     columns: Annotated[
         int | None, tyro.conf.arg(help="columns of a sheet; the number of classes where there are any")
@@ -66,8 +71,9 @@ def options(argv: Sequence[str]) -> type:
 def run(args: Sample) -> None:
     import torch
 
-    from tarflow.checkpoint import open_run
+    from tarflow.checkpoint import open_calibration, open_run, save_calibration
     from tarflow.cli.output import SampleWriter
+    from tarflow.cli.progress import Progress
     from tarflow.data.images import columns_by_class
     from tarflow.devices import pick_device
     from tarflow.sampling.guidance import Guidance
@@ -88,24 +94,30 @@ def run(args: Sample) -> None:
     elif args.classes:
         raise ValueError(f"--classes: {args.run} is an unconditional model")
     sigma = denoising_sigma(run, args.denoise, args.noise_std)
-    batches = sample_batches(
-        run.flow,
-        args.n,
-        y,
-        guidance,
-        args.seed,
-        denoise=sigma,
-        solver=args.solver,
-        batch_size=args.batch_size,
-        window=args.window,
-        tol=args.tol,
-    )
+    calibration = open_calibration(run) if args.solver == "auto" else None
     columns = args.columns or columns_by_class(len(args.classes) or run.config.model.num_classes)
     redraws = 0
-    with SampleWriter(args.out, run, args.n, None if y is None else y.tolist(), columns) as writer:
-        for batch in batches:
-            writer.add(batch.indices.tolist(), batch.images)
-            redraws += int(batch.redraws.sum())
+    with Progress() as progress:
+        batches = sample_batches(
+            run.flow,
+            args.n,
+            y,
+            guidance,
+            args.seed,
+            denoise=sigma,
+            solver=args.solver,
+            batch_size=args.batch_size,
+            window=args.window,
+            tol=args.tol,
+            calibration=calibration,
+            progress=lambda done, total: progress.sampling(args.n * done // total, args.n),
+        )
+        with SampleWriter(args.out, run, args.n, None if y is None else y.tolist(), columns) as writer:
+            for batch in batches:
+                writer.add(batch.indices.tolist(), batch.images)
+                redraws += int(batch.redraws.sum())
+    if calibration is not None:
+        save_calibration(run, calibration)
     again = f", {redraws} drawn again because they were not finite" if redraws else ""
     cleaned = f"denoised with σ={sigma}" if sigma is not None else "not denoised"
     print(f"{args.out}: {args.n} samples, {cleaned}{again}", file=sys.stderr)

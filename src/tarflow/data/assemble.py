@@ -33,6 +33,11 @@ class Stack:
     images: Any = None
     kept: list[int] = field(default_factory=list)  # the positions of the records that are in it
 
+    @property
+    def channels(self) -> int | None:
+        """Of the images so far; None before the first."""
+        return None if self.images is None else self.images.shape[1]
+
     def append(self, position: int, image: Any, channels: int | None) -> None:
         """Write `image` (C, H, W), that of record `position`, behind the others."""
         if self.images is None:
@@ -60,6 +65,9 @@ class Stack:
             ) from None
 
 
+AnyStack = TypeVar("AnyStack", bound=Stack)
+
+
 def assemble(
     parts: Sequence[Part],
     where: str,
@@ -69,14 +77,15 @@ def assemble(
     channels: int | None,
     skip_bad: bool,
     progress: Callable[[int, int], None] | None,
-) -> tuple[list[Stack], list[tuple[str, str]]]:
+    new_stack: Callable[[Part], AnyStack],
+) -> tuple[list[AnyStack], list[tuple[str, str]]]:
     """Decode every record of `parts` once: a stack a part, all with the same (C, H, W), and (name, reason) of the bad.
 
     Raises `DataError` that begins with `where`: bad records, unless `skip_bad`; images of several sizes without an
     `image_size`; a part of which nothing can be read.
     """
     total, done = sum(len(part.names) for part in parts), 0
-    stacks = [Stack(len(part.names)) for part in parts]
+    stacks = [new_stack(part) for part in parts]
     bad: list[tuple[str, str]] = []
     first: tuple[str, tuple[int, ...]] | None = None  # the name and the size that the others must have
 
@@ -111,7 +120,7 @@ def assemble(
                 raise DataError(f"{where}: {split}holds no images")
             first_bad = f"{part.names[0]}: {dict(bad)[part.names[0]]}"
             raise DataError(f"{where}: {split}none of {len(part.names)} images can be read; the first is {first_bad}")
-    if any(stack.images.shape[1] == 3 for stack in stacks):
+    if any(stack.channels == 3 for stack in stacks):
         for stack in stacks:
             stack.to_rgb()
     return stacks, bad

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from tarflow.data.errors import DataError
+from tarflow.data.imagenet import oord_variant
 from tarflow.data.images import SUFFIXES
-from tarflow.data.records import SPLIT_ORDER, Part, Source, Split, split_of
+from tarflow.data.records import SPLIT_ORDER, Group, Part, Source, Split, split_of
+
+_GROUP = 64  # files that a stream opens one after the other
 
 
 def open_folder(root: Path) -> Source:
@@ -45,7 +49,7 @@ def open_folder(root: Path) -> Source:
             )
     classes = classes or tuple(sorted({name for _, _, names in labelled.values() for name in names}))
     parts = [_part(split, root, inside, labels, classes) for split, (inside, labels, _) in labelled.items()]
-    return Source(tuple(parts), classes or None)
+    return Source(tuple(parts), classes or None, variant=oord_variant(folders.values()))
 
 
 def open_image(path: Path) -> Source:
@@ -140,7 +144,15 @@ def _part(
 ) -> Part:
     index = {name: i for i, name in enumerate(classes)}
     numbers = None if labels is None else [index[name] for name in labels]
-    return Part(split, [str(path) for path in paths], numbers, lambda: (root / path for path in paths))
+    groups = tuple(
+        Group(len(some), functools.partial(_absolute, root, some))
+        for some in (paths[k : k + _GROUP] for k in range(0, len(paths), _GROUP))
+    )
+    return Part(split, [str(path) for path in paths], numbers, lambda: (root / path for path in paths), groups)
+
+
+def _absolute(root: Path, paths: Sequence[PurePosixPath]) -> Sequence[Path]:
+    return [root / path for path in paths]
 
 
 def _few(names: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ def open_fashion_mnist() -> Source:
             "or give the path of a folder with the IDX files"
         )
     source = open_idx_folder(FASHION_MNIST)
-    return Source(source.parts, FASHION_MNIST_CLASSES)
+    return Source(source.parts, FASHION_MNIST_CLASSES, files=source.files)
 
 
 def is_idx_images(path: Path) -> bool:
@@ -45,19 +45,20 @@ def is_idx_images(path: Path) -> bool:
 
 def open_idx_folder(folder: Path) -> Source:
     """`train-images-idx3-ubyte`, `t10k-images-idx3-ubyte` or both, and labels beside them; each may be `.gz`."""
-    parts = []
+    parts, files = [], []
     for prefix, split in _SPLITS.items():
         images = _find(folder, prefix + _IMAGES)
         if images is not None:
             parts.append(_open_part(images, split))
+            files += _files(images)
     if not parts:
         raise DataError(f"{folder}: expected train{_IMAGES}[.gz] or t10k{_IMAGES}[.gz] among its IDX files")
-    return Source(tuple(parts))
+    return Source(tuple(parts), files=tuple(files))
 
 
 def open_idx_file(path: Path) -> Source:
     """One file of images; labels are taken from the file of that name beside it, where there is one."""
-    return Source((_open_part(path, "all"),))
+    return Source((_open_part(path, "all"),), files=tuple(_files(path)))
 
 
 def read_idx(path: Path) -> Any:
@@ -89,13 +90,21 @@ def _open_part(path: Path, split: Split) -> Part:
     if images.ndim != 3 or 0 in images.shape[1:]:
         raise DataError(f"{path}: expected images (N, H, W), got shape {images.shape}")
     labels = None
-    label_path = _find(path.parent, path.name.removesuffix(".gz").removesuffix(_IMAGES) + _LABELS)
+    label_path = _label_file(path)
     if label_path is not None:
         labels = read_idx(label_path)
         if labels.shape != images.shape[:1]:
             raise DataError(f"{label_path}: expected {len(images)} labels, one an image, got shape {labels.shape}")
         labels = labels.tolist()
     return Part(split, RowNames([(path.name, len(images))]), labels, lambda: iter(images[:, None]))
+
+
+def _label_file(images: Path) -> Path | None:
+    return _find(images.parent, images.name.removesuffix(".gz").removesuffix(_IMAGES) + _LABELS)
+
+
+def _files(images: Path) -> list[Path]:
+    return [path for path in (images, _label_file(images)) if path is not None]
 
 
 def _find(folder: Path, name: str) -> Path | None:

@@ -15,15 +15,16 @@ import functools
 import io
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from tarflow.data.errors import DataError
 from tarflow.storage import replacing_file
+
+if TYPE_CHECKING:
+    from torch import Tensor  # not at run time: a process that only decodes images starts in a tenth of the time
 
 # The formats tried, by content and not by suffix. A list, because Pillow knows others that run programs (EPS).
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
@@ -89,7 +90,7 @@ def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def save_png(path: str | Path, pixels: Tensor) -> None:
     """Write `pixels` (C, H, W) uint8, C 1 or 3, 256 levels, as a PNG file, whole or not at all."""
-    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
+    if str(pixels.dtype) != "torch.uint8" or pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
         raise ValueError(f"expected (C, H, W) uint8 with C 1 or 3, got {tuple(pixels.shape)} {pixels.dtype}")
     with replacing_file(path) as temporary:
         from_array(pixels.cpu().numpy()).save(temporary, format="PNG")
@@ -97,7 +98,7 @@ def save_png(path: str | Path, pixels: Tensor) -> None:
 
 def grid(images: Tensor, columns: int, padding: int = 2) -> Tensor:
     """A sheet of `images` (N, C, H, W) uint8, row by row, on white: (C, r(H+p)+p, c(W+p)+p), c columns, padding p."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
+    if str(images.dtype) != "torch.uint8" or images.ndim != 4 or len(images) == 0:
         raise ValueError(f"expected at least one image, (N, C, H, W) uint8, got {tuple(images.shape)} {images.dtype}")
     if columns < 1 or padding < 0:
         raise ValueError(f"expected columns >= 1 and padding >= 0, got {columns} and {padding}")

@@ -44,7 +44,7 @@ def label_tensors(
         raise DataError(f"{where}: label {int(every.max())}: expected 0 to {len(names) - 1}, for {len(names)} classes")
     if class_names is None or class_names == names:
         return list(labels), names
-    mapping = _mapping(where, names, set(every.tolist()), class_names)
+    mapping = _mapping(where, names, {label for label in every.tolist() if label >= 0}, class_names)
     return [mapping[part] for part in labels], class_names
 
 

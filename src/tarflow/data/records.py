@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, overload
+from typing import IO, Any, Literal, Protocol, TypeAlias, overload
 
 import numpy as np
 
@@ -17,6 +18,22 @@ Split: TypeAlias = Literal["train", "validation", "test", "all"]
 
 # A file, an encoded image, pixels (C, H, W) uint8 with C 1 or 3, or why the reader found the record bad.
 Content: TypeAlias = "Path | bytes | np.ndarray[Any, np.dtype[np.uint8]] | DataError"
+
+
+class Remote(Protocol):
+    """A file that is not on this machine. `str` of it is its address."""
+
+    @property
+    def name(self) -> str: ...
+
+    def open(self) -> IO[bytes]:
+        """The file, for reading at any place."""
+
+    def identity(self) -> str:
+        """What changes when the file does, such as its size and the digest that its keeper has of it."""
+
+
+Location: TypeAlias = "Path | Remote"
 
 
 class RowNames(Sequence[str]):
@@ -47,36 +64,55 @@ class RowNames(Sequence[str]):
 
 
 @dataclass(frozen=True)
+class Group:
+    """Records that lie together, and that `read()` brings into memory together, in order and still encoded."""
+
+    rows: int
+    read: Callable[[], Sequence[Content]]
+
+
+@dataclass(frozen=True)
 class Part:
-    """One split of a source. `contents()` goes through the records from the start, in the order of `names`."""
+    """One split of a source. `contents()` goes through the records from the start, in the order of `names`.
+
+    `groups`, where records can be had without those before them, are the same records in the same order.
+    """
 
     split: Split
     names: Sequence[str]
     labels: Sequence[int] | None
     contents: Callable[[], Iterator[Content]]
+    groups: tuple[Group, ...] | None = None
 
     def __post_init__(self) -> None:
         assert self.labels is None or len(self.labels) == len(self.names)
+        assert self.groups is None or sum(group.rows for group in self.groups) == len(self.names)
 
 
 @dataclass(frozen=True)
 class Source:
-    """All splits of a source, training first. `class_names` None: a label is its own name."""
+    """All splits of a source, training first. `class_names` None: a label is its own name.
+
+    `files` are those that the records lie in; none where each record is a file of its own, or none is. `variant` names
+    which of several versions of a data set this is, where its files tell.
+    """
 
     parts: tuple[Part, ...]
     class_names: tuple[str, ...] | None = None
     levels: int = 256
+    files: tuple[Location, ...] = ()
+    variant: str = ""
 
 
 def split_of(name: str) -> Split | None:
-    """The split that a folder's or a file's name speaks of, in any case, or None.
+    """The split that a folder's or a file's name speaks of, in any case and with a size or without, or None.
 
-    >>> split_of("Valid"), split_of("test"), split_of("cats")
-    ('validation', 'test', None)
+    >>> split_of("Valid"), split_of("train_64x64"), split_of("cats")
+    ('validation', 'train', None)
     """
     splits: dict[str, Split] = {"train": "train", "test": "test"}
     splits |= {"val": "validation", "valid": "validation", "validation": "validation"}
-    return splits.get(name.lower())
+    return splits.get(re.sub(r"_\d+x\d+$", "", name.lower()))
 
 
 SPLIT_ORDER: tuple[Split, ...] = ("train", "validation", "test", "all")

@@ -13,9 +13,9 @@ from torch import Tensor
 from tarflow.data.assemble import THREADS, in_order, read_one
 from tarflow.data.errors import DataError
 from tarflow.data.folder import image_paths
-from tarflow.data.load import is_folder_of_images, open_source
 from tarflow.data.pixels import check_levels, requantize
 from tarflow.data.records import Content
+from tarflow.data.sources import is_folder_of_images, open_source
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,7 @@ def held_out_scores(
         levels=run.levels,
         held_out_fraction=data.held_out_fraction,
         split_seed=data.split_seed,
+        storage=data.storage,
         skip_bad=data.skip_bad,
         progress=loading,
     ).images

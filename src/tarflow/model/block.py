@@ -62,6 +62,8 @@ class Block(nn.Module):
         config = self.config
         heads, length = config.width // config.head_dim, max(1, config.num_patches - 1)  # the last patch is never read
         device = device or self.position.device
+        if device.type == "cuda":  # kernels of attention want lengths that are multiples of 8
+            length = -(-length // 8) * 8
         return KVCache(
             len(self.layers), batch, heads, length, config.head_dim, device=device, dtype=dtype or self.dtype
         )

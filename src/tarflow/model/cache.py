@@ -27,14 +27,27 @@ class KVCache:
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        shape = (layers, batch, heads, length, head_dim)
         # Zeros, not empty memory: captured steps attend to the whole length under a mask, and 0·NaN is NaN.
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self._hold(torch.zeros(layers, 2, batch, heads, length, head_dim, device=device, dtype=dtype))
+
+    def _hold(self, store: Tensor) -> None:
+        self.store = store  # (layers, 2, B, H, T, K): one write puts away the key and the value of a patch
+        self.keys, self.values = store[:, 0], store[:, 1]
+
+    @staticmethod
+    def bytes_needed(layers: int, batch: int, width: int, length: int, dtype: torch.dtype) -> int:
+        """Bytes of a cache for heads that make up `width` channels: 2·layers·B·T·W numbers."""
+        return 2 * layers * batch * length * width * dtype.itemsize
 
     @property
     def length(self) -> int:
-        return self.keys.shape[3]
+        return self.store.shape[4]
+
+    def first(self, length: int) -> KVCache:
+        """The first `length` positions as a cache of their own, in the same memory."""
+        view = KVCache.__new__(KVCache)
+        view._hold(self.store[:, :, :, :, :length])
+        return view
 
     def write(self, layer: int, start: int | Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, H, n, K) of patches start … start+n-1, and return what these may look at.

@@ -8,6 +8,7 @@ is a device tensor (an additive mask over the whole cache).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +122,7 @@ class Layer(nn.Module):
         return x + self.mlp(x)
 
 
-def forgetting(function: Callable[..., Tensor], x: Tensor, **options: object) -> Tensor:
+def forgetting(function: Callable[..., Tensor], x: Tensor, **options: Any) -> Tensor:
     """`function(x)`, of which only x is kept for the backward pass; the rest is computed again there, to the same bits.
 
     Computing again stops at the last tensor that is needed. A product at the end of `function` is therefore not

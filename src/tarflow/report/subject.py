@@ -98,6 +98,7 @@ class Subject:
                 held_out_fraction=data.held_out_fraction,
                 split_seed=data.split_seed,
                 skip_bad=data.skip_bad,
+                storage=data.storage,
             )
         except (OSError, ValueError) as error:  # moved, deleted, or no longer what it was: the rest can still be shown
             return f"The data cannot be read here ({error})."

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from tarflow.model.flow import TarFlow
 
+GRAPH_BYTES = 1 << 30  # activations that are kept for the gradient at once, where the batch size is ours to choose
+
 
 def denoise(
     flow: TarFlow, x: Tensor, sigma: float, y: Tensor | None = None, *, batch_size: int | None = None
@@ -24,7 +26,8 @@ def denoise(
         x: (B, C, H, W), noisy images. Not written to.
         sigma: σ > 0, the standard deviation of the noise in training, in the units of x.
         y: (B,) labels, None for the null class.
-        batch_size: images differentiated at once, which bounds the memory; None takes them all, 64 at a time.
+        batch_size: images differentiated at once; None takes as many as keep the activations under 1 GiB. Where not
+            even one image does, only one block's are kept at a time, and computed twice.
 
     Returns:
         (B, C, H, W), detached, float32 at least.
@@ -37,11 +40,26 @@ def denoise(
         raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
     flow.check_images(x)
     y = flow.check_labels(y, len(x))
+    per_image = graph_bytes(flow)
+    by_block = per_image > GRAPH_BYTES
+    if batch_size is None:
+        batch_size = max(1, GRAPH_BYTES // (per_image // len(flow.blocks) if by_block else per_image))
     chunks = []
-    for start in range(0, len(x), batch_size or 64):
-        rows = slice(start, start + (batch_size or 64))
-        chunks.append(_denoise_chunk(flow, x[rows], sigma, None if y is None else y[rows]))
+    for start in range(0, len(x), batch_size):
+        rows = slice(start, start + batch_size)
+        chunks.append(_denoise_chunk(flow, x[rows], sigma, None if y is None else y[rows], by_block))
     return torch.cat(chunks) if chunks else x.clone()
+
+
+def graph_bytes(flow: TarFlow) -> int:
+    """Bytes of the activations that the gradient of one image's log-density needs, about: 16·T·W numbers a layer.
+
+    They are what goes into the norms and the products, the queries, keys and values, and the wide inner layer of the
+    MLP twice (W + W + 3W + W, W + W + 4W + 4W).
+    """
+    config = flow.config
+    inner = 8 + 2 * config.expansion
+    return sum(config.layers) * inner * config.num_patches * config.width * flow.dtype.itemsize
 
 
 def check_sigma(sigma: float) -> None:
@@ -50,7 +68,7 @@ def check_sigma(sigma: float) -> None:
         raise ValueError(f"sigma: expected a positive number, got {sigma}")
 
 
-def _denoise_chunk(flow: TarFlow, x: Tensor, sigma: float, y: Tensor | None) -> Tensor:
+def _denoise_chunk(flow: TarFlow, x: Tensor, sigma: float, y: Tensor | None, by_block: bool) -> Tensor:
     with (
         torch.inference_mode(False),  # the caller may be in it, and nothing can be differentiated there
         torch.enable_grad(),
@@ -59,6 +77,27 @@ def _denoise_chunk(flow: TarFlow, x: Tensor, sigma: float, y: Tensor | None) -> 
         # A copy in the dtype of the state: the gradient of a narrower x would be rounded to that.
         dtype = torch.promote_types(torch.promote_types(x.dtype, flow.dtype), torch.float32)
         x = x.detach().to(dtype, copy=True).requires_grad_()
-        # Only x asks for a gradient: the weights' graph is neither built further back nor accumulated into .grad.
-        (score,) = torch.autograd.grad(flow.log_prob(x, y).sum(), [x])
+        score = _score_by_block(flow, x, y) if by_block else _score(flow, x, y)
         return (x + sigma**2 * score).detach()
+
+
+def _score(flow: TarFlow, x: Tensor, y: Tensor | None) -> Tensor:
+    """∇_x log p(x|y), through the whole flow at once."""
+    # Only x asks for a gradient: the weights' graph is neither built further back nor accumulated into .grad.
+    (score,) = torch.autograd.grad(flow.log_prob(x, y).sum(), [x])
+    return score
+
+
+def _score_by_block(flow: TarFlow, x: Tensor, y: Tensor | None) -> Tensor:
+    """The same by the chain rule, block after block: what each was given is kept, what is inside it computed again."""
+    inputs = [flow.to_patches(x.detach())]
+    with torch.no_grad():
+        for block in flow.blocks:
+            inputs.append(block.encode(inputs[-1], y)[0])
+    z = inputs.pop().requires_grad_()
+    (score,) = torch.autograd.grad(flow.base_log_prob(z).sum(), [z])
+    for block in reversed(flow.blocks):
+        below = inputs.pop().requires_grad_()
+        above, ladj = block.encode(below, y)
+        (score,) = torch.autograd.grad((above * score).sum() + ladj.sum(), [below])
+    return flow.to_images(score)

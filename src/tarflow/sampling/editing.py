@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tarflow.model.block import NULL_CLASS, Block
 from tarflow.model.flow import TarFlow
-from tarflow.sampling.sample import SamplingError, default_batch_size, draw_noise, invert, latents_of
+from tarflow.sampling.decode import default_batch_size, draw_noise, invert, latents_of
+from tarflow.sampling.sample import SamplingError
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from torch import Tensor
 from tarflow.config import TarFlowConfig
 from tarflow.model.block import NULL_CLASS, Block
 from tarflow.model.cache import KVCache
+from tarflow.sampling.step import Step
 
 Predict = Callable[[Tensor, "int | Tensor"], tuple[Tensor, Tensor]]
 """predict(x, start): shift and log_scale (B, n, D) of patches start+1 … start+n from x (B, n, D), patches start … ."""
@@ -94,13 +95,15 @@ def guided_rows(guidance: Guidance | None, batch: int) -> int:
 def predictor(block: Block, y: Tensor | None, guidance: Guidance | None, cache: KVCache) -> Predict:
     """A block with its labels (B,), guidance and cache as the one function that a solver sees.
 
-    The cache must have been made for `guided_rows` sequences.
+    The cache must have been made for `guided_rows` sequences. Where `Step` can stand in for the block's conditioner,
+    it does.
     """
     context = block.context(y)
     if guidance is None or guidance.scale == 0:
+        evaluate = _conditioner(block, context, cache)
 
         def predict(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
-            shift, log_scale = block.conditioner(x, context, start, cache)
+            shift, log_scale = evaluate(x, start)
             return shift, block.bound(log_scale)
 
         return predict
@@ -115,12 +118,20 @@ def predictor(block: Block, y: Tensor | None, guidance: Guidance | None, cache: 
         dtype = torch.promote_types(block.dtype, torch.float32)
         temperature = torch.ones(2 * rows, device=cache.keys.device, dtype=dtype)
         temperature[rows:] = guidance.temperature
+    evaluate = _conditioner(block, context, cache, temperature)
 
     def predict_guided(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
-        shift, log_scale = block.conditioner(torch.cat([x, x]), context, start, cache, temperature)
+        shift, log_scale = evaluate(torch.cat([x, x]), start)
         places = start + 1 + torch.arange(x.shape[1], device=x.device, dtype=x.dtype).unsqueeze(1)  # (n, 1)
         g = guidance.strength(places, block.config.num_patches)
         shift, log_scale = guidance.combine((shift[:rows], log_scale[:rows]), (shift[rows:], log_scale[rows:]), g)
         return shift, block.bound(log_scale)
 
     return predict_guided
+
+
+def _conditioner(block: Block, context: Tensor | None, cache: KVCache, temperature: Tensor | None = None) -> Predict:
+    """`block.conditioner` with all but patches and start decided, or its equal for a few patches on a CPU."""
+    if Step.fits(block, cache):
+        return Step(block, context, cache, temperature)
+    return lambda x, start: block.conditioner(x, context, start, cache, temperature)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,22 +9,18 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from tarflow.model.block import Block
 from tarflow.model.flow import TarFlow
+from tarflow.sampling.calibrate import Calibration, Choice, calibrated_decode, calibration_key, remembered
+from tarflow.sampling.decode import decode, default_batch_size, draw_noise
 from tarflow.sampling.denoise import check_sigma
 from tarflow.sampling.denoise import denoise as denoise_images
-from tarflow.sampling.guidance import Guidance, Predict, guided_rows, predictor
-from tarflow.sampling.jacobi import jacobi
-from tarflow.sampling.sequential import Solution, sequential
-from tarflow.seeding import seeded_normal
+from tarflow.sampling.guidance import Guidance
+from tarflow.sampling.jacobi import check_options
+from tarflow.sampling.sequential import Solution
 
 Solver = Literal["auto", "sequential", "jacobi"]
-Solve = Callable[[Predict, Tensor], Solution]
-"""solve(predict, z): a solver, its options decided; z and the solution in the block's own order."""
 
 MAX_ATTEMPTS = 5  # times one image is drawn; a model that overflows more often than that is the user's to know about
-TOLERANCE = 1e-4  # of the parallel solver: a fortieth of the step between two of 256 levels
-CACHE_BYTES = 1 << 30  # keys and values held at once where the batch size is ours to choose
 
 
 class SamplingError(RuntimeError):
@@ -43,6 +38,8 @@ class SampleBatch:
         iterations: evaluations of the conditioner for each block, in the order of sampling, redraws included.
         residual: largest change, relative to max(1, |x|), that one more evaluation would have made to a patch of any
             block; 0 for the sequential solver, which is exact by construction.
+        solvers: what decoded each block, in the order of sampling: "sequential", or "jacobi" with its window, such as
+            "jacobi 16".
     """
 
     images: Tensor
@@ -50,6 +47,7 @@ class SampleBatch:
     redraws: Tensor
     iterations: tuple[int, ...]
     residual: float
+    solvers: tuple[str, ...]
 
 
 def sample(
@@ -64,6 +62,8 @@ def sample(
     batch_size: int | None = None,
     window: int | None = None,
     tol: float | None = None,
+    calibration: Calibration | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Draw n images.
 
@@ -76,10 +76,17 @@ def sample(
         denoise: σ of the noise in training; one step of Tweedie's formula then cleans the samples. None leaves them.
         noise: (n, T, D), replaces the standard normal noise that would have been drawn. Never redrawn.
         solver: "sequential", one patch a step; "jacobi", many patches at a time, iterated until they change no more
-            (see `tarflow.sampling.jacobi`); or "auto", which today is "sequential".
-        batch_size: images decoded at once; None takes what keeps the cache under 1 GiB.
+            (see `tarflow.sampling.jacobi`); or "auto", for each block the one that was faster when the first batch of
+            this size was decoded (see `tarflow.sampling.calibrate`). They agree within `tol`; bit for bit the same
+            from run to run is "sequential".
+        batch_size: images decoded at once; None takes what keeps the cache under 1 GiB (on a GPU, a quarter of what is
+            free, if that is more).
         window: patches that "jacobi" iterates at once; None takes all that are left.
-        tol: tolerance of "jacobi", relative to max(1, |x|) in every block; None is 1e-4.
+        tol: tolerance of "jacobi", also within "auto", relative to max(1, |x|) in every block; None is 1000 times the
+            spacing of numbers at 1: 1.2e-4 in float32.
+        calibration: what "auto" has measured before, and where it puts what it measures; None remembers it for this
+            flow, its present weights and this process.
+        progress: called as progress(done, total) while decoding; the unit is a patch of a block of an image.
 
     Returns:
         (n, C, H, W) on the model's device, not clipped to -1 … 1.
@@ -94,7 +101,9 @@ def sample(
     >>> tarflow.sample(flow, 3, y=torch.tensor([0, 1, 1]), guidance=tarflow.Guidance(scale=1.0)).shape
     torch.Size([3, 1, 8, 8])
     """
-    batches = list(sample_batches(flow, n, y, guidance, seed, denoise, noise, solver, batch_size, window, tol))
+    batches = sample_batches(
+        flow, n, y, guidance, seed, denoise, noise, solver, batch_size, window, tol, calibration, progress
+    )
     return torch.cat([batch.images for batch in batches])
 
 
@@ -110,24 +119,28 @@ def sample_batches(
     batch_size: int | None = None,
     window: int | None = None,
     tol: float | None = None,
+    calibration: Calibration | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[SampleBatch]:
     """As `sample`, but yields a `SampleBatch` as each batch finishes. Arguments are checked before the first one."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
     if solver not in get_args(Solver):
         raise ValueError(f"solver: expected one of {', '.join(map(repr, get_args(Solver)))}, got {solver!r}")
-    if solver != "jacobi" and not (window is None and tol is None):
-        option = "tol" if window is None else "window"
-        raise ValueError(f"{option}: only solver 'jacobi' has one, got solver {solver!r}")
+    if window is not None and solver != "jacobi":
+        raise ValueError(f"window: only solver 'jacobi' has one to choose, got solver {solver!r}")
+    if tol is not None and solver == "sequential":
+        raise ValueError("tol: solver 'sequential' is exact and has none")
+    if calibration is not None and solver != "auto":
+        raise ValueError(f"calibration: only solver 'auto' has one, got solver {solver!r}")
+    check_options(window, tol)
     y = check_arguments(flow, n, y, guidance, denoise, noise)
     batch_size = min(n, batch_size or default_batch_size(flow, guidance))
-
-    def solve(predict: Predict, z: Tensor) -> Solution:
-        if solver == "jacobi":
-            return jacobi(predict, z, window=window, tol=TOLERANCE if tol is None else tol)
-        return sequential(predict, z)
-
-    return _batches(flow, n, y, guidance, seed, denoise, noise, batch_size, solve)
+    solvers: list[Choice] | None = None
+    if solver != "auto":
+        solvers = [Choice(solver, window)] * len(flow.blocks)
+    draw = _Draw(flow, n, y, guidance, seed, denoise, noise, tol, progress, solvers, calibration)
+    return (draw.batch(first, min(first + batch_size, n)) for first in range(0, n, batch_size))
 
 
 def check_arguments(
@@ -150,33 +163,38 @@ def check_arguments(
     return y
 
 
-def _batches(
-    flow: TarFlow,
-    n: int,
-    y: Tensor | None,
-    guidance: Guidance | None,
-    seed: int,
-    denoise: float | None,
-    noise: Tensor | None,
-    batch_size: int,
-    solve: Solve,
-) -> Iterator[SampleBatch]:
-    for first in range(0, n, batch_size):
-        indices = torch.arange(first, min(first + batch_size, n))
+@dataclass
+class _Draw:
+    """The n images of one call, batch by batch. All but `choices` is as the caller gave it, checked."""
+
+    flow: TarFlow
+    n: int
+    y: Tensor | None
+    guidance: Guidance | None
+    seed: int
+    denoise: float | None
+    noise: Tensor | None
+    tol: float | None
+    progress: Callable[[int, int], None] | None
+    choices: list[Choice] | None  # of the blocks, in the order of sampling; None is still to be measured
+    calibration: Calibration | None
+
+    def batch(self, first: int, end: int) -> SampleBatch:
+        """Images first … end-1, those that are not finite drawn again alone."""
+        indices = torch.arange(first, end)
         redraws = torch.zeros_like(indices)
-        iterations, residual = [0] * len(flow.blocks), 0.0
+        iterations, residual = [0] * len(self.flow.blocks), 0.0
         images = None
         todo = torch.arange(len(indices))  # rows of this batch that are still to be drawn
         for attempt in range(MAX_ATTEMPTS):
             which = indices[todo]
-            z = draw_noise(flow, which, seed, attempt) if noise is None else noise[which.to(noise.device)]
-            labels = None if y is None else y[which.to(y.device)]
-            for step, solution in enumerate(decode(flow, z, labels, guidance, solve)):
+            labels = None if self.y is None else self.y[which.to(self.y.device)]
+            for step, solution in enumerate(self._decode(which, labels, attempt)):
                 iterations[step] += solution.iterations
                 residual = max(residual, solution.residual)
-            drawn = flow.to_images(solution.x)
-            if denoise is not None:
-                drawn = denoise_images(flow, drawn, denoise, labels)
+            drawn = self.flow.to_images(solution.x)
+            if self.denoise is not None:
+                drawn = denoise_images(self.flow, drawn, self.denoise, labels)
             if images is None:
                 images = drawn
             else:
@@ -184,7 +202,7 @@ def _batches(
             todo = todo[~torch.isfinite(drawn).flatten(1).all(dim=1).cpu()]
             if len(todo) == 0:
                 break
-            if noise is not None:
+            if self.noise is not None:
                 raise SamplingError(
                     f"sample {int(indices[todo[0]])} is not finite, and its noise was given by the caller"
                 )
@@ -194,58 +212,39 @@ def _batches(
                 f"{len(todo)} of {len(indices)} samples were not finite in {MAX_ATTEMPTS} attempts, the first is "
                 f"sample {int(indices[todo[0]])}; lower the guidance, use rule 'stable', or bound the log-scale"
             )
-        assert images is not None
-        yield SampleBatch(images, indices, redraws, tuple(iterations), residual)
+        assert images is not None and self.choices is not None
+        return SampleBatch(
+            images, indices, redraws, tuple(iterations), residual, tuple(str(choice) for choice in self.choices)
+        )
 
+    def _decode(self, which: Tensor, labels: Tensor | None, attempt: int) -> Iterator[Solution]:
+        """The images `which` through the blocks, by the solvers chosen, which are measured on the first batch."""
+        flow, guidance, tol = self.flow, self.guidance, self.tol
+        noise = draw_noise(flow, which, self.seed, attempt) if self.noise is None else self.noise[which]
+        progress = self._progress(which, attempt)
+        if self.choices is None:
+            known = remembered(flow) if self.calibration is None else self.calibration
+            key = calibration_key(flow, len(which), guidance, tol)
+            if key not in known.choices:
+                measured: list[Choice] = []
+                yield from calibrated_decode(flow, noise, labels, guidance, tol, measured, progress)
+                known.choices[key] = tuple(measured)
+                self.choices = measured
+                return
+            self.choices = list(known.choices[key])
+        solvers = [choice.solve(tol) for choice in self.choices]
+        yield from decode(flow, noise, labels, guidance, solvers, progress)
 
-def decode(
-    flow: TarFlow,
-    noise: Tensor,
-    y: Tensor | None = None,
-    guidance: Guidance | None = None,
-    solve: Solve = sequential,
-) -> Iterator[Solution]:
-    """Invert the flow: from standard normal noise (B, T, D) and checked labels (B,), what each block leaves.
+    def _progress(self, which: Tensor, attempt: int) -> Callable[[int, int], None] | None:
+        """What the blocks of a first attempt report, in patches of all n images."""
+        if self.progress is None or attempt > 0:
+            return None
+        before, blocks, report = 0, len(self.flow.blocks), self.progress
+        first, length = int(which[0]), self.flow.config.num_patches
 
-    The patches (B, T, D) of the last one, in raster order, are those of the images, not denoised.
-    """
-    x = latents_of(flow, noise)
-    for block in reversed(flow.blocks):
-        solution = invert(block, x, y, guidance, solve)
-        x = solution.x
-        yield solution
+        def told(done: int, total: int) -> None:
+            nonlocal before
+            report(first * blocks * length + len(which) * (before + done), self.n * blocks * length)
+            before += total if done == total else 0
 
-
-def latents_of(flow: TarFlow, noise: Tensor) -> Tensor:
-    """Standard normal noise (B, T, D) to latents of the flow, N(0, V): on its device, in the dtype of its state."""
-    return noise.to(device=flow.device, dtype=torch.promote_types(flow.dtype, torch.float32)) * flow.base_std()
-
-
-@torch.no_grad()
-def invert(
-    block: Block,
-    z: Tensor,
-    y: Tensor | None = None,
-    guidance: Guidance | None = None,
-    solve: Solve = sequential,
-) -> Solution:
-    """Decode one block: z (B, T, D) in raster order and checked labels (B,) to x (B, T, D) in raster order.
-
-    Its cache is gone when it returns, also when a step fails: there is never more than one block's.
-    """
-    predict = predictor(block, y, guidance, block.new_cache(guided_rows(guidance, len(z))))
-    solution = solve(predict, block.reorder(z))
-    return dataclasses.replace(solution, x=block.reorder(solution.x))
-
-
-def draw_noise(flow: TarFlow, indices: Tensor, seed: int, attempt: int = 0) -> Tensor:
-    """Standard normal noise (b, T, D), float64 on the CPU; that of image k depends on (seed, k, attempt) only."""
-    shape = (flow.config.num_patches, flow.config.patch_dim)
-    return torch.stack([seeded_normal(shape, seed, "sample", int(k), attempt) for k in indices])
-
-
-def default_batch_size(flow: TarFlow, guidance: Guidance | None) -> int:
-    """How many images fit into `CACHE_BYTES` of keys and values, at least 1."""
-    config = flow.config
-    per_image = 2 * max(config.layers) * config.num_patches * config.width * flow.dtype.itemsize
-    return max(1, CACHE_BYTES // (per_image * guided_rows(guidance, 1)))
+        return told

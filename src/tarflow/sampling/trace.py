@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from tarflow.model.flow import TarFlow
+from tarflow.sampling.decode import decode, draw_noise, latents_of
 from tarflow.sampling.denoise import denoise as denoise_images
 from tarflow.sampling.guidance import Guidance
-from tarflow.sampling.sample import SamplingError, check_arguments, decode, draw_noise, latents_of
+from tarflow.sampling.sample import SamplingError, check_arguments
 
 
 def trace(
@@ -25,7 +26,7 @@ def trace(
         x_K = z ~ N(0, V),    x_{k-1} = block_k⁻¹(x_k),    image = x_0
 
     A block returns its sequence in raster order, so every stage can be looked at as an image of the same size. The
-    arguments are those of `tarflow.sample`, and so is the last stage; all n go through together.
+    arguments are those of `tarflow.sample`, and so is the last stage, with the sequential solver; all n go together.
 
     Returns:
         K+1 tensors (n, C, H, W) for K blocks, not clipped: the noise, then the stage after each block, the image last.
@@ -40,7 +41,7 @@ def trace(
     >>> stages = tarflow.trace(flow, 2, seed=5)
     >>> len(stages), stages[0].shape
     (4, torch.Size([2, 1, 8, 8]))
-    >>> torch.equal(stages[-1], tarflow.sample(flow, 2, seed=5))
+    >>> torch.equal(stages[-1], tarflow.sample(flow, 2, seed=5, solver="sequential"))
     True
     """
     y = check_arguments(flow, n, y, guidance, denoise, noise)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from tarflow.config import TrainingConfig
-from tarflow.data.batches import batch_indices
 from tarflow.data.noise import noisy_images
 from tarflow.data.pixels import flip_horizontally
 from tarflow.model.block import NULL_CLASS
@@ -25,7 +24,7 @@ def objective(z: Tensor, ladj: Tensor) -> Tensor:
 
 
 def training_batch(
-    images: Tensor,
+    pixels: Tensor,
     labels: Tensor | None,
     step: int,
     *,
@@ -33,27 +32,27 @@ def training_batch(
     levels: int,
     flip: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The noisy images and labels of one step.
+    """What the model sees of the images of one step: mirrored, with noise, with labels dropped.
 
     Everything random is drawn from (seed, step), so a resumed run sees what the uninterrupted one would have seen.
 
     Args:
-        images: (N, C, H, W) uint8, all the training images. labels: (N,) int64, or None for an unconditional model.
+        pixels: (B, C, H, W) uint8, those of the step (`data.feed`). labels: (B,) int64, or None for an unconditional
+            model.
         step: 0, 1, 2, …
 
     Returns:
         x (B, C, H, W) float32 with noise, y (B,) int64 with dropped labels as the null class.
     """
-    rows = batch_indices(len(images), config.batch_size, step, config.seed, device=images.device)
-    pixels = images[rows]
-    generator = seeded_generator(config.seed, "training", step, device=images.device)
+    device, count = pixels.device, len(pixels)
+    generator = seeded_generator(config.seed, "training", step, device=device)
     if flip:
-        pixels = flip_horizontally(pixels, torch.rand(len(rows), generator=generator, device=images.device) < 0.5)
+        pixels = flip_horizontally(pixels, torch.rand(count, generator=generator, device=device) < 0.5)
     x = noisy_images(pixels, levels, config.noise, config.noise_std, generator)
     if labels is None:
         return x, None
-    dropped = torch.rand(len(rows), generator=generator, device=images.device) < config.label_drop
-    return x, torch.where(dropped, NULL_CLASS, labels[rows])
+    dropped = torch.rand(count, generator=generator, device=device) < config.label_drop
+    return x, torch.where(dropped, NULL_CLASS, labels)
 
 
 @torch.no_grad()

@@ -20,31 +20,37 @@ from tarflow.config import (
     from_dict,
     to_dict,
 )
-from tarflow.data.load import Splits, load
+from tarflow.data.load import Splits, load_or_stream
+from tarflow.data.request import Request
+from tarflow.data.streamed import StreamedSplits
 from tarflow.model.flow import TarFlow
 
 Sections = Mapping[str, Mapping[str, Any]]
 
 
-def open_data(sections: Sections, progress: Callable[[int, int], None] | None = None) -> Splits:
+def open_data(sections: Sections, progress: Callable[[int, int], None] | None = None) -> Splits | StreamedSplits:
     """Load the data that the sections `data` and `model` (image size, channels) of a recipe ask for."""
     data = from_dict(DataConfig, sections.get("data", {}), "data")
     model = sections.get("model", {})
     size = model.get("image_size")
-    return load(
-        data.source,
+    request = Request(
         image_size=tuple(size) if isinstance(size, list) else size,
         channels=model.get("channels"),
         levels=data.levels if "levels" in sections.get("data", {}) else None,
         class_names=data.class_names or None,
-        held_out_fraction=data.held_out_fraction,
-        split_seed=data.split_seed,
         skip_bad=data.skip_bad,
         progress=progress,
     )
+    return load_or_stream(
+        data.source,
+        request,
+        storage=data.storage,
+        held_out_fraction=data.held_out_fraction,
+        split_seed=data.split_seed,
+    )
 
 
-def resolve(sections: Sections, splits: Splits) -> RunConfig:
+def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
     """The config of a run: what the recipe says, and what follows from the data where it says nothing.
 
     Raises ConfigError naming the field where they contradict each other.
@@ -56,10 +62,16 @@ def resolve(sections: Sections, splits: Splits) -> RunConfig:
         raise ConfigError("training.steps: missing; give steps or epochs")
     data = from_dict(DataConfig, sections.get("data", {}), "data")
     conditional = data.conditional and train.labels is not None and len(train.class_names) > 0
-    data = dataclasses.replace(data, levels=train.levels, class_names=train.class_names if conditional else ())
+    data = dataclasses.replace(
+        data,
+        levels=train.levels,
+        class_names=train.class_names if conditional else (),
+        variant=data.variant or splits.variant,
+        storage="stream" if isinstance(splits, StreamedSplits) else "memory",  # what "auto" came to, for resuming
+    )
 
     model = dict(sections.get("model", {}))
-    channels, height, width = train.images.shape[1:]
+    channels, height, width = train.image_shape
     model.setdefault("image_size", height if height == width else (height, width))
     model.setdefault("channels", channels)
     classes = len(train.class_names) if conditional else 0
@@ -69,11 +81,13 @@ def resolve(sections: Sections, splits: Splits) -> RunConfig:
     return RunConfig(from_dict(TarFlowConfig, model, "model"), data, training)
 
 
-# What decides when something is written, not where the weights go; where the data lie, for their digest is checked; and
-# how the same step is computed, which must fit the machine that a run is resumed on. Of these `checkpoint_activations`
-# changes no bit, `accumulate` and `compile` change rounding, as another device or number of threads does.
+# What decides when something is written, not where the weights go; where the data lie, for their digest is checked; who
+# decodes them, and whether a bad record stops it, for until then there was none; and how the same step is computed,
+# which must fit the machine that a run is resumed on. Of these `checkpoint_activations` changes no bit, `accumulate`
+# and `compile` change rounding, as another device or number of threads does.
 RESUMABLE = (
-    *("log_every", "evaluate_every", "sample_every", "save_every", "keep_last", "source"),
+    *("log_every", "evaluate_every", "sample_every", "save_every", "keep_last"),
+    *("source", "workers", "skip_bad"),
     *("accumulate", "checkpoint_activations", "compile"),
 )
 
@@ -84,6 +98,8 @@ def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
     for section in before:
         for name, value in (before[section] or {}).items():
             now = (after[section] or {}).get(name)
+            if name == "storage":  # "auto" is that of a run from before there were streams
+                value, now = ("memory" if given == "auto" else given for given in (value, now))
             if value != now and name not in RESUMABLE:
                 raise ConfigError(
                     f"{section}.{name}: the run in {run} has {value!r}, got {now!r}; "

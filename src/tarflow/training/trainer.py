@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +13,11 @@ import torch
 
 from tarflow import checkpoint, storage
 from tarflow.config import ConfigError, RunConfig
+from tarflow.data.feed import Feed
 from tarflow.data.images import columns_by_class, save_sheet
-from tarflow.data.load import ImageSet, Splits
+from tarflow.data.load import Splits
 from tarflow.data.pixels import to_8bit, to_pixels
+from tarflow.data.streamed import StreamedSplits
 from tarflow.evaluation.likelihood import evaluate_likelihood, to_bits_per_dim
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow, load_weights, read_weights
 from tarflow.sampling.sample import SamplingError, sample
@@ -50,7 +52,7 @@ class TrainingResult:
 
 def train(
     config: RunConfig,
-    splits: Splits,
+    splits: Splits | StreamedSplits,
     out: str | Path,
     *,
     resume: bool = False,
@@ -90,7 +92,7 @@ def train(
     if latest is not None:
         trainer.restore(checkpoint.load_state(latest), latest)
     checkpoint.rewind_metrics(out, trainer.step)
-    with collect_signals() as received:
+    with collect_signals() as received, contextlib.closing(trainer.feed):
         return trainer.run(received)
 
 
@@ -98,20 +100,31 @@ class Trainer:
     """One run in progress. Everything that changes from step to step is in `state()`."""
 
     def __init__(
-        self, config: RunConfig, splits: Splits, out: Path, device: torch.device, report: Report, init: TarFlow | None
+        self,
+        config: RunConfig,
+        splits: Splits | StreamedSplits,
+        out: Path,
+        device: torch.device,
+        report: Report,
+        init: TarFlow | None,
     ) -> None:
         from tarflow.training.fabric import Engine  # slow to import
 
         assert config.training is not None and config.data is not None
         self.config, self.training, self.data = config, config.training, config.data
         self.out, self.device, self.report = out, device, report
-        self.fingerprint = _fingerprint(splits.train)
-        self.images = splits.train.images.to(device)
-        self.labels = (
-            splits.train.labels.to(device) if config.model.num_classes and splits.train.labels is not None else None
+        self.fingerprint = splits.train.digest()
+        self.feed = Feed(
+            splits.train,
+            batch_size=self.training.batch_size,
+            seed=self.training.seed,
+            labelled=config.model.num_classes > 0,
+            device=device,
+            window=self.data.shuffle_window,
+            workers=self.data.workers,
         )
         self.held_out = splits.held_out.choice(self.training.evaluate_images, self.training.seed)
-        self.total, self.warmup = step_counts(self.training, len(self.images))
+        self.total, self.warmup = step_counts(self.training, len(splits.train))
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.training.seed)
@@ -142,6 +155,8 @@ class Trainer:
         mark = (self.step, self.seconds)
         while self.step < self.total:
             measured = self.take_step()
+            for name, reason in self.feed.newly_skipped():
+                self.report({"step": self.step, "skipped_image": f"{name}: {reason}"})
             last = self.step == self.total
             metrics: dict[str, Any] = {"step": self.step}
             if self.step % self.training.log_every == 0 or last:
@@ -176,7 +191,7 @@ class Trainer:
         """One optimizer step, or a skipped one where it is not finite; what was measured, as tensors on the device."""
         training = self.training
         x, y = training_batch(
-            self.images, self.labels, self.step, config=training, levels=self.data.levels, flip=self.data.flip
+            *self.feed.batch(self.step), self.step, config=training, levels=self.data.levels, flip=self.data.flip
         )
         rate = learning_rate(self.step, config=training, steps=self.total, warmup=self.warmup)
         set_learning_rate(self.optimizer, rate)
@@ -240,7 +255,8 @@ class Trainer:
         y = torch.arange(SHEET_IMAGES) % classes if classes else None
         sigma = self.training.noise_std if self.training.noise == "gaussian" else None
         try:
-            x = sample(self.ema.flow, SHEET_IMAGES, y, seed=self.training.seed, denoise=sigma)
+            # The weights are new every time, so that measuring which solver is faster would not pay.
+            x = sample(self.ema.flow, SHEET_IMAGES, y, seed=self.training.seed, denoise=sigma, solver="sequential")
         except SamplingError as error:  # weights on their way may overflow: no reason to end a run
             return self.report({"step": self.step, "samples": f"none ({error})"})
         path = self.out / "samples" / f"step-{self.step:07d}.png"
@@ -279,12 +295,3 @@ class Trainer:
     def save(self) -> None:
         checkpoint.save_checkpoint(self.out, self.step, self.ema.flow, self.config, self.state())
         checkpoint.remove_old_checkpoints(self.out, self.training.keep_last, self.best_step)
-
-
-def _fingerprint(images: ImageSet) -> str:
-    """A digest of the training images and labels: what resuming must find unchanged."""
-    digest = hashlib.blake2b(str(tuple(images.images.shape)).encode(), digest_size=16)
-    digest.update(images.images.numpy().data)
-    if images.labels is not None:
-        digest.update(images.labels.numpy().data)
-    return digest.hexdigest()

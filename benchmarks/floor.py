@@ -1,0 +1,102 @@
+"""How much work decoding is, and the least time that it can take on a machine of given rates.
+
+Counted are the products of matrices and what they read; norms, activations and the affine step are left out, so a
+floor is a floor. With W the width, L the layers of a block, E the expansion of the MLP, D the numbers in a patch, T
+the patches, O = 2D outputs (affine) or D (additive), and s bytes a number:
+
+    one token            F = 2DW + 2WO + L·2W²(4 + 2E)           in, out, and per layer qkv 3W², out W², MLP 2EW²
+    its attention        L·4W·(i+1)                              token i sees i+1 keys: q·k and the sum of values
+    a block, one image   (T-1)·F + L·4W·T(T-1)/2                 the last patch is never fed: nothing comes after it
+    weights of a block   s·(DW + W + WO + O + L·((4 + 2E)W² + (9 + E)W))
+    cache, read          s·L·2W·T(T-1)/2                         keys and values of all patches so far, at every step
+
+Guidance runs both branches: twice the arithmetic and twice the cache, over the same weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tarflow.config import TarFlowConfig
+
+
+@dataclass(frozen=True)
+class Work:
+    """What decoding a batch takes, over all blocks.
+
+    Attributes:
+        flops: multiplications and additions of all products.
+        weight_bytes: weights read by the cached loop, once a step whatever the batch.
+        cache_bytes: keys and values read by the cached loop, once a step.
+        weight_set: bytes of the weights of the largest block: what is read again and again.
+        cache_set: bytes of the keys and values of the largest block when it is full.
+    """
+
+    flops: int
+    weight_bytes: int
+    cache_bytes: int
+    weight_set: int
+    cache_set: int
+
+
+def token_flops(config: TarFlowConfig, layers: int) -> int:
+    """F of the module's docstring: one token through one block, without its attention to others."""
+    width, dim = config.width, config.patch_dim
+    return 2 * dim * width + 2 * width * _outputs(config) + layers * 2 * width**2 * (4 + 2 * config.expansion)
+
+
+def block_parameters(config: TarFlowConfig, layers: int) -> int:
+    """Numbers in the matrices, biases and norms of a block; positions and classes are read by the row and left out."""
+    width, dim, out = config.width, config.patch_dim, _outputs(config)
+    layer = (4 + 2 * config.expansion) * width**2 + (9 + config.expansion) * width
+    return dim * width + width + width * out + out + layers * layer
+
+
+def decoding_work(config: TarFlowConfig, images: int, *, guided: bool, itemsize: int) -> Work:
+    """The work of the cached loop for a batch of `images`, with weights and cache of `itemsize` bytes a number."""
+    rows = images * (2 if guided else 1)
+    steps, pairs = config.num_patches - 1, config.num_patches * (config.num_patches - 1) // 2  # Σ_{i<T-1} (i+1)
+    flops = weight_bytes = cache_bytes = 0
+    for layers in config.layers:
+        flops += rows * (steps * token_flops(config, layers) + layers * 4 * config.width * pairs)
+        weight_bytes += steps * block_parameters(config, layers) * itemsize
+        cache_bytes += rows * layers * 2 * config.width * pairs * itemsize
+    deepest = max(config.layers)
+    return Work(
+        flops,
+        weight_bytes,
+        cache_bytes,
+        weight_set=block_parameters(config, deepest) * itemsize,
+        cache_set=rows * deepest * 2 * config.width * steps * itemsize,
+    )
+
+
+def arithmetic_floor(work: Work, flops_per_second: float) -> float:
+    """Seconds of the arithmetic alone, at the rate of large products: no exact decoder that is sequential beats it."""
+    return work.flops / flops_per_second
+
+
+def loop_floor(work: Work, flops_per_second: float, weight_rate: float, cache_rate: float) -> float:
+    """Seconds of the plain cached loop: its arithmetic, and the bytes of weights and cache at the rates they are read.
+
+    The rates are in bytes a second, measured over working sets of `weight_set` and `cache_set` bytes. The three are
+    added up: in a loop of small steps little of one hides behind another.
+    """
+    return arithmetic_floor(work, flops_per_second) + work.weight_bytes / weight_rate + work.cache_bytes / cache_rate
+
+
+def reference_flops(config: TarFlowConfig, images: int) -> int:
+    """The arithmetic of `TarFlow.decode`, which runs the growing prefix anew for every patch.
+
+    Step i = 1 … T-1 puts i tokens through the block, with i² pairs in its attention (i²/2 where the kernel skips what
+    is masked; this is the estimate that decides whether to wait for it).
+    """
+    steps = config.num_patches - 1
+    tokens, squares = steps * (steps + 1) // 2, steps * (steps + 1) * (2 * steps + 1) // 6
+    return images * sum(
+        tokens * token_flops(config, layers) + layers * 4 * config.width * squares for layers in config.layers
+    )
+
+
+def _outputs(config: TarFlowConfig) -> int:
+    return config.patch_dim * (2 if config.transform == "affine" else 1)

@@ -1,0 +1,85 @@
+"""`tarflow prepare`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclasses.dataclass
+class Prepare:
+    """Decode a set of images once, into a directory that every later command maps into memory instead of reading.
+
+    Examples:
+      tarflow prepare photos/ --image-size 64 --out prepared/photos64
+      tarflow train --data prepared/photos64 --out runs/photos
+
+    SOURCE is what `tarflow train --data` takes. DIR holds the pixels as they are trained on, their split, labels and
+    names, and digests of what they were made of; it is whole or not there. Doing it again costs nothing where the
+    source is unchanged, and is refused where it is not. While it is made, the disk needs room for it twice; memory
+    holds only the names.
+    """
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="the images", metavar="SOURCE")]
+    out: Annotated[Path, tyro.conf.arg(help="the directory to make", metavar="DIR")]
+    image_size: Annotated[
+        int | tuple[int, int] | None,
+        tyro.conf.arg(help="height and width in pixels, one number for a square; the images' own when not given"),
+    ] = None
+    channels: Annotated[
+        Literal[1, 3] | None, tyro.conf.arg(help="1 is grey, 3 is RGB; grey where all images are, when not given")
+    ] = None
+    levels: Annotated[
+        int | None, tyro.conf.arg(help="number of values a pixel can take; the images' own when not given")
+    ] = None
+    held_out_fraction: Annotated[
+        float, tyro.conf.arg(help="share of the images held out where the data have no split of their own")
+    ] = 0.1
+    split_seed: Annotated[int, tyro.conf.arg(help="seed of that split")] = 0
+    variant: Annotated[
+        str,
+        tyro.conf.arg(help="name of this version of the data set, in place of what its files tell; kept in results"),
+    ] = ""
+    skip_bad: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="leave out files that cannot be read, and say which")
+    ] = False
+    force: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool],
+        tyro.conf.arg(help="replace a directory that was prepared from other files, or otherwise"),
+    ] = False
+
+
+def options(argv: Sequence[str]) -> type:
+    return Prepare
+
+
+def run(args: Prepare) -> None:
+    from tarflow.cli.progress import Progress
+    from tarflow.data.prepare import prepare
+    from tarflow.data.request import Request
+
+    request = Request(args.image_size, args.channels, args.levels, skip_bad=args.skip_bad)
+    with Progress() as progress:
+        manifest, known = prepare(
+            args.source,
+            args.out,
+            request,
+            held_out_fraction=args.held_out_fraction,
+            split_seed=args.split_seed,
+            variant=args.variant,
+            force=args.force,
+            progress=progress.preparing,
+        )
+        if not known:
+            for name, reason in manifest.skipped:
+                progress.say(f"skipped {name}: {reason}")
+    channels, height, width = manifest.shape
+    size = f"{manifest.train} training and {manifest.held_out} held-out images, {channels}x{height}x{width}"
+    classes = f", {len(manifest.class_names)} classes" if manifest.labelled else ""
+    variant = f", {manifest.variant}" if manifest.variant else ""
+    skipped = f", {len(manifest.skipped)} skipped" if manifest.skipped else ""
+    print(f"{args.out}: {'up to date: ' if known else ''}{size}{classes}{variant}{skipped}")

@@ -1,0 +1,241 @@
+"""A prepared directory: images of one size, decoded once, in files that are mapped and not read.
+
+    DIR/prepared.json     what it was made of, how, and its digests (`Manifest`)
+    DIR/pixels.npy        (N, C, H, W) uint8, those to learn from before those held out
+    DIR/labels.npy        (N,) int64; only where there are labels
+    DIR/names.bin, .npy   the names in UTF-8, one after the other, and (N + 1,) uint64 where each begins
+
+The arrays are NumPy's own format, without pickles. The system keeps in memory what is used of them, as far as there is
+room, and several processes share it. `data.prepare` writes such a directory, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tarflow.config import ConfigError, check_value, from_dict
+from tarflow.data.errors import DataError
+from tarflow.data.labels import label_tensors
+from tarflow.data.records import Part, Source
+from tarflow.data.request import Request
+from tarflow.data.sets import ImageSet, Splits
+
+MANIFEST_FILE, PIXELS_FILE, LABELS_FILE = "prepared.json", "pixels.npy", "labels.npy"
+NAMES_FILE, OFFSETS_FILE = "names.bin", "names.npy"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a directory was prepared for: with anything else it would hold other images, or in another order."""
+
+    image_size: int | tuple[int, int] | None
+    channels: int | None
+    levels: int | None
+    held_out_fraction: float
+    split_seed: int
+    variant: str
+
+    def __post_init__(self) -> None:
+        _coerce(self)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of `prepared.json`.
+
+    Attributes:
+        format: of the directory. tarflow: the version that wrote it.
+        source: as it was given. files_digest, content_digest: see `data.prepare`.
+        shape: (C, H, W). train, held_out: how many. train_digest, held_out_digest: see `ImageSet.digest`.
+        preprocessing: what was done to the images, in words.
+        own_split: the split is the source's own, and not a seeded one.
+        skipped: (name, reason) of the records that could not be read.
+    """
+
+    format: int
+    tarflow: str
+    source: str
+    asked: Asked
+    files_digest: str
+    content_digest: str
+    shape: tuple[int, int, int]
+    levels: int
+    labelled: bool
+    class_names: tuple[str, ...]
+    variant: str
+    train: int
+    held_out: int
+    train_digest: str
+    held_out_digest: str
+    own_split: bool
+    preprocessing: str
+    skipped: tuple[tuple[str, str], ...]
+
+    def __post_init__(self) -> None:
+        _coerce(self)
+
+    @property
+    def total(self) -> int:
+        return self.train + self.held_out
+
+
+class FileNames(Sequence[str]):
+    """The names `start … stop-1` of a prepared directory, read when they are asked for."""
+
+    def __init__(self, path: Path, start: int, stop: int) -> None:
+        self.offsets = np.load(path / OFFSETS_FILE, mmap_mode="r", allow_pickle=False)[start : stop + 1]
+        with open(path / NAMES_FILE, "rb") as file:
+            self.text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]  # counts negative ones from the end, and raises IndexError
+        begin, end = int(self.offsets[index]), int(self.offsets[index + 1])
+        return self.text[begin:end].decode(errors="surrogateescape")
+
+
+def is_prepared(source: str) -> bool:
+    """Whether `source` is the path of a prepared directory."""
+    return bool(source) and (Path(source).expanduser() / MANIFEST_FILE).is_file()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """What `path`, a prepared directory, says of itself. Raises `DataError` naming the file where it is damaged."""
+    file = path / MANIFEST_FILE
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and values.get("format") != FORMAT:
+            raise DataError(f"{file}: expected format {FORMAT}, got {values.get('format')!r}: prepare it again")
+        return from_dict(Manifest, values, str(file))
+    except (ConfigError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{file}: not what `tarflow prepare` wrote: {error}") from None
+
+
+def open_prepared(source: str, request: Request) -> Splits:
+    """`load` of a prepared directory: nothing is read but its manifest and labels.
+
+    Raises `DataError`: it was prepared at another size, or with other channels or levels, than are asked for; its files
+    are damaged.
+    """
+    path = Path(source).expanduser()
+    manifest = read_manifest(path)
+    everything = _open(source, manifest, request)
+    sets = [
+        ImageSet(
+            everything.images[start:stop],
+            None if everything.labels is None else everything.labels[start:stop],
+            FileNames(path, start, stop),
+            manifest.levels,
+            everything.class_names,
+            mapped=True,
+            known_digest=digest if everything.class_names == manifest.class_names else None,
+        )
+        for start, stop, digest in (
+            (0, manifest.train, manifest.train_digest),
+            (manifest.train, manifest.total, manifest.held_out_digest),
+        )
+    ]
+    return Splits(sets[0], sets[1], True, manifest.skipped, manifest.variant)
+
+
+def open_all_prepared(source: str, request: Request) -> ImageSet:
+    """`load_all` of a prepared directory: the images to learn from, then those held out."""
+    return _open(source, read_manifest(Path(source).expanduser()), request)
+
+
+def prepared_source(path: Path) -> Source:
+    """A prepared directory as records: for those who go through it, and do not care for the memory map."""
+    manifest = read_manifest(path)
+    pixels, labels = _arrays(path, manifest)
+    parts = []
+    for split, start, stop in (("train", 0, manifest.train), ("validation", manifest.train, manifest.total)):
+        own = None if labels is None else labels[start:stop].tolist()
+        parts.append(Part(split, FileNames(path, start, stop), own, lambda a=start, b=stop: iter(pixels[a:b])))  # type: ignore[arg-type, misc]
+    return Source(tuple(parts), manifest.class_names or None, manifest.levels, variant=manifest.variant)
+
+
+def _open(source: str, manifest: Manifest, request: Request) -> ImageSet:
+    path = Path(source).expanduser()
+    channels, height, width = manifest.shape
+    for name, have, want in (
+        ("image size", (height, width), request.size),
+        ("channels", channels, request.channels),
+        ("levels", manifest.levels, request.levels),
+    ):
+        if want not in (None, have):
+            raise DataError(
+                f"{source}: prepared with {name} {_text(have)}, asked for {_text(want)}: "
+                f"ask for what it has, or prepare {manifest.source} once more, into another directory"
+            )
+    pixels, numbers = _arrays(path, manifest)
+    part = Part(
+        "all", FileNames(path, 0, manifest.total), None if numbers is None else numbers.tolist(), lambda: iter(pixels)
+    )
+    described = Source((part,), manifest.class_names or None, manifest.levels)
+    labels, class_names = label_tensors(source, described, [part], [range(manifest.total)], request.class_names)
+    return ImageSet(_tensor(pixels), labels[0], part.names, manifest.levels, class_names, mapped=True)
+
+
+def _arrays(path: Path, manifest: Manifest) -> tuple[Any, Any]:
+    """The pixels, mapped, and the labels or None. Raises `DataError` naming the file that does not fit."""
+    total = manifest.total
+    pixels = _load(path / PIXELS_FILE, (total, *manifest.shape), np.uint8)
+    labels = _load(path / LABELS_FILE, (total,), np.int64) if manifest.labelled else None
+    offsets = _load(path / OFFSETS_FILE, (total + 1,), np.uint64)
+    names = path / NAMES_FILE
+    if not names.is_file() or names.stat().st_size != int(offsets[-1]):
+        raise DataError(f"{names}: missing or damaged: prepare {manifest.source} again")
+    return pixels, labels
+
+
+def _load(file: Path, shape: tuple[int, ...], kind: type) -> Any:
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        reason = getattr(error, "strerror", None) or "not the array that was written"  # NumPy speaks of pickles
+        raise DataError(f"{file}: missing or damaged: {reason}") from None
+    if array.shape != shape or array.dtype != kind:
+        raise DataError(f"{file}: expected {np.dtype(kind)} of shape {shape}, got {array.dtype} of {array.shape}")
+    return array
+
+
+def _tensor(array: Any) -> Tensor:
+    """The array as a tensor on the same memory. It is read-only, which torch does not know and warns of.
+
+    Mapped so that it could be written to (`torch.from_file`, mode "c"), the system would count it as memory that may be
+    needed, and refuse files larger than what it has.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(array)
+
+
+def _coerce(values: Asked | Manifest) -> None:
+    """Tuples where JSON has lists; ConfigError where a field has another type."""
+    for entry in fields(values):
+        object.__setattr__(values, entry.name, check_value(type(values), entry.name, getattr(values, entry.name)))
+
+
+def _text(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

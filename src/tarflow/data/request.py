@@ -1,0 +1,36 @@
+"""What was asked of the data: size, channels, levels, classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tarflow.data.errors import DataError
+from tarflow.data.pixels import check_levels
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `load` and its like were asked for, checked before anything is read; the fields are arguments of `load`."""
+
+    image_size: int | tuple[int, int] | None = None
+    channels: int | None = None
+    levels: int | None = None
+    class_names: tuple[str, ...] | None = None
+    skip_bad: bool = False
+    progress: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        size = self.size
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise DataError(f"image_size: expected a positive number or (height, width), got {self.image_size}")
+        if self.channels not in (None, 1, 3):
+            raise DataError(f"channels: expected 1 (grey) or 3 (RGB), got {self.channels}")
+        if self.levels is not None:
+            check_levels(self.levels)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size

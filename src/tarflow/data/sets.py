@@ -1,0 +1,75 @@
+"""Images as those who use them get them: a set with its labels and names, and the two sets of a run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tarflow.data.batches import seeded_permutation
+
+_SLICE = 1 << 24  # bytes that are digested at a time, so that a mapped file passes through and does not stay
+
+
+@dataclass(frozen=True, eq=False)  # equality of tensors is no truth value
+class ImageSet:
+    """Images with their labels and names, in memory; or mapped from a file, and then nobody may write to them."""
+
+    images: Tensor  # (N, C, H, W) uint8, 0..levels-1
+    labels: Tensor | None  # (N,) int64, an index into class_names
+    names: Sequence[str]  # one an image: relative path, "file.parquet:row", "digits:17"
+    levels: int
+    class_names: tuple[str, ...]  # empty where there are no labels
+    mapped: bool = False
+    known_digest: str | None = None  # what `digest` would compute, where somebody already has
+
+    def __post_init__(self) -> None:
+        assert self.images.ndim == 4 and self.images.dtype == torch.uint8, (self.images.shape, self.images.dtype)
+        assert len(self.names) == len(self.images)
+        assert self.labels is None or (self.labels.shape == (len(self.images),) and self.labels.dtype == torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def subset(self, indices: Tensor | Sequence[int]) -> ImageSet:
+        """The images at `indices`, in that order, copied."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        labels = None if self.labels is None else self.labels[chosen]
+        names = tuple(self.names[i] for i in chosen.tolist())
+        return ImageSet(self.images[chosen], labels, names, self.levels, self.class_names)
+
+    def choice(self, count: int, seed: int) -> ImageSet:
+        """At most `count` of the images, chosen by `seed`, in their order: the first ones may all be of one class."""
+        chosen = seeded_permutation(len(self), "choice", seed)[:count]
+        return self.subset(chosen.sort().values)
+
+    def digest(self) -> str:
+        """A digest of the images and labels: what resuming a run must find unchanged."""
+        if self.known_digest is not None:
+            return self.known_digest
+        digest = hashlib.blake2b(str(tuple(self.images.shape)).encode(), digest_size=16)
+        for part in self.images.view(-1).split(_SLICE):
+            digest.update(part.numpy().data)
+        if self.labels is not None:
+            digest.update(self.labels.numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """What is learned from, and what is held out."""
+
+    train: ImageSet
+    held_out: ImageSet
+    own_split: bool  # True: the data's own; False: a seeded fraction
+    skipped: tuple[tuple[str, str], ...]  # (name, reason) of bad files skipped
+    variant: str = ""  # which of several versions of a data set it is

@@ -1,0 +1,110 @@
+"""The blocks inverted one after the other: from standard normal noise to the patches of images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from tarflow.model.block import Block
+from tarflow.model.cache import KVCache
+from tarflow.model.flow import TarFlow
+from tarflow.sampling.captured import captured
+from tarflow.sampling.guidance import Guidance, Predict, guided_rows, predictor
+from tarflow.sampling.sequential import Solution, sequential
+from tarflow.seeding import seeded_normal
+
+Solve = Callable[[Predict, Tensor], Solution]
+"""solve(predict, z): a solver, its options decided; z and the solution in the block's own order."""
+
+Progress = Callable[[int, int], None]
+"""progress(done, total), in patches of a block."""
+
+CACHE_BYTES = 1 << 30  # keys and values held at once where the batch size is ours to choose
+CACHE_SHARE = 0.25  # of a GPU's free memory; the rest is for a window's activations, and for denoising
+
+
+def decode(
+    flow: TarFlow,
+    noise: Tensor,
+    y: Tensor | None = None,
+    guidance: Guidance | None = None,
+    solvers: Sequence[Solve] | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Solution]:
+    """Invert the flow: from standard normal noise (B, T, D) and checked labels (B,), what each block leaves.
+
+    The patches (B, T, D) of the last one, in raster order, are those of the images, not denoised. `solvers` has one a
+    block, in the order of sampling; None is the sequential one for all.
+    """
+    x = latents_of(flow, noise)
+    for number, block in enumerate(reversed(flow.blocks)):
+        solution = invert(block, x, y, guidance, solvers[number] if solvers else sequential, progress)
+        x = solution.x
+        yield solution
+
+
+def latents_of(flow: TarFlow, noise: Tensor) -> Tensor:
+    """Standard normal noise (B, T, D) to latents of the flow, N(0, V): on its device, in the dtype of its state."""
+    return noise.to(device=flow.device, dtype=torch.promote_types(flow.dtype, torch.float32)) * flow.base_std()
+
+
+@torch.no_grad()
+def invert(
+    block: Block,
+    z: Tensor,
+    y: Tensor | None = None,
+    guidance: Guidance | None = None,
+    solve: Solve = sequential,
+    progress: Progress | None = None,
+) -> Solution:
+    """Decode one block: z (B, T, D) in raster order and checked labels (B,) to x (B, T, D) in raster order.
+
+    Its cache is gone when it returns, also when a step fails: there is never more than one block's.
+    """
+    cache = block.new_cache(guided_rows(guidance, len(z)))
+    z = block.reorder(z)
+    if solve is sequential and z.device.type == "cuda" and not torch.is_autocast_enabled("cuda"):
+        # Autocast keeps narrow copies of the weights, which a captured step must not share with anybody.
+        solution = captured(lambda part: predictor(block, y, guidance, part), z, cache)
+    else:
+        solution = solve(_reporting(predictor(block, y, guidance, cache), z.shape[1], progress), z)
+    if progress is not None:
+        progress(z.shape[1], z.shape[1])
+    return dataclasses.replace(solution, x=block.reorder(solution.x))
+
+
+def _reporting(predict: Predict, length: int, progress: Progress | None) -> Predict:
+    """`predict`, saying how far it has come: a solver only asks for what follows patches that are final."""
+    if progress is None:
+        return predict
+
+    def watched(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
+        assert progress is not None
+        progress(int(start), length)
+        return predict(x, start)
+
+    return watched
+
+
+def draw_noise(flow: TarFlow, indices: Tensor, seed: int, attempt: int = 0) -> Tensor:
+    """Standard normal noise (b, T, D), float64 on the CPU; that of image k depends on (seed, k, attempt) only."""
+    shape = (flow.config.num_patches, flow.config.patch_dim)
+    return torch.stack([seeded_normal(shape, seed, "sample", int(k), attempt) for k in indices])
+
+
+def default_batch_size(flow: TarFlow, guidance: Guidance | None) -> int:
+    """How many images have room for the keys and values of their largest block, at least 1.
+
+    The room is `CACHE_BYTES`, and on a GPU that has more, `CACHE_SHARE` of what is free.
+    """
+    room = CACHE_BYTES
+    if flow.device.type == "cuda":
+        room = max(room, int(CACHE_SHARE * torch.cuda.mem_get_info(flow.device)[0]))
+    per_row = max(
+        KVCache.bytes_needed(len(block.layers), 1, flow.config.width, flow.config.num_patches, block.dtype)
+        for block in flow.blocks
+    )
+    return max(1, room // (per_row * guided_rows(guidance, 1)))

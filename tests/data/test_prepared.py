@@ -1,0 +1,291 @@
+"""A prepared directory is the source, bit for bit: the same images, labels, names and split, from a memory map."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from tarflow import storage
+from tarflow.data import prepare as packing
+from tarflow.data.errors import DataError
+from tarflow.data.load import ImageSet, load, load_all, load_held_out
+from tarflow.data.prepare import prepare
+from tarflow.data.prepared import MANIFEST_FILE, NAMES_FILE, PIXELS_FILE, is_prepared, read_manifest
+from tarflow.data.request import Request
+from tarflow.data.stream import open_stream
+from tarflow.training.setup import open_data, resolve
+from tarflow.training.trainer import train
+from training_cases import MODEL, TRAINING, assert_bitwise_equal, run_weights
+
+
+def encoded(seed: int, mode: str = "RGB", size: tuple[int, int] = (6, 5)) -> bytes:
+    buffer = io.BytesIO()
+    shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes without a split; grey images before the first in colour, two bad ones, a name that is not ASCII."""
+    for k in range(24):
+        place = tmp_path / "photos" / ("cat" if k < 12 else "dög")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{k:02}.png").write_bytes(encoded(k, "L" if k < 9 else "RGB"))
+    (tmp_path / "photos" / "cat" / "03.png").write_bytes(b"no image")
+    (tmp_path / "photos" / "dög" / "99.png").write_bytes(b"")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    (tmp_path / "shards").mkdir()
+    for name, seeds in (("train-0", range(7)), ("train-1", range(7, 12)), ("test-0", range(12, 17))):
+        table = pa.table({"image": [encoded(k) for k in seeds], "label": [k % 3 for k in seeds]})
+        pq.write_table(table, tmp_path / "shards" / f"{name}.parquet", row_group_size=3)
+    return tmp_path / "shards"
+
+
+def assert_same(a: ImageSet, b: ImageSet) -> None:
+    assert torch.equal(a.images, b.images)
+    assert (a.labels is None) == (b.labels is None)
+    assert a.labels is None or (b.labels is not None and torch.equal(a.labels, b.labels))
+    assert (list(a.names), a.levels, a.class_names) == (list(b.names), b.levels, b.class_names)
+    assert a.digest() == b.digest()
+
+
+@pytest.mark.parametrize(
+    ("request_options", "split"),
+    [
+        ({}, {}),
+        ({"image_size": (4, 3)}, {"held_out_fraction": 0.4, "split_seed": 3}),
+        ({"channels": 1, "levels": 9}, {}),
+        ({"image_size": 8, "channels": 3}, {}),
+    ],
+)
+@pytest.mark.parametrize("source", ["folder", "shards", "digits", "npz"])
+def test_it_is_what_load_gives(
+    source: str, request_options: Any, split: Any, tmp_path: Path, request: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "_COPY_BYTES", 200)  # several chunks of each
+    path = source if source == "digits" else str(tmp_path / "a.npz")
+    if source in ("folder", "shards"):
+        path = str(request.getfixturevalue(source))
+    np.savez(tmp_path / "a.npz", images=np.random.default_rng(0).integers(0, 256, (9, 5, 4), np.uint8))
+    manifest, known = prepare(path, tmp_path / "out", Request(**request_options, skip_bad=True), **split)
+    assert not known
+    expected = load(path, **request_options, **split, skip_bad=True)
+    got = load(str(tmp_path / "out"))
+    assert_same(got.train, expected.train)
+    assert_same(got.held_out, expected.held_out)
+    assert got.skipped == expected.skipped and len(got.skipped) == (2 if source == "folder" else 0)
+    assert got.train.mapped and got.train.known_digest == manifest.train_digest
+    shape = {"image_size": tuple(expected.train.images.shape[2:]), "channels": expected.train.images.shape[1]}
+    held_out = load_held_out(
+        str(tmp_path / "out"), **shape, levels=expected.train.levels, held_out_fraction=0.5, split_seed=9
+    )
+    assert_same(held_out, expected.held_out)
+    everything, _ = load_all(str(tmp_path / "out"), **shape)
+    assert torch.equal(everything.images, torch.cat([expected.train.images, expected.held_out.images]))
+    stream = open_stream(str(tmp_path / "out"), **shape, levels=expected.train.levels)
+    records = list(stream)
+    assert [r.name for r in records] == [*expected.train.names, *expected.held_out.names]
+    assert torch.equal(torch.stack([r.pixels for r in records if r.pixels is not None]), everything.images)
+
+
+def test_training_on_it_is_training_on_the_source_and_a_run_may_go_on_with_either(tmp_path: Path) -> None:
+    prepare("digits", tmp_path / "digits", Request(), held_out_fraction=0.2)
+    for name, source in (("memory", "digits"), ("mapped", str(tmp_path / "digits"))):
+        data = {"source": source, "held_out_fraction": 0.2, "flip": True}
+        sections = {"model": MODEL, "data": data, "training": TRAINING | {"steps": 6}}
+        splits = open_data(sections)
+        train(resolve(sections, splits), splits, tmp_path / name)
+    assert_bitwise_equal(run_weights(tmp_path / "memory"), run_weights(tmp_path / "mapped"))
+    data["source"] = "digits"
+    splits = open_data(sections)
+    train(resolve(sections, splits), splits, tmp_path / "mapped", resume=True)  # would say if the images were others
+
+
+def test_labels_are_mapped_by_name(folder: Path, tmp_path: Path) -> None:
+    prepare(str(folder), tmp_path / "out", Request(skip_bad=True))
+    names = ("dög", "eel", "cat")
+    assert_same(
+        load(str(tmp_path / "out"), class_names=names).train, load(str(folder), class_names=names, skip_bad=True).train
+    )
+    with pytest.raises(DataError, match="unknown class 'cat'"):
+        load(str(tmp_path / "out"), class_names=("dög", "eel"))
+
+
+def test_again_is_up_to_date_until_the_source_changes(folder: Path, tmp_path: Path) -> None:
+    out, request = tmp_path / "out", Request(skip_bad=True)
+    first, _ = prepare(str(folder), out, request)
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert prepare(str(folder), out, request) == (first, True)
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)  # other times, the same contents
+    assert prepare(str(copy), out, request) == (first, True)
+    os.utime(folder / "cat" / "00.png", (1, 1))
+    assert prepare(str(folder), out, request) == (first, True)
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    (folder / "cat" / "00.png").write_bytes(encoded(77, "L"))
+    with pytest.raises(
+        FileExistsError, match=r"out: prepared from .*photos, and .*photos is not the same files; .*--fo"
+    ):
+        prepare(str(folder), out, request)
+    second, known = prepare(str(folder), out, request, force=True)
+    assert not known and second.train_digest + second.held_out_digest != first.train_digest + first.held_out_digest
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["copy", "out", "photos"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"request": Request(image_size=4, skip_bad=True)}, "prepared with image size None, asked for image size 4"),
+        ({"request": Request(channels=1, skip_bad=True)}, "channels None, asked for channels 1"),
+        ({"split_seed": 1}, "split seed 0, asked for split seed 1"),
+        ({"held_out_fraction": 0.3}, "held out fraction 0.1, asked for held out fraction 0.3"),
+        ({"variant": "mine"}, "variant '', asked for variant 'mine'"),
+    ],
+)
+def test_another_preparation_is_refused(folder: Path, tmp_path: Path, options: Any, message: str) -> None:
+    prepare(str(folder), tmp_path / "out", Request(skip_bad=True))
+    with pytest.raises(FileExistsError, match=message):
+        prepare(str(folder), tmp_path / "out", **({"request": Request(skip_bad=True)} | options))
+
+
+def test_bad_records_are_refused_unless_they_may_be_skipped(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"2 of 25 images cannot be read \(skip_bad .*cat/03.png: not an image"):
+        prepare(str(folder), tmp_path / "out", Request())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"], "something was left behind"
+    prepare(str(folder), tmp_path / "out", Request(skip_bad=True))
+    with pytest.raises(DataError, match=r"2 images were skipped \(--skip-bad\), the first is cat/03.png: not an"):
+        prepare(str(folder), tmp_path / "out", Request())
+
+
+def test_what_is_not_ours_is_never_replaced(folder: Path, tmp_path: Path) -> None:
+    for force in (False, True):
+        with pytest.raises(FileExistsError, match="expected a new directory"):
+            prepare("digits", folder, Request(), force=force)
+    prepare("digits", tmp_path / "out", Request())
+    with pytest.raises(DataError, match="is prepared already"):
+        prepare(str(tmp_path / "out"), tmp_path / "other", Request())
+
+
+def test_a_source_that_changes_on_the_way_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def progress(what: str, done: int, total: int) -> None:
+        if what == "writing":
+            (folder / "cat" / "00.png").write_bytes(encoded(78, "L", (6, 5)) + b"more")
+
+    with pytest.raises(DataError, match="changed while it was read"):
+        prepare(str(folder), tmp_path / "out", Request(skip_bad=True), progress=progress)
+    assert not (tmp_path / "out").exists()
+
+
+def test_killed_on_the_way_it_leaves_nothing_that_the_next_try_does_not_clear(folder: Path, tmp_path: Path) -> None:
+    import signal
+
+    pid = os.fork()
+    if pid == 0:
+
+        def die(what: str, done: int, total: int) -> None:
+            if what == "writing":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            prepare(str(folder), tmp_path / "out", Request(skip_bad=True), progress=die)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status)
+    assert not is_prepared(str(tmp_path / "out"))
+    assert len([p for p in tmp_path.iterdir() if p.name.startswith(".out.partial-")]) == 1
+    (tmp_path / ".other.partial-1").mkdir()  # somebody else's
+    prepare(str(folder), tmp_path / "out", Request(skip_bad=True))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".other.partial-1", "out", "photos"]
+    storage.remove_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "photos"]
+
+
+def test_it_is_made_with_memory_for_a_few_hundred_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pa.table({"image": [encoded(k, "L", (48, 48)) for k in range(8)] * 250})
+    pq.write_table(table, tmp_path / "many.parquet", row_group_size=100)
+    monkeypatch.setattr(packing, "_COPY_BYTES", 1 << 18)
+    prepare(str(tmp_path / "many.parquet"), tmp_path / "first", Request(image_size=8))  # imports, and caches
+    tracemalloc.start()
+    prepare(str(tmp_path / "many.parquet"), tmp_path / "out", Request(image_size=48))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    whole = 2000 * 48 * 48
+    assert (tmp_path / "out" / PIXELS_FILE).stat().st_size > whole
+    assert peak < 0.7 * whole, f"{peak / 1e6:.1f} MB at most, for a set of {whole / 1e6:.1f} MB"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("cut", "pixels.npy: missing or damaged"),
+        ("gone", "pixels.npy: missing or damaged"),
+        ("names", "names.bin: missing or damaged"),
+        ("json", "prepared.json: not what `tarflow prepare` wrote"),
+        ("field", "prepared.json: not what `tarflow prepare` wrote: .*shape: expected 3 values"),
+        ("format", "prepared.json: expected format 1, got 2: prepare it again"),
+        ("count", "pixels.npy: expected uint8 of shape"),
+    ],
+)
+def test_a_damaged_one_is_named(damage: str, message: str, tmp_path: Path) -> None:
+    prepare("digits", tmp_path / "out", Request())
+    manifest, pixels = tmp_path / "out" / MANIFEST_FILE, tmp_path / "out" / PIXELS_FILE
+    values = json.loads(manifest.read_text())
+    if damage == "cut":
+        pixels.write_bytes(pixels.read_bytes()[:-1])
+    elif damage == "gone":
+        pixels.unlink()
+    elif damage == "names":
+        (tmp_path / "out" / NAMES_FILE).write_bytes(b"short")
+    elif damage == "json":
+        manifest.write_text("{")
+    else:
+        values |= {"field": {"shape": [8, 8]}, "format": {"format": 2}, "count": {"train": 3}}[damage]
+        manifest.write_text(json.dumps(values))
+    with pytest.raises(DataError, match=message):
+        load(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"image_size": 4},
+            "prepared with image size 8x8, asked for 4x4: ask for what it has, or prepare digits once more",
+        ),
+        ({"channels": 3}, "prepared with channels 1, asked for 3"),
+        ({"levels": 256}, "prepared with levels 17, asked for 256"),
+    ],
+)
+def test_what_it_was_not_prepared_for_is_refused(options: Any, message: str, tmp_path: Path) -> None:
+    prepare("digits", tmp_path / "out", Request())
+    with pytest.raises(DataError, match=message):
+        load(str(tmp_path / "out"), **options)
+
+
+def test_the_manifest_says_what_was_done(folder: Path, tmp_path: Path) -> None:
+    manifest, _ = prepare(str(folder), tmp_path / "out", Request(image_size=4, skip_bad=True), variant="mine")
+    assert manifest == read_manifest(tmp_path / "out")
+    assert (manifest.variant, manifest.shape, manifest.levels, manifest.own_split) == ("mine", (3, 4, 4), 256, False)
+    assert "EXIF" in manifest.preprocessing
+    assert load(str(tmp_path / "out")).variant == "mine"

@@ -1,0 +1,195 @@
+"""`auto`: what is measured decides, it is measured once, and whatever it decides the samples are the same."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tarflow
+from flow_cases import assert_close, build, every_case, labels, latents, randomise, unchanged
+from tarflow import Guidance, TarFlow, TarFlowConfig
+from tarflow.sampling import calibrate
+from tarflow.sampling.calibrate import Calibration, Choice, calibration_key, fastest, remembered
+
+
+class Machine:
+    """A clock that only the conditioner moves: an evaluation of n patches takes latency + n·patch seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, latency: float, patch: float) -> None:
+        self.now, self.evaluations = 0.0, 0
+        honest = calibrate.predictor
+
+        def predictor(*args: Any) -> Callable[..., Any]:
+            predict = honest(*args)
+
+            def timed(x: Tensor, start: int) -> tuple[Tensor, Tensor]:
+                self.now += latency + patch * x.shape[1]
+                self.evaluations += 1
+                return predict(x, start)
+
+            return timed
+
+        monkeypatch.setattr(calibrate, "predictor", predictor)
+        monkeypatch.setattr("tarflow.sampling.decode.predictor", predictor)
+        monkeypatch.setattr(calibrate.time, "perf_counter", lambda: self.now)
+
+
+def flow_of(rate: float, image_size: int = 16) -> TarFlow:
+    """T = 64 patches (or so) whose dependence on each other goes with `rate`."""
+    config = TarFlowConfig(image_size, channels=1, patch_size=2, width=16, head_dim=8, layers=(1,), num_classes=2)
+    flow = randomise(TarFlow(config).double())
+    with torch.no_grad():
+        flow.blocks[0].proj_out.weight.mul_(rate)
+    return flow
+
+
+@pytest.mark.parametrize(
+    ("latency", "patch", "rate", "solver"),
+    [
+        (1.0, 0.001, 0.3, "jacobi"),  # a GPU and a small batch: an evaluation costs the same for one patch or sixty
+        (0.001, 1.0, 1.0, "sequential"),  # a large batch: only arithmetic counts, and Jacobi does more of it
+        (0.5, 1.0, 0.0, "jacobi"),  # guesses are right but for the first window's: hardly more arithmetic, less latency
+    ],
+)
+def test_what_is_faster_is_chosen(
+    latency: float, patch: float, rate: float, solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = flow_of(rate)
+    machine = Machine(monkeypatch, latency, patch)
+    z, y = latents(flow, 2), labels(flow, 2)
+    with unchanged(z, y):
+        choice, solution = fastest(flow.blocks[0], z, y, None)
+    assert choice.solver == solver
+    assert choice.sequential_seconds == pytest.approx(63 * (latency + patch))
+    assert (choice.seconds < choice.sequential_seconds) == (solver == "jacobi")
+    assert (solution is None) == (solver == "sequential")
+    if solution is not None:  # decoded on the way, and not to be decoded again
+        assert_close(solution.x, flow.blocks[0].decode(z, y).detach(), 1e-9)
+        assert choice.window is not None and str(choice) == f"jacobi {choice.window}"
+    assert machine.now <= 4.5 * choice.seconds + 20 * (latency + patch), "measuring took longer than it may"
+
+
+def test_the_best_window_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation that costs the same at any width wants all patches at once; where a wide one is dear, few."""
+    flow, windows = flow_of(0.1, image_size=32), []
+    for latency, patch in ((1.0, 0.0), (1.0, 0.02), (1.0, 0.1)):
+        with monkeypatch.context() as patches:
+            machine = Machine(patches, latency, patch)
+            choice, _ = fastest(flow.blocks[0], latents(flow, 1), labels(flow, 1), None)
+            windows.append(choice.window)
+            assert machine.now < 6 * choice.seconds + 20 * (latency + 64 * patch)
+    assert windows[0] == 255 and 255 >= windows[1] > windows[2] >= 4
+
+
+def test_an_attempt_that_falls_behind_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = flow_of(3.0, image_size=32)
+    machine = Machine(monkeypatch, 0.0, 1.0)
+    choice, _ = fastest(flow.blocks[0], latents(flow, 2), labels(flow, 2), None)
+    assert choice.solver == "sequential" and choice.seconds == pytest.approx(255)
+    assert machine.now < 3.5 * 255  # three attempts, none of which was allowed to outlast the best
+
+
+@every_case
+@pytest.mark.parametrize("latency", [0.0, 1.0])
+def test_whatever_is_chosen_the_samples_are_the_same(
+    name: str, latency: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = build(name)
+    noise, y = latents(flow, 7), labels(flow, 7)
+    want = tarflow.sample(flow, 7, y, noise=noise, solver="sequential")
+    Machine(monkeypatch, latency, 1 - latency)
+    batches = list(tarflow.sample_batches(flow, 7, y, noise=noise, batch_size=3))
+    assert_close(torch.cat([batch.images for batch in batches]), want, 1e-9)
+    assert {batch.solvers for batch in batches} == {batches[0].solvers}  # the first batch decides
+    assert all(solver.split()[0] in ("sequential", "jacobi") for solver in batches[0].solvers)
+
+
+# --- measured once ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measurements(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the batch size of every block that is measured."""
+    sizes: list[int] = []
+
+    def counted(block: Any, z: Tensor, *rest: Any) -> Any:
+        sizes.append(len(z))
+        return fastest(block, z, *rest)
+
+    monkeypatch.setattr(calibrate, "fastest", counted)
+    return sizes
+
+
+def test_a_flow_is_measured_once_for_a_batch_size_and_a_guidance(measurements: list[int]) -> None:
+    flow = build("conditional")
+    y, blocks = labels(flow, 7), len(flow.blocks)
+    tarflow.sample(flow, 7, y, batch_size=3)
+    assert measurements == [3] * blocks  # not for the last, smaller batch
+    tarflow.sample(flow, 3, y[:3], seed=1)
+    assert measurements == [3] * blocks
+    tarflow.sample(flow, 5, y[:5])
+    assert measurements == [3] * blocks + [5] * blocks
+    tarflow.sample(flow, 3, y[:3], Guidance(1.0))
+    tarflow.sample(flow, 3, y[:3], Guidance(1.0))
+    tarflow.sample(flow, 3, y[:3], tol=1e-3)
+    assert measurements == [3] * blocks + [5] * blocks + [3] * 2 * blocks
+    for solver in ("sequential", "jacobi"):
+        tarflow.sample(flow, 2, y[:2], solver=solver)
+    assert len(measurements) == 4 * blocks
+
+
+def test_other_weights_are_measured_again_and_a_flow_that_is_gone_is_forgotten(measurements: list[int]) -> None:
+    flow = build("one_block")
+    for _ in range(2):
+        tarflow.sample(flow, 2)
+    assert len(measurements) == 1
+    with torch.no_grad():
+        flow.blocks[0].proj_out.bias.add_(0.1)
+    tarflow.sample(flow, 2)
+    assert len(measurements) == 2 and list(remembered(flow).choices) == [calibration_key(flow, 2, None, None)]
+    del flow
+    gc.collect()
+    assert not [f for f in calibrate._REMEMBERED if f.config.layers == (2,)]
+
+
+def test_a_calibration_of_the_caller_is_read_and_filled(measurements: list[int]) -> None:
+    flow, calibration = build("one_block"), Calibration()
+    tarflow.sample(flow, 2, calibration=calibration)
+    assert list(calibration.choices) == [calibration_key(flow, 2, None, None)] and len(measurements) == 1
+    wanted = Calibration({calibration_key(flow, 2, None, None): (Choice("jacobi", 2),)})
+    (batch,) = tarflow.sample_batches(flow, 2, calibration=wanted)
+    assert batch.solvers == ("jacobi 2",) and len(measurements) == 1
+
+
+def test_it_is_kept_beside_the_weights_it_belongs_to(tmp_path: Path) -> None:
+    path = tmp_path / "solvers.json"
+    assert Calibration.load(path, "a").choices == {}
+    kept = Calibration({"key": (Choice("jacobi", 16, 1.5, 2.5), Choice("sequential", None, 1.0, 1.0))})
+    kept.save(path, "a")
+    assert Calibration.load(path, "a").choices == kept.choices
+    assert Calibration.load(path, "b").choices == {}
+    for junk in ("", "[]", "{}", '{"weights": "a"}', '{"weights": "a", "choices": {"key": [{"solver": 1, "no": 2}]}}'):
+        path.write_text(junk)
+        assert Calibration.load(path, "a").choices == {}, junk
+    stored = {"weights": "a", "choices": {"key": [{"solver": "newton"}], "good": [{"solver": "jacobi", "window": 4}]}}
+    path.write_text(json.dumps(stored))
+    assert Calibration.load(path, "a").choices == {}
+
+
+@pytest.mark.parametrize("solver", ["auto", "sequential", "jacobi"])
+@pytest.mark.parametrize("name", ["conditional", "one_token", "unequal_depths"])
+def test_progress_goes_forward_to_the_end(name: str, solver: Any) -> None:
+    flow, told = build(name), []
+    for _ in range(2):  # measured, then not
+        told.clear()
+        tarflow.sample(flow, 5, batch_size=2, solver=solver, progress=lambda done, total: told.append((done, total)))
+        total = 5 * len(flow.blocks) * flow.config.num_patches
+        assert told[-1] == (total, total) and {t for _, t in told} == {total}
+        assert [d for d, _ in told] == sorted(d for d, _ in told) and len(told) >= 3 * len(flow.blocks)

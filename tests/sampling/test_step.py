@@ -1,0 +1,191 @@
+"""What stands in for the conditioner on a CPU computes what the conditioner does, for every flow, window and cache."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tarflow
+from flow_cases import assert_close, build, labels, latents, names, randomise, unchanged
+from tarflow import Guidance, TarFlow, TarFlowConfig
+from tarflow.model.block import Block
+from tarflow.model.cache import KVCache
+from tarflow.sampling.captured import captured
+from tarflow.sampling.guidance import guided_rows, predictor
+from tarflow.sampling.sequential import sequential
+from tarflow.sampling.step import THIN, Product, Step
+
+every_seeing_case = pytest.mark.parametrize("name", names(blind=False))
+LONG = TarFlowConfig(8, channels=1, patch_size=1, width=16, head_dim=8, layers=(2, 1), num_classes=3)  # T=64
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@every_seeing_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch", [1, 3, THIN])
+def test_it_is_the_conditioner_in_any_windows(name: str, dtype: torch.dtype, batch: int) -> None:
+    flow = build(name, dtype)
+    y, tolerance = labels(flow, batch), 1e-4 if dtype == torch.float32 else 1e-11
+    temperature = torch.linspace(0.3, 1.5, batch, dtype=dtype)
+    for block, warmth in itertools.product(flow.blocks, (None, temperature)):
+        x, context = latents(flow, batch, dtype=dtype)[:, :-1], block.context(y)
+        caches = [block.new_cache(batch) for _ in range(2)]
+        assert Step.fits(block, caches[0])
+        step = Step(block, context, caches[0], warmth)
+        for start, end in itertools.pairwise([0, 1, *range(3, x.shape[1], 2), x.shape[1]]):
+            part = x[:, start:end]
+            if end <= start:
+                continue
+            with unchanged(x, context, *block.parameters()):
+                got = step(part, start)
+            want = block.conditioner(part, context, start, caches[1], warmth)
+            for a, b in zip(got, want, strict=True):
+                assert_close(a, b, tolerance)
+        assert_close(caches[0].store, caches[1].store, tolerance)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16, THIN - 1, THIN, 200])
+def test_every_product_is_the_linear_layer(rows: int) -> None:
+    linear, x = nn.Linear(7, 6).double(), torch.randn(rows, 7, dtype=torch.float64)
+    blocks = Product(linear, 2)(x)
+    assert blocks.shape == (3, rows, 2)
+    assert_close(blocks.transpose(0, 1).reshape(rows, 6), linear(x), 1e-13)
+
+
+def test_a_wider_state_than_the_weights_is_kept_wide() -> None:
+    block = build("conditional", torch.float32).blocks[0]
+    x = latents(build("conditional"), 2)[:, :1]
+    shift, log_scale = Step(block, None, block.new_cache(2))(x, 0)
+    assert shift.dtype == log_scale.dtype == torch.float32
+
+
+class Doubled(nn.Linear):
+    """A linear layer that somebody has put in the place of another one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def hooked(block: Block) -> None:
+    block.layers[0].register_forward_hook(lambda module, args, out: out + 1)
+
+
+def replaced(block: Block) -> None:
+    old = block.layers[0].mlp[1]
+    block.layers[0].mlp[1] = Doubled(old.in_features, old.out_features).to(old.weight.dtype)
+
+
+def reparametrised(block: Block) -> None:
+    torch.nn.utils.parametrizations.weight_norm(block.proj_out)
+
+
+def halved(block: Block) -> None:
+    block.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("change", [hooked, replaced, reparametrised, halved])
+def test_it_does_not_stand_in_for_what_it_does_not_know(change: Any) -> None:
+    block = build("conditional", torch.float32).blocks[0]
+    assert Step.fits(block, block.new_cache(2))
+    change(block)
+    assert not Step.fits(block, block.new_cache(2))
+
+
+def test_it_stands_back_from_autocast_gradients_and_other_caches() -> None:
+    block = build("conditional", torch.float32).blocks[0]
+    cache = block.new_cache(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not Step.fits(block, cache)
+    with torch.enable_grad():
+        assert not Step.fits(block, cache)
+    assert not Step.fits(block, block.new_cache(2, dtype=torch.float64))
+    assert not Step.fits(block, block.new_cache(2, device=torch.device("meta")))
+
+
+@pytest.mark.parametrize("change", [hooked, replaced, reparametrised])
+def test_a_changed_block_is_sampled_as_it_is(change: Any) -> None:
+    flow = build("conditional")
+    before = tarflow.sample(flow, 3, solver="sequential")
+    change(flow.blocks[1])
+    noise = latents(flow, 3)
+    assert_close(tarflow.sample(flow, 3, noise=noise, solver="sequential"), flow.decode(noise))
+    if change is not reparametrised:  # which changes how weights are held, not what they are
+        assert not torch.allclose(tarflow.sample(flow, 3, solver="sequential"), before)
+
+
+# --- the step that a GPU captures, here run as it is -----------------------------------------------------------------
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The conditioner itself is asked, with a position that only the device knows."""
+    monkeypatch.setattr(Step, "fits", lambda *_: False)
+
+
+def long_flow() -> TarFlow:
+    return randomise(TarFlow(LONG).double())
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("guidance", [None, Guidance(2.0), Guidance(1.0, "constant", 0.5, "stable")], ids=str)
+def test_the_captured_step_is_the_sequential_solver(guidance: Guidance | None) -> None:
+    flow, replays, lengths = long_flow(), [], []
+    y = labels(flow, 3)
+
+    def capture(step: Any) -> Any:
+        replays.append(0)
+
+        def replay() -> None:
+            replays[-1] += 1
+            step()
+
+        return replay
+
+    for block in flow.blocks:
+        z = latents(flow, 3)
+        exact = sequential(predictor(block, y, guidance, block.new_cache(guided_rows(guidance, 3))), z)
+
+        def make(cache: KVCache, block: Block = block) -> Any:
+            lengths.append(cache.length)
+            return predictor(block, y, guidance, cache)
+
+        with unchanged(z):
+            found = captured(make, z, block.new_cache(guided_rows(guidance, 3)), capture)
+        assert_close(found.x, exact.x, 1e-11)
+        assert found.iterations == exact.iterations == 63 and found.residual == 0
+    assert lengths == [32, 63] * 2  # two stretches a block, and no step looks further than its own
+    assert replays == [30, 29] * 2  # all but two steps of each stretch are replayed
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("name", names(blind=False))
+def test_the_captured_step_takes_sequences_of_any_length(name: str) -> None:
+    flow = build(name)
+    y = labels(flow, 2)
+    for block in flow.blocks:
+        z = latents(flow, 2)
+        exact = sequential(predictor(block, y, None, block.new_cache(2)), z)
+        found = captured(
+            lambda cache, block=block: predictor(block, y, None, cache), z, block.new_cache(2), lambda step: step
+        )
+        assert_close(found.x, exact.x, 1e-11)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_a_graph_is_replayed(dtype: torch.dtype) -> None:
+    flow = long_flow().to("cuda", dtype)
+    noise, y = latents(flow, 5), labels(flow, 5)
+    got = tarflow.sample(flow, 5, y, Guidance(1.0), noise=noise, solver="sequential")
+    want = tarflow.sample(flow.to("cpu", torch.float64), 5, y, Guidance(1.0), noise=noise, solver="sequential")
+    assert_close(got.cpu().double(), want, 1e-3 if dtype == torch.float32 else 0.5)
