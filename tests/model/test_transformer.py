@@ -45,13 +45,40 @@ def test_importing_the_model_does_not_import_the_compiler() -> None:
 
 @pytest.mark.parametrize("name", [name for name in names(blind=False) if name != "one_token_a_row"])
 @pytest.mark.parametrize("recompute", ["elementwise", "layers"])
-def test_computing_again_changes_no_bit(name: str, recompute: str) -> None:
+def test_computing_again_changes_no_bit(name: str, recompute: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformer, "WORTH_FORGETTING", 0)
     flow = build(name, torch.float32)
     for got, want in zip(loss_and_gradients(flow, recompute), loss_and_gradients(flow), strict=True):
         assert torch.equal(got, want)
 
 
-def test_computing_again_keeps_less() -> None:
+@pytest.mark.parametrize("recompute", ["elementwise", "layers"])
+def test_computing_again_is_the_same_under_autocast(recompute: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformer, "WORTH_FORGETTING", 0)
+    flow = build("bounded_conditional", torch.float32)
+    exact = loss_and_gradients(flow)
+    with torch.autocast("cpu", torch.bfloat16):
+        want, got = loss_and_gradients(flow), loss_and_gradients(flow, recompute)
+    for a, b, c in zip(got, want, exact, strict=True):
+        assert torch.equal(a, b) and a.dtype == torch.float32 and not torch.equal(a, c)
+
+
+def test_small_flows_do_not_compute_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bookkeeping would take them longer than the memory is worth."""
+    calls = []
+    real = transformer.gelu_linear
+    monkeypatch.setattr(transformer, "gelu_linear", lambda *a: calls.append(1) or real(*a))
+    flow = build("unconditional", torch.float32)  # 5 images, 3 tokens, 16 channels
+    monkeypatch.setattr(transformer, "WORTH_FORGETTING", 5 * 3 * 16 + 1)
+    loss_and_gradients(flow, "elementwise")
+    assert not calls
+    monkeypatch.setattr(transformer, "WORTH_FORGETTING", 5 * 3 * 16)
+    loss_and_gradients(flow, "elementwise")
+    assert len(calls) == 2
+
+
+def test_computing_again_keeps_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformer, "WORTH_FORGETTING", 0)
     flow = build("conditional", width=64, head_dim=16, image_size=16, layers=(3, 3))
     kept = {}
     for recompute in ("nothing", "elementwise", "layers"):

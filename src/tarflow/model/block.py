@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from tarflow.config import Recompute, TarFlowConfig
 from tarflow.model.cache import KVCache
-from tarflow.model.transformer import Layer, forgetting
+from tarflow.model.recompute import keeping_input
+from tarflow.model.transformer import Layer
 
 NULL_CLASS = -1
 """The label of no class: its embedding is the mean of all class embeddings."""
@@ -99,7 +100,11 @@ class Block(nn.Module):
             h = h + context
         for index, layer in enumerate(self.layers):
             options = {"start": start, "layer": index, "cache": cache, "temperature": temperature}
-            h = forgetting(layer, h, **options) if recompute == "layers" else layer(h, **options, recompute=recompute)
+            h = (
+                keeping_input(layer, h, **options)
+                if recompute == "layers"
+                else layer(h, **options, recompute=recompute)
+            )
         out = self.proj_out(h)
         out = out.to(torch.promote_types(out.dtype, torch.float32))
         if self.config.transform == "additive":

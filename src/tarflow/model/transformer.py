@@ -7,19 +7,21 @@ is a device tensor (an additive mask over the whole cache).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tarflow.config import Recompute
 from tarflow.model.cache import KVCache
+from tarflow.model.recompute import gelu_linear, norm_linear
 
 CPU_QUERIES = 128
 """Queries that the CPU's attention takes at a time: its kernel computes what causality hides, and so less is hidden."""
+
+WORTH_FORGETTING = 1 << 18
+"""Numbers B·n·W from which on norms and GELUs are computed again: below, a layer keeps less than 16 MB in float32."""
 
 
 class Attention(nn.Module):
@@ -43,7 +45,8 @@ class Attention(nn.Module):
         recompute: Recompute = "nothing",
     ) -> Tensor:
         batch, count, width = x.shape
-        qkv = forgetting(self._project, x) if recompute == "elementwise" else self._project(x)  # (B, n, 3W)
+        # (B, n, 3W)
+        qkv = norm_linear(self.norm, self.qkv, x) if recompute == "elementwise" else self.qkv(self.norm(x))
         # In this order the gradients of q, k and v lie in memory as qkv does, and are put together in one copy.
         heads = (batch, count, width // self.head_dim, self.head_dim)
         q, k, v = (part.view(heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))  # (B, H, n, K)
@@ -54,9 +57,6 @@ class Attention(nn.Module):
             k, v = k.to(q.dtype), v.to(q.dtype)
         x = _causal_attention(q, k, v, start)  # (B, H, n, K)
         return self.out(x.transpose(1, 2).reshape(batch, count, width))
-
-    def _project(self, x: Tensor) -> Tensor:
-        return self.qkv(self.norm(x))
 
 
 def _causal_attention(q: Tensor, k: Tensor, v: Tensor, start: int | Tensor) -> Tensor:
@@ -116,18 +116,10 @@ class Layer(nn.Module):
         """Tokens (B, n, W) to tokens (B, n, W); `recompute` says what the backward pass computes again, see config."""
         if torch.compiler.is_compiling():
             recompute = "nothing"  # a compiler that sees both passes decides for itself what is cheap to compute again
+        if recompute == "elementwise" and x.numel() < WORTH_FORGETTING:
+            recompute = "nothing"
         x = x + self.attention(x, start=start, layer=layer, cache=cache, temperature=temperature, recompute=recompute)
         if recompute == "elementwise":
-            return x + forgetting(self.mlp[2:], forgetting(self.mlp[:2], x))
+            norm, linear_in, _, linear_out = cast("tuple[nn.LayerNorm, nn.Linear, nn.GELU, nn.Linear]", self.mlp)
+            return x + gelu_linear(linear_out, norm_linear(norm, linear_in, x))
         return x + self.mlp(x)
-
-
-def forgetting(function: Callable[..., Tensor], x: Tensor, **options: Any) -> Tensor:
-    """`function(x)`, of which only x is kept for the backward pass; the rest is computed again there, to the same bits.
-
-    Computing again stops at the last tensor that is needed. A product at the end of `function` is therefore not
-    repeated: of norm → linear and GELU → linear nothing is but the norm and the GELU.
-    """
-    result = checkpoint(function, x, use_reentrant=False, preserve_rng_state=False, **options)  # nothing is drawn
-    assert isinstance(result, Tensor)
-    return result
