@@ -85,27 +85,27 @@ def main() -> None:
         flow = flow.to(torch.bfloat16)
     warm = torch.randn(256, 256)
     warm @ warm  # the threads and the buffers of the library of products are nobody's
-    before = _reset_peak()
+    before = reset_peak()
     if model is not None:
         settings = official.GSJacobi(**spec["gs_jacobi"])
         official.reverse(side, model, noise, y, guidance, bf16=bf16, settings=settings)
     else:
         solver = side.removeprefix("ours, ")
         tarflow.sample(flow, len(noise), y, guidance, noise=noise, solver=solver, batch_size=len(noise))
-    print(max(0, _peak() - before))
+    print(max(0, peak() - before))
 
 
-def _reset_peak() -> int:
+def reset_peak() -> int:
     """Give back what is free, and bytes that are resident now, from which the peak is counted."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc keeps freed memory, which would then be used unseen
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):  # Linux forgets its high-water mark when told to
         Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
+    return peak()
 
 
-def _peak() -> int:
+def peak() -> int:
     """The high-water mark of resident memory in bytes."""
     status = Path("/proc/self/status")
     if status.exists():

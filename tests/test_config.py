@@ -132,6 +132,12 @@ def test_data_that_cannot_be_are_refused(field: str, value: Any) -> None:
         ("label_drop", 1.0),
         ("label_drop", -0.1),
         ("precision", "fp16"),
+        ("accumulate", 0),
+        ("accumulate", 3),  # of 256
+        ("accumulate", 512),
+        ("checkpoint_activations", "all"),
+        ("checkpoint_activations", True),
+        ("compile", "yes"),
         ("seed", 0.5),
         ("log_every", 0),
         ("evaluate_every", 0),
@@ -149,6 +155,12 @@ def test_training_that_cannot_work_is_refused(field: str, value: Any) -> None:
 def test_steps_and_epochs_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match="steps and epochs: expected one of them, got steps=10 and epochs=2"):
         TrainingConfig(steps=10, epochs=2)
+
+
+def test_micro_batches_divide_the_batch() -> None:
+    with pytest.raises(ConfigError, match="^accumulate: expected a divisor of batch_size 12, got 5$"):
+        TrainingConfig(batch_size=12, accumulate=5)
+    assert [TrainingConfig(batch_size=12, accumulate=n).accumulate for n in (1, 2, 3, 4, 6, 12)] == [1, 2, 3, 4, 6, 12]
 
 
 def test_uniform_noise_needs_no_standard_deviation() -> None:

@@ -344,6 +344,11 @@ GROUPS: dict[str, dict[str, Case]] = {
         "everything held out": Case(
             "train --recipe digits --out {o} --held-out-fraction 2", ["held_out_fraction", "2"], "0.1 is usual."
         ),
+        "micro-batches that do not fit": Case(
+            "train --recipe digits --out {o} --batch-size 32 --accumulate 5",
+            ["training.accumulate", "32", "5"],
+            "Give a number that divides the batch.",
+        ),
         "a run that is there already": Case(
             "train --recipe digits --out {p}/run", ["run", "--resume"], "`--resume`, or another `--out`."
         ),

@@ -46,6 +46,17 @@ def test_writing_into_a_batch_changes_no_other(batch_size: int) -> None:
     assert torch.equal(batch_indices(10, batch_size, 0, seed=0), kept)
 
 
+def test_another_device_gets_the_order_of_an_epoch_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches._epoch.cache_clear()
+    moved = []
+    real = batches.seeded_permutation
+    monkeypatch.setattr(batches, "seeded_permutation", lambda *a: moved.append(a) or real(*a))
+    for step in range(5):  # two batches an epoch
+        assert batch_indices(8, 4, step, seed=0, device="meta").device.type == "meta"
+    assert len(moved) == 3
+    assert batch_indices(8, 4, 0, seed=0).device.type == "cpu"
+
+
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     """With seed + epoch the second epoch of one seed would be the first of the next; with 32 bits, seed 2^32 seed 0."""
     orders = {tuple(batch_indices(50, 50, epoch, seed).tolist()) for seed in (0, 1, 2, 2**32, -1) for epoch in range(4)}

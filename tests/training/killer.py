@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which the first step of an optimizer imports, for seconds; once, before forking
 
 from tarflow import checkpoint, storage
 from tarflow.training.fabric import Engine  # noqa: F401 - imported once, before forking

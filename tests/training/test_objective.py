@@ -79,10 +79,13 @@ def test_images_are_not_written_to() -> None:
 
 def test_base_variance_follows_the_latents_of_the_additive_variant_only() -> None:
     flow = TarFlow(TarFlowConfig(**BASE, transform="additive"))
-    z = torch.randn(8, 4, 4) * 3
-    update_base_variance(flow, z)
-    expected = (1 - VARIANCE_RATE) + VARIANCE_RATE * z.square().mean(0)
+    energy = torch.rand(4, 4) * 3
+    update_base_variance(flow, energy, torch.tensor(True))
+    expected = (1 - VARIANCE_RATE) + VARIANCE_RATE * energy
     torch.testing.assert_close(flow.base_variance, expected)
+    kept = flow.base_variance.clone()
+    update_base_variance(flow, energy * float("nan"), torch.tensor(False))
+    assert torch.equal(flow.base_variance, kept)
     affine = TarFlow(TarFlowConfig(**BASE))
-    update_base_variance(affine, z)
+    update_base_variance(affine, energy)
     assert affine.base_variance is None

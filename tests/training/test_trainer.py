@@ -142,6 +142,72 @@ def test_gives_up_when_nothing_is_finite_any_more(tmp_path: Path, monkeypatch: p
         train(run_config(), splits(), tmp_path / "run")
 
 
+def test_gives_up_at_the_next_line_of_metrics_and_saves_nothing_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device counts; the host looks where it reads anyway. A row that is over by then still ends the run."""
+    monkeypatch.setattr(trainer_module, "SKIPS_ALLOWED", 3)
+    real = trainer_module.training_batch
+
+    def poisoned(images: Any, labels: Any, step: int, **kwargs: Any) -> Any:
+        x, y = real(images, labels, step, **kwargs)
+        return (x * float("nan"), y) if step in (4, 5, 6) else (x, y)
+
+    monkeypatch.setattr(trainer_module, "training_batch", poisoned)
+    config = run_config(log_every=9, save_every=4, evaluate_every=100)
+    with pytest.raises(Diverged, match="before step 8"):
+        train(config, splits(), tmp_path / "run")
+    assert checkpoint.latest_checkpoint(tmp_path / "run").name == "step-4"
+    with pytest.raises(Diverged, match="before step 9"):
+        train(run_config(log_every=9, save_every=100, evaluate_every=100), splits(), tmp_path / "logged")
+
+
+def test_a_row_of_skips_survives_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module, "SKIPS_ALLOWED", 5)
+    real = trainer_module.training_batch
+    monkeypatch.setattr(trainer_module, "training_batch", lambda *a, **k: (real(*a, **k)[0] * float("nan"), None))
+    config = run_config(data={"conditional": False})
+    with pytest.raises(Interrupted, match="saved at step 3"):
+        train(config, splits(), tmp_path / "run", report=StopAt(3))
+    with pytest.raises(Diverged, match="before step 5"):
+        train(config, splits(), tmp_path / "run", resume=True)
+
+
+def test_between_the_lines_of_metrics_only_the_number_of_the_step_is_reported(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    train(run_config(log_every=5, evaluate_every=12), splits(), tmp_path / "run", report=seen.append)
+    steps = [m for m in seen if "total" in m]
+    assert [m["step"] for m in steps] == list(range(1, 13))
+    assert [m["step"] for m in steps if "loss" in m] == [5, 10, 12]
+    assert all(set(m) == {"step", "total"} for m in steps if "loss" not in m)
+    assert all(not isinstance(v, torch.Tensor) for m in seen for v in m.values())
+    logged = [m for m in checkpoint.read_metrics(tmp_path / "run") if "loss" in m]
+    assert [m["step"] for m in logged] == [5, 10, 12]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "exactly"),
+    [
+        ({"checkpoint_activations": "nothing"}, {"checkpoint_activations": "layers"}, True),
+        ({"accumulate": 2}, {"accumulate": 2}, True),
+        ({"accumulate": 2}, {"accumulate": 4}, False),
+    ],
+)
+def test_how_a_step_is_computed_may_change_on_resuming(
+    first: dict[str, Any], second: dict[str, Any], exactly: bool, tmp_path: Path
+) -> None:
+    kind = {"model": {"transform": "additive"}}
+    train(run_config(**kind, **first), splits(), tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(run_config(**kind, **first), splits(), tmp_path / "parts", report=StopAt(5))
+    train(run_config(**kind, **second), splits(), tmp_path / "parts", resume=True)
+    whole, parts = run_weights(tmp_path / "whole"), run_weights(tmp_path / "parts")
+    if exactly:
+        assert_bitwise_equal(whole, parts)
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
 def test_does_not_overwrite_a_run(tmp_path: Path) -> None:
     train(run_config(), splits(), tmp_path / "run")
     with pytest.raises(FileExistsError, match="--resume"):

@@ -36,6 +36,7 @@ class Progress:
         self.task: TaskID | None = None
         self.spoke = time.monotonic()
         self.rate = 0.0
+        self.text = ""  # of the last step whose metrics were read
         self.stage = ""
         self.unread = 0
         self.mark = (0, 0.0)  # step and time of the first report
@@ -103,15 +104,15 @@ class Progress:
                 f"{k.replace('_', ' ')} {_short(v)}" for k, v in metrics.items() if k not in ("step", "standard_error")
             ]
             return self.say(f"step {step}: {', '.join(facts)}")
-        bits = metrics.get("bits_per_dim", metrics.get("noisy_bits_per_dim"))
         now = time.monotonic()
         if self.mark[0] == 0:
             self.mark = (metrics["step"], now)
-        if "images_per_second" in metrics:
-            self.rate = metrics["images_per_second"]
-        rate = f"  {self.rate:.0f} images/s" if self.rate else ""
-        text = f"loss {metrics['loss']:.3f}  {bits:.3f} bits/dim{rate}"
-        self._advance("training", metrics["step"], metrics["total"], text)
+        if "loss" in metrics:  # of most steps there is the number alone: reading more would stop the device
+            bits = metrics.get("bits_per_dim", metrics.get("noisy_bits_per_dim"))
+            self.rate = metrics.get("images_per_second", self.rate)
+            rate = f"  {self.rate:.0f} images/s" if self.rate else ""
+            self.text = f"loss {metrics['loss']:.3f}  {bits:.3f} bits/dim{rate}"
+        self._advance("training", metrics["step"], metrics["total"], self.text)
 
     def _advance(self, verb: str, done: int, total: int, text: str) -> None:
         if self.console.is_terminal:

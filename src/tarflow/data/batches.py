@@ -15,10 +15,11 @@ from torch import Tensor
 from tarflow.seeding import seeded_generator
 
 
-def batch_indices(size: int, batch_size: int, step: int, seed: int) -> Tensor:
-    """Which of `size` images batch number `step` holds: (batch_size,) int64, on the CPU.
+def batch_indices(size: int, batch_size: int, step: int, seed: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """Which of `size` images batch number `step` holds: (batch_size,) int64 on `device`, the same ones on any.
 
-    A batch may straddle two epochs (and then hold an image twice), and may be larger than `size`.
+    A device gets the order of an epoch once, at its start: a copy of each batch would make the host wait for it. A
+    batch may straddle two epochs (and then hold an image twice), and may be larger than `size`.
 
     >>> torch.cat([batch_indices(size=6, batch_size=2, step=s, seed=0) for s in range(3)]).sort().values
     tensor([0, 1, 2, 3, 4, 5])
@@ -30,7 +31,7 @@ def batch_indices(size: int, batch_size: int, step: int, seed: int) -> Tensor:
     while position < end:
         epoch, start = divmod(position, size)
         stop = min(size, start + end - position)
-        parts.append(_epoch(size, seed, epoch)[start:stop])
+        parts.append(_epoch(size, seed, epoch, str(device))[start:stop])
         position += stop - start
     return torch.cat(parts)  # a copy, also of one part: the cached permutation must not leave this file
 
@@ -44,5 +45,5 @@ def seeded_permutation(size: int, purpose: str, *key: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=2)  # a batch needs two at most, unless it is larger than the data
-def _epoch(size: int, seed: int, epoch: int) -> Tensor:
-    return seeded_permutation(size, "epoch", seed, epoch)
+def _epoch(size: int, seed: int, epoch: int, device: str) -> Tensor:
+    return seeded_permutation(size, "epoch", seed, epoch).to(device)

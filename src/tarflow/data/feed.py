@@ -95,15 +95,17 @@ class Feed:
         if self._stream is not None:
             pixels, indices = self._stream.batch(self.batch_size, step, self.rows)
             return pixels, None if self.labels is None else self.labels[indices]
-        chosen = batch_indices(len(self.images), self.batch_size, step, self.seed)[self.rows].to(self.images.device)
+        device = self.images.device
+        chosen = batch_indices(len(self.images), self.batch_size, step, self.seed, device=device)[self.rows]
         if self.images.device.type == "cpu":
             # NumPy copies rows in this thread. torch wakes all of its own for it, which takes longer than the copy.
             pixels = torch.from_numpy(self.images.numpy()[chosen.numpy()])
         else:
             pixels = self.images[chosen]
-        if self.background and self.device.type == "cuda":
-            pixels = pixels.pin_memory()
-        return pixels, None if self.labels is None else self.labels[chosen]
+        labels = None if self.labels is None else self.labels[chosen]
+        if self.background and self.device.type == "cuda":  # from other memory the copy would make the host wait
+            pixels, labels = pixels.pin_memory(), None if labels is None else labels.pin_memory()
+        return pixels, labels
 
     def _to_device(self, batch: Batch) -> Batch:
         pixels, labels = batch

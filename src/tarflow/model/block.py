@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tarflow.config import TarFlowConfig
+from tarflow.config import Recompute, TarFlowConfig
 from tarflow.model.cache import KVCache
+from tarflow.model.recompute import keeping_input
 from tarflow.model.transformer import Layer
 
 NULL_CLASS = -1
@@ -75,6 +76,7 @@ class Block(nn.Module):
         start: int | Tensor = 0,
         cache: KVCache | None = None,
         temperature: Tensor | None = None,
+        recompute: Recompute = "nothing",
     ) -> tuple[Tensor, Tensor]:
         """Predict patches start+1 … start+n from patches start … start+n-1 and what the cache holds before them.
 
@@ -85,6 +87,7 @@ class Block(nn.Module):
             cache: keys and values of patches before `start`; those of the given patches are written to it. Needed
                 where start > 0.
             temperature: (B,), attention logits are divided by it; None divides by nothing.
+            recompute: what a backward pass computes again instead of keeping it; changes no value.
 
         Returns:
             shift, log_scale: (B, n, D) each, float32 at least. The log-scale is raw: `bound` comes after guidance.
@@ -96,7 +99,12 @@ class Block(nn.Module):
         if context is not None:
             h = h + context
         for index, layer in enumerate(self.layers):
-            h = layer(h, start=start, layer=index, cache=cache, temperature=temperature)
+            options = {"start": start, "layer": index, "cache": cache, "temperature": temperature}
+            h = (
+                keeping_input(layer, h, **options)
+                if recompute == "layers"
+                else layer(h, **options, recompute=recompute)
+            )
         out = self.proj_out(h)
         out = out.to(torch.promote_types(out.dtype, torch.float32))
         if self.config.transform == "additive":
@@ -110,9 +118,9 @@ class Block(nn.Module):
         a = self.config.log_scale_bound
         return log_scale if a is None else a * torch.tanh(log_scale / a)
 
-    def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, y: Tensor | None = None, recompute: Recompute = "nothing") -> tuple[Tensor, Tensor]:
         """x (B, T, D) in raster order and labels (B,) to z (B, T, D) and ladj (B,), nats."""
-        z, log_scale = self._affine(x, y)
+        z, log_scale = self._affine(x, y, recompute)
         return z, -log_scale.sum(dim=(1, 2))
 
     def encode_patches(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -121,12 +129,12 @@ class Block(nn.Module):
         patch_ladj = nn.functional.pad(-log_scale.sum(dim=2), (1, 0))  # z_0 = x_0: nothing is scaled
         return z, self.reorder(patch_ladj)
 
-    def _affine(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _affine(self, x: Tensor, y: Tensor | None, recompute: Recompute = "nothing") -> tuple[Tensor, Tensor]:
         """z (B, T, D) in raster order, and the log-scale (B, T-1, D) of patches 1 … T-1 of the block's own order."""
         x = self.reorder(x)
         if x.shape[1] == 1:  # nothing to condition on: z_0 = x_0
             return x, x[:, 1:]
-        shift, log_scale = self.conditioner(x[:, :-1], self.context(y))  # of patches 1 … T-1
+        shift, log_scale = self.conditioner(x[:, :-1], self.context(y), recompute=recompute)  # of patches 1 … T-1
         log_scale = self.bound(log_scale)
         z = torch.cat([x[:, :1], (x[:, 1:] - shift) * torch.exp(-log_scale)], dim=1)
         return self.reorder(z), log_scale

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from tarflow import storage
-from tarflow.config import ConfigError, TarFlowConfig, from_dict, to_dict
+from tarflow.config import ConfigError, Recompute, TarFlowConfig, from_dict, to_dict
 from tarflow.model.block import NULL_CLASS, Block
 from tarflow.model.patches import patchify, unpatchify
 
@@ -59,12 +59,15 @@ class TarFlow(nn.Module):
 
     # --- the flow ------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """`encode` without its checks, which wait for the device: what training calls."""
+    def forward(self, x: Tensor, y: Tensor | None = None, recompute: Recompute = "nothing") -> tuple[Tensor, Tensor]:
+        """`encode` without its checks, which wait for the device: what training calls.
+
+        `recompute` says what the backward pass computes again instead of keeping it; it changes no value.
+        """
         z = self.to_patches(x)
         ladj = z.new_zeros(len(z))
         for block in self.blocks:
-            z, block_ladj = block.encode(z, y)
+            z, block_ladj = block.encode(z, y, recompute)
             ladj = ladj + block_ladj
         return z, ladj
 

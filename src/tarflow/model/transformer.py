@@ -7,12 +7,21 @@ is a device tensor (an additive mask over the whole cache).
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 
+from tarflow.config import Recompute
 from tarflow.model.cache import KVCache
+from tarflow.model.recompute import gelu_linear, norm_linear
+
+CPU_QUERIES = 128
+"""Queries that the CPU's attention takes at a time: its kernel computes what causality hides, and so less is hidden."""
+
+WORTH_FORGETTING = 1 << 18
+"""Numbers B·n·W from which on norms and GELUs are computed again: below, a layer keeps less than 16 MB in float32."""
 
 
 class Attention(nn.Module):
@@ -33,10 +42,14 @@ class Attention(nn.Module):
         layer: int = 0,
         cache: KVCache | None = None,
         temperature: Tensor | None = None,
+        recompute: Recompute = "nothing",
     ) -> Tensor:
         batch, count, width = x.shape
-        qkv = self.qkv(self.norm(x)).view(batch, count, 3, width // self.head_dim, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 of (B, H, n, K)
+        # (B, n, 3W)
+        qkv = norm_linear(self.norm, self.qkv, x) if recompute == "elementwise" else self.qkv(self.norm(x))
+        # In this order the gradients of q, k and v lie in memory as qkv does, and are put together in one copy.
+        heads = (batch, count, width // self.head_dim, self.head_dim)
+        q, k, v = (part.view(heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))  # (B, H, n, K)
         if temperature is not None:
             q = q / temperature.to(q.dtype).view(batch, 1, 1, 1)  # the logits are linear in the queries
         if cache is not None:
@@ -56,10 +69,25 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor, start: int | Tensor) -> T
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     if count == 1:
         return F.scaled_dot_product_attention(q, k, v)
+    if count == length and count > CPU_QUERIES and q.device.type == "cpu":
+        ends = [*range(CPU_QUERIES, count, CPU_QUERIES), count]
+        chunks = zip(q.split(CPU_QUERIES, dim=2), ends, strict=True)
+        parts = [_causal_attention(part, k[:, :, :end], v[:, :, :end], end - part.shape[2]) for part, end in chunks]
+        return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)  # (B, n, H, K) in memory
     if count == length:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     # `is_causal` aligns its triangle to the upper left, which for a window would hide the prefix.
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(count, length))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=_window_mask(count, length, q.device))
+
+
+def _window_mask(count: int, length: int, device: torch.device) -> Tensor:
+    """What the last `count` of `length` positions may see: themselves and all before."""
+    if device.type == "cpu":
+        return torch.ones(count, length, dtype=torch.bool).tril(length - count)
+    # For CUDA's flash kernels, which take no other mask. Importing it imports torch's compiler: five seconds.
+    from torch.nn.attention.bias import causal_lower_right
+
+    return causal_lower_right(count, length)
 
 
 class Layer(nn.Module):
@@ -83,6 +111,15 @@ class Layer(nn.Module):
         layer: int = 0,
         cache: KVCache | None = None,
         temperature: Tensor | None = None,
+        recompute: Recompute = "nothing",
     ) -> Tensor:
-        x = x + self.attention(x, start=start, layer=layer, cache=cache, temperature=temperature)
+        """Tokens (B, n, W) to tokens (B, n, W); `recompute` says what the backward pass computes again, see config."""
+        if torch.compiler.is_compiling():
+            recompute = "nothing"  # a compiler that sees both passes decides for itself what is cheap to compute again
+        if recompute == "elementwise" and x.numel() < WORTH_FORGETTING:
+            recompute = "nothing"
+        x = x + self.attention(x, start=start, layer=layer, cache=cache, temperature=temperature, recompute=recompute)
+        if recompute == "elementwise":
+            norm, linear_in, _, linear_out = cast("tuple[nn.LayerNorm, nn.Linear, nn.GELU, nn.Linear]", self.mlp)
+            return x + gelu_linear(linear_out, norm_linear(norm, linear_in, x))
         return x + self.mlp(x)

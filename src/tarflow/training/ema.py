@@ -20,18 +20,31 @@ class EMA:
 
     def __init__(self, flow: TarFlow, decay: float) -> None:
         self.decay = decay
-        self.updates = 0
         self.flow = copy.deepcopy(flow).eval().requires_grad_(False)
         # The tensors themselves, which optimizers and `load_state_dict` write into: a small flow spends a twentieth of
         # a step on collecting them.
         self._averaged, self._trained = _tensors(self.flow), _tensors(flow)
+        # On the device, where it is known whether a step counted; in float64, in which 1 - 0.9999 keeps its digits.
+        dtype = torch.float32 if flow.device.type == "mps" else torch.float64
+        self._updates = torch.zeros((), device=flow.device, dtype=dtype)
+
+    @property
+    def updates(self) -> int:
+        """n. Reading it waits for the device."""
+        return int(self._updates)
+
+    @updates.setter
+    def updates(self, count: int) -> None:
+        self._updates.fill_(count)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Follow the trained flow after a step of its optimizer."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self._averaged, self._trained, 1 - decay)
-        self.updates += 1
+    def update(self, moved: Tensor | bool = True) -> None:
+        """Follow the trained flow after a step of its optimizer, unless that did not count: `moved`, 0-d bool."""
+        n = self._updates
+        weight = (1 - ((1 + n) / (10 + n)).clamp(max=self.decay)) * moved
+        weight = weight.to(self._averaged[0].dtype)
+        torch._foreach_lerp_(self._averaged, self._trained, [weight] * len(self._averaged))
+        self._updates += moved
 
 
 def _tensors(flow: TarFlow) -> list[Tensor]:

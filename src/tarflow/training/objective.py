@@ -56,7 +56,11 @@ def training_batch(
 
 
 @torch.no_grad()
-def update_base_variance(flow: TarFlow, z: Tensor) -> None:
-    """Move the additive variant's `base_variance` (T, D) towards mean(z²) of this step. Affine flows have none."""
+def update_base_variance(flow: TarFlow, energy: Tensor, moved: Tensor | bool = True) -> None:
+    """Move the additive variant's `base_variance` (T, D) towards `energy`, mean(z²) of this step's batch (T, D).
+
+    Where the step does not count (`moved`, 0-d bool, is false) nothing changes. Affine flows have no base variance.
+    """
     if flow.base_variance is not None:
-        flow.base_variance.lerp_(z.detach().square().mean(dim=0).to(flow.base_variance.dtype), VARIANCE_RATE)
+        step = VARIANCE_RATE * (energy.to(flow.base_variance.dtype) - flow.base_variance)
+        flow.base_variance += torch.where(torch.as_tensor(moved, device=step.device), step, 0.0)

@@ -81,9 +81,15 @@ def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
     return RunConfig(from_dict(TarFlowConfig, model, "model"), data, training)
 
 
-# What decides when something is written, not where the weights go; where the data lie, for their digest is checked;
-# who decodes them, and whether a bad record stops it, for until then there was none.
-RESUMABLE = ("log_every", "evaluate_every", "sample_every", "save_every", "keep_last", "source", "workers", "skip_bad")
+# What decides when something is written, not where the weights go; where the data lie, for their digest is checked; who
+# decodes them, and whether a bad record stops it, for until then there was none; and how the same step is computed,
+# which must fit the machine that a run is resumed on. Of these `checkpoint_activations` changes no bit, `accumulate`
+# and `compile` change rounding, as another device or number of threads does.
+RESUMABLE = (
+    *("log_every", "evaluate_every", "sample_every", "save_every", "keep_last"),
+    *("source", "workers", "skip_bad"),
+    *("accumulate", "checkpoint_activations", "compile"),
+)
 
 
 def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:

@@ -21,11 +21,13 @@ from tarflow.data.streamed import StreamedSplits
 from tarflow.evaluation.likelihood import evaluate_likelihood, to_bits_per_dim
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow, load_weights, read_weights
 from tarflow.sampling.sample import SamplingError, sample
+from tarflow.training.compiling import compile_layers, wants_compilation
 from tarflow.training.ema import EMA
 from tarflow.training.interrupt import Interrupted, collect_signals
-from tarflow.training.objective import objective, training_batch, update_base_variance
+from tarflow.training.objective import training_batch
 from tarflow.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from tarflow.training.setup import check_resumable, start_from, step_counts
+from tarflow.training.step import TrainingStep
 
 SKIPS_ALLOWED = 100  # steps in a row without a finite gradient: no later batch will mend the weights
 SHEET_IMAGES = 100
@@ -67,13 +69,14 @@ def train(
         resume: go on from the newest checkpoint in `out`, bit for bit as if nothing had happened (on the same device
             and number of threads); from the start where there is none yet.
         init: weights to start from (see `start_from`).
-        report: called with the metrics of every step, evaluation and sample sheet.
+        report: called after every step with its number, and with the metrics where they are logged, and with those of
+            every evaluation and sample sheet.
 
     Raises:
         FileExistsError: `out` holds a run and `resume` was not asked for.
         ConfigError: the config differs from that of the run to resume, or the training images do.
         Interrupted: SIGTERM or SIGINT came; everything is saved.
-        Diverged: the loss is not finite any more.
+        Diverged: the loss is not finite any more; seen where metrics are logged or a checkpoint is written.
     """
     out = Path(out)
     checkpoint.check_free(out, resume=resume)
@@ -130,13 +133,16 @@ class Trainer:
             start_from(self.flow, init)
         self.flow.to(device).train()
         self.optimizer = build_optimizer(self.flow, self.training)
-        self.engine = Engine(self.training, device)
-        self.engine.set_up(self.flow, self.optimizer)
+        engine = Engine(self.training, device)
+        engine.set_up(self.flow)
         self.ema = EMA(self.flow, self.training.ema_decay)
+        if wants_compilation(self.training.compile, device):
+            compile_layers(self.flow)
+        self.move = TrainingStep(
+            self.flow, self.optimizer, self.ema, config=self.training, forward=engine, backward=engine.backward
+        )
 
         self.step = 0
-        self.skipped = 0
-        self.skipped_in_a_row = 0
         self.best_step: int | None = None
         self.best_score = float("inf")
         self.seconds = 0.0
@@ -148,71 +154,70 @@ class Trainer:
         started = time.monotonic() - self.seconds
         mark = (self.step, self.seconds)
         while self.step < self.total:
-            metrics = self.take_step()
+            measured = self.take_step()
             for name, reason in self.feed.newly_skipped():
                 self.report({"step": self.step, "skipped_image": f"{name}: {reason}"})
-            self.seconds = time.monotonic() - started
             last = self.step == self.total
+            metrics: dict[str, Any] = {"step": self.step}
             if self.step % self.training.log_every == 0 or last:
+                metrics = self.read(measured)
+                self.seconds = time.monotonic() - started  # after reading, which waits for the device
                 steps, seconds = self.step - mark[0], self.seconds - mark[1]
                 mark = (self.step, self.seconds)
                 metrics["images_per_second"] = steps * self.training.batch_size / max(seconds, 1e-9)
-                metrics["skipped"] = self.skipped
+                metrics["skipped"] = int(self.move.skipped)
                 metrics["seconds"] = self.seconds
                 checkpoint.append_metrics(self.out, metrics)
             self.report(metrics | {"total": self.total})
-            better = False
-            if self.step % self.training.evaluate_every == 0 or last:
-                better = self.evaluate()
-            if self.training.sample_every and (self.step % self.training.sample_every == 0 or last):
+            evaluates = self.step % self.training.evaluate_every == 0 or last
+            draws = self.training.sample_every > 0 and (self.step % self.training.sample_every == 0 or last)
+            better = evaluates and self.evaluate()
+            if draws:
                 self.draw_samples()
-            if better or received or last or self.step % self.training.save_every == 0:
+            saves = better or bool(received) or last or self.step % self.training.save_every == 0
+            if saves:
+                self.check_progress()
+                self.seconds = time.monotonic() - started
                 self.save()
+            if evaluates or draws or saves:
                 mark = (self.step, time.monotonic() - started)  # the rate is that of the steps alone
             if received and not last:
                 raise Interrupted(received[0], self.step)
         if self.best_step is None:
             raise Diverged("no held-out evaluation was finite; lower the learning rate, or bound the log-scale")
-        return TrainingResult(self.total, self.skipped, self.best_step, self.best_score, self.seconds)
+        return TrainingResult(self.total, int(self.move.skipped), self.best_step, self.best_score, self.seconds)
 
     def take_step(self) -> dict[str, Any]:
-        """One optimizer step, or a skipped one where the gradient is not finite; its metrics."""
+        """One optimizer step, or a skipped one where it is not finite; what was measured, as tensors on the device."""
         training = self.training
         x, y = training_batch(
             *self.feed.batch(self.step), self.step, config=training, levels=self.data.levels, flip=self.data.flip
         )
         rate = learning_rate(self.step, config=training, steps=self.total, warmup=self.warmup)
         set_learning_rate(self.optimizer, rate)
-        self.engine.zero_grad()
-        z, ladj = self.engine(x, y)
-        loss = objective(z, ladj)
-        self.engine.backward(loss)
-        norm = self.engine.clip(training.clip_norm)
+        measured = self.move(x, y)
         self.step += 1
-        finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))
-        if finite:
-            self.engine.step()
-            update_base_variance(self.flow, z)
-            self.ema.update()
-            self.skipped_in_a_row = 0
-        else:
-            self.skipped += 1
-            self.skipped_in_a_row += 1
-            if self.skipped_in_a_row >= SKIPS_ALLOWED:
-                raise Diverged(
-                    f"no finite gradient in {SKIPS_ALLOWED} steps before step {self.step}; "
-                    "lower the learning rate, or bound the log-scale"
-                )
-        with torch.no_grad():
-            nats = -(self.flow.base_log_prob(z) + ladj).mean() / self.config.model.num_dims
-        bits = to_bits_per_dim(float(nats), self.data.levels, training.noise)
+        return measured | {"lr": rate}
+
+    def read(self, measured: dict[str, Any]) -> dict[str, Any]:
+        """The metrics of a step as numbers, for which the host waits. Raises Diverged where it is time to."""
+        self.check_progress()
+        nats = -float(measured["log_prob"]) / self.config.model.num_dims
         return {
             "step": self.step,
-            "loss": float(loss.detach()),
-            self.bits_name: bits,
-            "lr": rate,
-            "grad_norm": float(norm),
+            "loss": float(measured["loss"]),
+            self.bits_name: to_bits_per_dim(nats, self.data.levels, self.training.noise),
+            "lr": measured["lr"],
+            "grad_norm": float(measured["grad_norm"]),
         }
+
+    def check_progress(self) -> None:
+        """Raise Diverged where `SKIPS_ALLOWED` steps in a row did not count."""
+        if int(self.move.longest_row) >= SKIPS_ALLOWED:
+            raise Diverged(
+                f"no finite gradient in {SKIPS_ALLOWED} steps in a row before step {self.step}; "
+                "lower the learning rate, or bound the log-scale"
+            )
 
     @property
     def bits_name(self) -> str:
@@ -265,8 +270,8 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         return {
             "step": self.step,
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
+            "skipped": int(self.move.skipped),
+            "skipped_in_a_row": int(self.move.skipped_in_a_row),
             "best_step": self.best_step,
             "best_score": self.best_score,
             "seconds": self.seconds,
@@ -283,7 +288,8 @@ class Trainer:
         load_weights(self.ema.flow, read_weights(origin / WEIGHTS_FILE), origin)
         self.ema.updates = state["ema_updates"]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.skipped, self.skipped_in_a_row = state["step"], state["skipped"], state["skipped_in_a_row"]
+        self.step = state["step"]
+        self.move.set_counts(state["skipped"], state["skipped_in_a_row"])
         self.best_step, self.best_score, self.seconds = state["best_step"], state["best_score"], state["seconds"]
 
     def save(self) -> None:

@@ -72,7 +72,8 @@ class MetaBlock(nn.Module):
         """Log-scale and shift of the patch after each of the given ones, which are the first of the sequence."""
         h = self.proj_in(x) + self.order(self.pos_embed, 0)[: x.shape[1]]
         if self.class_embed is not None:
-            h = h + (self.class_embed.mean(dim=0) if y is None else self.class_embed[y])
+            null = self.class_embed.mean(dim=0)
+            h = h + (null if y is None else torch.where((y < 0)[:, None, None], null, self.class_embed[y]))
         for layer in self.attn_blocks:
             h = layer(h, temperature)
         out = self.proj_out(h).float()
@@ -80,6 +81,11 @@ class MetaBlock(nn.Module):
             log_scale, shift = out.chunk(2, dim=-1)
             return log_scale, shift
         return torch.zeros_like(out), out
+
+    def forward(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = self.order(x, 1)
+        log_scale, shift = (nn.functional.pad(part, (0, 0, 1, 0)) for part in self.predict(x[:, :-1], y))
+        return self.order((x - shift) * (-log_scale).exp(), 1), -log_scale.mean(dim=(1, 2))
 
     def guided(self, x: Tensor, y: Tensor | None, scale: float, temperature: float, total: int) -> list[Tensor]:
         branch = self.predict(x, y)
@@ -118,6 +124,18 @@ class Model(nn.Module):
             MetaBlock(dim, channels, patches, b % 2 == 1, layers_per_block, nvp, num_classes) for b in range(num_blocks)
         )
         self.register_buffer("var", torch.ones(patches, dim))
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
+        x = nn.functional.unfold(x, self.patch_size, stride=self.patch_size).transpose(1, 2)
+        outputs, total = [], torch.zeros(len(x))
+        for block in self.blocks:
+            x, ladj = block(x, y)
+            outputs.append(x)
+            total = total + ladj
+        return x, outputs, total
+
+    def get_loss(self, z: Tensor, ladj: Tensor) -> Tensor:
+        return z.square().mean() / 2 - ladj.mean()
 
     def images(self, x: Tensor) -> Tensor:
         size = (self.img_size, self.img_size)

@@ -1,0 +1,86 @@
+"""Computing again in the backward pass what would otherwise be kept from the forward pass: the same bits, less memory.
+
+A Transformer layer keeps 16 widths a token: its input, norm, queries, keys and values (3), what attention gives, the
+sum, the second norm, and the hidden layer before and after its GELU (4 each). The norms and what comes out of the GELU
+are 6 of them, and next to no arithmetic.
+
+`norm_linear` and `gelu_linear` keep their input and compute all but the product again. torch's own `checkpoint` would
+do the same for half a millisecond a call, of which there are three a layer. All weights must want gradients, as they do
+in training, and there are none of the second order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+
+def keeping_input(function: Callable[..., Tensor], x: Tensor, **options: Any) -> Tensor:
+    """`function(x, **options)`, of which only x is kept; all else is computed again when it is needed."""
+    result = checkpoint(function, x, use_reentrant=False, preserve_rng_state=False, **options)  # nothing is drawn
+    assert isinstance(result, Tensor)
+    return result
+
+
+def norm_linear(norm: nn.LayerNorm, linear: nn.Linear, x: Tensor) -> Tensor:
+    """linear(norm(x)), (…, W) to (…, N), of which x and the mean and deviation of its rows are kept."""
+    result = _NormLinear.apply(x, norm.weight, norm.bias, norm.eps, linear.weight, linear.bias)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def gelu_linear(linear: nn.Linear, x: Tensor) -> Tensor:
+    """linear(gelu(x)), (…, W) to (…, N), of which x is kept."""
+    result = _GELULinear.apply(x, linear.weight, linear.bias)
+    assert isinstance(result, Tensor)
+    return result
+
+
+class _NormLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, offset: Tensor, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
+        a, mean, deviation = torch.native_layer_norm(x, x.shape[-1:], scale, offset, eps)
+        ctx.save_for_backward(x, scale, offset, mean, deviation, weight)
+        ctx.eps = eps
+        return F.linear(a, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, offset, mean, deviation, weight = ctx.saved_tensors
+        a = F.layer_norm(x, x.shape[-1:], scale, offset, ctx.eps)
+        of_a, of_weight, of_bias = _linear_backward(grad, a, weight)
+        of_x, of_scale, of_offset = torch.ops.aten.native_layer_norm_backward(
+            of_a, x, x.shape[-1:], mean, deviation, scale, offset, [True, True, True]
+        )
+        return of_x, of_scale, of_offset, None, of_weight, of_bias
+
+
+class _GELULinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(F.gelu(x), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_a, of_weight, of_bias = _linear_backward(grad, F.gelu(x), weight)
+        return torch.ops.aten.gelu_backward(of_a, x), of_weight, of_bias
+
+
+def _linear_backward(grad: Tensor, a: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of y = a Wᵀ + b: da = dy W, dW = dyᵀ a, db = Σ dy.
+
+    Under autocast y is narrow, and so were the factors of its product: they are here, too.
+    """
+    rows = grad.flatten(0, -2)
+    of_a = (rows @ weight.to(grad.dtype)).view_as(a).to(a.dtype)
+    return of_a, rows.t() @ a.to(grad.dtype).flatten(0, -2), rows.sum(dim=0)

@@ -1,0 +1,104 @@
+"""One optimizer step: its gradient in micro-batches, whether it counts, and what moves. The host waits for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from tarflow.config import TrainingConfig
+from tarflow.model.flow import TarFlow
+from tarflow.training.ema import EMA
+from tarflow.training.objective import objective, update_base_variance
+
+Forward: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+
+
+class TrainingStep:
+    """A flow, its optimizer and its averaged weights, moved by one batch at a time.
+
+    A step whose loss or gradient is not finite is skipped: weights, moments, the optimizer's step count, averaged
+    weights and base variance stay as they were. That is decided where the numbers are. Asking the host would make it
+    wait for the device in every step, so that the device then waits for the host: the fused optimizer is told by
+    `found_inf`, as a gradient scaler would tell it, and the counters are tensors.
+
+    Args:
+        flow, optimizer, ema: what moves; the optimizer is that of `build_optimizer`; None averages no weights.
+        config: `accumulate`, `clip_norm` and `checkpoint_activations` are read.
+        forward: `flow` itself, or what wraps it (autocast, compilation): (x, y, recompute) to (z, ladj).
+        backward: of a loss.
+    """
+
+    def __init__(
+        self,
+        flow: TarFlow,
+        optimizer: torch.optim.Optimizer,
+        ema: EMA | None,
+        *,
+        config: TrainingConfig,
+        forward: Forward | None = None,
+        backward: Callable[[Tensor], object] = torch.Tensor.backward,
+    ) -> None:
+        self.flow, self.optimizer, self.ema, self.config = flow, optimizer, ema, config
+        self.forward: Forward = forward or flow
+        self.backward = backward
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        # The fused kernels of the CPU and of CUDA know `found_inf`; elsewhere the host has to ask.
+        self.decided_on_device = flow.device.type in ("cpu", "cuda")
+        self.set_counts(0, 0)
+
+    def set_counts(self, skipped: int, skipped_in_a_row: int) -> None:
+        """Where a resumed run stands."""
+        counts = torch.tensor([skipped, skipped_in_a_row, skipped_in_a_row], device=self.flow.device)
+        self.skipped, self.skipped_in_a_row, self.longest_row = counts.unbind()
+
+    def __call__(self, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
+        """Take one step, at the optimizer's learning rate.
+
+        Args:
+            x: (B, C, H, W), noisy images, of which `accumulate` divides B. y: (B,) labels, or None.
+
+        Returns:
+            0-d tensors on the device: `loss` (`objective` of the batch), `log_prob` (its mean, nats), both before the
+            step, and `grad_norm`, before clipping.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = self.config.accumulate
+        loss = log_prob = x.new_zeros((), dtype=torch.float32)
+        energy: Tensor | None = None  # mean z² of the batch (T, D), which the additive variant follows
+        xs, ys = x.chunk(parts), [None] * parts if y is None else y.chunk(parts)
+        for x_part, y_part in zip(xs, ys, strict=True):
+            z, ladj = self.forward(x_part, y_part, self.config.checkpoint_activations)
+            part = objective(z, ladj) / parts  # equal parts: the mean of their means is that of the batch
+            self.backward(part)
+            with torch.no_grad():
+                loss = loss + part.detach()
+                log_prob = log_prob + (self.flow.base_log_prob(z) + ladj).mean() / parts
+                if self.flow.base_variance is not None:
+                    share = z.detach().square().mean(dim=0) / parts
+                    energy = share if energy is None else energy + share
+            del z, ladj, part  # the graph is gone, and these are what the next part's memory would lie beside
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.config.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
+        finite = torch.isfinite(norm) & torch.isfinite(loss)
+        self._move(finite)
+        if self.ema is not None:
+            self.ema.update(finite)
+        if energy is not None:
+            update_base_variance(self.flow, energy, finite)
+        with torch.no_grad():
+            self.skipped = self.skipped + ~finite
+            self.skipped_in_a_row = torch.where(finite, 0, self.skipped_in_a_row + 1)
+            self.longest_row = torch.maximum(self.longest_row, self.skipped_in_a_row)
+        return {"loss": loss, "log_prob": log_prob, "grad_norm": norm}
+
+    def _move(self, finite: Tensor) -> None:
+        """The optimizer's step, unless its gradient is not `finite`."""
+        if self.decided_on_device:
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif bool(finite):
+            self.optimizer.step()
