@@ -3,6 +3,8 @@
 # What .venv is made with: 3.11 or newer.
 PYTHON ?= python3
 VENV := .venv
+# Processes that the tests run in; each computes with one thread.
+JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -32,7 +34,7 @@ demo: install ## train on the embedded digits, score, sample, denoise; results i
 	$(BIN)/tarflow demo --out demo
 
 test: install ## every test but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist worksteal
 
 # pytest says 5 where there is nothing to run, as without the official repository, which some need.
 test-slow: install ## the slow tests
