@@ -17,6 +17,7 @@ from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
 from tarflow.sampling.captured import captured
 from tarflow.sampling.guidance import guided_rows, predictor
+from tarflow.sampling.native import library
 from tarflow.sampling.sequential import sequential
 from tarflow.sampling.step import THIN, Product, Step
 
@@ -30,10 +31,20 @@ def no_gradients() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(params=["operations", "native"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a step in float32 is computed by: PyTorch's operations or, where it can be compiled, native code."""
+    if request.param == "operations":
+        monkeypatch.setattr("tarflow.sampling.step.library", lambda: None)
+    elif library() is None:
+        pytest.skip("native code needs GCC and a PyTorch with libgomp")
+    return str(request.param)
+
+
 @every_seeing_case
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("batch", [1, 3, THIN])
-def test_it_is_the_conditioner_in_any_windows(name: str, dtype: torch.dtype, batch: int) -> None:
+def test_it_is_the_conditioner_in_any_windows(name: str, dtype: torch.dtype, batch: int, kind: str) -> None:
     flow = build(name, dtype)
     y, tolerance = labels(flow, batch), 1e-4 if dtype == torch.float32 else 1e-11
     temperature = torch.linspace(0.3, 1.5, batch, dtype=dtype)
@@ -42,6 +53,7 @@ def test_it_is_the_conditioner_in_any_windows(name: str, dtype: torch.dtype, bat
         caches = [block.new_cache(batch) for _ in range(2)]
         assert Step.fits(block, caches[0])
         step = Step(block, context, caches[0], warmth)
+        assert (step.native is not None) == (kind == "native" and dtype == torch.float32)
         for start, end in itertools.pairwise([0, 1, *range(3, x.shape[1], 2), x.shape[1]]):
             part = x[:, start:end]
             if end <= start:
@@ -93,7 +105,18 @@ def halved(block: Block) -> None:
     block.to(torch.bfloat16)
 
 
-@pytest.mark.parametrize("change", [hooked, replaced, reparametrised, halved])
+def another_activation(block: Block) -> None:
+    block.layers[0].mlp[2] = nn.ReLU()
+
+
+def an_approximate_activation(block: Block) -> None:
+    block.layers[0].mlp[2] = nn.GELU(approximate="tanh")
+
+
+CHANGES = [hooked, replaced, reparametrised, another_activation, an_approximate_activation]
+
+
+@pytest.mark.parametrize("change", [*CHANGES, halved])
 def test_it_does_not_stand_in_for_what_it_does_not_know(change: Any) -> None:
     block = build("conditional", torch.float32).blocks[0]
     assert Step.fits(block, block.new_cache(2))
@@ -112,7 +135,7 @@ def test_it_stands_back_from_autocast_gradients_and_other_caches() -> None:
     assert not Step.fits(block, block.new_cache(2, device=torch.device("meta")))
 
 
-@pytest.mark.parametrize("change", [hooked, replaced, reparametrised])
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_block_is_sampled_as_it_is(change: Any) -> None:
     flow = build("conditional")
     before = tarflow.sample(flow, 3, solver="sequential")

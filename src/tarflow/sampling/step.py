@@ -3,7 +3,7 @@
 Decoding evaluates a block hundreds of times for one patch, or a short window of them, and there the arithmetic is the
 smaller part: `Block.conditioner` spends as long again on calling modules, on reshaping, and on products whose one side
 is thin. `Step` is the same function of the same weights and the same cache, written out: equal up to rounding, and
-without gradients.
+without gradients. In float32, and where a C compiler is found, `native` does the same in one call.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
-from tarflow.model.transformer import Layer
+from tarflow.model.transformer import Attention, Layer
+from tarflow.sampling.native import NativeBlock, library
 
 # Rows below which weights are kept in blocks of columns. Products so thin are bound by how weights come in, and a block
 # comes in as one run of memory: with MKL on AVX2, and weights from beyond the second cache, 3 times as fast as x·Wᵀ at
@@ -43,6 +44,8 @@ class Step:
         places = block.reorder(block.position.unsqueeze(0))[0]  # (T, W), in the block's own order
         self.entry = places + block.proj_in.bias if context is None else places + block.proj_in.bias + context
         self.entry = self.entry.expand(cache.store.shape[2], -1, -1)  # (B, T, W): what does not depend on x
+        compiled = library() if self.dtype == torch.float32 else None
+        self.native = None if compiled is None else NativeBlock(compiled, block, self.entry, cache.store, self.scale)
         self.into, self.proj_out = block.proj_in.weight.t().contiguous(), block.proj_out
         layers = cast("list[Layer]", block.layers)
         self.layers = [_LayerStep(layer, store) for layer, store in zip(layers, cache.store, strict=True)]
@@ -63,6 +66,8 @@ class Step:
         """x (B, n, D), patches start … start+n-1 in the block's own order, to shift and log_scale (B, n, D)."""
         batch, count, size = x.shape
         start = int(start)  # a CPU does not wait for its own tensors
+        if self.native is not None:
+            return self._parts(self.native(x.to(self.dtype), start))
         entry = self.entry[:, start : start + count]
         h = torch.addmm(entry.reshape(batch * count, -1), x.reshape(-1, size).to(self.dtype), self.into)  # (B·n, W)
         mask = None
@@ -70,7 +75,10 @@ class Step:
             mask = torch.ones(count, start + count, dtype=torch.bool).tril_(diagonal=start)
         for layer in self.layers:
             layer(h, batch, start, self.scale, mask)
-        out = F.linear(h, self.proj_out.weight, self.proj_out.bias).view(batch, count, -1)
+        return self._parts(F.linear(h, self.proj_out.weight, self.proj_out.bias).view(batch, count, -1))
+
+    def _parts(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and log-scale from the outputs (B, n, O)."""
         if not self.affine:
             return out, out.new_zeros(()).expand_as(out)
         log_scale, shift = out.chunk(2, dim=-1)
@@ -129,7 +137,10 @@ def _norm(norm: nn.LayerNorm, h: Tensor) -> Tensor:
     return torch.layer_norm(h, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
+PLAIN = (Block, Layer, Attention, nn.ModuleList, nn.Sequential, nn.Linear, nn.LayerNorm, nn.GELU)
+
+
 def _is_plain(module: nn.Module) -> bool:
     """Whether a module of a block computes what its class says: not replaced, and with no hooks on it."""
-    known = type(module) in (Block, Layer, nn.Linear, nn.LayerNorm) or not module._parameters
+    known = type(module) in PLAIN and not (isinstance(module, nn.GELU) and module.approximate != "none")
     return known and not (module._forward_hooks or module._forward_pre_hooks)
