@@ -10,8 +10,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+from tarflow.storage import DamageWarning
 
 COMMANDS = {  # name: (module, what --help says of it)
     "demo": "Train, score, sample and denoise the embedded digits, and check the result.",
@@ -46,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"no command {argv[0]!r}; known: {', '.join(COMMANDS)}")
     command = importlib.import_module(f"tarflow.cli.{argv[0]}")
     try:
-        options = parse(command.options(argv[1:]), argv[1:], f"tarflow {argv[0]}")
-        command.run(options)
+        with _warnings_in_one_line():
+            options = parse(command.options(argv[1:]), argv[1:], f"tarflow {argv[0]}")
+            command.run(options)
     except BadArguments as error:
         return _fail(str(error))
     except KeyboardInterrupt:
@@ -86,6 +90,23 @@ def _one_line(box: str) -> str:
     lines = [re.sub(r"[─│╭╮╰╯]+|-{3,}|^[+|]|[+|]$", " ", line).strip() for line in box.splitlines()[1:]]
     advice = ("For full helptext", "Argument helptext", "In `", "tarflow ")
     return " ".join(line for line in lines if line and not line.startswith(advice))
+
+
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Damaged files that were passed over are always said, without the line of our code that Python adds."""
+    usual = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *where: Any, **named: Any) -> None:
+        if issubclass(category, DamageWarning):
+            print(f"tarflow: warning: {message}", file=sys.stderr)
+        else:
+            usual(message, category, *where, **named)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DamageWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _overview() -> str:
