@@ -195,7 +195,7 @@ def _read_weights(directory: Path) -> None:
 def sound_checkpoint(run: str | Path, files: Sequence[str] = ALL_FILES) -> Path | None:
     """The newest checkpoint of a run whose `files` are sound; None where there are no checkpoints.
 
-    A `DamageWarning` says which were passed over, and why. Raises ValueError where there are checkpoints and none is sound.
+    A `DamageWarning` says which were passed over, and why. Raises ValueError where there are some, and none is sound.
     """
     problems: list[str] = []
     for path in reversed(checkpoints(run)):

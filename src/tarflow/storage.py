@@ -19,15 +19,14 @@ import os
 import re
 import shutil
 import socket
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # not a POSIX system: nothing there keeps two processes apart
-    fcntl = None  # type: ignore[assignment]
 
 LOCK_FILE = ".lock"
 _MARK = ".partial-"
@@ -151,7 +150,7 @@ def check_not_in_use(directory: str | Path) -> None:
 
 def _lock(path: Path) -> int | None:
     """An open file that is locked, or None where there are no locks."""
-    if fcntl is None:
+    if sys.platform == "win32":
         return None
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -242,7 +242,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def load_weights(flow: TarFlow, tensors: dict[str, Tensor], origin: str | Path, *, assign: bool = False) -> None:
     """Copy `tensors` into the flow's, or put them in their place, dtype and all, with `assign`.
 
-    Raises ValueError naming the first that is missing, foreign, of another shape, or not of finite floating-point numbers.
+    Raises ValueError naming the first that is missing, foreign, of another shape, or not of finite floating-point
+    numbers.
     """
     expected = flow.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):

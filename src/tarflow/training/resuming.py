@@ -29,7 +29,7 @@ _SETTINGS = ("betas", "eps", "weight_decay", "amsgrad", "maximize")
 def open_directory(out: Path, config: RunConfig) -> Path | None:
     """Make `out` ready for a run with `config`; the checkpoint to go on from, None where there is none yet.
 
-    What a killed process left half-written is cleared away. Damaged checkpoints are passed over, with a `DamageWarning`.
+    What a killed process left half-written is cleared away. Damaged checkpoints are passed over with a `DamageWarning`.
 
     Raises:
         ConfigError: the config differs from that of the run in `out`.
