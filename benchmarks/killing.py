@@ -105,7 +105,7 @@ def write_images(folder: Path) -> None:
 
 def warm_up(place: Path) -> None:
     """Train a step here, so that what is imported or set up at first use is there in every child from the start."""
-    torch.set_num_threads(1)  # who computes with one has nothing that a fork would break
+    torch.set_num_threads(1)
     train(place / "images", "memory", place / "warm-up", 1)
 
 
@@ -125,6 +125,7 @@ def child(board: Board, die_in_write: int | None, work: Callable[[], None]) -> i
     if pid:
         return pid
     try:
+        torch.set_num_threads(1)  # who computes with one misses none of the threads that a fork leaves behind
         _watch(board)
         if die_in_write is not None:
             real, calls = storage._flush, iter(range(die_in_write + 1))
@@ -174,7 +175,7 @@ def campaign(place: Path, loader: str, kills: int, seed: int) -> dict[str, Any]:
     rng, board = random.Random(f"{seed} {loader}"), Board()
     steps = 12 * kills + 15
     whole, killed = place / f"{loader}-whole", place / f"{loader}-killed"
-    _, status = os.waitpid(child(board, None, functools.partial(train, source, loader, whole, steps)), 0)
+    status = _end_of(child(board, None, functools.partial(train, source, loader, whole, steps)), board)
     if status:
         raise RuntimeError(f"{loader}: the run that nobody killed ended with {status}")
     deaths: list[dict[str, Any]] = []
@@ -198,14 +199,14 @@ def campaign(place: Path, loader: str, kills: int, seed: int) -> dict[str, Any]:
             elif aim == "opening":
                 time.sleep(rng.uniform(0, 0.2))
             os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
+        status = _end_of(pid, board)
         if not os.WIFSIGNALED(status):
             raise RuntimeError(f"{loader}: a child ended with {status} before it could be killed; {deaths}")
         bad = [problem for path in checkpoint.checkpoints(killed) if (problem := checkpoint.damage(path))]
         sound &= not bad
         death = {"kill": how, "phase": board.phase, "step": board.step or None, "resumed_from": came_from or None}
         deaths.append(death | ({"damaged": bad} if bad else {}))
-    _, status = os.waitpid(child(board, None, functools.partial(train, source, loader, killed, steps)), 0)
+    status = _end_of(child(board, None, functools.partial(train, source, loader, killed, steps)), board)
     equal = {"finished": status == 0} | (compare(whole, killed) if status == 0 else {})
     fell = dict(sorted(Counter(death["phase"] for death in deaths).items()))
     return {"steps": steps, "kills": kills, "fell": fell, "equal": equal, "sound": sound, "deaths": deaths}
@@ -222,6 +223,12 @@ def _wait_for(holds: Callable[[], bool], pid: int, board: Board) -> None:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             raise RuntimeError(f"a child hung in {board.phase} after step {board.step}")
+
+
+def _end_of(pid: int, board: Board) -> int:
+    """The status that a child ends with."""
+    _wait_for(lambda: False, pid, board)
+    return os.waitpid(pid, 0)[1]
 
 
 def compare(whole: Path, killed: Path) -> dict[str, bool]:
