@@ -242,10 +242,22 @@ def read_torch_file(path: Path, expected: str) -> Any:
     # What torch warns of ends in the error below.
     with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever zip and pickle make of garbage; torch advises to switch the guard off
             reason = "damaged, not written by torch.save, or holding Python objects (which are never run)"
             raise ValueError(f"{path}: {reason}; {expected}") from error
+    _check_plain(content, path)
+    return content
+
+
+def _check_plain(content: Any, path: Path) -> None:
+    """Raise ValueError where a tensor is sparse, quantised or without values: hardly any operation takes those."""
+    if isinstance(content, torch.Tensor):
+        if content.layout is not torch.strided or content.is_quantized or content.device.type != "cpu":
+            raise ValueError(f"{path}: holds a tensor that is not a plain array of numbers")
+    elif isinstance(content, dict | list | tuple):
+        for entry in content.values() if isinstance(content, dict) else content:
+            _check_plain(entry, path)
 
 
 def remove_old_checkpoints(run: Path, keep_last: int, best_step: int | None) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from tarflow.storage import DamageWarning
 
+LONGEST = 1000  # characters of an error
 COMMANDS = {  # name: (module, what --help says of it)
     "demo": "Train, score, sample and denoise the embedded digits, and check the result.",
     "prepare": "Decode a set of images once, into files that are mapped into memory.",
@@ -136,5 +137,8 @@ def _explain(error: Exception) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"tarflow: error: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    if len(line) > LONGEST:  # some value in a file that is not what it should be
+        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+    print(f"tarflow: error: {line}", file=sys.stderr)
     return 2

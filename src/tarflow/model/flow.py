@@ -222,7 +222,7 @@ def read_json(path: Path) -> Any:
         raise FileNotFoundError(f"{path}: no such file; expected a directory with {CONFIG_FILE} and {WEIGHTS_FILE}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter is what brackets without end come to
         raise ValueError(f"{path}: not JSON ({error})") from None
 
 

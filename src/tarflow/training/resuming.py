@@ -66,8 +66,9 @@ def check_state(state: Any, optimizer: torch.optim.Optimizer, file: Path) -> Non
         value = state.get(name)
         if name not in state or not isinstance(value, kinds) or isinstance(value, bool):
             raise ValueError(f"{file}: {name}: expected {kinds[0].__name__}, got {value!r}")
-    if state["step"] < 1 or math.isnan(state["best_score"]):
-        raise ValueError(f"{file}: expected a step from 1 and a score, got {state['step']} and {state['best_score']}")
+    if file.parent.name != f"step-{state['step']}" or math.isnan(state["best_score"]):
+        got = f"step {state['step']} and {state['best_score']}"
+        raise ValueError(f"{file}: expected the step of its directory and a score, got {got}")
     weights = state.get("flow")
     if not isinstance(weights, dict) or not all(isinstance(v, torch.Tensor) for v in weights.values()):
         raise ValueError(f"{file}: flow: expected weights, names to tensors")
