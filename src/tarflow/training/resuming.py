@@ -83,7 +83,7 @@ def _check_optimizer(saved: Any, optimizer: torch.optim.Optimizer, file: Path) -
         raise ValueError(f"{file}: optimizer: expected {len(own)} groups of parameters and their moments")
     for group, expected in zip(groups, own, strict=True):
         for name in ("params", *_SETTINGS):  # other keys come and go with versions of torch
-            if not isinstance(group, dict) or group.get(name) != expected[name]:
+            if not isinstance(group, dict) or repr(group.get(name)) != repr(expected[name]):  # whatever is in there
                 raise ValueError(f"{file}: optimizer: {name} differ from those of this run's config")
         if not isinstance(group.get("lr"), float):
             raise ValueError(f"{file}: optimizer: lr: expected a number, got {group.get('lr')!r}")
