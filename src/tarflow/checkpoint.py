@@ -5,7 +5,8 @@
     RUN/metrics.jsonl         one JSON object a line
     RUN/samples/              sample sheets from fixed noise
     RUN/solvers.json          which solver decodes each block fastest, as measured by `tarflow sample`
-    RUN/checkpoints/step-N/   config.json, model.safetensors (EMA weights of that step), state.pt (the rest, to resume)
+    RUN/checkpoints/step-N/   config.json, model.safetensors (EMA weights of that step), state.pt (the rest, to resume),
+                              digests.json (sizes and digests of the three, by which damage is found)
 
 A run directory is a hub directory: whoever has its `config.json` and `model.safetensors` has the model.
 """
@@ -15,7 +16,9 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,10 +28,13 @@ import torch
 from tarflow import storage
 from tarflow.config import ConfigError, RunConfig, from_dict, to_dict
 from tarflow.model.flow import CONFIG_FILE as CONFIG_FILE
-from tarflow.model.flow import WEIGHTS_FILE, TarFlow, read_json
+from tarflow.model.flow import WEIGHTS_FILE, TarFlow, read_json, read_weights
 from tarflow.sampling.calibrate import Calibration
 
 STATE_FILE = "state.pt"
+DIGESTS_FILE = "digests.json"
+MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+ALL_FILES = (*MODEL_FILES, STATE_FILE)
 SOLVERS_FILE = "solvers.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -71,9 +77,17 @@ def open_run(path: str | Path, device: torch.device | str = "cpu") -> Run:
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such directory; expected a run, or a directory with {CONFIG_FILE}")
-    if not (path / WEIGHTS_FILE).exists() and (latest := latest_checkpoint(path)) is not None:
-        path = latest  # a run that has checkpoints but has not been evaluated yet
-    return Run(path, TarFlow.from_pretrained(path, device=device), read_config(path))
+    if not (path / WEIGHTS_FILE).exists():  # perhaps a run that has checkpoints but has not been evaluated yet
+        path = sound_checkpoint(path, MODEL_FILES) or path
+    elif (path / DIGESTS_FILE).exists() and (problem := damage(path, MODEL_FILES)) is not None:
+        raise ValueError(f"{path}/{problem}")
+    try:
+        return Run(path, TarFlow.from_pretrained(path, device=device), read_config(path))
+    except (ValueError, OSError) as error:
+        sound = [p for p in checkpoints(path) if damage(p, MODEL_FILES) is None]
+        if not sound:
+            raise
+        raise ValueError(f"{error}; {sound[-1]} is sound, and may be given in its place") from None
 
 
 def open_calibration(run: Run) -> Calibration:
@@ -94,12 +108,18 @@ def _weights_stamp(path: Path) -> str:
 
 
 def check_free(out: str | Path, *, resume: bool) -> None:
-    """Raise FileExistsError where a new run would overwrite an old one, or the name is not a directory's."""
+    """Raise FileExistsError where a new run would overwrite an old one, or the name is not a directory's.
+
+    Raises FileNotFoundError where there are checkpoints to resume from, and the run has lost its config.
+    """
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out}: a file; expected a directory for the run")
-    if not resume and (out / CONFIG_FILE).exists():
+    latest = latest_checkpoint(out)
+    if not resume and ((out / CONFIG_FILE).exists() or latest is not None):
         raise FileExistsError(f"{out}: holds a run already; continue it with --resume, or give another --out")
+    if latest is not None and not (out / CONFIG_FILE).exists():
+        raise FileNotFoundError(f"{out / CONFIG_FILE}: missing; copy that of {latest} to its place")
 
 
 def read_config(path: str | Path) -> RunConfig:
@@ -118,10 +138,12 @@ def save_checkpoint(run: Path, step: int, averaged: TarFlow, config: RunConfig, 
     """Write `RUN/checkpoints/step-N`, whole or not at all."""
     directory = run / CHECKPOINTS
     directory.mkdir(exist_ok=True)
+    storage.flush(run / METRICS_FILE)  # resuming from here, nobody writes the lines before it again
     with storage.replacing_directory(directory / f"step-{step}") as temporary:
         averaged.save_weights(temporary / WEIGHTS_FILE)
         write_config(temporary, config)
         torch.save(state, temporary / STATE_FILE)
+        storage.write_json(temporary / DIGESTS_FILE, {name: storage.file_facts(temporary / name) for name in ALL_FILES})
     return directory / f"step-{step}"
 
 
@@ -138,6 +160,76 @@ def latest_checkpoint(run: str | Path) -> Path | None:
     return next(reversed(checkpoints(run)), None)
 
 
+def damage(directory: Path, files: Sequence[str] = ALL_FILES) -> str | None:
+    """Which of the `files` of a checkpoint is not what was written, and why, in one line; None where all are.
+
+    Each is held against the size and the digest that were written down with it. In a checkpoint from before there were
+    digests each is opened instead.
+    """
+    try:
+        known = read_json(directory / DIGESTS_FILE) if (directory / DIGESTS_FILE).exists() else None
+        for name in files:
+            if not (directory / name).is_file():
+                return f"{name}: missing"
+            if known is not None and (found := storage.file_facts(directory / name)) != known[name]:
+                if found["bytes"] != known[name]["bytes"]:
+                    return f"{name}: damaged, {found['bytes']} bytes of {known[name]['bytes']}"
+                return f"{name}: damaged, its digest is not that of what was written"
+        if known is None:
+            for name, read in ((CONFIG_FILE, read_config), (WEIGHTS_FILE, _read_weights), (STATE_FILE, load_state)):
+                if name in files:
+                    read(directory)
+    except (KeyError, TypeError, AttributeError):
+        return f"{DIGESTS_FILE}: damaged"
+    except OSError as error:
+        return f"{Path(error.filename or directory).name}: {error.strerror or error}"
+    except ValueError as error:
+        return str(error).removeprefix(f"{directory}/")
+    return None
+
+
+def _read_weights(directory: Path) -> None:
+    read_weights(directory / WEIGHTS_FILE)
+
+
+def sound_checkpoint(run: str | Path, files: Sequence[str] = ALL_FILES) -> Path | None:
+    """The newest checkpoint of a run whose `files` are sound; None where there are no checkpoints.
+
+    A `DamageWarning` says which were passed over, and why. Raises ValueError where there are some, and none is sound.
+    """
+    problems: list[str] = []
+    for path in reversed(checkpoints(run)):
+        if (problem := damage(path, files)) is None:
+            if problems:
+                warnings.warn(f"{'; '.join(problems)}; going back to {path}", storage.DamageWarning, stacklevel=2)
+            return path
+        problems.append(f"{path}/{problem}")
+    if problems:
+        raise ValueError(f"{run}: none of its checkpoints is sound: {'; '.join(problems)}")
+    return None
+
+
+def set_aside_after(run: Path, sound: Path | None) -> None:
+    """Rename the checkpoints after `sound` to `damaged-step-N`: they would count among the newest, which are kept."""
+    for damaged in reversed(checkpoints(run)):
+        if damaged == sound:
+            return
+        target = damaged.with_name(f"damaged-{damaged.name}")
+        shutil.rmtree(target, ignore_errors=True)
+        damaged.rename(target)
+
+
+def restore_best(run: Path, best_step: int | None) -> None:
+    """Write the best weights of a run anew, from the checkpoint of that step, where they are missing or damaged."""
+    source = run / CHECKPOINTS / f"step-{best_step}"
+    if best_step is None or not source.is_dir() or damage(source, [WEIGHTS_FILE]) is not None:
+        return  # they are written again when a later step is the best
+    have = storage.file_facts(run / WEIGHTS_FILE) if (run / WEIGHTS_FILE).is_file() else None
+    if have != storage.file_facts(source / WEIGHTS_FILE):
+        with storage.replacing_file(run / WEIGHTS_FILE) as temporary:
+            shutil.copyfile(source / WEIGHTS_FILE, temporary)
+
+
 def load_state(checkpoint: str | Path) -> dict[str, Any]:
     """The training state of one checkpoint, on the CPU."""
     return read_torch_file(Path(checkpoint) / STATE_FILE, "expected the state of a training run")
@@ -150,10 +242,22 @@ def read_torch_file(path: Path, expected: str) -> Any:
     # What torch warns of ends in the error below.
     with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever zip and pickle make of garbage; torch advises to switch the guard off
             reason = "damaged, not written by torch.save, or holding Python objects (which are never run)"
             raise ValueError(f"{path}: {reason}; {expected}") from error
+    _check_plain(content, path)
+    return content
+
+
+def _check_plain(content: Any, path: Path) -> None:
+    """Raise ValueError where a tensor is sparse, quantised or without values: hardly any operation takes those."""
+    if isinstance(content, torch.Tensor):
+        if content.layout is not torch.strided or content.is_quantized or content.device.type != "cpu":
+            raise ValueError(f"{path}: holds a tensor that is not a plain array of numbers")
+    elif isinstance(content, dict | list | tuple):
+        for entry in content.values() if isinstance(content, dict) else content:
+            _check_plain(entry, path)
 
 
 def remove_old_checkpoints(run: Path, keep_last: int, best_step: int | None) -> None:
@@ -171,14 +275,18 @@ def append_metrics(run: Path, values: dict[str, Any]) -> None:
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`; a last line cut off by a kill is left out."""
     path = Path(run) / METRICS_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_bytes().splitlines() if path.is_file() else []
     entries = []
     for number, line in enumerate(lines, 1):
         try:
-            entries.append(json.loads(line))
-        except ValueError:
+            entry = json.loads(line)
+            if not isinstance(entry, dict) or not isinstance(entry["step"], int):
+                raise TypeError
+        except (ValueError, TypeError, KeyError, RecursionError):
             if number < len(lines):
-                raise ConfigError(f"{path}:{number}: not a JSON object") from None
+                raise ConfigError(f"{path}:{number}: expected a JSON object with a step; remove the line") from None
+        else:
+            entries.append(entry)
     return entries
 
 

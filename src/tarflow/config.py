@@ -20,6 +20,9 @@ from tarflow.fields import to_dict as to_dict
 Recompute: TypeAlias = Literal["nothing", "elementwise", "layers"]
 """What the backward pass computes again instead of keeping it: norms and GELUs, or all of each Transformer layer."""
 
+# Beyond what anybody trains, and within what PyTorch can count: a damaged number is an error, not a day of waiting.
+LARGEST, MOST_LAYERS = 1 << 20, 4096
+
 
 @dataclass(frozen=True)
 class TarFlowConfig:
@@ -48,8 +51,10 @@ class TarFlowConfig:
         coerce_fields(self)
         height, width = self.image_shape
         check(min(height, width) >= 1, "image_size", "positive numbers", self.image_size)
+        check(max(height, width) <= LARGEST, "image_size", f"at most {LARGEST}", self.image_size)
         for name in ("patch_size", "width", "channels", "head_dim", "expansion"):
             check(getattr(self, name) >= 1, name, "a positive number", getattr(self, name))
+            check(getattr(self, name) <= LARGEST, name, f"at most {LARGEST}", getattr(self, name))
         check(
             height % self.patch_size == 0 and width % self.patch_size == 0,
             "patch_size",
@@ -63,7 +68,8 @@ class TarFlowConfig:
             "at least one block, each of at least one layer",
             self.layers,
         )
-        check(self.num_classes >= 0, "num_classes", "0 or more", self.num_classes)
+        check(sum(self.layers) <= MOST_LAYERS, "layers", f"at most {MOST_LAYERS} layers in all", self.layers)
+        check(0 <= self.num_classes <= LARGEST, "num_classes", f"0 to {LARGEST}", self.num_classes)
         bound = self.log_scale_bound
         check(bound is None or (bound > 0 and math.isfinite(bound)), "log_scale_bound", "a positive number", bound)
         if bound is not None and self.transform == "additive":

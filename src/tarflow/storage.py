@@ -4,22 +4,41 @@ Everything goes to a hidden sibling first, is flushed to the disk, and takes its
 system makes atomic. A process killed at any moment leaves either the old contents or the new ones, and at worst a
 hidden sibling that `remove_leftovers` clears away. The exception is a directory written over an older one, which no
 file system renames in one step: killed between the two, neither has its name.
+
+`exclusive` keeps a second process out of a directory, and `file_facts` says later whether a file is what was written.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
+import hashlib
 import json
 import os
 import re
 import shutil
+import socket
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+if sys.platform != "win32":
+    import fcntl
+
+LOCK_FILE = ".lock"
 _MARK = ".partial-"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without locks answer
+
+
+class InUse(OSError):
+    """A directory that another process is writing to."""
+
+
+class DamageWarning(UserWarning):
+    """A damaged file was passed over, and an older one is used."""
 
 
 @contextlib.contextmanager
@@ -99,6 +118,71 @@ def remove_leftovers(directory: str | Path, name: str | None = None) -> None:
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def exclusive(directory: str | Path) -> Iterator[None]:
+    """Keep every other process out of `directory` that asks in the same way, until the block or this process ends.
+
+    The lock is the system's (`flock` on a hidden file), and goes with the process, also by `kill -9`: what a killed one
+    leaves is a file that nobody holds. Where there are no such locks nobody is kept out.
+
+    Raises:
+        InUse: another process is in it; the message names the process, where that is known.
+    """
+    path = Path(directory) / LOCK_FILE
+    descriptor = _lock(path)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                path.unlink()  # while it is held; whoever has opened it already sees that it lost its name
+            os.close(descriptor)
+
+
+def check_not_in_use(directory: str | Path) -> None:
+    """Raise InUse where another process is in `directory` just now."""
+    if (Path(directory) / LOCK_FILE).exists():
+        with exclusive(directory):
+            pass
+
+
+def _lock(path: Path) -> int | None:
+    """An open file that is locked, or None where there are no locks."""
+    if sys.platform == "win32":
+        return None
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                return descriptor
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
+            os.close(descriptor)
+            raise InUse(f"{path.parent}: {holder} is writing to it; wait until it ends, or name another") from None
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in _NO_LOCKS:
+                return None
+            raise
+        os.close(descriptor)  # its holder has removed it between our opening and locking it: that of the next is new
+
+
+def file_facts(path: str | Path) -> dict[str, Any]:
+    """The size and a digest of a file: what it must still have when it is read again."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return {"bytes": os.fstat(file.fileno()).st_size, "blake2b": digest}
+
+
+def flush(path: str | Path) -> None:
+    """Put what was appended to a file on the disk; nothing where there is no such file."""
+    with contextlib.suppress(FileNotFoundError):
+        _flush(Path(path))
 
 
 def _named(error: BaseException, path: Path) -> OSError | None:

@@ -10,9 +10,13 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tarflow.storage import DamageWarning
+
+LONGEST = 1000  # characters of an error
 COMMANDS = {  # name: (module, what --help says of it)
     "demo": "Train, score, sample and denoise the embedded digits, and check the result.",
     "prepare": "Decode a set of images once, into files that are mapped into memory.",
@@ -46,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"no command {argv[0]!r}; known: {', '.join(COMMANDS)}")
     command = importlib.import_module(f"tarflow.cli.{argv[0]}")
     try:
-        options = parse(command.options(argv[1:]), argv[1:], f"tarflow {argv[0]}")
-        command.run(options)
+        with _warnings_in_one_line():
+            options = parse(command.options(argv[1:]), argv[1:], f"tarflow {argv[0]}")
+            command.run(options)
     except BadArguments as error:
         return _fail(str(error))
     except KeyboardInterrupt:
@@ -88,6 +93,23 @@ def _one_line(box: str) -> str:
     return " ".join(line for line in lines if line and not line.startswith(advice))
 
 
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Damaged files that were passed over are always said, without the line of our code that Python adds."""
+    usual = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *where: Any, **named: Any) -> None:
+        if issubclass(category, DamageWarning):
+            print(f"tarflow: warning: {message}", file=sys.stderr)
+        else:
+            usual(message, category, *where, **named)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DamageWarning)
+        warnings.showwarning = show
+        yield
+
+
 def _overview() -> str:
     width = max(map(len, COMMANDS))
     rows = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
@@ -115,5 +137,8 @@ def _explain(error: Exception) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"tarflow: error: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    if len(line) > LONGEST:  # some value in a file that is not what it should be
+        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+    print(f"tarflow: error: {line}", file=sys.stderr)
     return 2

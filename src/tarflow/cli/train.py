@@ -67,7 +67,7 @@ def options(argv: Sequence[str]) -> type:
 
 
 def run(args: Any) -> None:
-    from tarflow import checkpoint
+    from tarflow import checkpoint, storage
     from tarflow.cli.progress import Progress
     from tarflow.devices import pick_device
     from tarflow.training.setup import open_data, resolve
@@ -75,6 +75,7 @@ def run(args: Any) -> None:
 
     device = pick_device(args.device)
     checkpoint.check_free(args.out, resume=args.resume)  # before the data are read, which may take long
+    storage.check_not_in_use(args.out)
     resuming = args.resume and (args.out / checkpoint.CONFIG_FILE).exists()
     sections = _sections(args, resuming)
     if not resuming and args.recipe is None and "source" not in _overrides(args) and args.init is None:
@@ -85,7 +86,12 @@ def run(args: Any) -> None:
         inherited = {k: v for k, v in to_dict(init.config).items() if k != "num_classes"}
         sections["model"] = inherited | {k: v for k, v in _overrides(args).items() if k in inherited}
     with Progress() as progress:
-        splits = open_data(sections, progress.loading)
+        try:
+            splits = open_data(sections, progress.loading)
+        except FileNotFoundError as error:
+            if not resuming:
+                raise
+            raise FileNotFoundError(f"{error}; where the data have moved, name their new place by --data") from None
         for name, reason in splits.skipped:
             progress.say(f"skipped {name}: {reason}")
         config = resolve(sections, splits)

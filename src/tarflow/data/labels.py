@@ -10,6 +10,8 @@ from torch import Tensor
 from tarflow.data.errors import DataError
 from tarflow.data.records import Part, Source
 
+MOST_CLASSES = 1 << 20  # a label beyond that is no class, but something else, or damaged
+
 
 def label_tensors(
     where: str,
@@ -32,13 +34,15 @@ def label_tensors(
             f"{where}: the {labelled[0].split} split has labels and the {without.split} split has none: "
             "expected both to be alike (give the path of one of them to use it alone)"
         )
+    # Of all parts, also those not asked for, so that the classes do not depend on the split.
+    top = max(max(part.labels or [-1]) for part in source.parts)
+    if top >= MOST_CLASSES:
+        raise DataError(f"{where}: label {top}: expected the number of a class, counted from 0, below {MOST_CLASSES}")
     labels = [
         torch.tensor(part.labels, dtype=torch.int64)[torch.tensor(chosen)]
         for part, chosen in zip(parts, kept, strict=True)
     ]
     every = torch.cat(labels)
-    # Of all parts, also those not asked for, so that the classes do not depend on the split.
-    top = max(max(part.labels or [-1]) for part in source.parts)
     names = source.class_names or tuple(str(i) for i in range(top + 1))
     if int(every.max()) >= len(names):
         raise DataError(f"{where}: label {int(every.max())}: expected 0 to {len(names) - 1}, for {len(names)} classes")

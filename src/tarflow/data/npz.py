@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,11 +71,11 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: not a readable .npz archive: {error}") from None
-    except OSError as error:
-        if isinstance(error, PermissionError | FileNotFoundError):
-            raise
+    except (PermissionError, FileNotFoundError):
+        raise
+    except MemoryError:
+        raise DataError(f"{path}: not a readable .npz archive: an array larger than the memory") from None
+    except Exception as error:  # zip, zlib and NumPy, which reads a header as Python's own syntax, raise what they meet
         raise DataError(f"{path}: not a readable .npz archive: {error}") from None
 
 

@@ -126,7 +126,7 @@ def read_manifest(path: Path) -> Manifest:
         if isinstance(values, dict) and values.get("format") != FORMAT:
             raise DataError(f"{file}: expected format {FORMAT}, got {values.get('format')!r}: prepare it again")
         return from_dict(Manifest, values, str(file))
-    except (ConfigError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ConfigError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{file}: not what `tarflow prepare` wrote: {error}") from None
 
 
@@ -210,9 +210,9 @@ def _arrays(path: Path, manifest: Manifest) -> tuple[Any, Any]:
 def _load(file: Path, shape: tuple[int, ...], kind: type) -> Any:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        if isinstance(error, PermissionError):
-            raise
+    except PermissionError:
+        raise
+    except Exception as error:  # NumPy reads the header as Python's own syntax, and raises what its parser does
         reason = getattr(error, "strerror", None) or "not the array that was written"  # NumPy speaks of pickles
         raise DataError(f"{file}: missing or damaged: {reason}") from None
     if array.shape != shape or array.dtype != kind:

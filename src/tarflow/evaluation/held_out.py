@@ -168,6 +168,9 @@ def _read(path: Any) -> Any:
     """What was kept; None where there is nothing, or nothing that can be used."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return known if isinstance(known, dict) and {"key", "scores"} <= set(known) and known["scores"] else None
+    if not isinstance(known, dict) or "key" not in known or not isinstance(known.get("scores"), list):
+        return None
+    numbers = all(score is None or type(score) in (int, float) for score in known["scores"])
+    return known if numbers and known["scores"] else None

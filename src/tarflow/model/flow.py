@@ -222,7 +222,7 @@ def read_json(path: Path) -> Any:
         raise FileNotFoundError(f"{path}: no such file; expected a directory with {CONFIG_FILE} and {WEIGHTS_FILE}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter is what brackets without end come to
         raise ValueError(f"{path}: not JSON ({error})") from None
 
 
@@ -242,7 +242,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def load_weights(flow: TarFlow, tensors: dict[str, Tensor], origin: str | Path, *, assign: bool = False) -> None:
     """Copy `tensors` into the flow's, or put them in their place, dtype and all, with `assign`.
 
-    Raises ValueError naming the first that is missing, foreign, of another shape, or not of floating-point numbers.
+    Raises ValueError naming the first that is missing, foreign, of another shape, or not of finite floating-point
+    numbers.
     """
     expected = flow.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
@@ -255,4 +256,6 @@ def load_weights(flow: TarFlow, tensors: dict[str, Tensor], origin: str | Path, 
             raise ValueError(f"{origin}: tensor {name}: expected shape {want}, got {got}")
         if not tensors[name].is_floating_point():
             raise ValueError(f"{origin}: tensor {name}: expected floating-point numbers, got {tensors[name].dtype}")
+        if not bool(tensors[name].isfinite().all()):
+            raise ValueError(f"{origin}: tensor {name}: holds numbers that are not finite")
     flow.load_state_dict(tensors, assign=assign)

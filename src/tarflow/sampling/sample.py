@@ -225,7 +225,7 @@ class _Draw:
         if self.choices is None:
             known = remembered(flow) if self.calibration is None else self.calibration
             key = calibration_key(flow, len(which), guidance, tol)
-            if key not in known.choices:
+            if len(known.choices.get(key, ())) != len(flow.blocks):  # not measured, or a damaged file
                 measured: list[Choice] = []
                 yield from calibrated_decode(flow, noise, labels, guidance, tol, measured, progress)
                 known.choices[key] = tuple(measured)

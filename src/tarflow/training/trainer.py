@@ -26,7 +26,8 @@ from tarflow.training.ema import EMA
 from tarflow.training.interrupt import Interrupted, collect_signals
 from tarflow.training.objective import training_batch
 from tarflow.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from tarflow.training.setup import check_resumable, start_from, step_counts
+from tarflow.training.resuming import check_state, open_directory, rewind_directory
+from tarflow.training.setup import start_from, step_counts
 from tarflow.training.step import TrainingStep
 
 SKIPS_ALLOWED = 100  # steps in a row without a finite gradient: no later batch will mend the weights
@@ -66,14 +67,15 @@ def train(
         config: from `tarflow.training.setup.resolve`.
         splits: training and held-out images.
         out: the run directory; must not hold a run unless `resume`.
-        resume: go on from the newest checkpoint in `out`, bit for bit as if nothing had happened (on the same device
-            and number of threads); from the start where there is none yet.
+        resume: go on from the newest sound checkpoint in `out`, bit for bit as if nothing had happened (on the same
+            device and number of threads); from the start where there is none yet.
         init: weights to start from (see `start_from`).
         report: called after every step with its number, and with the metrics where they are logged, and with those of
             every evaluation and sample sheet.
 
     Raises:
         FileExistsError: `out` holds a run and `resume` was not asked for.
+        InUse: another process trains in `out`.
         ConfigError: the config differs from that of the run to resume, or the training images do.
         Interrupted: SIGTERM or SIGINT came; everything is saved.
         Diverged: the loss is not finite any more; seen where metrics are logged or a checkpoint is written.
@@ -81,19 +83,15 @@ def train(
     out = Path(out)
     checkpoint.check_free(out, resume=resume)
     out.mkdir(parents=True, exist_ok=True)
-    (out / checkpoint.CHECKPOINTS).mkdir(exist_ok=True)
-    storage.remove_leftovers(out)
-    storage.remove_leftovers(out / checkpoint.CHECKPOINTS)
-    if (out / checkpoint.CONFIG_FILE).exists():
-        check_resumable(checkpoint.read_config(out), config, out)
-    checkpoint.write_config(out, config)
-    trainer = Trainer(config, splits, out, torch.device(device), report or (lambda metrics: None), init)
-    latest = checkpoint.latest_checkpoint(out)
-    if latest is not None:
-        trainer.restore(checkpoint.load_state(latest), latest)
-    checkpoint.rewind_metrics(out, trainer.step)
-    with collect_signals() as received, contextlib.closing(trainer.feed):
-        return trainer.run(received)
+    with storage.exclusive(out):
+        checkpoint.check_free(out, resume=resume)  # another may have come and gone in between
+        latest = open_directory(out, config)
+        trainer = Trainer(config, splits, out, torch.device(device), report or (lambda metrics: None), init)
+        if latest is not None:
+            trainer.restore(checkpoint.load_state(latest), latest)
+        rewind_directory(out, latest, trainer.step, trainer.best_step)
+        with collect_signals() as received, contextlib.closing(trainer.feed):
+            return trainer.run(received)
 
 
 class Trainer:
@@ -282,9 +280,10 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any], origin: Path) -> None:
+        check_state(state, self.optimizer, origin / checkpoint.STATE_FILE)
         if state["data"] != self.fingerprint:
             raise ConfigError(f"data.source: the training images are not those that {origin} was trained on")
-        self.flow.load_state_dict(state["flow"])
+        load_weights(self.flow, state["flow"], origin / checkpoint.STATE_FILE)
         load_weights(self.ema.flow, read_weights(origin / WEIGHTS_FILE), origin)
         self.ema.updates = state["ema_updates"]
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,99 @@
+"""Going on where a run stopped: which checkpoint, whether its state fits, and what is on disk of the steps after it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tarflow import checkpoint, storage
+from tarflow.config import RunConfig
+from tarflow.training.setup import check_resumable
+
+# What the state of a run holds besides the weights and the optimizer, and of which type.
+_NUMBERS: dict[str, tuple[type, ...]] = {
+    "step": (int,),
+    "skipped": (int,),
+    "skipped_in_a_row": (int,),
+    "best_step": (int, type(None)),
+    "best_score": (int, float),
+    "seconds": (int, float),
+    "data": (str,),
+    "ema_updates": (int,),
+}
+_SETTINGS = ("betas", "eps", "weight_decay", "amsgrad", "maximize")
+
+
+def open_directory(out: Path, config: RunConfig) -> Path | None:
+    """Make `out` ready for a run with `config`; the checkpoint to go on from, None where there is none yet.
+
+    What a killed process left half-written is cleared away. Damaged checkpoints are passed over with a `DamageWarning`.
+
+    Raises:
+        ConfigError: the config differs from that of the run in `out`.
+        ValueError: there are checkpoints, and none is sound.
+    """
+    (out / checkpoint.CHECKPOINTS).mkdir(exist_ok=True)
+    storage.remove_leftovers(out)
+    storage.remove_leftovers(out / checkpoint.CHECKPOINTS)
+    if (out / checkpoint.CONFIG_FILE).exists():
+        check_resumable(checkpoint.read_config(out), config, out)
+    latest = checkpoint.sound_checkpoint(out)
+    checkpoint.write_config(out, config)
+    return latest
+
+
+def rewind_directory(out: Path, latest: Path | None, step: int, best_step: int | None) -> None:
+    """Bring a run directory to where it was at `step`, when `latest` was its newest checkpoint.
+
+    Later checkpoints, which are damaged, lose their names; the best weights so far and the metrics are those of then.
+    """
+    checkpoint.set_aside_after(out, latest)
+    checkpoint.restore_best(out, best_step)
+    checkpoint.rewind_metrics(out, step)
+
+
+def check_state(state: Any, optimizer: torch.optim.Optimizer, file: Path) -> None:
+    """Raise ValueError naming `file` where `state` is not what a training with `optimizer` saves.
+
+    The weights in it are checked when they are loaded.
+    """
+    if not isinstance(state, dict):
+        raise ValueError(f"{file}: expected a dictionary, got {type(state).__name__}")
+    for name, kinds in _NUMBERS.items():
+        value = state.get(name)
+        if name not in state or not isinstance(value, kinds) or isinstance(value, bool):
+            raise ValueError(f"{file}: {name}: expected {kinds[0].__name__}, got {value!r}")
+    if file.parent.name != f"step-{state['step']}" or math.isnan(state["best_score"]):
+        got = f"step {state['step']} and {state['best_score']}"
+        raise ValueError(f"{file}: expected the step of its directory and a score, got {got}")
+    weights = state.get("flow")
+    if not isinstance(weights, dict) or not all(isinstance(v, torch.Tensor) for v in weights.values()):
+        raise ValueError(f"{file}: flow: expected weights, names to tensors")
+    _check_optimizer(state.get("optimizer"), optimizer, file)
+
+
+def _check_optimizer(saved: Any, optimizer: torch.optim.Optimizer, file: Path) -> None:
+    """As `check_state`, for the optimizer's part: torch takes moments of any shape, and fails when it steps."""
+    groups, moments = (saved.get(name) if isinstance(saved, dict) else None for name in ("param_groups", "state"))
+    own = optimizer.state_dict()["param_groups"]
+    if not isinstance(groups, list) or not isinstance(moments, dict) or len(groups) != len(own):
+        raise ValueError(f"{file}: optimizer: expected {len(own)} groups of parameters and their moments")
+    for group, expected in zip(groups, own, strict=True):
+        for name in ("params", *_SETTINGS):  # other keys come and go with versions of torch
+            if not isinstance(group, dict) or repr(group.get(name)) != repr(expected[name]):  # whatever is in there
+                raise ValueError(f"{file}: optimizer: {name} differ from those of this run's config")
+        if not isinstance(group.get("lr"), float):
+            raise ValueError(f"{file}: optimizer: lr: expected a number, got {group.get('lr')!r}")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if moments.keys() != set(range(len(parameters))):
+        raise ValueError(f"{file}: optimizer: expected moments of {len(parameters)} tensors, got {len(moments)}")
+    for index, parameter in enumerate(parameters):
+        for name, shape in (("exp_avg", parameter.shape), ("exp_avg_sq", parameter.shape), ("step", torch.Size())):
+            value = moments[index].get(name) if isinstance(moments[index], dict) else None
+            if not isinstance(value, torch.Tensor) or value.shape != shape or not value.is_floating_point():
+                raise ValueError(f"{file}: optimizer: {index}.{name}: expected numbers of shape {tuple(shape)}")
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"{file}: optimizer: {index}.{name}: holds numbers that are not finite")
