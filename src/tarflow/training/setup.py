@@ -1,4 +1,4 @@
-"""From a recipe's sections and the data to the full config of a run; and fine-tuning's first weights."""
+"""From a recipe's sections and the data to the full config of a run; its directory; and fine-tuning's first weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tarflow import checkpoint, storage
 from tarflow.config import (
     ConfigError,
     DataConfig,
@@ -24,6 +25,7 @@ from tarflow.data.load import Splits, load_or_stream
 from tarflow.data.request import Request
 from tarflow.data.streamed import StreamedSplits
 from tarflow.model.flow import TarFlow
+from tarflow.ranks import Ranks
 
 Sections = Mapping[str, Mapping[str, Any]]
 
@@ -83,12 +85,12 @@ def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
 
 # What decides when something is written, not where the weights go; where the data lie, for their digest is checked; who
 # decodes them, and whether a bad record stops it, for until then there was none; and how the same step is computed,
-# which must fit the machine that a run is resumed on. Of these `checkpoint_activations` changes no bit, `accumulate`
-# and `compile` change rounding, as another device or number of threads does.
+# which must fit the machine that a run is resumed on. Of these `checkpoint_activations` changes no bit, `accumulate`,
+# `compile` and `strategy` change rounding, as another device or number of threads or ranks does.
 RESUMABLE = (
     *("log_every", "evaluate_every", "sample_every", "save_every", "keep_last"),
     *("source", "workers", "skip_bad"),
-    *("accumulate", "checkpoint_activations", "compile"),
+    *("accumulate", "checkpoint_activations", "compile", "strategy"),
 )
 
 
@@ -105,6 +107,30 @@ def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
                     f"{section}.{name}: the run in {run} has {value!r}, got {now!r}; "
                     f"a resumed run may change only {', '.join(RESUMABLE)}"
                 )
+
+
+def check_shares(training: TrainingConfig, ranks: Ranks) -> None:
+    """Raise ConfigError unless the ranks have equal shares of each micro-batch: `batch_size` is that of all of them."""
+    parts = ranks.size * training.accumulate
+    if training.batch_size % parts:
+        raise ConfigError(
+            f"training.batch_size: expected a multiple of {parts} ({ranks.size} processes, accumulate "
+            f"{training.accumulate}), got {training.batch_size}"
+        )
+
+
+def open_directory(out: Path, config: RunConfig, ranks: Ranks) -> Path | None:
+    """Make a run directory ready, or check that the run in it is this one; its newest checkpoint. Rank 0 does this."""
+    assert config.training is not None
+    check_shares(config.training, ranks)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / checkpoint.CHECKPOINTS).mkdir(exist_ok=True)
+    storage.remove_leftovers(out)
+    storage.remove_leftovers(out / checkpoint.CHECKPOINTS)
+    if (out / checkpoint.CONFIG_FILE).exists():
+        check_resumable(checkpoint.read_config(out), config, out)
+    checkpoint.write_config(out, config)
+    return checkpoint.latest_checkpoint(out)
 
 
 def step_counts(training: TrainingConfig, num_images: int) -> tuple[int, int]:
