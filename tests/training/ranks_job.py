@@ -22,22 +22,29 @@ import torch._dynamo  # which the first step of an optimizer imports, for second
 import torch.distributed.fsdp
 import torch.distributed.tensor
 
-from tarflow import checkpoint
+from tarflow.config import ConfigError
+from tarflow.data.load import load_or_stream
+from tarflow.data.request import Request
+from tarflow.ranks import Elsewhere
+from tarflow.training import build, rollcall, trainer
+from tarflow.training.compiling import compile_layers
 from tarflow.training.fabric import Engine  # noqa: F401 - imported once, before forking
 from tarflow.training.interrupt import Interrupted
+from tarflow.training.setup import resolve
 from tarflow.training.trainer import train
 from training_cases import images, run_config, splits
 
-Report = Callable[[dict[str, Any]], None]
+Work = Callable[[int], Any]
+POISONED = (2, 7)  # step 2, row 7 of its batch: NaN, on whichever rank has it
 KINDS: dict[str, dict[str, Any]] = {
     # Micro-batches, clipping that acts, flips, dropped labels, and a sheet.
-    "affine": {"accumulate": 2, "clip_norm": 0.05, "data": {"flip": True}, "label_drop": 0.3, "sample_every": 10},
+    "affine": {"accumulate": 2, "clip_norm": 0.05, "data": {"flip": True}, "label_drop": 0.3, "sample_every": 6},
     "additive": {"model": {"transform": "additive"}, "data": {"conditional": False}, "noise": "uniform"},
 }
 
 
 def config(kind: str, **fields: Any) -> Any:
-    return run_config(**{"batch_size": 12, "steps": 10, "evaluate_every": 5, **KINDS[kind], **fields})
+    return run_config(**{"batch_size": 12, "steps": 6, "evaluate_every": 3, **KINDS[kind], **fields})
 
 
 def data() -> Any:
@@ -46,7 +53,7 @@ def data() -> Any:
     return type(own)(own.train, images(11, 1), True, ())
 
 
-def in_ranks(place: Path, name: str, size: int, work: Callable[[int], Any]) -> list[int]:
+def in_ranks(place: Path, name: str, size: int, work: Work) -> list[int]:
     """Call `work(rank)` in `size` processes that are one job (in one without a job, for size 0); their exit statuses.
 
     What it returns, or the error that it raised, is left in PLACE/NAME.RANK.json.
@@ -77,74 +84,184 @@ def in_ranks(place: Path, name: str, size: int, work: Callable[[int], Any]) -> l
     return [os.waitpid(pid, 0)[1] for pid in children]
 
 
-def losses(run: Path) -> list[float]:
-    return [m["loss"] for m in checkpoint.read_metrics(run) if "loss" in m]
+# --- what happens at a step ------------------------------------------------------------------------------------------
 
 
-def same_losses(place: Path) -> None:
+def at_step(step: int, action: Callable[[torch.Tensor, slice], None]) -> None:
+    """Call `action(x, rows)` on this process's part of the batch before a step (0, 1, …) is taken with it."""
+    real = trainer.training_batch
+
+    def batch(*args: Any, **options: Any) -> Any:
+        x, y = real(*args, **options)
+        if args[2] == step:
+            action(x, options["rows"])
+        return x, y
+
+    trainer.training_batch = batch
+
+
+def poison(x: torch.Tensor, rows: slice) -> None:
+    row = POISONED[1]
+    if rows.start <= row < rows.stop:
+        x[row - rows.start] = float("nan")
+
+
+def signal_to(mine: bool, signum: int) -> Callable[..., None]:
+    return lambda x, rows: os.kill(os.getpid(), signum) if mine else None
+
+
+# --- pieces of work --------------------------------------------------------------------------------------------------
+
+
+def train_all(place: Path, names: list[str]) -> Work:
+    """A run for each name, KIND-STRATEGY-SIZE, with one poisoned step."""
+
+    def work(rank: int) -> dict[str, Any]:
+        at_step(POISONED[0], poison)
+        seen = {}
+        for name in names:
+            kind, strategy, _ = name.split("-")
+            reported: list[dict[str, Any]] = []
+            result = train(config(kind, strategy=strategy), data(), place / name, report=reported.append)
+            seen[name] = {
+                "score": result.best_score,
+                "best": result.best_step,
+                "skipped": result.skipped,
+                "reports": len(reported),
+            }
+        return seen
+
+    return work
+
+
+def until(place: Path, strategy: str, stop: int | None, to: int = 0) -> Work:
+    """Train or resume PLACE, until rank `to` alone gets a signal before step `stop`."""
+
+    def work(rank: int) -> Any:
+        if stop is not None:
+            at_step(stop, signal_to(rank == to, signal.SIGTERM))
+        try:
+            return {
+                "steps": train(config("affine", strategy=strategy, save_every=100), data(), place, resume=True).steps
+            }
+        except Interrupted as stopped:
+            return {"signal": stopped.signum, "step": stopped.step}
+
+    return work
+
+
+def refused(place: Path) -> Work:
+    """What cannot be shared, and other images on one rank."""
+
+    def work(rank: int) -> list[str]:
+        found = []
+        for fields, own in (({"accumulate": 4}, 0), ({}, rank)):
+            splits = data()
+            splits.train.images[0, 0, 0, 0] += own
+            try:
+                train(config("affine", strategy="ddp", **fields), splits, place)
+            except (ConfigError, Elsewhere) as error:
+                found.append(f"{type(error).__name__}: {error}")
+        return found
+
+    return work
+
+
+def in_turn(*parts: Work) -> Work:
+    """All of it in one job: what was done to a step by one part is undone for the next."""
+
+    def work(rank: int) -> list[Any]:
+        found = []
+        for part in parts:
+            real = trainer.training_batch
+            found.append(part(rank))
+            trainer.training_batch = real
+        return found
+
+    return work
+
+
+# --- scenarios -------------------------------------------------------------------------------------------------------
+
+
+def everyday(place: Path) -> None:
+    """The same losses, a run that goes from 2 ranks to 3, what is refused, and a rank that dies."""
+    rollcall.ANSWER_SECONDS = 1.5
+    moved = place / "moved"
+    in_ranks(
+        place,
+        "alone",
+        0,
+        in_turn(train_all(place, ["affine-auto-1", "additive-auto-1"]), until(place / "whole", "auto", None)),
+    )
+    two = in_turn(
+        train_all(place, ["affine-ddp-2", "affine-fsdp-2"]), until(moved, "ddp", 2, to=1), refused(place / "refused")
+    )
+    in_ranks(place, "of-2", 2, two)
+    in_ranks(place, "of-3", 3, in_turn(train_all(place, ["additive-ddp-3"]), until(moved, "ddp", None)))
+
+    def dies(rank: int) -> None:
+        at_step(4, signal_to(rank == 1, signal.SIGKILL))
+        train(config("affine", save_every=2), data(), place / "lost")
+
+    in_ranks(place, "lost", 3, dies)
+
+
+def every_size(place: Path) -> None:
     """One process, and 2 and 3 ranks with each strategy, on each kind of model."""
-
-    def work(names: dict[str, str]) -> Callable[[int], Any]:
-        def train_all(rank: int) -> dict[str, Any]:
-            seen = {}
-            for name, strategy in names.items():
-                kind = name.split("-")[0]
-                reported: list[dict[str, Any]] = []
-                result = train(config(kind, strategy=strategy), data(), place / name, report=reported.append)
-                seen[name] = {"score": result.best_score, "best": result.best_step, "reports": len(reported)}
-            return seen
-
-        return train_all
-
-    in_ranks(place, "alone", 0, work({f"{kind}-1": "auto" for kind in KINDS}))
+    in_ranks(place, "alone", 0, train_all(place, [f"{kind}-auto-1" for kind in KINDS]))
     for size in (2, 3):
-        names = {f"{kind}-{strategy}-{size}": strategy for kind in KINDS for strategy in ("ddp", "fsdp")}
-        in_ranks(place, f"of-{size}", size, work(names))
-
-
-class StopAt:
-    """Sends this process a signal when a step is taken: `rank` gets it, the others know nothing of it."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def arm(self, rank: int, own: int) -> None:
-        from tarflow.training import trainer as module
-
-        real, step = module.training_batch, self.step
-
-        def batch(*args: Any, **kwargs: Any) -> Any:
-            if rank == own and args[2] == step - 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return real(*args, **kwargs)
-
-        module.training_batch = batch
+        names = [f"{kind}-{strategy}-{size}" for kind in KINDS for strategy in ("ddp", "fsdp")]
+        in_ranks(place, f"of-{size}", size, train_all(place, names))
 
 
 def resumed(place: Path) -> None:
     """One run by 2 ranks of FSDP2, 3 of DDP, 3 of FSDP2 and one process, stopped by a signal to one of them."""
-    kind = "affine"
-
-    def part(strategy: str, stop: int | None, to: int = 0) -> Callable[[int], Any]:
-        def work(rank: int) -> Any:
-            if stop is not None:
-                StopAt(stop).arm(rank, to)
-            try:
-                train(config(kind, strategy=strategy, save_every=100), data(), place / "run", resume=True)
-            except Interrupted as stopped:
-                return {"signal": stopped.signum, "step": stopped.step}
-            return {}
-
-        return work
-
-    in_ranks(place, "whole", 0, lambda rank: train(config(kind), data(), place / "whole").steps)
-    in_ranks(place, "part-1", 2, part("fsdp", 3, to=1))
-    in_ranks(place, "part-2", 3, part("ddp", 5, to=2))
-    in_ranks(place, "part-3", 3, part("fsdp", 7, to=0))
-    in_ranks(place, "part-4", 0, part("auto", None))
+    in_ranks(place, "whole", 0, until(place / "whole", "auto", None))
+    in_ranks(place, "part-1", 2, until(place / "run", "fsdp", 0, to=1))
+    in_ranks(place, "part-2", 3, until(place / "run", "ddp", 2, to=2))
+    in_ranks(place, "part-3", 3, until(place / "run", "fsdp", 3, to=0))
+    in_ranks(place, "part-4", 0, until(place / "run", "auto", None))
 
 
-SCENARIOS = {"same_losses": same_losses, "resumed": resumed}
+def compiled(place: Path) -> None:
+    """Compiled layers under both strategies, with a compiler that needs no other one."""
+
+    def work(rank: int) -> int:
+        build.compile_layers = lambda flow: compile_layers(flow, backend="aot_eager")
+        for strategy in ("ddp", "fsdp"):
+            train(config("affine", strategy=strategy, compile="on"), data(), place / f"affine-{strategy}-2")
+        return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+    in_ranks(place, "alone", 0, lambda rank: train(config("affine"), data(), place / "affine-auto-1").steps)
+    in_ranks(place, "of-2", 2, work)
+
+
+def streamed(place: Path) -> None:
+    """A stream of files, one of them broken, which one rank meets and rank 0 reports."""
+    sections = {
+        "model": {"patch_size": 2, "width": 16, "head_dim": 8, "layers": [1, 1]},
+        "data": {"source": str(place / "photos"), "skip_bad": True, "storage": "stream", "workers": 0},
+        "training": {"steps": 8, "batch_size": 8, "sample_every": 0, "evaluate_every": 4, "log_every": 1},
+    }
+
+    def work(name: str) -> Work:
+        def train_it(rank: int) -> list[str]:
+            request = Request(image_size=4, skip_bad=True)
+            splits = load_or_stream(
+                str(place / "photos"), request, storage="stream", held_out_fraction=0.2, split_seed=0
+            )
+            reported: list[dict[str, Any]] = []
+            train(resolve(sections, splits), splits, place / name, report=reported.append)
+            return [m["skipped_image"] for m in reported if "skipped_image" in m]
+
+        return train_it
+
+    in_ranks(place, "alone", 0, work("stream-1"))
+    in_ranks(place, "of-2", 2, work("stream-2"))
+
+
+SCENARIOS = {each.__name__: each for each in (everyday, every_size, resumed, compiled, streamed)}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

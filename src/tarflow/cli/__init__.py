@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if argv[0] not in COMMANDS:
         return _fail(f"no command {argv[0]!r}; known: {', '.join(COMMANDS)}")
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and argv[0] != "train":
+    if os.environ.get("WORLD_SIZE", "1") != "1" and argv[0] != "train":
         return _fail(f"torchrun: only `tarflow train` is for several processes; start `tarflow {argv[0]}` without it")
     command = importlib.import_module(f"tarflow.cli.{argv[0]}")
     try:

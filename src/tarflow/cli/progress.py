@@ -88,7 +88,9 @@ class Progress:
             f"{config.data.source}: {len(splits.train)} training and {len(splits.held_out)} held-out images ({split}), "
             f"{model.channels}x{height}x{width}, {classes}"
         )
-        shared = f" of {processes} processes ({training.strategy})" if processes > 1 else ""
+        shared = (
+            f" of {processes} processes ({'fsdp' if training.strategy == 'fsdp' else 'ddp'})" if processes > 1 else ""
+        )
         self.say(
             f"{model.num_patches} patches of {model.patch_size}x{model.patch_size}, width {model.width}, layers "
             f"{'-'.join(map(str, model.layers))}; {noise} noise, batch {training.batch_size}{shared}; run in {out}"

@@ -119,6 +119,13 @@ def check_shares(training: TrainingConfig, ranks: Ranks) -> None:
         )
 
 
+def check_agreement(config: RunConfig, splits: Splits | StreamedSplits, ranks: Ranks) -> None:
+    """Raise ConfigError on every rank unless all were given the same options and images."""
+    if not ranks.alone:
+        ranks.check_same("options", to_dict(config))
+        ranks.check_same("data", (splits.train.digest(), splits.held_out.digest()))
+
+
 def open_directory(out: Path, config: RunConfig, ranks: Ranks) -> Path | None:
     """Make a run directory ready, or check that the run in it is this one; its newest checkpoint. Rank 0 does this."""
     assert config.training is not None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tarflow import checkpoint
-from tarflow.config import ConfigError, RunConfig, to_dict
+from tarflow.config import ConfigError, RunConfig
 from tarflow.data.feed import Feed
 from tarflow.data.load import Splits
 from tarflow.data.streamed import StreamedSplits
@@ -24,7 +24,7 @@ from tarflow.training.interrupt import Interrupted, collect_signals
 from tarflow.training.objective import training_batch
 from tarflow.training.optimizer import learning_rate, set_learning_rate
 from tarflow.training.rollcall import naming_the_lost
-from tarflow.training.setup import open_directory, step_counts
+from tarflow.training.setup import check_agreement, open_directory, step_counts
 from tarflow.training.sharding import assembled, gathered, split_moments, split_weights
 from tarflow.training.sheets import draw_sheet
 
@@ -89,6 +89,7 @@ def train(
     checkpoint.check_free(out, resume=resume)
     engine = Engine(config.training, torch.device(device))  # here the ranks meet; none has written anything before
     with naming_the_lost(engine.ranks):
+        check_agreement(config, splits, engine.ranks)
         latest = engine.ranks.on_first(lambda: open_directory(out, config, engine.ranks))
         trainer = Trainer(config, splits, out, engine, report or (lambda metrics: None), init)
         if latest is not None:
@@ -115,7 +116,6 @@ class Trainer:
         self.out, self.engine, self.ranks = out, engine, engine.ranks
         self.report: Report = report if self.ranks.first else lambda metrics: None
         self.fingerprint = splits.train.digest()
-        self.ranks.check_same("data.source: the training images", self.fingerprint)
         self.rows = self.ranks.share(self.training.batch_size)
         self.feed = Feed(
             splits.train,
@@ -128,8 +128,6 @@ class Trainer:
             workers=self.data.workers,
         )
         self.held_out = splits.held_out.choice(self.training.evaluate_images, self.training.seed)
-        if not self.ranks.alone:
-            self.ranks.check_same("the options and the held-out images", (to_dict(config), self.held_out.digest()))
         self.total, self.warmup = step_counts(self.training, len(splits.train))
 
         self.move = build_step(config, engine, init)
