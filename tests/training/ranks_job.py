@@ -53,15 +53,17 @@ def data() -> Any:
     return type(own)(own.train, images(11, 1), True, ())
 
 
-def in_ranks(place: Path, name: str, size: int, work: Work) -> list[int]:
+def in_ranks(place: Path, name: str, size: int, work: Work, nodes: int = 1) -> list[int]:
     """Call `work(rank)` in `size` processes that are one job (in one without a job, for size 0); their exit statuses.
+
+    They believe that they are on so many `nodes`.
 
     What it returns, or the error that it raised, is left in PLACE/NAME.RANK.json.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    children = []
+    children, local = [], size // nodes
     for rank in range(max(1, size)):
         pid = os.fork()
         if pid:
@@ -69,8 +71,8 @@ def in_ranks(place: Path, name: str, size: int, work: Work) -> list[int]:
             continue
         if size:
             os.environ |= {
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"},
-                **{"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)},
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank % local), "GROUP_RANK": str(rank // local)},
+                **{"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(local)},
                 **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
             }
         try:
@@ -208,11 +210,11 @@ def everyday(place: Path) -> None:
 
 
 def every_size(place: Path) -> None:
-    """One process, and 2 and 3 ranks with each strategy, on each kind of model."""
+    """One process, 2 ranks on 2 nodes and 3 ranks on one with each strategy, on each kind of model."""
     in_ranks(place, "alone", 0, train_all(place, [f"{kind}-auto-1" for kind in KINDS]))
-    for size in (2, 3):
+    for size, nodes in ((2, 2), (3, 1)):
         names = [f"{kind}-{strategy}-{size}" for kind in KINDS for strategy in ("ddp", "fsdp")]
-        in_ranks(place, f"of-{size}", size, train_all(place, names))
+        in_ranks(place, f"of-{size}", size, train_all(place, names), nodes)
 
 
 def resumed(place: Path) -> None:

@@ -60,7 +60,7 @@ def torchrun(size: int, *arguments: object) -> subprocess.Popen[str]:
 
 def at_step(job: subprocess.Popen[str], run: Path, step: int) -> None:
     """Wait until a job has written a line of metrics of that step."""
-    end = time.monotonic() + 90
+    end = time.monotonic() + 150
     while time.monotonic() < end and job.poll() is None:
         with_lines = (run / checkpoint.METRICS_FILE).exists()
         if with_lines and any(m["step"] >= step for m in checkpoint.read_metrics(run)):
@@ -117,14 +117,3 @@ def test_a_job_is_stopped_resumed_by_others_and_names_the_rank_that_died(recipe:
     config = checkpoint.read_config(run)
     assert config.training is not None and config.training.strategy == "ddp"
     assert main(["sample", str(latest), "-n", "2", "--out", str(tmp_path / "sheet.png"), "--device", "cpu"]) == 0
-
-
-def test_an_error_of_all_is_one_line_of_rank_0_and_other_commands_are_for_one(recipe: Path, tmp_path: Path) -> None:
-    job = torchrun(2, "train", "--recipe", recipe, "--out", tmp_path / "run", "--accumulate", "4")
-    _, stderr = job.communicate(timeout=90)
-    assert job.returncode == 1
-    (said,) = ours(stderr)
-    assert said.startswith("tarflow: error: rank 0 of 2: training.batch_size: expected a multiple of 8 (2 processes")
-    assert not (tmp_path / "run").exists()
-    job = torchrun(2, "sample", tmp_path, "--out", tmp_path / "sheet.png")
-    assert "only `tarflow train` is for several processes" in job.communicate(timeout=90)[1]

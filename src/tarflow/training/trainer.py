@@ -95,8 +95,9 @@ def train(
         if latest is not None:
             trainer.restore(checkpoint.load_state(latest), latest)
         engine.ranks.on_first(lambda: checkpoint.rewind_metrics(out, trainer.step))
-        with collect_signals() as received, contextlib.closing(trainer.feed):
-            return trainer.run(received)
+    # The signals outside: torchrun sends one to those that are left, who first say who is not.
+    with collect_signals() as received, naming_the_lost(engine.ranks), contextlib.closing(trainer.feed):
+        return trainer.run(received)
 
 
 class Trainer:
@@ -135,6 +136,7 @@ class Trainer:
         self.flow, self.ema, self.optimizer = self.move.flow, self.move.ema, self.move.optimizer
 
         self.step = 0
+        self.skipped: set[str] = set()  # names of the images that could not be read
         self.best_step: int | None = None
         self.best_score = float("inf")
         self.seconds = 0.0
@@ -150,8 +152,7 @@ class Trainer:
             last = self.step == self.total
             logs = self.step % self.training.log_every == 0 or last
             if logs or self.ranks.alone:  # of others one has to ask, which not every step should do
-                for name, reason in dict(itertools.chain(*self.ranks.gather(self.feed.newly_skipped()))).items():
-                    self.report({"step": self.step, "skipped_image": f"{name}: {reason}"})
+                self.report_skipped()
             metrics: dict[str, Any] = {"step": self.step}
             if logs:
                 metrics = self.read(measured)
@@ -181,6 +182,13 @@ class Trainer:
         if self.best_step is None:
             raise Diverged("no held-out evaluation was finite; lower the learning rate, or bound the log-scale")
         return TrainingResult(self.total, int(self.move.skipped), self.best_step, self.best_score, self.seconds)
+
+    def report_skipped(self) -> None:
+        """Report the records that could not be read, each once, whichever ranks met it."""
+        for name, reason in itertools.chain(*self.ranks.gather(self.feed.newly_skipped())):
+            if name not in self.skipped:
+                self.skipped.add(name)
+                self.report({"step": self.step, "skipped_image": f"{name}: {reason}"})
 
     def take_step(self) -> dict[str, Any]:
         """One optimizer step, or a skipped one where it is not finite; what was measured, as tensors on the device."""
