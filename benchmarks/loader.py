@@ -41,6 +41,7 @@ from tarflow.data.images import from_array
 from tarflow.data.load import load, load_or_stream
 from tarflow.data.prepare import prepare
 from tarflow.data.request import Request
+from tarflow.training.fabric import Engine
 from tarflow.training.setup import resolve
 from tarflow.training.trainer import Trainer
 
@@ -178,7 +179,10 @@ def step(recipe: str, source: str, folder: Path) -> Timed:
     sections["training"] |= {"batch_size": batch}
     sections["data"] |= {"source": source}
     splits = load(source, held_out_fraction=0.2)
-    trainer = Trainer(resolve(sections, splits), splits, folder, torch.device("cpu"), lambda metrics: None, None)
+    config = resolve(sections, splits)
+    assert config.training is not None
+    engine = Engine(config.training, torch.device("cpu"))
+    trainer = Trainer(config, splits, folder, engine, lambda metrics: None, None)
     return Timed(batch, trainer.take_step)
 
 

@@ -19,6 +19,7 @@ ROOMS = [
     "storage",
     "seeding",
     "devices",
+    "ranks",
     "model",
     "sampling",
     "data",

@@ -148,7 +148,7 @@ class TrainingConfig:
     noise_std: float = option(0.05, help="σ of the gaussian noise, in units where pixels span -1 to 1")  # ImageNet-64
     steps: int | None = option(None, help="optimizer steps; or give epochs")
     epochs: float | None = option(None, help="passes over the training images; or give steps")
-    batch_size: int = option(256, help="images an optimizer step")
+    batch_size: int = option(256, help="images an optimizer step, over all devices")
     lr: float = option(1e-4, help="highest learning rate")
     final_lr: float = option(1e-6, help="learning rate at the start of the warm-up and at the end of the cosine")
     warmup_steps: int | None = option(None, help="steps of linear warm-up; one epoch when not given, as in the paper")
@@ -170,6 +170,11 @@ class TrainingConfig:
     )
     compile: Literal["auto", "on", "off"] = option(
         "auto", help="compile the Transformer layers for training: auto is on for CUDA and off elsewhere"
+    )
+    strategy: Literal["auto", "ddp", "fsdp"] = option(
+        "auto",
+        help="how several processes (torchrun) share the work; one needs none. ddp: each holds all weights; fsdp: each "
+        "holds a part of them, of their moments and of their average; auto is ddp",
     )
     seed: int = option(0, help="seed of the weights, the order of the data and the noise")
     log_every: int = option(10, help="steps between two lines of metrics")

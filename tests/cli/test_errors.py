@@ -210,6 +210,24 @@ def full_memory_for_data(patch: pytest.MonkeyPatch, out: Path) -> None:
     patch.setattr(np, "empty", empty)
 
 
+def two_processes(patch: pytest.MonkeyPatch, out: Path) -> None:
+    """As rank 0 of a job of two."""
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 2), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 2)):
+        patch.setenv(name, str(value))
+
+
+def half_a_job(patch: pytest.MonkeyPatch, out: Path) -> None:
+    """Somebody set the number of processes, and not which of them this is."""
+    patch.delenv("RANK", raising=False)
+    patch.setenv("WORLD_SIZE", "2")
+
+
+def two_processes_and_one_gpu(patch: pytest.MonkeyPatch, out: Path) -> None:
+    two_processes(patch, out)
+    patch.setattr(torch.cuda, "is_available", lambda: True)
+    patch.setattr(torch.cuda, "device_count", lambda: 1)
+
+
 def while_it_runs(patch: pytest.MonkeyPatch, out: Path) -> None:
     """The machine is sound; the run has begun, and its directory stays."""
 
@@ -559,6 +577,26 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "there is a model already": Case(
             "convert {p}/official.pth {p}/run --noise-std 0.1", ["run"], "Give another directory."
+        ),
+    },
+    "Several processes": {
+        "a command for one process": Case(
+            "sample {p}/run --out {o}.png",
+            ["rank 0 of 2", "tarflow train", "without it"],
+            "Start it without `torchrun`.",
+            two_processes,
+        ),
+        "half an environment": Case(
+            "train --recipe {p}/small.toml --data digits --out {o}",
+            ["RANK", "torchrun"],
+            "Start the job with `torchrun`, which sets all of them.",
+            half_a_job,
+        ),
+        "more processes than GPUs": Case(
+            "train --recipe {p}/small.toml --data digits --out {o} --device cuda",
+            ["2 processes", "1 GPU"],
+            "As many processes a node (`--nproc_per_node`) as it has GPUs.",
+            two_processes_and_one_gpu,
         ),
     },
     "The machine": {

@@ -66,3 +66,13 @@ def test_what_does_not_fit_is_named(change, message):
     arguments = {"pixels": PIXELS, "levels": 17, "noise": "gaussian", "noise_std": 0.1, "generator": _each(range(4))}
     with pytest.raises(ValueError, match=message):
         noisy_images(**arguments | change)
+
+
+@pytest.mark.parametrize("noise", ["uniform", "gaussian"])
+def test_rows_of_a_batch_get_the_noise_that_they_get_in_it(noise):
+    whole = noisy_images(PIXELS, 17, noise, 0.05, seeded_generator(0, "batch"))
+    for rows in (slice(0, 1), slice(1, 4), slice(4, 4)):
+        part = noisy_images(PIXELS[rows], 17, noise, 0.05, seeded_generator(0, "batch"), rows, 4)
+        assert torch.equal(part, whole[rows])
+    with pytest.raises(ValueError, match="rows: expected 4, one an image, got 2 of 4"):
+        noisy_images(PIXELS, 17, noise, 0.05, seeded_generator(0, "batch"), slice(0, 2), 4)

@@ -50,6 +50,19 @@ def test_sampling_from_given_noise_is_decode(name: str) -> None:
         assert torch.equal(tarflow.sample(flow, 5, None, noise=noise), tarflow.sample(flow, 5, null, noise=noise))
 
 
+def test_a_part_of_a_larger_set_is_that_part() -> None:
+    flow = build("conditional")
+    y = labels(flow, 7)
+    whole = tarflow.sample(flow, 7, y, seed=3, solver="sequential")
+    for first, count in ((0, 2), (2, 5)):
+        part = tarflow.sample(
+            flow, count, y[first : first + count], seed=3, solver="sequential", batch_size=2, first=first
+        )
+        assert_close(part, whole[first : first + count])
+    with pytest.raises(ValueError, match="first: expected 0 or more, got -1"):
+        tarflow.sample(flow, 1, seed=3, first=-1)
+
+
 def test_drawn_noise_is_what_is_decoded() -> None:
     flow = build("conditional")
     y = labels(flow, 5)

@@ -17,7 +17,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from flow_cases import build, images, labels
 from tarflow import checkpoint
 from tarflow.config import ConfigError
-from tarflow.training import trainer as trainer_module
+from tarflow.training import build as build_module
 from tarflow.training.compiling import compile_layers, wants_compilation
 from tarflow.training.interrupt import Interrupted
 from tarflow.training.objective import objective
@@ -103,7 +103,7 @@ def run_in_parts(out: Path, stop: int, first: dict[str, Any], second: dict[str, 
 
 
 def test_a_compiled_run_leaves_what_any_run_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_module, "compile_layers", functools.partial(compile_layers, backend="aot_eager"))
+    monkeypatch.setattr(build_module, "compile_layers", functools.partial(compile_layers, backend="aot_eager"))
     train(run_config(), splits(), tmp_path / "eager")
     train(run_config(compile="on"), splits(), tmp_path / "compiled")
     run_in_parts(tmp_path / "parts", 5, {"compile": "on"}, {"compile": "on"})

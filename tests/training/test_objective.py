@@ -11,6 +11,7 @@ from flow_cases import BASE, build
 from tarflow import NULL_CLASS, TarFlow, TarFlowConfig
 from tarflow.config import TrainingConfig
 from tarflow.data.batches import batch_indices
+from tarflow.ranks import Ranks
 from tarflow.training.objective import VARIANCE_RATE, objective, training_batch, update_base_variance
 
 IMAGES = torch.randint(0, 17, (40, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
@@ -89,3 +90,17 @@ def test_base_variance_follows_the_latents_of_the_additive_variant_only() -> Non
     affine = TarFlow(TarFlowConfig(**BASE))
     update_base_variance(affine, energy)
     assert affine.base_variance is None
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_the_shares_of_a_batch_are_the_batch(size: int) -> None:
+    """Noise, flips and dropped labels, whatever the number of processes."""
+    whole_x, whole_y = batch(3, flip=True, label_drop=0.5)
+    config = TrainingConfig(batch_size=16, steps=10, label_drop=0.5)
+    chosen = batch_indices(len(IMAGES), 16, 3, 0)
+    for rank in range(size):
+        rows = Ranks(rank, size).share(16)
+        x, y = training_batch(
+            IMAGES[chosen[rows]], LABELS[chosen[rows]], 3, config=config, levels=17, flip=True, rows=rows
+        )
+        assert torch.equal(x, whole_x[rows]) and torch.equal(y, whole_y[rows])

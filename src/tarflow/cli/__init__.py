@@ -36,7 +36,10 @@ config.json and model.safetensors, or one RUN/checkpoints/step-N. TARFLOW_DEBUG=
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0, 2 after bad input, or 128 + the signal that stopped it."""
+    """Run one command; the exit code is 0, 2 after bad input, or 128 + the signal that stopped it.
+
+    It is 1 where another process of the same job (`torchrun`) is gone.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv == ["--version"]:
         from tarflow import __version__
@@ -48,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if argv[0] not in COMMANDS:
         return _fail(f"no command {argv[0]!r}; known: {', '.join(COMMANDS)}")
+    if os.environ.get("WORLD_SIZE", "1") != "1" and argv[0] != "train":
+        return _fail(f"torchrun: only `tarflow train` is for several processes; start `tarflow {argv[0]}` without it")
     command = importlib.import_module(f"tarflow.cli.{argv[0]}")
     try:
         with _warnings_in_one_line():
@@ -120,13 +125,23 @@ def _explain(error: Exception) -> int:
     """One line for an error that a user can do something about; anything else is a defect of ours and says so."""
     import torch
 
+    from tarflow.ranks import Elsewhere
     from tarflow.sampling.sample import SamplingError
     from tarflow.training.interrupt import Interrupted
+    from tarflow.training.rollcall import RankLost
     from tarflow.training.trainer import Diverged
 
+    first = os.environ.get("RANK", "0") == "0"
     if isinstance(error, Interrupted):
-        print(f"tarflow: {error}", file=sys.stderr)
+        if first:
+            print(f"tarflow: {error}", file=sys.stderr)
         return 128 + error.signum
+    if isinstance(error, Elsewhere) or (isinstance(error, Diverged) and not first):  # rank 0 says the same
+        return 2
+    if isinstance(error, RankLost):
+        if not error.spoken_for:
+            _fail(f"{error}; go on from the last checkpoint with --resume")
+        return 1
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return _fail("out of memory; lower --batch-size, or the size of the model")
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
@@ -140,5 +155,7 @@ def _fail(message: str) -> int:
     line = " ".join(message.split())
     if len(line) > LONGEST:  # some value in a file that is not what it should be
         line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
-    print(f"tarflow: error: {line}", file=sys.stderr)
+    size = os.environ.get("WORLD_SIZE", "1")
+    who = "" if size == "1" else f"rank {os.environ.get('RANK', '?')} of {size}: "
+    print(f"tarflow: error: {who}{line}", file=sys.stderr)
     return 2

@@ -19,10 +19,10 @@ LINE_SECONDS = 10  # between two lines where there is no terminal to draw a bar 
 
 
 class Progress:
-    """Reports training to stderr; standard output stays free for results."""
+    """Reports training to stderr; standard output stays free for results. A `quiet` one reports nothing."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
         self.bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -30,7 +30,7 @@ class Progress:
             TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=quiet or not self.console.is_terminal,
             transient=True,
         )
         self.task: TaskID | None = None
@@ -73,7 +73,7 @@ class Progress:
         """Images drawn so far; those that are on their way count by the share of the blocks that they are through."""
         self._advance("sampling", done, total, "images")
 
-    def begin(self, config: RunConfig, splits: Splits | StreamedSplits, out: Path) -> None:
+    def begin(self, config: RunConfig, splits: Splits | StreamedSplits, out: Path, processes: int = 1) -> None:
         """Say what is about to be trained on what."""
         model, training = config.model, config.training
         assert training is not None and config.data is not None
@@ -88,9 +88,12 @@ class Progress:
             f"{config.data.source}: {len(splits.train)} training and {len(splits.held_out)} held-out images ({split}), "
             f"{model.channels}x{height}x{width}, {classes}"
         )
+        shared = (
+            f" of {processes} processes ({'fsdp' if training.strategy == 'fsdp' else 'ddp'})" if processes > 1 else ""
+        )
         self.say(
             f"{model.num_patches} patches of {model.patch_size}x{model.patch_size}, width {model.width}, layers "
-            f"{'-'.join(map(str, model.layers))}; {noise} noise, batch {training.batch_size}; run in {out}"
+            f"{'-'.join(map(str, model.layers))}; {noise} noise, batch {training.batch_size}{shared}; run in {out}"
         )
 
     def report(self, metrics: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ class Train:
       tarflow train --recipe cifar10 --data cifar10/ --steps 2000 --out runs/cifar10
       tarflow train --out runs/photos --resume
       tarflow train --data photos/ --init afhq_model_8_768_8_8_0.07.pth --out runs/tuned
+      torchrun --nproc_per_node=8 -m tarflow train --recipe imagenet64 --data imagenet64/ --out runs/imagenet64
 
     A run directory is left: config.json, model.safetensors (the best averaged weights), metrics.jsonl, samples/,
     checkpoints/. Ctrl-C and SIGTERM save before leaving. Options not given come from the recipe, and are shown here as
@@ -70,10 +71,11 @@ def run(args: Any) -> None:
     from tarflow import checkpoint, storage
     from tarflow.cli.progress import Progress
     from tarflow.devices import pick_device
+    from tarflow.ranks import Ranks
     from tarflow.training.setup import open_data, resolve
     from tarflow.training.trainer import train
 
-    device = pick_device(args.device)
+    device, ranks = pick_device(args.device), Ranks.from_environment()
     checkpoint.check_free(args.out, resume=args.resume)  # before the data are read, which may take long
     storage.check_not_in_use(args.out)
     resuming = args.resume and (args.out / checkpoint.CONFIG_FILE).exists()
@@ -85,7 +87,7 @@ def run(args: Any) -> None:
         init = open_weights(args.init)
         inherited = {k: v for k, v in to_dict(init.config).items() if k != "num_classes"}
         sections["model"] = inherited | {k: v for k, v in _overrides(args).items() if k in inherited}
-    with Progress() as progress:
+    with Progress(quiet=not ranks.first) as progress:
         try:
             splits = open_data(sections, progress.loading)
         except FileNotFoundError as error:
@@ -95,9 +97,11 @@ def run(args: Any) -> None:
         for name, reason in splits.skipped:
             progress.say(f"skipped {name}: {reason}")
         config = resolve(sections, splits)
-        progress.begin(config, splits, args.out)
+        progress.begin(config, splits, args.out, ranks.size)
         result = train(config, splits, args.out, resume=args.resume, init=init, device=device, report=progress.report)
     measure = "bits/dim" if config.training and config.training.noise == "uniform" else "bits/dim of noisy images"
+    if not ranks.first:
+        return
     print(
         f"{args.out}: {result.steps} steps in {result.seconds:.0f} s, best held-out {result.best_score:.4f} {measure} "
         f"at step {result.best_step}, {result.skipped} steps skipped",

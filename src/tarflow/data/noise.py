@@ -20,6 +20,8 @@ def noisy_images(
     noise: Noise,
     noise_std: float,
     generator: torch.Generator | Sequence[torch.Generator],
+    rows: slice | None = None,
+    total: int | None = None,
 ) -> Tensor:
     """What a model trained with this noise sees of `pixels`, drawn afresh.
 
@@ -32,6 +34,8 @@ def noisy_images(
         noise_std: σ > 0, in units where pixels span -1 to 1; not used with uniform noise.
         generator: one for the batch, or a sequence of one an image, with which the noise of an image does not depend
             on the batch that it is in. It may live on another device than the pixels.
+        rows, total: with one generator, the pixels are these rows of a batch of `total` images, and get the noise that
+            they would get there. By default they are all of it.
 
     Returns:
         (B, C, H, W) float32, on the device of the pixels.
@@ -49,7 +53,10 @@ def noisy_images(
     if pixels.dtype != torch.uint8:
         raise ValueError(f"pixels: expected uint8, got {pixels.dtype}")
     if isinstance(generator, torch.Generator):
-        drawn = _draw(pixels.shape, noise, generator)
+        drawn = _draw((total or len(pixels), *pixels.shape[1:]), noise, generator)
+        drawn = drawn if rows is None else drawn[rows]
+        if len(drawn) != len(pixels):
+            raise ValueError(f"rows: expected {len(pixels)}, one an image, got {len(drawn)} of {total}")
     elif len(generator) != len(pixels):
         raise ValueError(f"generator: expected one, or {len(pixels)}, one an image, got {len(generator)}")
     elif not generator:
@@ -70,6 +77,6 @@ def check_noise(noise: str, noise_std: float) -> None:
         raise ValueError(f"noise_std: expected a positive number, got {noise_std}")
 
 
-def _draw(shape: torch.Size, noise: Noise, generator: torch.Generator) -> Tensor:
+def _draw(shape: Sequence[int], noise: Noise, generator: torch.Generator) -> Tensor:
     draw = torch.rand if noise == "uniform" else torch.randn
     return draw(shape, generator=generator, device=generator.device, dtype=torch.float32)

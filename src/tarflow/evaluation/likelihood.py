@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tarflow.data.noise import Noise
 from tarflow.evaluation.gaussian import GaussianYardstick, NoYardstick
-from tarflow.evaluation.scores import LabelPolicy, Progress, default_label_policy, score_images
+from tarflow.evaluation.scores import LabelPolicy, Progress, default_label_policy, score_shares
 from tarflow.model.flow import TarFlow
+from tarflow.ranks import ALONE, Ranks
 
 Number = TypeVar("Number", float, Tensor)
 
@@ -115,6 +116,7 @@ def evaluate_likelihood(
     label_policy: LabelPolicy | None = None,
     yardstick: GaussianYardstick | NoYardstick | None = None,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> Likelihood:
     """Score a data set under the noise that the model was trained with.
 
@@ -133,6 +135,8 @@ def evaluate_likelihood(
         label_policy: see `log_likelihood`; None is the policy of `default_label_policy`.
         yardstick: from `fit_yardstick`, with the same levels and noise; it scores the same noisy images. It uses no
             labels: "given" tells the model up to log2(K) bits an image more than the yardstick, "marginal" does not.
+        ranks: processes that call this together with the same arguments: each scores its share of the images, and all
+            get the result for all of them. `progress` is that of the share.
 
     Raises:
         ValueError: images, labels, noise or policy do not fit the model or each other.
@@ -141,7 +145,8 @@ def evaluate_likelihood(
     measure = (levels, noise, noise_std if noise == "gaussian" else 0.0)
     if isinstance(yardstick, GaussianYardstick) and yardstick.measure != measure:
         raise ValueError(f"yardstick: expected one fitted with levels and noise {measure}, got {yardstick.measure}")
-    scores, gaussian_scores = score_images(
+    scores, gaussian_scores = score_shares(
+        ranks,
         flow,
         images,
         labels,

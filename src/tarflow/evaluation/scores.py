@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from tarflow.data.pixels import check_levels
 from tarflow.evaluation.gaussian import GaussianYardstick
 from tarflow.model.block import NULL_CLASS
 from tarflow.model.flow import TarFlow
+from tarflow.ranks import Ranks
 from tarflow.seeding import seeded_generator
 
 LabelPolicy: TypeAlias = Literal["given", "null", "marginal", "none"]
@@ -69,6 +70,27 @@ def score_images(
             if progress:
                 progress(rows.start * draws + (draw + 1) * len(pixels), len(images) * draws)
     return scores, yardstick_scores
+
+
+def score_shares(
+    ranks: Ranks, flow: TarFlow, images: Tensor, labels: Tensor | None, *, draws: int, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """`score_images` by several processes, each of which scores its share of the images; all get the scores of all.
+
+    An image is scored once, with the noise that it has where one process scores all. A rank's share may be empty.
+    """
+    if ranks.alone:
+        return score_images(flow, images, labels, draws=draws, **options)
+    rows = ranks.share(len(images))
+    count = 2 if options.get("yardstick") else 1
+    found = torch.zeros(count, draws, len(images), dtype=torch.float64)  # 0 where another rank has the score
+    if rows.start < rows.stop:
+        share = None if labels is None else labels[rows]
+        numbers = range(len(images))[rows]
+        parts = score_images(flow, images[rows], share, draws=draws, indices=numbers, **options)
+        found[:, :, rows] = torch.stack([part for part in parts if part is not None])
+    (found,) = ranks.sum([found], host=True)
+    return found[0], found[1] if count == 2 else None
 
 
 def log_likelihood(

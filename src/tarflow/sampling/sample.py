@@ -64,6 +64,7 @@ def sample(
     tol: float | None = None,
     calibration: Calibration | None = None,
     progress: Callable[[int, int], None] | None = None,
+    first: int = 0,
 ) -> Tensor:
     """Draw n images.
 
@@ -87,6 +88,7 @@ def sample(
         calibration: what "auto" has measured before, and where it puts what it measures; None remembers it for this
             flow, its present weights and this process.
         progress: called as progress(done, total) while decoding; the unit is a patch of a block of an image.
+        first: number k of the first image: n images from the middle of a larger set, with the noise they have there.
 
     Returns:
         (n, C, H, W) on the model's device, not clipped to -1 … 1.
@@ -102,7 +104,7 @@ def sample(
     torch.Size([3, 1, 8, 8])
     """
     batches = sample_batches(
-        flow, n, y, guidance, seed, denoise, noise, solver, batch_size, window, tol, calibration, progress
+        flow, n, y, guidance, seed, denoise, noise, solver, batch_size, window, tol, calibration, progress, first
     )
     return torch.cat([batch.images for batch in batches])
 
@@ -121,12 +123,15 @@ def sample_batches(
     tol: float | None = None,
     calibration: Calibration | None = None,
     progress: Callable[[int, int], None] | None = None,
+    first: int = 0,
 ) -> Iterator[SampleBatch]:
     """As `sample`, but yields a `SampleBatch` as each batch finishes. Arguments are checked before the first one."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
     if solver not in get_args(Solver):
         raise ValueError(f"solver: expected one of {', '.join(map(repr, get_args(Solver)))}, got {solver!r}")
+    if first < 0:
+        raise ValueError(f"first: expected 0 or more, got {first}")
     if window is not None and solver != "jacobi":
         raise ValueError(f"window: only solver 'jacobi' has one to choose, got solver {solver!r}")
     if tol is not None and solver == "sequential":
@@ -139,8 +144,8 @@ def sample_batches(
     solvers: list[Choice] | None = None
     if solver != "auto":
         solvers = [Choice(solver, window)] * len(flow.blocks)
-    draw = _Draw(flow, n, y, guidance, seed, denoise, noise, tol, progress, solvers, calibration)
-    return (draw.batch(first, min(first + batch_size, n)) for first in range(0, n, batch_size))
+    draw = _Draw(flow, n, y, guidance, seed, denoise, noise, tol, progress, solvers, calibration, first)
+    return (draw.batch(start, min(start + batch_size, n)) for start in range(0, n, batch_size))
 
 
 def check_arguments(
@@ -178,6 +183,7 @@ class _Draw:
     progress: Callable[[int, int], None] | None
     choices: list[Choice] | None  # of the blocks, in the order of sampling; None is still to be measured
     calibration: Calibration | None
+    first: int  # number of the first of them, by which its noise is drawn
 
     def batch(self, first: int, end: int) -> SampleBatch:
         """Images first … end-1, those that are not finite drawn again alone."""
@@ -220,7 +226,7 @@ class _Draw:
     def _decode(self, which: Tensor, labels: Tensor | None, attempt: int) -> Iterator[Solution]:
         """The images `which` through the blocks, by the solvers chosen, which are measured on the first batch."""
         flow, guidance, tol = self.flow, self.guidance, self.tol
-        noise = draw_noise(flow, which, self.seed, attempt) if self.noise is None else self.noise[which]
+        noise = draw_noise(flow, self.first + which, self.seed, attempt) if self.noise is None else self.noise[which]
         progress = self._progress(which, attempt)
         if self.choices is None:
             known = remembered(flow) if self.calibration is None else self.calibration

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tarflow.model.flow import TarFlow
+from tarflow.training.sharding import is_sharded, local
 
 
 class EMA:
@@ -16,14 +17,19 @@ class EMA:
         w̄ ← d_n w̄ + (1 - d_n) w,    d_n = min(decay, (1+n)/(10+n))
 
     after n updates. Without that warm-up the first thousands of steps would quote the initial weights.
+
+    Args:
+        flow: the trained one. averaged: a copy of it to keep the average in, sharded as `flow` is; None makes one of a
+            flow that is not sharded.
     """
 
-    def __init__(self, flow: TarFlow, decay: float) -> None:
+    def __init__(self, flow: TarFlow, decay: float, averaged: TarFlow | None = None) -> None:
         self.decay = decay
-        self.flow = copy.deepcopy(flow).eval().requires_grad_(False)
+        self.flow = (copy.deepcopy(flow) if averaged is None else averaged).eval().requires_grad_(False)
         # The tensors themselves, which optimizers and `load_state_dict` write into: a small flow spends a twentieth of
         # a step on collecting them.
         self._averaged, self._trained = _tensors(self.flow), _tensors(flow)
+        self._sharded = any(map(is_sharded, self._trained))
         # On the device, where it is known whether a step counted; in float64, in which 1 - 0.9999 keeps its digits.
         dtype = torch.float32 if flow.device.type == "mps" else torch.float64
         self._updates = torch.zeros((), device=flow.device, dtype=dtype)
@@ -43,9 +49,13 @@ class EMA:
         n = self._updates
         weight = (1 - ((1 + n) / (10 + n)).clamp(max=self.decay)) * moved
         weight = weight.to(self._averaged[0].dtype)
-        torch._foreach_lerp_(self._averaged, self._trained, [weight] * len(self._averaged))
+        averaged, trained = self._averaged, self._trained
+        if self._sharded:  # each rank averages its part; asked for each time, because FSDP may move it
+            averaged, trained = [local(tensor) for tensor in averaged], [local(tensor) for tensor in trained]
+        torch._foreach_lerp_(averaged, trained, [weight] * len(averaged))
         self._updates += moved
 
 
 def _tensors(flow: TarFlow) -> list[Tensor]:
-    return [tensor.detach() for tensor in flow.state_dict().values()]
+    tensors = flow.state_dict(keep_vars=True).values()
+    return [tensor if is_sharded(tensor) else tensor.detach() for tensor in tensors]

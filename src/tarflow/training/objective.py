@@ -31,27 +31,31 @@ def training_batch(
     config: TrainingConfig,
     levels: int,
     flip: bool,
+    rows: slice | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """What the model sees of the images of one step: mirrored, with noise, with labels dropped.
 
-    Everything random is drawn from (seed, step), so a resumed run sees what the uninterrupted one would have seen.
+    Everything random is drawn from (seed, step), so a resumed run sees what the uninterrupted one would have seen, and
+    for the whole batch, so an image sees the same however many processes share it.
 
     Args:
         pixels: (B, C, H, W) uint8, those of the step (`data.feed`). labels: (B,) int64, or None for an unconditional
             model.
         step: 0, 1, 2, …
+        rows: which of the `config.batch_size` rows of the batch these are; None where they are all of it.
 
     Returns:
         x (B, C, H, W) float32 with noise, y (B,) int64 with dropped labels as the null class.
     """
-    device, count = pixels.device, len(pixels)
+    device = pixels.device
+    count, rows = (len(pixels), slice(None)) if rows is None else (config.batch_size, rows)
     generator = seeded_generator(config.seed, "training", step, device=device)
     if flip:
-        pixels = flip_horizontally(pixels, torch.rand(count, generator=generator, device=device) < 0.5)
-    x = noisy_images(pixels, levels, config.noise, config.noise_std, generator)
+        pixels = flip_horizontally(pixels, torch.rand(count, generator=generator, device=device)[rows] < 0.5)
+    x = noisy_images(pixels, levels, config.noise, config.noise_std, generator, rows, count)
     if labels is None:
         return x, None
-    dropped = torch.rand(count, generator=generator, device=device) < config.label_drop
+    dropped = torch.rand(count, generator=generator, device=device)[rows] < config.label_drop
     return x, torch.where(dropped, NULL_CLASS, labels)
 
 

@@ -1,4 +1,4 @@
-"""From a recipe's sections and the data to the full config of a run; and fine-tuning's first weights."""
+"""From a recipe's sections and the data to the full config of a run; its directory; and fine-tuning's first weights."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tarflow.data.load import Splits, load_or_stream
 from tarflow.data.request import Request
 from tarflow.data.streamed import StreamedSplits
 from tarflow.model.flow import TarFlow
+from tarflow.ranks import Ranks
 
 Sections = Mapping[str, Mapping[str, Any]]
 
@@ -83,12 +84,12 @@ def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
 
 # What decides when something is written, not where the weights go; where the data lie, for their digest is checked; who
 # decodes them, and whether a bad record stops it, for until then there was none; and how the same step is computed,
-# which must fit the machine that a run is resumed on. Of these `checkpoint_activations` changes no bit, `accumulate`
-# and `compile` change rounding, as another device or number of threads does.
+# which must fit the machine that a run is resumed on. Of these `checkpoint_activations` changes no bit, `accumulate`,
+# `compile` and `strategy` change rounding, as another device or number of threads or ranks does.
 RESUMABLE = (
     *("log_every", "evaluate_every", "sample_every", "save_every", "keep_last"),
     *("source", "workers", "skip_bad"),
-    *("accumulate", "checkpoint_activations", "compile"),
+    *("accumulate", "checkpoint_activations", "compile", "strategy"),
 )
 
 
@@ -105,6 +106,23 @@ def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
                     f"{section}.{name}: the run in {run} has {value!r}, got {now!r}; "
                     f"a resumed run may change only {', '.join(RESUMABLE)}"
                 )
+
+
+def check_shares(training: TrainingConfig, ranks: Ranks) -> None:
+    """Raise ConfigError unless the ranks have equal shares of each micro-batch: `batch_size` is that of all of them."""
+    parts = ranks.size * training.accumulate
+    if training.batch_size % parts:
+        raise ConfigError(
+            f"training.batch_size: expected a multiple of {parts} ({ranks.size} processes, accumulate "
+            f"{training.accumulate}), got {training.batch_size}"
+        )
+
+
+def check_agreement(config: RunConfig, splits: Splits | StreamedSplits, ranks: Ranks) -> None:
+    """Raise ConfigError on every rank unless all were given the same options and images."""
+    if not ranks.alone:
+        ranks.check_same("options", to_dict(config))
+        ranks.check_same("data", (splits.train.digest(), splits.held_out.digest()))
 
 
 def step_counts(training: TrainingConfig, num_images: int) -> tuple[int, int]:

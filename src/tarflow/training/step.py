@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from tarflow.config import TrainingConfig
 from tarflow.model.flow import TarFlow
+from tarflow.ranks import ALONE, Ranks
 from tarflow.training.ema import EMA
 from tarflow.training.objective import objective, update_base_variance
+from tarflow.training.sharding import is_sharded, local
 
 Forward: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 
@@ -29,6 +32,9 @@ class TrainingStep:
         config: `accumulate`, `clip_norm` and `checkpoint_activations` are read.
         forward: `flow` itself, or what wraps it (autocast, compilation): (x, y, recompute) to (z, ladj).
         backward: of a loss.
+        micro_batch: a context for each micro-batch, told whether it is the last of the step, after which the gradients
+            must be those of all ranks.
+        ranks: the processes that share each batch in equal parts.
     """
 
     def __init__(
@@ -40,11 +46,14 @@ class TrainingStep:
         config: TrainingConfig,
         forward: Forward | None = None,
         backward: Callable[[Tensor], object] = torch.Tensor.backward,
+        micro_batch: Callable[[bool], AbstractContextManager[Any]] = nullcontext,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.flow, self.optimizer, self.ema, self.config = flow, optimizer, ema, config
         self.forward: Forward = forward or flow
-        self.backward = backward
+        self.backward, self.micro_batch, self.ranks = backward, micro_batch, ranks
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.sharded = any(map(is_sharded, self.parameters))
         # The fused kernels of the CPU and of CUDA know `found_inf`; elsewhere the host has to ask.
         self.decided_on_device = flow.device.type in ("cpu", "cuda")
         self.set_counts(0, 0)
@@ -58,21 +67,22 @@ class TrainingStep:
         """Take one step, at the optimizer's learning rate.
 
         Args:
-            x: (B, C, H, W), noisy images, of which `accumulate` divides B. y: (B,) labels, or None.
+            x: (B, C, H, W), this rank's noisy images, of which `accumulate` divides B. y: (B,) labels, or None.
 
         Returns:
             0-d tensors on the device: `loss` (`objective` of the batch), `log_prob` (its mean, nats), both before the
-            step, and `grad_norm`, before clipping.
+            step, and `grad_norm`, before clipping. They are those of the batch of all ranks.
         """
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.config.accumulate
         loss = log_prob = x.new_zeros((), dtype=torch.float32)
         energy: Tensor | None = None  # mean z² of the batch (T, D), which the additive variant follows
         xs, ys = x.chunk(parts), [None] * parts if y is None else y.chunk(parts)
-        for x_part, y_part in zip(xs, ys, strict=True):
-            z, ladj = self.forward(x_part, y_part, self.config.checkpoint_activations)
-            part = objective(z, ladj) / parts  # equal parts: the mean of their means is that of the batch
-            self.backward(part)
+        for number, (x_part, y_part) in enumerate(zip(xs, ys, strict=True), 1):
+            with self.micro_batch(number == parts):
+                z, ladj = self.forward(x_part, y_part, self.config.checkpoint_activations)
+                part = objective(z, ladj) / parts  # equal parts: the mean of their means is that of the batch
+                self.backward(part)
             with torch.no_grad():
                 loss = loss + part.detach()
                 log_prob = log_prob + (self.flow.base_log_prob(z) + ladj).mean() / parts
@@ -80,9 +90,12 @@ class TrainingStep:
                     share = z.detach().square().mean(dim=0) / parts
                     energy = share if energy is None else energy + share
             del z, ladj, part  # the graph is gone, and these are what the next part's memory would lie beside
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        gradients = [local(p.grad) for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not self.ranks.alone:
+            loss, log_prob, energy, norm = self._of_all_ranks(loss, log_prob, energy, norm)
         if self.config.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
+            torch._foreach_mul_(gradients, (self.config.clip_norm / (norm + 1e-6)).clamp(max=1.0))
         finite = torch.isfinite(norm) & torch.isfinite(loss)
         self._move(finite)
         if self.ema is not None:
@@ -94,6 +107,20 @@ class TrainingStep:
             self.skipped_in_a_row = torch.where(finite, 0, self.skipped_in_a_row + 1)
             self.longest_row = torch.maximum(self.longest_row, self.skipped_in_a_row)
         return {"loss": loss, "log_prob": log_prob, "grad_norm": norm}
+
+    def _of_all_ranks(
+        self, loss: Tensor, log_prob: Tensor, energy: Tensor | None, norm: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Means over the batch of all ranks, and the norm of the whole gradient: the same bits on every rank.
+
+        What is decided by them is then decided alike. The gradient is averaged already; where it is sharded, the
+        squares of the parts' norms add up to that of the whole, in float64, where they do not overflow.
+        """
+        means = [loss, log_prob] if energy is None else [loss, log_prob, energy]
+        *sums, square = self.ranks.sum([*means, norm.double().square()])
+        means = [value / self.ranks.size for value in sums]
+        norm = square.sqrt().to(norm.dtype) if self.sharded else norm
+        return means[0], means[1], None if energy is None else means[2], norm
 
     def _move(self, finite: Tensor) -> None:
         """The optimizer's step, unless its gradient is not `finite`."""

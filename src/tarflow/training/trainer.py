@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tarflow import checkpoint, storage
+from tarflow import checkpoint
 from tarflow.config import ConfigError, RunConfig
 from tarflow.data.feed import Feed
-from tarflow.data.images import columns_by_class, save_sheet
 from tarflow.data.load import Splits
-from tarflow.data.pixels import to_8bit, to_pixels
 from tarflow.data.streamed import StreamedSplits
 from tarflow.evaluation.likelihood import evaluate_likelihood, to_bits_per_dim
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow, load_weights, read_weights
-from tarflow.sampling.sample import SamplingError, sample
-from tarflow.training.compiling import compile_layers, wants_compilation
-from tarflow.training.ema import EMA
+from tarflow.training.build import build_step
 from tarflow.training.interrupt import Interrupted, collect_signals
 from tarflow.training.objective import training_batch
-from tarflow.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from tarflow.training.optimizer import learning_rate, set_learning_rate
 from tarflow.training.resuming import check_state, open_directory, rewind_directory
-from tarflow.training.setup import start_from, step_counts
-from tarflow.training.step import TrainingStep
+from tarflow.training.rollcall import naming_the_lost
+from tarflow.training.setup import check_agreement, check_shares, step_counts
+from tarflow.training.sharding import assembled, gathered, split_moments, split_weights
+from tarflow.training.sheets import draw_sheet
+
+if TYPE_CHECKING:
+    from tarflow.training.fabric import Engine
 
 SKIPS_ALLOWED = 100  # steps in a row without a finite gradient: no later batch will mend the weights
-SHEET_IMAGES = 100
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -71,7 +72,8 @@ def train(
             device and number of threads); from the start where there is none yet.
         init: weights to start from (see `start_from`).
         report: called after every step with its number, and with the metrics where they are logged, and with those of
-            every evaluation and sample sheet.
+            every evaluation and sample sheet. Of several processes (`torchrun`), which all call this with the same
+            arguments and return the same result, that of rank 0 is.
 
     Raises:
         FileExistsError: `out` holds a run and `resume` was not asked for.
@@ -79,18 +81,33 @@ def train(
         ConfigError: the config differs from that of the run to resume, or the training images do.
         Interrupted: SIGTERM or SIGINT came; everything is saved.
         Diverged: the loss is not finite any more; seen where metrics are logged or a checkpoint is written.
+        RankLost: another process is gone. Elsewhere: rank 0 raised one of the others.
     """
+    from tarflow.training.fabric import Engine  # slow to import
+
+    assert config.training is not None
     out = Path(out)
     checkpoint.check_free(out, resume=resume)
-    out.mkdir(parents=True, exist_ok=True)
-    with storage.exclusive(out):
-        checkpoint.check_free(out, resume=resume)  # another may have come and gone in between
-        latest = open_directory(out, config)
-        trainer = Trainer(config, splits, out, torch.device(device), report or (lambda metrics: None), init)
-        if latest is not None:
-            trainer.restore(checkpoint.load_state(latest), latest)
-        rewind_directory(out, latest, trainer.step, trainer.best_step)
-        with collect_signals() as received, contextlib.closing(trainer.feed):
+    engine = Engine(config.training, torch.device(device))  # here the ranks meet; none has written anything before
+    training, ranks = config.training, engine.ranks
+    with contextlib.ExitStack() as held:
+
+        def take_over() -> Path | None:
+            check_shares(training, ranks)
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(storage.exclusive(out))
+            checkpoint.check_free(out, resume=resume)  # another may have come and gone in between
+            return open_directory(out, config)
+
+        with naming_the_lost(ranks):
+            check_agreement(config, splits, ranks)
+            latest = ranks.on_first(take_over)
+            trainer = Trainer(config, splits, out, engine, report or (lambda metrics: None), init)
+            if latest is not None:
+                trainer.restore(checkpoint.load_state(latest), latest)
+            ranks.on_first(lambda: rewind_directory(out, latest, trainer.step, trainer.best_step))
+        # The signals outside: torchrun sends one to those that are left, who first say who is not.
+        with collect_signals() as received, naming_the_lost(ranks), contextlib.closing(trainer.feed):
             return trainer.run(received)
 
 
@@ -102,45 +119,35 @@ class Trainer:
         config: RunConfig,
         splits: Splits | StreamedSplits,
         out: Path,
-        device: torch.device,
+        engine: Engine,
         report: Report,
         init: TarFlow | None,
     ) -> None:
-        from tarflow.training.fabric import Engine  # slow to import
-
         assert config.training is not None and config.data is not None
         self.config, self.training, self.data = config, config.training, config.data
-        self.out, self.device, self.report = out, device, report
+        self.out, self.engine, self.ranks = out, engine, engine.ranks
+        self.report: Report = report if self.ranks.first else lambda metrics: None
         self.fingerprint = splits.train.digest()
+        self.rows = self.ranks.share(self.training.batch_size)
         self.feed = Feed(
             splits.train,
             batch_size=self.training.batch_size,
             seed=self.training.seed,
             labelled=config.model.num_classes > 0,
-            device=device,
+            device=engine.device,
+            rows=self.rows,
             window=self.data.shuffle_window,
             workers=self.data.workers,
         )
         self.held_out = splits.held_out.choice(self.training.evaluate_images, self.training.seed)
         self.total, self.warmup = step_counts(self.training, len(splits.train))
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.training.seed)
-            self.flow = TarFlow(config.model)
-        if init is not None:
-            start_from(self.flow, init)
-        self.flow.to(device).train()
-        self.optimizer = build_optimizer(self.flow, self.training)
-        engine = Engine(self.training, device)
-        engine.set_up(self.flow)
-        self.ema = EMA(self.flow, self.training.ema_decay)
-        if wants_compilation(self.training.compile, device):
-            compile_layers(self.flow)
-        self.move = TrainingStep(
-            self.flow, self.optimizer, self.ema, config=self.training, forward=engine, backward=engine.backward
-        )
+        self.move = build_step(config, engine, init)
+        assert self.move.ema is not None
+        self.flow, self.ema, self.optimizer = self.move.flow, self.move.ema, self.move.optimizer
 
         self.step = 0
+        self.skipped: set[str] = set()  # names of the images that could not be read
         self.best_step: int | None = None
         self.best_score = float("inf")
         self.seconds = 0.0
@@ -153,11 +160,12 @@ class Trainer:
         mark = (self.step, self.seconds)
         while self.step < self.total:
             measured = self.take_step()
-            for name, reason in self.feed.newly_skipped():
-                self.report({"step": self.step, "skipped_image": f"{name}: {reason}"})
             last = self.step == self.total
+            logs = self.step % self.training.log_every == 0 or last
+            if logs or self.ranks.alone:  # of others one has to ask, which not every step should do
+                self.report_skipped()
             metrics: dict[str, Any] = {"step": self.step}
-            if self.step % self.training.log_every == 0 or last:
+            if logs:
                 metrics = self.read(measured)
                 self.seconds = time.monotonic() - started  # after reading, which waits for the device
                 steps, seconds = self.step - mark[0], self.seconds - mark[1]
@@ -165,31 +173,44 @@ class Trainer:
                 metrics["images_per_second"] = steps * self.training.batch_size / max(seconds, 1e-9)
                 metrics["skipped"] = int(self.move.skipped)
                 metrics["seconds"] = self.seconds
-                checkpoint.append_metrics(self.out, metrics)
+                self.append(metrics)
             self.report(metrics | {"total": self.total})
             evaluates = self.step % self.training.evaluate_every == 0 or last
             draws = self.training.sample_every > 0 and (self.step % self.training.sample_every == 0 or last)
             better = evaluates and self.evaluate()
             if draws:
                 self.draw_samples()
-            saves = better or bool(received) or last or self.step % self.training.save_every == 0
+            signum = self.ranks.largest(received[0] if received else 0)  # to one of the ranks, at whichever step it was
+            saves = better or signum > 0 or last or self.step % self.training.save_every == 0
             if saves:
                 self.check_progress()
                 self.seconds = time.monotonic() - started
                 self.save()
             if evaluates or draws or saves:
                 mark = (self.step, time.monotonic() - started)  # the rate is that of the steps alone
-            if received and not last:
-                raise Interrupted(received[0], self.step)
+            if signum and not last:
+                raise Interrupted(signum, self.step)
         if self.best_step is None:
             raise Diverged("no held-out evaluation was finite; lower the learning rate, or bound the log-scale")
         return TrainingResult(self.total, int(self.move.skipped), self.best_step, self.best_score, self.seconds)
+
+    def report_skipped(self) -> None:
+        """Report the records that could not be read, each once, whichever ranks met it."""
+        for name, reason in itertools.chain(*self.ranks.gather(self.feed.newly_skipped())):
+            if name not in self.skipped:
+                self.skipped.add(name)
+                self.report({"step": self.step, "skipped_image": f"{name}: {reason}"})
 
     def take_step(self) -> dict[str, Any]:
         """One optimizer step, or a skipped one where it is not finite; what was measured, as tensors on the device."""
         training = self.training
         x, y = training_batch(
-            *self.feed.batch(self.step), self.step, config=training, levels=self.data.levels, flip=self.data.flip
+            *self.feed.batch(self.step),
+            self.step,
+            config=training,
+            levels=self.data.levels,
+            flip=self.data.flip,
+            rows=self.rows,
         )
         rate = learning_rate(self.step, config=training, steps=self.total, warmup=self.warmup)
         set_learning_rate(self.optimizer, rate)
@@ -224,49 +245,48 @@ class Trainer:
 
     def evaluate(self) -> bool:
         """Score the averaged weights on held-out images; keep them where they are the best so far."""
+        flow = assembled(self.ema.flow)
         result = evaluate_likelihood(
-            self.ema.flow,
+            flow,
             self.held_out.images,
             self.held_out.labels if self.config.model.num_classes else None,
             levels=self.data.levels,
             noise=self.training.noise,
             noise_std=self.training.noise_std,
             draws=1,  # the same ones every time
+            ranks=self.ranks,
         )
         metrics = {
             "step": self.step,
             f"held_out_{self.bits_name}": result.mean,
             "standard_error": result.standard_error,
         }
-        checkpoint.append_metrics(self.out, metrics)
+        self.append(metrics)
         self.report(metrics)
-        if not result.mean < self.best_score:
+        score = self.ranks.on_first(lambda: result.mean)  # whose last bit may differ from one processor to another
+        if not score < self.best_score:
             return False
-        self.best_step, self.best_score = self.step, result.mean
+        self.best_step, self.best_score = self.step, score
         # Before the checkpoint that names this step as the best: killed in between, the run resumes before both.
-        self.ema.flow.save_weights(self.out / WEIGHTS_FILE)
+        self.ranks.on_first(lambda: flow.save_weights(self.out / WEIGHTS_FILE))
         return True
 
     def draw_samples(self) -> None:
         """A sheet of samples from the same noise every time, through the averaged weights."""
-        classes = self.config.model.num_classes
-        y = torch.arange(SHEET_IMAGES) % classes if classes else None
-        sigma = self.training.noise_std if self.training.noise == "gaussian" else None
-        try:
-            # The weights are new every time, so that measuring which solver is faster would not pay.
-            x = sample(self.ema.flow, SHEET_IMAGES, y, seed=self.training.seed, denoise=sigma, solver="sequential")
-        except SamplingError as error:  # weights on their way may overflow: no reason to end a run
-            return self.report({"step": self.step, "samples": f"none ({error})"})
         path = self.out / "samples" / f"step-{self.step:07d}.png"
-        path.parent.mkdir(exist_ok=True)
-        pixels = to_pixels(x.cpu(), self.data.levels, self.training.noise)
-        save_sheet(path, to_8bit(pixels, self.data.levels), columns=columns_by_class(classes))
-        self.report({"step": self.step, "samples": str(path)})
+        said = draw_sheet(assembled(self.ema.flow), self.config, path, self.ranks)
+        self.report({"step": self.step, "samples": said})
+
+    def append(self, metrics: dict[str, Any]) -> None:
+        """Add a line to the run's metrics; rank 0 does."""
+        if self.ranks.first:
+            checkpoint.append_metrics(self.out, metrics)
 
     # --- what survives -----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        return {
+        """All that resuming needs, on any number of ranks. All ranks must call it; the whole is for rank 0."""
+        state = {
             "step": self.step,
             "skipped": int(self.move.skipped),
             "skipped_in_a_row": int(self.move.skipped_in_a_row),
@@ -278,19 +298,25 @@ class Trainer:
             "ema_updates": self.ema.updates,
             "optimizer": self.optimizer.state_dict(),
         }
+        return gathered(state, self.ranks.first)
 
     def restore(self, state: dict[str, Any], origin: Path) -> None:
         check_state(state, self.optimizer, origin / checkpoint.STATE_FILE)
         if state["data"] != self.fingerprint:
             raise ConfigError(f"data.source: the training images are not those that {origin} was trained on")
-        load_weights(self.flow, state["flow"], origin / checkpoint.STATE_FILE)
-        load_weights(self.ema.flow, read_weights(origin / WEIGHTS_FILE), origin)
+        load_weights(self.flow, split_weights(state["flow"], self.flow), origin / checkpoint.STATE_FILE)
+        load_weights(self.ema.flow, split_weights(read_weights(origin / WEIGHTS_FILE), self.ema.flow), origin)
         self.ema.updates = state["ema_updates"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(split_moments(state["optimizer"], self.optimizer))
         self.step = state["step"]
         self.move.set_counts(state["skipped"], state["skipped_in_a_row"])
         self.best_step, self.best_score, self.seconds = state["best_step"], state["best_score"], state["seconds"]
 
     def save(self) -> None:
-        checkpoint.save_checkpoint(self.out, self.step, self.ema.flow, self.config, self.state())
-        checkpoint.remove_old_checkpoints(self.out, self.training.keep_last, self.best_step)
+        averaged, state = assembled(self.ema.flow), self.state()
+
+        def write() -> None:
+            checkpoint.save_checkpoint(self.out, self.step, averaged, self.config, state)
+            checkpoint.remove_old_checkpoints(self.out, self.training.keep_last, self.best_step)
+
+        self.ranks.on_first(write)

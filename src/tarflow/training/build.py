@@ -1,0 +1,48 @@
+"""The parts of a run that move, made and put in their places: the flow, its average, its optimizer, its step."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+
+from tarflow.config import RunConfig
+from tarflow.model.flow import TarFlow
+from tarflow.training.compiling import compile_layers, wants_compilation
+from tarflow.training.ema import EMA
+from tarflow.training.optimizer import build_optimizer
+from tarflow.training.setup import start_from
+from tarflow.training.step import TrainingStep
+
+if TYPE_CHECKING:
+    from tarflow.training.fabric import Engine
+
+
+def build_step(config: RunConfig, engine: Engine, init: TarFlow | None) -> TrainingStep:
+    """The training step of a new run, on the engine's device; all ranks start with the same weights."""
+    training = config.training
+    assert training is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.seed)
+        flow = TarFlow(config.model)
+    if init is not None:
+        start_from(flow, init)
+    flow.train()
+    averaged = copy.deepcopy(flow)  # before it is sharded: then it cannot be copied
+    engine.set_up(flow)
+    engine.follow(averaged)
+    optimizer = build_optimizer(flow, training)  # after it: sharding puts other parameters in the place of these
+    ema = EMA(flow, training.ema_decay, averaged)
+    if wants_compilation(training.compile, engine.device):
+        compile_layers(flow)
+    return TrainingStep(
+        flow,
+        optimizer,
+        ema,
+        config=training,
+        forward=engine,
+        backward=engine.backward,
+        micro_batch=engine.micro_batch,
+        ranks=engine.ranks,
+    )
