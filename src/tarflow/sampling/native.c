@@ -192,6 +192,7 @@ INLINE void attend(const float *q, const float *k, const float *v, int64_t end, 
                    float *score, float *out) {
     float highest = -INFINITY;
     for (int64_t t = 0; t < end; t++, k += size) {
+        for (int64_t i = 0; i < size; i += 16) __builtin_prefetch(v + t * size + i); /* wanted next */
         vec parts = {0};
         int64_t i = 0;
         for (; i + LANES <= size; i += LANES) parts += load(q + i) * load(k + i);

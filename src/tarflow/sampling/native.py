@@ -106,8 +106,9 @@ def _processor() -> bytes:
 def _opened(path: Path) -> ctypes.CDLL:
     result = ctypes.CDLL(str(path))
     result.tarflow_panel.restype = ctypes.c_int
-    result.tarflow_scratch.argtypes, result.tarflow_scratch.restype = [Pointer, Number, Number], Number
-    result.tarflow_step.argtypes = [*[Pointer] * 4, *[Number] * 3, ctypes.c_int]
+    block = ctypes.POINTER(_Block)
+    result.tarflow_scratch.argtypes, result.tarflow_scratch.restype = [block, Number, Number], Number
+    result.tarflow_step.argtypes = [block, *[Pointer] * 3, *[Number] * 3, ctypes.c_int]
     result.tarflow_step.restype = None
     return result
 
@@ -175,18 +176,18 @@ class NativeBlock:
         )
         size = sum(parameter.numel() * parameter.itemsize for parameter in layers[0].parameters()) * len(layers)
         self.threads = torch.get_num_threads() if size >= PARALLEL else 1
-        self.scratch = torch.empty(0)
+        self.scratch, self.room = torch.empty(0), (0, 0)  # for so many rows and threads
 
     def __call__(self, x: Tensor, start: int) -> Tensor:
         """x (B, n, D) float32, patches start … start+n-1, to the outputs (B, n, O) of the last layer."""
         batch, count, _ = x.shape
         x = x.contiguous()
-        need = self.library.tarflow_scratch(ctypes.byref(self.block), batch * count, self.threads)
-        if self.scratch.numel() < need:
-            self.scratch = torch.empty(need)
+        asked = (batch * count, self.threads)
+        if asked != self.room:
+            self.scratch, self.room = torch.empty(self.library.tarflow_scratch(self.block, *asked)), asked
         out = torch.empty(batch, count, self.outputs)
         pointers = (x.data_ptr(), out.data_ptr(), self.scratch.data_ptr())
-        self.library.tarflow_step(ctypes.byref(self.block), *pointers, batch, count, start, self.threads)
+        self.library.tarflow_step(self.block, *pointers, batch, count, start, self.threads)
         return out
 
     def _layer(self, layer: Layer) -> _Layer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,8 @@ def sequential(predict: Predict, z: Tensor) -> Solution:
         x (B, T, D) in the block's own order, after T-1 iterations, with no residual.
     """
     x = z.clone()  # x_0 = z_0, and every other z_i is replaced in its turn
-    for i in range(z.shape[1] - 1):
-        shift, log_scale = predict(x[:, i : i + 1], i)
-        x[:, i + 1] = z[:, i + 1] * torch.exp(log_scale[:, 0]) + shift[:, 0]
+    patches = x.split(1, dim=1)  # views of x
+    for i, (known, following) in enumerate(itertools.pairwise(patches)):
+        shift, log_scale = predict(known, i)
+        torch.addcmul(shift, following, torch.exp(log_scale), out=following)
     return Solution(x, z.shape[1] - 1, 0.0)
