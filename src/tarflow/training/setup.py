@@ -108,6 +108,16 @@ def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
                 )
 
 
+def check_agreement(config: RunConfig, splits: Splits | StreamedSplits, ranks: Ranks) -> None:
+    """Raise ConfigError unless all ranks were given the same options and images, and have equal shares of a batch."""
+    training = config.training
+    assert training is not None
+    if not ranks.alone:
+        ranks.check_same("options", to_dict(config))
+        ranks.check_same("data", (splits.train.digest(), splits.held_out.digest()))
+        ranks.on_first(lambda: check_shares(training, ranks))
+
+
 def check_shares(training: TrainingConfig, ranks: Ranks) -> None:
     """Raise ConfigError unless the ranks have equal shares of each micro-batch: `batch_size` is that of all of them."""
     parts = ranks.size * training.accumulate
@@ -116,13 +126,6 @@ def check_shares(training: TrainingConfig, ranks: Ranks) -> None:
             f"training.batch_size: expected a multiple of {parts} ({ranks.size} processes, accumulate "
             f"{training.accumulate}), got {training.batch_size}"
         )
-
-
-def check_agreement(config: RunConfig, splits: Splits | StreamedSplits, ranks: Ranks) -> None:
-    """Raise ConfigError on every rank unless all were given the same options and images."""
-    if not ranks.alone:
-        ranks.check_same("options", to_dict(config))
-        ranks.check_same("data", (splits.train.digest(), splits.held_out.digest()))
 
 
 def step_counts(training: TrainingConfig, num_images: int) -> tuple[int, int]:

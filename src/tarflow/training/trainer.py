@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tarflow import checkpoint
+from tarflow import checkpoint, storage
 from tarflow.config import ConfigError, RunConfig
 from tarflow.data.feed import Feed
 from tarflow.data.load import Splits
@@ -25,7 +25,7 @@ from tarflow.training.objective import training_batch
 from tarflow.training.optimizer import learning_rate, set_learning_rate
 from tarflow.training.resuming import check_state, open_directory, rewind_directory
 from tarflow.training.rollcall import naming_the_lost
-from tarflow.training.setup import check_agreement, check_shares, step_counts
+from tarflow.training.setup import check_agreement, step_counts
 from tarflow.training.sharding import assembled, gathered, split_moments, split_weights
 from tarflow.training.sheets import draw_sheet
 
@@ -89,11 +89,10 @@ def train(
     out = Path(out)
     checkpoint.check_free(out, resume=resume)
     engine = Engine(config.training, torch.device(device))  # here the ranks meet; none has written anything before
-    training, ranks = config.training, engine.ranks
+    ranks = engine.ranks
     with contextlib.ExitStack() as held:
 
         def take_over() -> Path | None:
-            check_shares(training, ranks)
             out.mkdir(parents=True, exist_ok=True)
             held.enter_context(storage.exclusive(out))
             checkpoint.check_free(out, resume=resume)  # another may have come and gone in between
