@@ -24,7 +24,7 @@ import tempfile
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,11 @@ MEMORY = 1 << 30  # bytes that a case may need beyond what the process has befor
 _SPACE = 4 << 30  # of addresses, which libraries reserve more of than they use
 
 
-def run_cases(place: Path, wanted: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
+def run_cases(place: Path, wanted: Sequence[tuple[str, int | None]]) -> Iterator[dict[str, Any]]:
     """Run (kind, seed) one after the other on what `build` made in `place`; what each came to.
 
-    `problem` is None where all was well. A case that hangs, or kills its process, is one with a problem, too.
+    With the seed None the file is left as it is, and the command must succeed. `problem` is None where all was well. A
+    case that hangs, or kills its process, is one with a problem, too.
     """
     context = get_context("fork")
     pending = list(wanted)
@@ -73,7 +74,7 @@ def run_cases(place: Path, wanted: list[tuple[str, int]]) -> Iterator[dict[str, 
             yield {"kind": kind, "seed": seed, "code": None, "line": "", "problem": f"{problem} ({process.exitcode})"}
 
 
-def _serve(place: Path, wanted: list[tuple[str, int]], pipe: Any) -> None:
+def _serve(place: Path, wanted: Sequence[tuple[str, int | None]], pipe: Any) -> None:
     torch.set_num_threads(1)  # who computes with one misses none of the threads that a fork leaves behind
     known, real = subjects(), trainer_module.train
     size = (
@@ -93,14 +94,15 @@ def _accept(*arguments: Any, **named: Any) -> trainer_module.TrainingResult:
     return trainer_module.TrainingResult(0, 0, 0, 0.0, 0.0)
 
 
-def _case(place: Path, folder: Path, kind: str, subject: Subject, seed: int) -> dict[str, Any]:
+def _case(place: Path, folder: Path, kind: str, subject: Subject, seed: int | None) -> dict[str, Any]:
     rng = random.Random(f"{kind} {seed}")
     root = folder / "in"
     shutil.copytree(place / subject.root, root)
     file = root / subject.file
-    file.write_bytes(mutate(file.read_bytes(), rng, subject.ways))
-    for name in subject.bare if rng.random() < 0.5 else ():
-        (root / name).unlink()
+    if seed is not None:
+        file.write_bytes(mutate(file.read_bytes(), rng, subject.ways))
+        for name in subject.bare if rng.random() < 0.5 else ():
+            (root / name).unlink()
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     command = subject.command.format(r=root, o=folder / "out", run=place / "run", images=place / "images").split()
     _reset_peak()
@@ -116,6 +118,8 @@ def _case(place: Path, folder: Path, kind: str, subject: Subject, seed: int) -> 
     after = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     growth = _memory("VmHWM") - had
     problem = _problem(code, out.getvalue(), printed, growth)
+    if seed is None and code != 0:
+        problem = "a good file is refused"
     if problem is None and before != after and not (code == 0 and subject.writes):
         changed = sorted(
             str(p.relative_to(root)) for p in before.keys() | after.keys() if before.get(p) != after.get(p)

@@ -274,9 +274,7 @@ def test_a_killed_data_worker_ends_the_run_and_resuming_makes_up_for_it(tmp_path
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def test_moved_data_are_asked_for_and_known_by_their_digest(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_moved_data_are_asked_for_and_known_by_their_digest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old, new, run = tmp_path / "old", tmp_path / "new", tmp_path / "run"
     write_images(old)
     recipe = tmp_path / "small.toml"
@@ -308,7 +306,10 @@ STATES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no step": (lambda state: state.pop("step"), "step: expected int"),
     "the step of another": (lambda state: state.update(step=3), "expected the step of its directory"),
     "a score that is none": (lambda state: state.update(best_score=float("nan")), "and a score"),
-    "a wrong shape": (lambda state: state["flow"].update({next(iter(state["flow"])): torch.zeros(3)}), "expected shape"),
+    "a wrong shape": (
+        lambda state: state["flow"].update({next(iter(state["flow"])): torch.zeros(3)}),
+        "expected shape",
+    ),
     "an extra tensor": (lambda state: state["flow"].update(extra=torch.zeros(3)), "extra is not one of this model's"),
     "weights that are not finite": (lambda state: next(iter(state["flow"].values())).fill_(float("nan")), "not finite"),
     "moments of another shape": (
@@ -330,7 +331,7 @@ STATES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 @pytest.mark.parametrize("name", STATES)
 def test_a_state_that_does_not_fit_is_one_line_that_names_it(name: str, whole: Path, tmp_path: Path) -> None:
-    """Whole, with right digests, as somebody's mistake or malice leaves it: it is not damage, and nothing else is used."""
+    """Whole, as somebody's mistake or malice leaves it: that is no damage, and no other checkpoint is taken for it."""
     change, words = STATES[name]
     run = tmp_path / "run"
     shutil.copytree(whole, run)
