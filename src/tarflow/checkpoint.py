@@ -5,6 +5,7 @@
     RUN/metrics.jsonl         one JSON object a line
     RUN/samples/              sample sheets from fixed noise
     RUN/solvers.json          which solver decodes each block fastest, as measured by `tarflow sample`
+    RUN/sampling.json         guidance and denoising that `tarflow sweep` found best, the defaults of `tarflow sample`
     RUN/checkpoints/step-N/   config.json, model.safetensors (EMA weights of that step), state.pt (the rest, to resume)
 
 A run directory is a hub directory: whoever has its `config.json` and `model.safetensors` has the model.
@@ -13,6 +14,7 @@ A run directory is a hub directory: whoever has its `config.json` and `model.saf
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 import warnings
@@ -27,11 +29,17 @@ from tarflow.config import ConfigError, RunConfig, from_dict, to_dict
 from tarflow.model.flow import CONFIG_FILE as CONFIG_FILE
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow, read_json
 from tarflow.sampling.calibrate import Calibration
+from tarflow.sampling.setting import StoredSetting
 
 STATE_FILE = "state.pt"
 SOLVERS_FILE = "solvers.json"
+SETTING_FILE = "sampling.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+DIGEST_PLACES, DIGEST_BYTES = (
+    64,
+    1 << 16,
+)  # read of the weights for `weights_digest`: up to 4 MiB, all of it a small model
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,36 @@ def save_calibration(run: Run, calibration: Calibration) -> None:
     """Keep it beside the weights, where that may be written: a model in a read-only place is measured every time."""
     with contextlib.suppress(OSError):
         calibration.save(run.path / SOLVERS_FILE, _weights_stamp(run.path))
+
+
+def open_setting(run: Run) -> StoredSetting | None:
+    """What `save_setting` left beside the weights; None where nothing is. Raises ConfigError naming the file.
+
+    Its `weights` are to be compared with `weights_digest`: training may have gone on since.
+    """
+    file = run.path / SETTING_FILE
+    return from_dict(StoredSetting, read_json(file), str(file)) if file.exists() else None
+
+
+def save_setting(run: Run, stored: StoredSetting) -> Path:
+    """Keep a setting beside the weights as the model's default."""
+    storage.write_json(run.path / SETTING_FILE, to_dict(stored))
+    return run.path / SETTING_FILE
+
+
+def weights_digest(path: str | Path) -> str:
+    """A digest of the weights in a directory, that a copy of it shares: of the file's size, its header and places.
+
+    Not of every byte, which would take seconds for large models: any step of training moves all weights.
+    """
+    file = Path(path) / WEIGHTS_FILE
+    size = file.stat().st_size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with file.open("rb") as opened:
+        for place in range(DIGEST_PLACES):
+            opened.seek(place * size // DIGEST_PLACES)
+            digest.update(opened.read(DIGEST_BYTES))
+    return digest.hexdigest()
 
 
 def _weights_stamp(path: Path) -> str:

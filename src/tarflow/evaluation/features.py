@@ -100,7 +100,9 @@ def open_extractor(
         from tarflow.evaluation.inception import open_inception
 
         if weights is None:
-            raise ValueError("extractor 'inception': expected the path of a file with its weights (--weights), got none")
+            raise ValueError(
+                "extractor 'inception': expected the path of a file with its weights (--weights), got none"
+            )
         return open_inception(weights, device)
     if name == "classifier":
         from tarflow.evaluation.small_network import open_classifier

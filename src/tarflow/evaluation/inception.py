@@ -42,9 +42,7 @@ def _halving(name: str, out: int) -> Convolution:
 class ConvolutionNormRelu(nn.Module):
     """A convolution without bias, batch norm, ReLU; the names of its parts are those of the file."""
 
-    def __init__(
-        self, channels: int, out: int, kernel: tuple[int, int], stride: int, padding: tuple[int, int]
-    ) -> None:
+    def __init__(self, channels: int, out: int, kernel: tuple[int, int], stride: int, padding: tuple[int, int]) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, out, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(out, eps=0.001)
@@ -74,8 +72,8 @@ class Mixed(nn.Module):
             width, row = channels, []
             for entry in branch:
                 parts = entry if isinstance(entry, list) else [entry]
-                for name, out, *shape in parts:
-                    self.add_module(name, ConvolutionNormRelu(width, out, *shape))
+                for name, out, kernel, stride, padding in parts:
+                    self.add_module(name, ConvolutionNormRelu(width, out, kernel, stride, padding))
                 names = [name for name, *_ in parts]
                 row.append(names if isinstance(entry, list) else names[0])
                 width = sum(out for _, out, *_ in parts) if isinstance(entry, list) else parts[0][1]

@@ -75,7 +75,9 @@ def open_classifier(
     if len(labels.unique()) < 2 or int(labels.min()) < 0:
         raise ValueError(f"extractor 'classifier': expected at least two classes, got {sorted(set(labels.tolist()))}")
     network = SmallNetwork(int(labels.max()) + 1)
-    digest = hashlib.blake2b(f"{DESCRIPTION}\0{BATCH_SIZE}\0{LEARNING_RATE}\0{images.shape}\0{levels}".encode(), digest_size=16)
+    digest = hashlib.blake2b(
+        f"{DESCRIPTION}\0{BATCH_SIZE}\0{LEARNING_RATE}\0{images.shape}\0{levels}".encode(), digest_size=16
+    )
     digest.update(images.contiguous().view(-1).cpu().numpy().data)
     digest.update(labels.cpu().numpy().data)
     file = None if cache is None else cache / "classifiers" / f"{digest.hexdigest()}.safetensors"

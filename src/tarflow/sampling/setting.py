@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from tarflow.config import check, coerce_fields, option
+from tarflow.fields import check, coerce_fields, option
 from tarflow.sampling.guidance import Guidance
 
 
@@ -69,8 +69,3 @@ class StoredSetting:
     def __str__(self) -> str:
         best = f"the best of {self.compared}" if self.compared > 1 else "the only one tried"
         return f"{self.setting}: {best} by {self.figure} ({self.value:.4g}, {self.samples} samples)"
-
-
-def is_guided(values: dict[str, Any]) -> bool:
-    """Whether any option of the guidance was given (is not None)."""
-    return any(values.get(name) is not None for name in ("scale", "schedule", "temperature", "rule"))
