@@ -37,7 +37,7 @@ def test_perfect_samples_score_as_held_out_images_do():
     for figure in found.values():
         assert figure.samples == figure.floor_samples == 150
         assert figure.value_at_floor_samples == figure.value
-    for kind, within in (("FD", 0.06), ("KD", 0.1), ("precision", 0.1), ("recall", 0.1), ("coverage", 0.06)):
+    for kind, within in (("FD", 0.12), ("KD", 0.1), ("precision", 0.1), ("recall", 0.1), ("coverage", 0.06)):
         assert found[f"{kind}-Flat"].value == pytest.approx(found[f"{kind}-Flat"].floor, abs=within)
     assert found["KD-Flat"].standard_error is not None and found["FD-Flat"].standard_error is None
     assert json.loads(json.dumps(found["FD-Flat"].to_dict())).keys() == {
