@@ -13,7 +13,7 @@ import torch
 import tarflow
 from report_cases import make_run
 from tarflow.checkpoint import open_run, open_setting, save_setting, weights_digest
-from tarflow.cli import main
+from tarflow.cli import main, quality
 from tarflow.evaluation import small_network
 from tarflow.evaluation.quality import KINDS
 from tarflow.sampling.setting import Setting, StoredSetting
@@ -67,6 +67,13 @@ def test_quality_prints_figures_with_names_and_floors(run: Path, capsys: pytest.
     assert again["figures"] == found["figures"]
 
 
+@pytest.fixture
+def on_features_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the classifier, which takes most of the time and has tests of its own."""
+    monkeypatch.setattr(quality, "compared_by_pixels", lambda *_: {})
+
+
+@pytest.mark.usefixtures("on_features_alone")
 @pytest.mark.parametrize(
     ("options", "changed"),
     [
@@ -89,6 +96,7 @@ def test_every_option_changes_what_is_measured(
     assert found["figures"] != plain["figures"]
 
 
+@pytest.mark.usefixtures("on_features_alone")
 def test_flipping_in_training_does_not_reach_the_reference(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain, _ = printed(capsys, "quality", run, "-n", 12, *FEATURES)
     config = json.loads((run / "config.json").read_text())
@@ -153,7 +161,11 @@ def test_an_interrupted_sweep_is_not_measured_twice(
     assert not (run / "sampling.json").exists()
     printed(capsys, "sweep", run, *options)
     denoise = {"denoise": 0.1}
-    assert [s for s, seed in drawn if seed == 0] == [Setting(**denoise), Setting(1.0, **denoise), Setting(1.0, **denoise)]
+    assert [s for s, seed in drawn if seed == 0] == [
+        Setting(**denoise),
+        Setting(1.0, **denoise),
+        Setting(1.0, **denoise),
+    ]
     assert [seed for _, seed in drawn] == [0, 0, 0, 1]
 
 

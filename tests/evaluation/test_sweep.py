@@ -139,7 +139,9 @@ def test_the_chart_has_a_panel_for_each_rule_and_a_line_for_each_schedule():
     assert sweep_chart(everything, "FD-Mean", "FD").count("<polyline") == 6
     only = sweep_chart(rows_of([Setting(denoise=0.1)]), "FD-Mean", "FD")
     assert only.count('class="heading"') == 1
-    constant = sweep_chart(rows_of(grid(CONDITIONAL, None, scales=(0.0, 1.0), schedules=("constant",))), "FD-Mean", "FD")
+    constant = sweep_chart(
+        rows_of(grid(CONDITIONAL, None, scales=(0.0, 1.0), schedules=("constant",))), "FD-Mean", "FD"
+    )
     assert ">constant<" in constant and ">linear<" not in constant
     with pytest.raises(ValueError, match="KD-Mean: no row of the sweep has this figure"):
         sweep_chart(everything, "KD-Mean", "KD")

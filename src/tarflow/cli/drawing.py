@@ -181,18 +181,19 @@ class Sampler:
 
         from tarflow.data.pixels import to_pixels
 
-        return torch.cat(
-            [
-                to_pixels(batch.images.cpu(), self.run.levels, self.run.noise)
-                for batch in self.batches(n, y, setting, seed, progress)
-            ]
-        )
+        batches = self.batches(n, y, setting, seed, progress)
+        pixels = [to_pixels(batch.images.cpu(), self.run.levels, self.run.noise) for batch in batches]
+        self.keep_calibration()
+        return torch.cat(pixels)
 
-    def _counted(self, batches: Iterator[SampleBatch]) -> Iterator[SampleBatch]:
+    def keep_calibration(self) -> None:
+        """Write what "auto" has measured to RUN/solvers.json, once the samples are safe."""
         from tarflow.checkpoint import save_calibration
 
+        if self.calibration is not None:
+            save_calibration(self.run, self.calibration)
+
+    def _counted(self, batches: Iterator[SampleBatch]) -> Iterator[SampleBatch]:
         for batch in batches:
             self.redraws += int(batch.redraws.sum())
             yield batch
-        if self.calibration is not None:
-            save_calibration(self.run, self.calibration)

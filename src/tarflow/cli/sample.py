@@ -69,5 +69,6 @@ def run(args: Sample) -> None:
         with SampleWriter(args.out, run, args.n, None if y is None else y.tolist(), columns) as writer:
             for batch in batches:
                 writer.add(batch.indices.tolist(), batch.images)
+    sampler.keep_calibration()
     again = f", {sampler.redraws} drawn again because they were not finite" if sampler.redraws else ""
     print(f"{args.out}: {args.n} samples, {setting}{again}", file=sys.stderr)
