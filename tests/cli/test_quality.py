@@ -1,4 +1,4 @@
-"""`tarflow quality` and `tarflow sweep`, from their arguments to what they print and leave; and the default of a run."""
+"""`tarflow quality` and `tarflow sweep`, from arguments to what they print and leave; and the default of a run."""
 
 from __future__ import annotations
 

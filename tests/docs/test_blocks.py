@@ -43,6 +43,7 @@ SHORTER = [  # (what the command matches, options)
     (r"train .*--data", f"{FEW_STEPS} {SMALL_MODEL}"),
     (r"sample ", "-n 4"),
     (r"score ", "--draws 1"),
+    (r"(quality|sweep) ", "-n 12"),
     (r"report ", "--images 2 --limit 4"),
     (r"evaluate ", "--draws 2 --limit 16"),
     (r"denoise .* digits ", "--limit 4"),
@@ -53,6 +54,7 @@ NOT_RUN = {
     "docs/data.md": 1,
     "docs/quick-start.md": 2,
     "docs/official-checkpoints.md": 1,
+    "docs/quality.md": 1,
     "docs/recipes.md": 11,
     "docs/speed.md": 1,
 }
@@ -167,6 +169,7 @@ def test_the_blocks_of_a_page_run(name: str, tmp_path: Path, monkeypatch: pytest
     if not found:
         return
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path / "cache"))
     for make in STAND_INS.get(name, []):
         make(tmp_path)
     names: dict[str, Any] = {"__name__": "page"}

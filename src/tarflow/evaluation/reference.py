@@ -25,7 +25,7 @@ from tarflow.data.sets import ImageSet, Splits
 from tarflow.evaluation.distances import Moments, moments
 from tarflow.evaluation.features import Extractor
 
-CHUNK = 1024  # images a file: what an interruption costs at most, ten seconds of EfficientNet on a CPU
+CHUNK = 256  # images a file: what an interruption costs at most, some seconds of EfficientNet on a CPU
 MAX_REFERENCE = 50_000  # training images that samples are compared with, as is usual; of more, a fixed choice
 Progress = Callable[[int, int], None]
 
