@@ -54,7 +54,7 @@ def efficientnet_lite0(device: torch.device | str = "cpu") -> Extractor:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(DESCRIPTION.encode())
     module = EfficientNetFeatures(network.eval().requires_grad_(False))
-    module = module.to(device, memory_format=torch.channels_last)
+    module = module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Extractor("EffNetLite0", DESCRIPTION, digest.hexdigest()[:32], DIMS, module, prepare)
 
 
