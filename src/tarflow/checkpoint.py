@@ -5,6 +5,7 @@
     RUN/metrics.jsonl         one JSON object a line
     RUN/samples/              sample sheets from fixed noise
     RUN/solvers.json          which solver decodes each block fastest, as measured by `tarflow sample`
+    RUN/sampling.json         guidance and denoising that `tarflow sweep` found best, the defaults of `tarflow sample`
     RUN/checkpoints/step-N/   config.json, model.safetensors (EMA weights of that step), state.pt (the rest, to resume),
                               digests.json (sizes and digests of the three, by which damage is found)
 
@@ -14,9 +15,9 @@ A run directory is a hub directory: whoever has its `config.json` and `model.saf
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
-import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,14 +31,17 @@ from tarflow.config import ConfigError, RunConfig, from_dict, to_dict
 from tarflow.model.flow import CONFIG_FILE as CONFIG_FILE
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow, read_json, read_weights
 from tarflow.sampling.calibrate import Calibration
+from tarflow.sampling.setting import StoredSetting
 
 STATE_FILE = "state.pt"
 DIGESTS_FILE = "digests.json"
 MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 ALL_FILES = (*MODEL_FILES, STATE_FILE)
 SOLVERS_FILE = "solvers.json"
+SETTING_FILE = "sampling.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+DIGEST_PLACES, DIGEST_BYTES = 64, 1 << 16  # read by `weights_digest`: up to 4 MiB, all of a small model
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,36 @@ def save_calibration(run: Run, calibration: Calibration) -> None:
     """Keep it beside the weights, where that may be written: a model in a read-only place is measured every time."""
     with contextlib.suppress(OSError):
         calibration.save(run.path / SOLVERS_FILE, _weights_stamp(run.path))
+
+
+def open_setting(run: Run) -> StoredSetting | None:
+    """What `save_setting` left beside the weights; None where nothing is. Raises ConfigError naming the file.
+
+    Its `weights` are to be compared with `weights_digest`: training may have gone on since.
+    """
+    file = run.path / SETTING_FILE
+    return from_dict(StoredSetting, read_json(file), str(file)) if file.exists() else None
+
+
+def save_setting(run: Run, stored: StoredSetting) -> Path:
+    """Keep a setting beside the weights as the model's default."""
+    storage.write_json(run.path / SETTING_FILE, to_dict(stored))
+    return run.path / SETTING_FILE
+
+
+def weights_digest(path: str | Path) -> str:
+    """A digest of the weights in a directory, that a copy of it shares: of the file's size, its header and places.
+
+    Not of every byte, which would take seconds for large models: any step of training moves all weights.
+    """
+    file = Path(path) / WEIGHTS_FILE
+    size = file.stat().st_size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with file.open("rb") as opened:
+        for place in range(DIGEST_PLACES):
+            opened.seek(place * size // DIGEST_PLACES)
+            digest.update(opened.read(DIGEST_BYTES))
+    return digest.hexdigest()
 
 
 def _weights_stamp(path: Path) -> str:
@@ -207,27 +241,6 @@ def sound_checkpoint(run: str | Path, files: Sequence[str] = ALL_FILES) -> Path 
     if problems:
         raise ValueError(f"{run}: none of its checkpoints is sound: {'; '.join(problems)}")
     return None
-
-
-def set_aside_after(run: Path, sound: Path | None) -> None:
-    """Rename the checkpoints after `sound` to `damaged-step-N`: they would count among the newest, which are kept."""
-    for damaged in reversed(checkpoints(run)):
-        if damaged == sound:
-            return
-        target = damaged.with_name(f"damaged-{damaged.name}")
-        shutil.rmtree(target, ignore_errors=True)
-        damaged.rename(target)
-
-
-def restore_best(run: Path, best_step: int | None) -> None:
-    """Write the best weights of a run anew, from the checkpoint of that step, where they are missing or damaged."""
-    source = run / CHECKPOINTS / f"step-{best_step}"
-    if best_step is None or not source.is_dir() or damage(source, [WEIGHTS_FILE]) is not None:
-        return  # they are written again when a later step is the best
-    have = storage.file_facts(run / WEIGHTS_FILE) if (run / WEIGHTS_FILE).is_file() else None
-    if have != storage.file_facts(source / WEIGHTS_FILE):
-        with storage.replacing_file(run / WEIGHTS_FILE) as temporary:
-            shutil.copyfile(source / WEIGHTS_FILE, temporary)
 
 
 def load_state(checkpoint: str | Path) -> dict[str, Any]:

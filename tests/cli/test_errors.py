@@ -76,6 +76,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     a_run_but("other-weights", model=(root / "unconditional" / "model.safetensors").read_bytes())
     config = json.loads((root / "run" / "config.json").read_text())
     config["model"]["depth"] = 3
+    a_run_but("bad-defaults")
+    stored = {"weights": "", "setting": {"scal": 1}, "figure": "", "value": 0, "samples": 1, "compared": 1}
+    (root / "bad-defaults" / "sampling.json").write_text(json.dumps(stored))
     a_run_but("other-version", config=json.dumps(config).encode())
 
     (root / "garbage.pth").write_bytes(b"not a checkpoint")
@@ -104,6 +107,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.parent.mkdir(exist_ok=True, parents=True)
         Image.fromarray(np.zeros(shape, np.uint8)).save(file)
         return file
+
+    few = build("unconditional", torch.float32)
+    few.save_pretrained(root / "few")
+    for k in range(30):
+        image(f"unlabelled/{k}.png", 4, 4)
+    source = DataConfig(source=str(root / "unlabelled"))
+    write_config(root / "few", RunConfig(few.config, source, TrainingConfig(steps=1)))
 
     (root / "empty").mkdir()
     (root / "documents").mkdir()
@@ -187,6 +197,10 @@ def unreadable(patch: pytest.MonkeyPatch, out: Path) -> None:
 def no_gpu(patch: pytest.MonkeyPatch, out: Path) -> None:
     patch.setattr(torch.cuda, "is_available", lambda: False)
     patch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+def no_extra(patch: pytest.MonkeyPatch, out: Path) -> None:
+    patch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
 
 
 def full_gpu(patch: pytest.MonkeyPatch, out: Path) -> None:
@@ -321,6 +335,55 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "unknown kind of output": Case(
             "sample {p}/run --out {o}.jpg", [".jpg"], "A sheet is `.png`, an archive `.npz`; else a directory."
+        ),
+    },
+    "Quality and sweeps": {
+        "quality without its extra": Case(
+            "quality {p}/run -n 20", ["efficientnet", "tarflow[metrics]", "--extractor"], "Install it.", no_extra
+        ),
+        "FID without weights": Case(
+            "quality {p}/run --extractor inception", ["inception", "--weights"], "Name the file of weights."
+        ),
+        "FID with other weights": Case(
+            "quality {p}/run --extractor inception --weights {p}/foreign.pth",
+            ["foreign.pth", "missing", "Inception"],
+            "Take the file that it names.",
+        ),
+        "FID with weights that hold code": Case(
+            "sweep {p}/run --extractor inception --weights {p}/pickle.pth",
+            ["pickle.pth", "Inception"],
+            "Take the file that it names.",
+        ),
+        "FID with a file that is not there": Case(
+            "quality {p}/run --extractor inception --weights {p}/no.pth", ["no.pth"], "Check the path."
+        ),
+        "weights for another extractor": Case(
+            "quality {p}/run --weights {p}/foreign.pth", ["weights", "inception"], "Add `--extractor inception`."
+        ),
+        "features of classes that are not there": Case(
+            "quality {p}/few --extractor classifier", ["classifier", "labelled"], "Take another extractor."
+        ),
+        "quality of too few samples": Case("quality {p}/run -n 5", ["-n", "12", "5"], "Ask for more, thousands."),
+        "too few to compare with": Case(
+            "quality {p}/run --reference 5 --extractor classifier", ["--reference", "12"], "Leave it out."
+        ),
+        "quality of a model alone": Case(
+            "quality {p}/model-only --no-denoise", ["model-only", "data"], "Give a run that was trained here."
+        ),
+        "a sweep of guidance that does nothing": Case(
+            "sweep {p}/unconditional --temperature 1", ["guidance", "temperature"], "Leave `--temperature` out."
+        ),
+        "a sweep of negative guidance": Case("sweep {p}/run --guidance 0 -1", ["guidance", "-1"], "Take 0 or more."),
+        "a sweep of denoising without noise": Case(
+            "sweep {p}/uniform --strength 1", ["denoising strength", "Gaussian"], "Leave `--strength` out."
+        ),
+        "a sweep of negative denoising": Case(
+            "sweep {p}/run --strength -0.5", ["denoising strength", "-0.5"], "0 is none, 1 is σ."
+        ),
+        "defaults that are damaged": Case(
+            "sample {p}/bad-defaults --out {o}.png",
+            ["bad-defaults/sampling.json", "scal", "scale"],
+            "`tarflow sweep` again, `--no-defaults`, or remove the file.",
         ),
     },
     "Training and recipes": {

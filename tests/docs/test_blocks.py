@@ -24,6 +24,7 @@ import tarflow
 from photographs import make_photographs, photograph
 from tarflow import recipes
 from tarflow.cli import COMMANDS, main
+from tarflow.evaluation import small_network
 from tarflow.interop import to_official
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -43,6 +44,8 @@ SHORTER = [  # (what the command matches, options)
     (r"train .*--data", f"{FEW_STEPS} {SMALL_MODEL}"),
     (r"sample ", "-n 4"),
     (r"score ", "--draws 1"),
+    (r"quality ", "-n 12"),
+    (r"sweep ", "-n 12 --guidance 0 1"),
     (r"report ", "--images 2 --limit 4"),
     (r"evaluate ", "--draws 2 --limit 16"),
     (r"denoise .* digits ", "--limit 4"),
@@ -54,6 +57,7 @@ NOT_RUN = {
     "docs/devices.md": 2,
     "docs/quick-start.md": 2,
     "docs/official-checkpoints.md": 1,
+    "docs/quality.md": 1,
     "docs/recipes.md": 11,
     "docs/speed.md": 1,
 }
@@ -168,6 +172,8 @@ def test_the_blocks_of_a_page_run(name: str, tmp_path: Path, monkeypatch: pytest
     if not found:
         return
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(small_network, "STEPS", 5)
     for make in STAND_INS.get(name, []):
         make(tmp_path)
     names: dict[str, Any] = {"__name__": "page"}

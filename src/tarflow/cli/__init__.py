@@ -24,6 +24,8 @@ COMMANDS = {  # name: (module, what --help says of it)
     "sample": "Draw images from a trained flow.",
     "evaluate": "Score a flow on held-out images; prints one JSON object.",
     "score": "Write the log-likelihood of every image to a CSV file.",
+    "quality": "Measure how good samples are: distances with names, beside their floors; prints one JSON object.",
+    "sweep": "Find the best guidance and denoising of a flow, and keep it as its default.",
     "denoise": "Remove the noise that a flow was trained with from images.",
     "report": "Write one HTML page that shows a flow: scores, samples, maps, architecture.",
     "convert": "Turn a checkpoint of apple/ml-tarflow into a directory of ours.",

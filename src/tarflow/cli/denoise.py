@@ -56,8 +56,8 @@ def run(args: Denoise) -> None:
     import torch
 
     from tarflow.checkpoint import open_run
+    from tarflow.cli.drawing import class_number
     from tarflow.cli.output import SampleWriter
-    from tarflow.cli.sample import class_number
     from tarflow.data.load import load_all
     from tarflow.data.pixels import dequantize, scale_pixels
     from tarflow.devices import pick_device

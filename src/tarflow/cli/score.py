@@ -70,8 +70,8 @@ def options(argv: Sequence[str]) -> type:
 def run(args: Score) -> None:
     from tarflow import storage
     from tarflow.checkpoint import open_run
+    from tarflow.cli.drawing import class_number
     from tarflow.cli.progress import Progress
-    from tarflow.cli.sample import class_number
     from tarflow.data.stream import open_stream
     from tarflow.devices import pick_device
     from tarflow.evaluation.held_out import scoring_of

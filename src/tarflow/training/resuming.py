@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from tarflow import checkpoint, storage
 from tarflow.config import RunConfig
+from tarflow.model.flow import WEIGHTS_FILE
 from tarflow.training.setup import check_resumable
 
 # What the state of a run holds besides the weights and the optimizer, and of which type.
@@ -50,9 +52,30 @@ def rewind_directory(out: Path, latest: Path | None, step: int, best_step: int |
 
     Later checkpoints, which are damaged, lose their names; the best weights so far and the metrics are those of then.
     """
-    checkpoint.set_aside_after(out, latest)
-    checkpoint.restore_best(out, best_step)
+    _set_aside_after(out, latest)
+    _restore_best(out, best_step)
     checkpoint.rewind_metrics(out, step)
+
+
+def _set_aside_after(run: Path, sound: Path | None) -> None:
+    """Rename the checkpoints after `sound` to `damaged-step-N`: they would count among the newest, which are kept."""
+    for damaged in reversed(checkpoint.checkpoints(run)):
+        if damaged == sound:
+            return
+        target = damaged.with_name(f"damaged-{damaged.name}")
+        shutil.rmtree(target, ignore_errors=True)
+        damaged.rename(target)
+
+
+def _restore_best(run: Path, best_step: int | None) -> None:
+    """Write the best weights of a run anew, from the checkpoint of that step, where they are missing or damaged."""
+    source = run / checkpoint.CHECKPOINTS / f"step-{best_step}"
+    if best_step is None or not source.is_dir() or checkpoint.damage(source, [WEIGHTS_FILE]) is not None:
+        return  # they are written again when a later step is the best
+    have = storage.file_facts(run / WEIGHTS_FILE) if (run / WEIGHTS_FILE).is_file() else None
+    if have != storage.file_facts(source / WEIGHTS_FILE):
+        with storage.replacing_file(run / WEIGHTS_FILE) as temporary:
+            shutil.copyfile(source / WEIGHTS_FILE, temporary)
 
 
 def check_state(state: Any, optimizer: torch.optim.Optimizer, file: Path) -> None:

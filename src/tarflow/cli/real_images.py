@@ -1,0 +1,85 @@
+"""The images and the extractor that `tarflow quality` and `tarflow sweep` judge samples by."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from tarflow.checkpoint import Run
+    from tarflow.cli.progress import Progress
+    from tarflow.data.load import Splits
+    from tarflow.evaluation.quality import Judge
+
+
+@dataclasses.dataclass
+class Judging:
+    """What samples are compared with, and on which features."""
+
+    extractor: Annotated[
+        Literal["efficientnet", "inception", "classifier"],
+        tyro.conf.arg(
+            help="of features: efficientnet (EfficientNet-Lite0, from the extra `metrics`), inception (FID's, from a "
+            "file given by --weights), or classifier (a small network trained on the spot, of labelled images)"
+        ),
+    ] = "efficientnet"
+    weights: Annotated[
+        Path | None, tyro.conf.arg(help="file with the weights of FID's Inception, .pth or .safetensors")
+    ] = None
+    reference: Annotated[
+        int, tyro.conf.arg(help="training images that samples are compared with at most; of more, a fixed choice")
+    ] = 50_000
+    cache: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            help="directory for the features of real images; $TARFLOW_CACHE or ~/.cache/tarflow when not given"
+        ),
+    ] = None
+
+
+def open_judge(run: Run, judging: Judging, progress: Progress) -> tuple[Judge, Splits]:
+    """The judge of this run's samples, its real images prepared, and the images."""
+    from tarflow.data.load import load
+    from tarflow.evaluation.features import open_extractor
+    from tarflow.evaluation.quality import LEAST, Judge
+    from tarflow.evaluation.reference import cache_directory, open_reference
+
+    model, data = run.config.model, run.config.data
+    if data is None:
+        raise ValueError(f"{run.path}: only a model is stored; expected section `data` in its config.json")
+    if model.channels not in (1, 3):
+        raise ValueError(f"{run.path}: expected images of 1 or 3 channels, got {model.channels}")
+    if judging.reference < LEAST:
+        raise ValueError(f"--reference: expected at least {LEAST}, got {judging.reference}")
+    cache = judging.cache or cache_directory()
+    if judging.extractor != "classifier":  # what is missing is said before the images are read, which may take long
+        extractor = open_extractor(judging.extractor, run.flow.device, weights=judging.weights)
+    splits = load(
+        data.source,
+        image_size=model.image_shape,
+        channels=model.channels,
+        levels=run.levels,
+        class_names=data.class_names or None,
+        held_out_fraction=data.held_out_fraction,
+        split_seed=data.split_seed,
+        skip_bad=data.skip_bad,
+        storage=data.storage,
+        progress=progress.loading,
+    )
+    if judging.extractor == "classifier":
+        labels = splits.train.labels
+        labelled = None if labels is None else (splits.train.images, labels, run.levels)
+        extractor = open_extractor(
+            "classifier", run.flow.device, weights=judging.weights, labelled=labelled, cache=cache
+        )
+    reference = open_reference(
+        splits,
+        extractor,
+        cache,
+        limit=judging.reference,
+        progress=lambda done, total: progress.preparing("features of real images", done, total),
+    )
+    return Judge(extractor, reference), splits

@@ -1,0 +1,145 @@
+"""`tarflow sweep`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from tarflow.cli.drawing import Sampler, Solving, labels_of
+from tarflow.cli.real_images import Judging, open_judge
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tarflow.evaluation.sweep import Row
+    from tarflow.sampling.setting import Setting
+
+
+@dataclasses.dataclass
+class Sweep:
+    """Measure samples under every combination of guidance and denoising, and keep the best as the default of the run.
+
+    Examples:
+      tarflow sweep runs/photos -n 2000
+      tarflow sweep runs/digits --guidance 0 0.5 1 2 --schedule linear constant --extractor classifier
+      tarflow sweep runs/photos --guidance 0 0.1 0.2 0.4 --temperature 0.3 0.6 --strength 0 1 --by KD
+
+    Every setting starts from the same noise and is judged as by `tarflow quality`. Leaves a table and a plot in
+    RUN/sweep, prints one JSON object, and writes the best setting to RUN/sampling.json, which `tarflow sample RUN` uses
+    from then on. The best of many is flattered by the choice: it is measured again with other noise, as `again`.
+
+    Interrupted, it keeps what it has measured, and goes on from there when it is called again.
+    """
+
+    run: Annotated[
+        tyro.conf.Positional[Path], tyro.conf.arg(help="a run, a directory with a model, or one step-N", metavar="RUN")
+    ]
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"], help="how many samples of each setting")] = 1000
+    guidance: Annotated[
+        tuple[float, ...], tyro.conf.arg(help="scales; 0 0.5 1 2 3 when not given, 0 0.1 0.2 0.5 without classes")
+    ] = ()
+    schedule: Annotated[
+        tuple[Literal["linear", "constant"], ...], tyro.conf.arg(help="how guidance grows along the patches")
+    ] = ("linear",)
+    temperature: Annotated[
+        tuple[float, ...],
+        tyro.conf.arg(help="attention temperatures of the unguided branch; 1 when not given, 0.3 without classes"),
+    ] = ()
+    rule: Annotated[tuple[Literal["paper", "stable"], ...], tyro.conf.arg(help="how the branches are combined")] = (
+        "paper",
+    )
+    strength: Annotated[
+        tuple[float, ...],
+        tyro.conf.arg(help="of denoising, as multiples of the σ of training; 0 is none; 1 when not given"),
+    ] = ()
+    by: Annotated[
+        Literal["FD", "KD", "precision", "recall", "density", "coverage"],
+        tyro.conf.arg(help="the figure that decides which setting is the best"),
+    ] = "FD"
+    judging: Annotated[Judging, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Judging)
+    save: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="keep the best setting in RUN/sampling.json")
+    ] = True
+    out: Annotated[Path | None, tyro.conf.arg(help="directory for table and plot; RUN/sweep when not given")] = None
+    seed: Annotated[int, tyro.conf.arg(help="seed of the samples")] = 0
+    solving: Annotated[Solving, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Solving)
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
+
+
+def options(argv: Sequence[str]) -> type:
+    return Sweep
+
+
+def run(args: Sweep) -> None:
+    from tarflow import storage
+    from tarflow.checkpoint import open_run, save_setting, weights_digest
+    from tarflow.cli.progress import Progress
+    from tarflow.config import to_dict
+    from tarflow.devices import pick_device
+    from tarflow.evaluation.quality import LEAST
+    from tarflow.evaluation.sweep import best_row, grid, read_rows, sweep, write_rows
+    from tarflow.report.sweep import sweep_chart, sweep_table
+    from tarflow.sampling.setting import StoredSetting
+
+    if args.n < LEAST:
+        raise ValueError(f"-n: expected at least {LEAST} samples to measure, got {args.n}")
+    run = open_run(args.run, pick_device(args.device))
+    settings = grid(
+        run.config.model,
+        run.sigma,
+        scales=args.guidance,
+        schedules=args.schedule,
+        temperatures=args.temperature,
+        rules=args.rule,
+        strengths=args.strength,
+    )
+    y = labels_of(run, (), args.n)
+    with Progress() as progress:
+        judge, _ = open_judge(run, args.judging, progress)
+        out = args.out or run.path / "sweep"
+        out.mkdir(parents=True, exist_ok=True)
+        key: dict[str, Any] = {
+            "weights": weights_digest(run.path),
+            "extractor": judge.extractor.digest,
+            "reference": judge.reference.digest,
+            "samples": args.n,
+            "seed": args.seed,
+        }
+        name = judge.extractor.figure(args.by)
+        sampler = Sampler(run, args.solving)
+
+        def draw(setting: Setting, seed: int) -> Tensor:
+            return sampler.pixels(args.n, y, setting, seed, progress.sampling)
+
+        def done(rows: list[Row]) -> None:
+            write_rows(out / "sweep.json", key, rows)
+            last = rows[-1]
+            found = f"{name} {last.figures[name].value:.4g}" if last.figures else f"failed: {last.failed}"
+            progress.say(f"{len(rows)}/{len(settings)}  {last.setting}: {found}")
+
+        known = read_rows(out / "sweep.json", key)
+        rows = sweep(settings, draw, judge, run.levels, seed=args.seed, known=known, done=done)
+        best = best_row(rows, judge, args.by)
+        again = judge.figures(draw(best.setting, args.seed + 1), run.levels)
+    more: dict[str, Any] = {
+        "by": name,
+        "best": to_dict(best.setting),
+        "again": {figure: value.to_dict() for figure, value in again.items()},
+        "extractor": {"name": judge.extractor.name, "description": judge.extractor.description},
+    }
+    write_rows(out / "sweep.json", key, rows, **more)
+    table = sweep_table(rows, best)
+    storage.write_text(out / "sweep.md", table)
+    storage.write_text(out / "sweep.svg", sweep_chart(rows, name, args.by))
+    stored = StoredSetting(key["weights"], best.setting, name, best.figures[name].value, args.n, len(rows))
+    saved = save_setting(run, stored) if args.save else None
+    print(table, end="", file=sys.stderr)
+    print(f"best: {stored}; with other noise {again[name].value:.4g}", file=sys.stderr)
+    print(f"table and plot in {out}; default {f'kept in {saved}' if saved else 'not kept'}", file=sys.stderr)
+    print(json.dumps({"run": str(args.run), "rows": [row.to_dict() for row in rows], **more}, indent=2))

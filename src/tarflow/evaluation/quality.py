@@ -1,0 +1,108 @@
+"""How good are samples? Named figures on features, each with its N and with what real images score at the same N."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor
+
+from tarflow.data.batches import seeded_permutation
+from tarflow.evaluation.distances import frechet_distance, kernel_distance, moments
+from tarflow.evaluation.features import Extractor
+from tarflow.evaluation.manifolds import manifolds
+from tarflow.evaluation.reference import Progress, Reference
+
+Kind: TypeAlias = Literal["FD", "KD", "precision", "recall", "density", "coverage"]
+KINDS: tuple[Kind, ...] = ("FD", "KD", "precision", "recall", "density", "coverage")
+LOWER_IS_BETTER: tuple[Kind, ...] = ("FD", "KD")
+LEAST = 12  # samples or real images: a neighbourhood takes five others, a kernel distance two halves
+MAX_NEIGHBOURHOODS = 5_000  # features on either side of precision, recall, density and coverage
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure, never without its N, and beside what held-out real images score.
+
+    Attributes:
+        value: of `samples` samples against the training images.
+        samples: N.
+        floor: the same of `floor_samples` held-out images: what a perfect sampler would score.
+        floor_samples: N, or all held-out images where there are fewer.
+        value_at_floor_samples: of the first `floor_samples` samples, which alone may be compared with the floor; it is
+            `value` where there are enough held-out images.
+        standard_error: of `value`, where the figure has one.
+    """
+
+    value: float
+    samples: int
+    floor: float
+    floor_samples: int
+    value_at_floor_samples: float
+    standard_error: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary that JSON can hold; without a standard error where there is none."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Compares any number of sets of samples with the same real images, on the same features."""
+
+    extractor: Extractor
+    reference: Reference
+    _floors: dict[int, dict[Kind, tuple[float, float | None]]] = field(default_factory=dict, repr=False)
+
+    def figures(self, pixels: Tensor, levels: int, progress: Progress | None = None) -> dict[str, Figure]:
+        """Every figure of samples (N, C, H, W) uint8, at the levels of the data, by its name, such as "FD-EffNetLite0".
+
+        Raises ValueError for fewer than `LEAST` samples, or held-out images.
+        """
+        return self.figures_of_features(self.extractor.features(pixels, levels, progress))
+
+    def figures_of_features(self, features: Tensor) -> dict[str, Figure]:
+        """The same of features (N, d) of the samples."""
+        count, real = len(features), len(self.reference.held_out)
+        for name, found in (("samples", count), ("held-out images", real)):
+            if found < LEAST:
+                raise ValueError(f"{name}: expected at least {LEAST} to measure quality, got {found}")
+        at_floor = min(count, real)
+        values = _values(features, self.reference)
+        fewer = values if at_floor == count else _values(features[:at_floor], self.reference)
+        floors = self._floor(at_floor)
+        return {
+            self.extractor.figure(kind): Figure(
+                value=values[kind][0],
+                samples=count,
+                floor=floors[kind][0],
+                floor_samples=at_floor,
+                value_at_floor_samples=fewer[kind][0],
+                standard_error=values[kind][1],
+            )
+            for kind in KINDS
+        }
+
+    def _floor(self, count: int) -> dict[Kind, tuple[float, float | None]]:
+        """What `count` held-out images score, a choice that is always the same; computed once."""
+        if count not in self._floors:
+            chosen = seeded_permutation(len(self.reference.held_out), "floor")[:count]
+            self._floors[count] = _values(self.reference.held_out[chosen], self.reference)
+        return self._floors[count]
+
+
+def _values(features: Tensor, reference: Reference) -> dict[Kind, tuple[float, float | None]]:
+    """(value, standard error) of each kind of figure."""
+    kernel = kernel_distance(features, reference.features)
+    # Neighbourhoods shrink as their number grows: both sides have the same.
+    count = min(len(features), len(reference.features), MAX_NEIGHBOURHOODS)
+    chosen = seeded_permutation(len(reference.features), "neighbourhoods")[:count]
+    found = manifolds(reference.features[chosen], features[:count])
+    return {
+        "FD": (frechet_distance(moments(features), reference.moments), None),
+        "KD": (kernel.value, kernel.standard_error),
+        "precision": (found.precision, None),
+        "recall": (found.recall, None),
+        "density": (found.density, None),
+        "coverage": (found.coverage, None),
+    }

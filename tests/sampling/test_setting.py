@@ -1,0 +1,40 @@
+"""A setting as a value: what it refuses, what it is in words, and what lies on disk."""
+
+import pytest
+
+from tarflow import Guidance
+from tarflow.config import ConfigError, from_dict, to_dict
+from tarflow.sampling.setting import Setting, StoredSetting
+
+
+def test_a_setting_is_guidance_and_denoising():
+    assert Setting().guidance is None
+    assert Setting(2, "constant", 0.5, "stable").guidance == Guidance(2.0, "constant", 0.5, "stable")
+    assert str(Setting(0.2, temperature=0.3)) == "guidance 0.2 (linear, paper, temperature 0.3), not denoised"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"scale": -1.0}, "guidance scale: expected a number of 0 or more, got -1"),
+        ({"temperature": 0.0}, "guidance temperature: expected a positive number"),
+        ({"rule": "papre"}, "rule: expected 'paper' or 'stable', got 'papre'"),
+        ({"denoise": 0.0}, "denoise: expected a positive number or nothing, got 0.0"),
+        ({"scale": float("nan")}, "scale: expected a number"),
+    ],
+)
+def test_what_it_refuses(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Setting(**fields)
+
+
+def test_a_stored_setting_survives_json_and_is_strict():
+    stored = StoredSetting("abc", Setting(1.0, denoise=0.1), "FD-Classifier", 1.5, 500, 4)
+    assert from_dict(StoredSetting, to_dict(stored)) == stored
+    assert str(stored) == (
+        "guidance 1 (linear, paper), denoised with σ=0.1: the best of 4 by FD-Classifier (1.5, 500 samples)"
+    )
+    values = to_dict(stored)
+    values["setting"]["scal"] = 2
+    with pytest.raises(ConfigError, match="setting.scal: no such field; perhaps scale"):
+        from_dict(StoredSetting, values)
