@@ -27,6 +27,7 @@ ROOMS = [
     "interop",
     "evaluation",
     "training",
+    "planning",
     "report",
     "web",
     "cli",
@@ -48,6 +49,7 @@ PORTABLE = [
     "training/ema.py",
     "training/step.py",
     "training/compiling.py",
+    "planning",
 ]
 MAX_LINES = 320
 
