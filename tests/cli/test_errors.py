@@ -92,6 +92,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("type", '[model]\nwidth = "wide"\n'),
         ("contradiction", f'{SMALL}transform = "additive"\nlog_scale_bound = 4.0\n{ONE_STEP}'),
         ("small", SMALL + ONE_STEP),
+        ("expects", f"{SMALL}{ONE_STEP}[expects]\nimage = 100\n"),
+        ("expects-none", f"{SMALL}{ONE_STEP}[expects]\nimages = 0\n"),
     ):
         (root / f"{name}.toml").write_text(text)
 
@@ -469,6 +471,33 @@ GROUPS: dict[str, dict[str, Case]] = {
             "train --recipe digits --data {p}/damaged --out {o}",
             ["damaged/pixels.npy"],
             "Prepare it again, with `--force`.",
+        ),
+    },
+    "Planning": {
+        "plan of an unknown recipe": Case("plan imagenet --device h100", ["imagenet64"], "Take one of the list."),
+        "plan for an unknown device": Case("plan cifar10 --device h10", ["h10", "h100"], "Take one of the list."),
+        "plan for a GPU that is not there": Case(
+            "plan cifar10 --device cuda", ["cuda", "h100"], "Name the device that you will have.", no_gpu
+        ),
+        "plan for devices that cannot share a batch": Case(
+            "plan cifar10 --device h100 --devices 3",
+            ["batch_size", "3", "256"],
+            "Give a batch that they divide, or other devices.",
+        ),
+        "plan without the size of the images": Case(
+            "plan {p}/small.toml --device h100", ["image_size", "--data"], "Give one of the two."
+        ),
+        "plan without the number of images": Case(
+            "plan default --device h100 --epochs 2", ["images", "epochs"], "Add `--images`, or `--data`."
+        ),
+        "plan with more than all of a device": Case(
+            "plan cifar10 --device h100 --share 2", ["share", "2"], "0.4 is assumed."
+        ),
+        "recipe that expects what is no field": Case(
+            "plan {p}/expects.toml --device h100", ["expects.toml", "expects.image", "images"], "Take one of the list."
+        ),
+        "recipe that expects no images": Case(
+            "plan {p}/expects-none.toml --device h100", ["expects-none.toml", "expects.images", "0"], "Give a number."
         ),
     },
     "Evaluating and denoising": {

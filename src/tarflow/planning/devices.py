@@ -15,7 +15,7 @@ import torch
 from tarflow.planning.rates import SQUARES, matmul_rate, read_rate, square_rates
 
 ASSUMED_SHARE = 0.4  # of a data sheet's peak: the middle of what Transformers of this width are reported to reach
-CPU_SHARE = 0.75  # of the best measured product, see benchmarks/results/plan-cpu.json
+CPU_SHARE = 0.6  # of the best measured product, see benchmarks/results/plan-cpu.json
 LARGE = 1 << 28  # bytes that fit into no cache
 SMALL = 512  # side of the matrices whose product in bf16 the CPU is measured by
 

@@ -94,7 +94,9 @@ def training_memory(
     narrow = 2 if bf16 else FLOAT
     layer = layer_activations(config, recompute, narrow, on_cpu=on_cpu)
     block = narrow * config.width
-    affine = (narrow + 2 * FLOAT + (FLOAT if config.log_scale_bound else 0)) * config.patch_dim
+    # x - shift and exp(-log_scale); of a bounded log-scale its tanh, and nothing where there is none to move
+    factors = 1 if config.transform == "additive" else 3 if config.log_scale_bound else 2
+    affine = (narrow + factors * FLOAT) * config.patch_dim
     activations = tokens * (sum(config.layers) * layer + len(config.layers) * (block + affine))
     activations += images * config.num_dims * FLOAT  # the latents
     working = tokens * _backward(config, recompute, narrow, on_cpu=on_cpu)

@@ -61,11 +61,12 @@ def training_flops(config: TarFlowConfig, images: int) -> int:
 
 
 def recomputed_flops(config: TarFlowConfig, images: int, recompute: Recompute) -> int:
-    """What a step of so many images computes once more: the forward pass of all layers, or no product at all."""
+    """What a step of so many images computes once more: of each layer all but its last product, or no product."""
     if recompute != "layers":
         return 0
     count = config.num_patches - 1
-    layer = count * _layer_flops(config) + 4 * config.width * (count * (count + 1) // 2)
+    last = 2 * config.expansion * config.width**2  # what comes out of it is not needed, and torch stops before it
+    layer = count * (_layer_flops(config) - last) + 4 * config.width * (count * (count + 1) // 2)
     return images * sum(config.layers) * layer
 
 
