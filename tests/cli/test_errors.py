@@ -511,6 +511,12 @@ GROUPS: dict[str, dict[str, Case]] = {
         "no draws": Case(
             "evaluate {p}/unconditional --data {p}/mixed --draws 0", ["draws", "0"], "Give one or more; 4 is usual."
         ),
+        "anomalies that are not there": Case(
+            "evaluate {p}/unconditional --data {p}/mixed --against {p}/nowhere", ["nowhere"], "Check the path."
+        ),
+        "a negative number in float64": Case(
+            "evaluate {p}/unconditional --data {p}/mixed --float64 -1", ["--float64", "-1"], "0 scores none."
+        ),
         "no data stored": Case("evaluate {p}/model-only", ["model-only", "data"], "Give a run that was trained here."),
         "denoise with a model of exact images": Case(
             "denoise {p}/uniform digits --out {o}", ["uniform", "--noise-std"], "Use a run of Gaussian noise."

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tarflow.checkpoint import Run
     from tarflow.cli.progress import Progress
     from tarflow.data.sets import ImageSet
@@ -130,6 +132,7 @@ def run(args: Evaluate) -> None:
             if args.limit < 1:
                 raise ValueError(f"--limit: expected a positive number, got {args.limit}")
             images = images.choice(args.limit, args.seed)
+        others = {name: _others(args, run, images, name) for name in args.against}
         if same or splits.own_split:
             yardstick = fit_yardstick(splits.train.images, run.levels, training.noise, training.noise_std)
         else:
@@ -184,7 +187,9 @@ def run(args: Evaluate) -> None:
                 batch_size=args.batch_size,
                 progress=progress.scoring,
             ).to_dict()
-        values["against"] = {name: _against(args, run, result, images, name, progress) for name in args.against} or None
+        values["against"] = {
+            name: _against(args, run, result, images, other, progress) for name, other in others.items()
+        } or None
     variant = splits.variant or (data.variant if same else "")
     values |= {"data": source, "split": split, "run": str(args.run)}
     values |= {"data_variant": variant or None, "trained_on_variant": data.variant or None}
@@ -205,23 +210,28 @@ def _by_class(run: Run, result: Likelihood, images: ImageSet) -> dict[str, Any] 
     }
 
 
-def _against(
-    args: Evaluate, run: Run, result: Likelihood, images: ImageSet, name: str, progress: Progress
-) -> dict[str, Any]:
-    """The flow as a detector of the images called `name`, under labels that both sets have: none of their own."""
+def _others(args: Evaluate, run: Run, images: ImageSet, name: str) -> Tensor:
+    """Images that do not belong, (N, C, H, W) uint8, by their name or path, or made of those that do."""
     from tarflow.data.load import load_all
-    from tarflow.evaluation.anomalies import TRANSFORMS, detect
+    from tarflow.evaluation.anomalies import TRANSFORMS
+
+    if name in TRANSFORMS:
+        return TRANSFORMS[name](images.images, run.levels, args.seed)
+    model = run.config.model
+    found = load_all(
+        name, image_size=model.image_shape, channels=model.channels, levels=run.levels, skip_bad=args.skip_bad
+    )[0]
+    return (found if args.limit is None else found.choice(args.limit, args.seed)).images
+
+
+def _against(
+    args: Evaluate, run: Run, result: Likelihood, images: ImageSet, outside: Tensor, progress: Progress
+) -> dict[str, Any]:
+    """The flow as a detector of images `outside`, under labels that both sets have: none of their own."""
+    from tarflow.evaluation.anomalies import detect
     from tarflow.evaluation.held_out import Scoring, score_pixels, scoring_of
     from tarflow.evaluation.likelihood import to_bits_per_dim
 
-    if name in TRANSFORMS:
-        outside = TRANSFORMS[name](images.images, run.levels, args.seed)
-    else:
-        model = run.config.model
-        found = load_all(
-            name, image_size=model.image_shape, channels=model.channels, levels=run.levels, skip_bad=args.skip_bad
-        )[0]
-        outside = (found if args.limit is None else found.choice(args.limit, args.seed)).images
     scoring = scoring_of(run, None, draws=args.draws, seed=args.seed)
     if result.labels == "null":
         scoring = Scoring("null", None, args.draws, args.seed)
