@@ -1,12 +1,10 @@
 """How much work decoding is, and the least time that it can take on a machine of given rates.
 
 Counted are the products of matrices and what they read; norms, activations and the affine step are left out, so a
-floor is a floor. With W the width, L the layers of a block, E the expansion of the MLP, D the numbers in a patch, T
-the patches, O = 2D outputs (affine) or D (additive), and s bytes a number:
+floor is a floor. The arithmetic is that of `tarflow.planning.work`; the cached loop does as much of it as `encode`
+does, one token after the other. With W the width, L the layers of a block, E the expansion of the MLP, D the numbers in
+a patch, T the patches, O = 2D outputs (affine) or D (additive), and s bytes a number:
 
-    one token            F = 2DW + 2WO + L·2W²(4 + 2E)           in, out, and per layer qkv 3W², out W², MLP 2EW²
-    its attention        L·4W·(i+1)                              token i sees i+1 keys: q·k and the sum of values
-    a block, one image   (T-1)·F + L·4W·T(T-1)/2                 the last patch is never fed: nothing comes after it
     weights of a block   s·(DW + W + WO + O + L·((4 + 2E)W² + (9 + E)W))
     cache, read          s·L·2W·T(T-1)/2                         keys and values of all patches so far, at every step
 
@@ -18,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tarflow.config import TarFlowConfig
+from tarflow.planning.work import block_parameters, forward_flops, token_flops
 
 
 @dataclass(frozen=True)
@@ -39,31 +38,17 @@ class Work:
     cache_set: int
 
 
-def token_flops(config: TarFlowConfig, layers: int) -> int:
-    """F of the module's docstring: one token through one block, without its attention to others."""
-    width, dim = config.width, config.patch_dim
-    return 2 * dim * width + 2 * width * _outputs(config) + layers * 2 * width**2 * (4 + 2 * config.expansion)
-
-
-def block_parameters(config: TarFlowConfig, layers: int) -> int:
-    """Numbers in the matrices, biases and norms of a block; positions and classes are read by the row and left out."""
-    width, dim, out = config.width, config.patch_dim, _outputs(config)
-    layer = (4 + 2 * config.expansion) * width**2 + (9 + config.expansion) * width
-    return dim * width + width + width * out + out + layers * layer
-
-
 def decoding_work(config: TarFlowConfig, images: int, *, guided: bool, itemsize: int) -> Work:
     """The work of the cached loop for a batch of `images`, with weights and cache of `itemsize` bytes a number."""
     rows = images * (2 if guided else 1)
     steps, pairs = config.num_patches - 1, config.num_patches * (config.num_patches - 1) // 2  # Σ_{i<T-1} (i+1)
-    flops = weight_bytes = cache_bytes = 0
+    weight_bytes = cache_bytes = 0
     for layers in config.layers:
-        flops += rows * (steps * token_flops(config, layers) + layers * 4 * config.width * pairs)
         weight_bytes += steps * block_parameters(config, layers) * itemsize
         cache_bytes += rows * layers * 2 * config.width * pairs * itemsize
     deepest = max(config.layers)
     return Work(
-        flops,
+        forward_flops(config, rows),
         weight_bytes,
         cache_bytes,
         weight_set=block_parameters(config, deepest) * itemsize,
@@ -96,7 +81,3 @@ def reference_flops(config: TarFlowConfig, images: int) -> int:
     return images * sum(
         tokens * token_flops(config, layers) + layers * 4 * config.width * squares for layers in config.layers
     )
-
-
-def _outputs(config: TarFlowConfig) -> int:
-    return config.patch_dim * (2 if config.transform == "affine" else 1)

@@ -149,7 +149,7 @@ def measure(job: Job, rows: Sequence[str], rounds: int, seconds: float, argv: Se
     data = data_share(job)
     fastest = min(pairs[rows[0]][rows[0]])
     return {
-        "device": _device(job),
+        "device": device_name(job),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "official": fingerprint(OFFICIAL, job.clone),
         "model": f"{job.model.channels}x{'x'.join(map(str, job.model.image_shape))}, patch {job.model.patch_size}, "
@@ -176,7 +176,8 @@ def _row(times: list[float], memory: float, job: Job, rate: float) -> dict[str, 
     }
 
 
-def _device(job: Job) -> str:
+def device_name(job: Job) -> str:
+    """What is measured on, in words."""
     if job.device.type == "cuda":
         return torch.cuda.get_device_name(job.device)
     cpuinfo = Path("/proc/cpuinfo")

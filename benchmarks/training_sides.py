@@ -15,6 +15,7 @@ from benchmarks.official import OFFICIAL
 from tarflow.config import TarFlowConfig, TrainingConfig
 from tarflow.interop import to_official
 from tarflow.model.flow import TarFlow
+from tarflow.planning.work import training_flops
 from tarflow.training.compiling import compile_layers, wants_compilation
 from tarflow.training.ema import EMA
 from tarflow.training.objective import objective
@@ -48,17 +49,9 @@ class Job:
     bf16: bool
 
     @property
-    def flops(self) -> float:
-        """Products of one step: three forward passes' worth, over T-1 patches and the half of attention that is seen.
-
-        forward, an image   2 (T-1) (12 W² L + 3 D W) a block of L layers (MLP four times as wide)
-        + attention         4 W · T(T-1)/2 a layer
-        """
-        m, count = self.model, self.model.num_patches - 1
-        layers, blocks = sum(m.layers), len(m.layers)
-        products = 2 * count * ((4 + 2 * m.expansion) * m.width**2 * layers + 3 * m.patch_dim * m.width * blocks)
-        attention = 4 * m.width * count * (count + 1) / 2 * layers
-        return 3 * self.batch * (products + attention)
+    def flops(self) -> int:
+        """Products of one step, with nothing computed twice."""
+        return training_flops(self.model, self.batch)
 
 
 def our_flow(job: Job) -> TarFlow:

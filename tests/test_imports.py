@@ -28,6 +28,7 @@ ROOMS = [
     "interop",
     "evaluation",
     "training",
+    "planning",
     "report",
     "web",
     "cli",
@@ -49,6 +50,7 @@ PORTABLE = [
     "training/ema.py",
     "training/step.py",
     "training/compiling.py",
+    "planning",
 ]
 MAX_LINES = 320
 

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tarflow
 from benchmark_cases import small_flow
-from benchmarks.floor import arithmetic_floor, block_parameters, decoding_work, loop_floor, reference_flops
+from benchmarks.floor import arithmetic_floor, decoding_work, loop_floor, reference_flops
+from tarflow.planning.work import block_parameters
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "affine": {},

@@ -95,6 +95,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("type", '[model]\nwidth = "wide"\n'),
         ("contradiction", f'{SMALL}transform = "additive"\nlog_scale_bound = 4.0\n{ONE_STEP}'),
         ("small", SMALL + ONE_STEP),
+        ("expects", f"{SMALL}{ONE_STEP}[expects]\nimage = 100\n"),
+        ("expects-none", f"{SMALL}{ONE_STEP}[expects]\nimages = 0\n"),
     ):
         (root / f"{name}.toml").write_text(text)
 
@@ -552,6 +554,33 @@ GROUPS: dict[str, dict[str, Case]] = {
             "Prepare it again, with `--force`.",
         ),
     },
+    "Planning": {
+        "plan of an unknown recipe": Case("plan imagenet --device h100", ["imagenet64"], "Take one of the list."),
+        "plan for an unknown device": Case("plan cifar10 --device h10", ["h10", "h100"], "Take one of the list."),
+        "plan for a GPU that is not there": Case(
+            "plan cifar10 --device cuda", ["cuda", "h100"], "Name the device that you will have.", no_gpu
+        ),
+        "plan for devices that cannot share a batch": Case(
+            "plan cifar10 --device h100 --devices 3",
+            ["batch_size", "3", "256"],
+            "Give a batch that they divide, or other devices.",
+        ),
+        "plan without the size of the images": Case(
+            "plan {p}/small.toml --device h100", ["image_size", "--data"], "Give one of the two."
+        ),
+        "plan without the number of images": Case(
+            "plan default --device h100 --epochs 2", ["images", "epochs"], "Add `--images`, or `--data`."
+        ),
+        "plan with more than all of a device": Case(
+            "plan cifar10 --device h100 --share 2", ["share", "2"], "0.4 is assumed."
+        ),
+        "recipe that expects what is no field": Case(
+            "plan {p}/expects.toml --device h100", ["expects.toml", "expects.image", "images"], "Take one of the list."
+        ),
+        "recipe that expects no images": Case(
+            "plan {p}/expects-none.toml --device h100", ["expects-none.toml", "expects.images", "0"], "Give a number."
+        ),
+    },
     "Evaluating and denoising": {
         "labels that are not there": Case(
             "evaluate {p}/run --data {p}/mixed --labels given", ["label"], "`--labels marginal` or `null`."
@@ -562,6 +591,12 @@ GROUPS: dict[str, dict[str, Case]] = {
         "nothing to evaluate": Case("evaluate {p}/run --data {p}/empty", ["empty"], "Give a folder with images."),
         "no draws": Case(
             "evaluate {p}/unconditional --data {p}/mixed --draws 0", ["draws", "0"], "Give one or more; 4 is usual."
+        ),
+        "anomalies that are not there": Case(
+            "evaluate {p}/unconditional --data {p}/mixed --against {p}/nowhere", ["nowhere"], "Check the path."
+        ),
+        "a negative number in float64": Case(
+            "evaluate {p}/unconditional --data {p}/mixed --float64 -1", ["--float64", "-1"], "0 scores none."
         ),
         "no data stored": Case("evaluate {p}/model-only", ["model-only", "data"], "Give a run that was trained here."),
         "denoise with a model of exact images": Case(

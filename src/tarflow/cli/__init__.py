@@ -20,6 +20,7 @@ LONGEST = 1000  # characters of an error
 COMMANDS = {  # name: (module, what --help says of it)
     "demo": "Train, score, sample and denoise the embedded digits, and check the result.",
     "prepare": "Decode a set of images once, into files that are mapped into memory.",
+    "plan": "Say what a run will cost: memory, hours, and whether it fits.",
     "train": "Train a flow on images.",
     "sample": "Draw images from a trained flow.",
     "evaluate": "Score a flow on held-out images; prints one JSON object.",

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tarflow.checkpoint import Run
+    from tarflow.cli.progress import Progress
+    from tarflow.data.sets import ImageSet
+    from tarflow.evaluation.likelihood import Likelihood
 
 
 @dataclasses.dataclass
@@ -18,12 +27,18 @@ class Evaluate:
     Examples:
       tarflow evaluate runs/digits
       tarflow evaluate runs/cifar10 --data cifar10/ --draws 8 --limit 1000
+      tarflow evaluate runs/digits-likelihood --against inverted shuffled photos/
 
     `bits_per_dim` is that of the data, by uniform dequantisation. A model trained with Gaussian noise σ is a model of
     noisy images: its score is the density of x + σε, named `noisy_bits_per_dim`, and its `bits_per_dim` is null.
+    `importance_bits_per_dim` is a tighter bound from the same draws, and with more of them tighter. `by_class` has the
+    score of each class, `float64_…` what rounding does to the score.
 
     A conditional model is a classifier, argmax_y p(x|y): with labelled images the object has its accuracy, calibration
     error (15 bins) and log-loss (nats) as `bayes_…`; else those are null.
+
+    `--against` tries the flow as a detector of images that do not belong: the area under the ROC curve (AUROC) of the
+    likelihood, and of two corrections of it, because likelihoods mislead; see docs/tutorials/likelihoods.md.
     """
 
     run: Annotated[
@@ -48,6 +63,17 @@ class Evaluate:
         tyro.conf.FlagCreatePairsOff[bool],
         tyro.conf.arg(help="classify by Bayes' rule too, where model and data have classes: one more pass for each"),
     ] = True
+    float64: Annotated[int, tyro.conf.arg(help="images scored again in float64; 0 scores none")] = 16
+    by_patch: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="the score of each patch, too; doubles the time")
+    ] = False
+    against: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help="images that do not belong: names or paths, `inverted` (the negatives of the scored images), or "
+            "`shuffled` (their pixels in another order)"
+        ),
+    ] = ()
     skip_bad: Annotated[
         tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="leave out files that cannot be read")
     ] = False
@@ -64,9 +90,13 @@ def run(args: Evaluate) -> None:
     from tarflow.data.load import load, load_all
     from tarflow.devices import pick_device
     from tarflow.evaluation.bayes import BAYES_KEYS, evaluate_bayes
+    from tarflow.evaluation.breakdown import PRECISION_KEYS, by_patch, precision_difference
+    from tarflow.evaluation.discrete import IMPORTANCE_KEYS, importance_bound
     from tarflow.evaluation.gaussian import NoYardstick, fit_yardstick
     from tarflow.evaluation.likelihood import evaluate_likelihood
 
+    if args.float64 < 0:
+        raise ValueError(f"--float64: expected 0 or more images, got {args.float64}")
     run = open_run(args.run, pick_device(args.device))
     model, data, training = run.config.model, run.config.data, run.config.training
     if data is None or training is None:
@@ -102,6 +132,7 @@ def run(args: Evaluate) -> None:
             if args.limit < 1:
                 raise ValueError(f"--limit: expected a positive number, got {args.limit}")
             images = images.choice(args.limit, args.seed)
+        others = {name: _others(args, run, images, name) for name in args.against}
         if same or splits.own_split:
             yardstick = fit_yardstick(splits.train.images, run.levels, training.noise, training.noise_std)
         else:
@@ -120,7 +151,29 @@ def run(args: Evaluate) -> None:
             yardstick=yardstick,
             progress=progress.scoring,
         )
-        values = result.to_dict() | dict.fromkeys(BAYES_KEYS)
+        labels = images.labels if model.num_classes else None
+        bound = importance_bound(result, run.levels, model.num_dims)
+        values = result.to_dict() | (bound.to_dict() if bound else dict.fromkeys(IMPORTANCE_KEYS))
+        values |= dict.fromkeys(PRECISION_KEYS)
+        if args.float64:
+            exact = precision_difference(run.flow, result, images.images, labels, levels=run.levels, count=args.float64)
+            values |= exact.to_dict()
+        values |= {"by_class": _by_class(run, result, images), "by_patch": None} | dict.fromkeys(BAYES_KEYS)
+        if args.by_patch:
+            patches = by_patch(
+                run.flow,
+                images.images,
+                labels,
+                levels=run.levels,
+                noise=training.noise,
+                noise_std=training.noise_std,
+                draws=args.draws,
+                seed=args.seed,
+                batch_size=args.batch_size,
+                label_policy=result.labels,
+                progress=progress.scoring,
+            )
+            values["by_patch"] = [[_finite(v) for v in row] for row in patches.tolist()]
         if args.classify and model.num_classes and images.labels is not None:
             values |= evaluate_bayes(
                 run.flow,
@@ -134,7 +187,69 @@ def run(args: Evaluate) -> None:
                 batch_size=args.batch_size,
                 progress=progress.scoring,
             ).to_dict()
+        values["against"] = {
+            name: _against(args, run, result, images, other, progress) for name, other in others.items()
+        } or None
     variant = splits.variant or (data.variant if same else "")
     values |= {"data": source, "split": split, "run": str(args.run)}
     values |= {"data_variant": variant or None, "trained_on_variant": data.variant or None}
     print(json.dumps(values, indent=2))
+
+
+def _by_class(run: Run, result: Likelihood, images: ImageSet) -> dict[str, Any] | None:
+    """Each class's score under its name, as JSON can hold it; None where the images have no labels."""
+    from tarflow.evaluation.breakdown import by_class
+
+    if images.labels is None or not images.class_names:
+        return None
+    name = "bits_per_dim" if result.noise == "uniform" else "noisy_bits_per_dim"
+    found = by_class(result, images.labels, images.class_names, levels=run.levels, dims=run.config.model.num_dims)
+    return {
+        label: {name: _finite(score.mean), "standard_error": _finite(score.standard_error), "images": score.images}
+        for label, score in found.items()
+    }
+
+
+def _others(args: Evaluate, run: Run, images: ImageSet, name: str) -> Tensor:
+    """Images that do not belong, (N, C, H, W) uint8, by their name or path, or made of those that do."""
+    from tarflow.data.load import load_all
+    from tarflow.evaluation.anomalies import TRANSFORMS
+
+    if name in TRANSFORMS:
+        return TRANSFORMS[name](images.images, run.levels, args.seed)
+    model = run.config.model
+    found = load_all(
+        name, image_size=model.image_shape, channels=model.channels, levels=run.levels, skip_bad=args.skip_bad
+    )[0]
+    return (found if args.limit is None else found.choice(args.limit, args.seed)).images
+
+
+def _against(
+    args: Evaluate, run: Run, result: Likelihood, images: ImageSet, outside: Tensor, progress: Progress
+) -> dict[str, Any]:
+    """The flow as a detector of images `outside`, under labels that both sets have: none of their own."""
+    from tarflow.evaluation.anomalies import detect
+    from tarflow.evaluation.held_out import Scoring, score_pixels, scoring_of
+    from tarflow.evaluation.likelihood import to_bits_per_dim
+
+    scoring = scoring_of(run, None, draws=args.draws, seed=args.seed)
+    if result.labels == "null":
+        scoring = Scoring("null", None, args.draws, args.seed)
+    options: dict[str, Any] = {"batch_size": args.batch_size, "progress": progress.scoring}
+    inside = (
+        result.scores.mean(dim=0)
+        if scoring.labels == result.labels
+        else score_pixels(run, images.images, scoring, **options)
+    )
+    detected = detect(
+        inside,
+        score_pixels(run, outside, scoring, **options),
+        images.images,
+        outside,
+        offset=to_bits_per_dim(0.0, run.levels, run.noise),
+    )
+    return {"labels": scoring.labels, **detected.to_dict()}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -51,6 +51,7 @@ class Likelihood:
         not_finite: images with a log-density that is not a finite number in some draw. They are not left out of the
             means, which are then not finite either.
         yardstick: None where there is none. yardstick_note: what it is, or why there is none.
+        scores: log p of every draw of every image, (draws, N), nats, float64.
     """
 
     measure: str
@@ -67,6 +68,7 @@ class Likelihood:
     not_finite: int
     yardstick: YardstickScore | None
     yardstick_note: str
+    scores: Tensor = field(repr=False, compare=False)
 
     @property
     def bits_per_dim(self) -> float | None:
@@ -166,8 +168,8 @@ def evaluate_likelihood(
     compared = None
     if gaussian_scores is not None:
         gaussian = to_bits_per_dim(-gaussian_scores / dims, levels, noise).mean(dim=0)
-        compared = YardstickScore(*_mean_and_error(gaussian), *_mean_and_error(gaussian - model))
-    mean, error = _mean_and_error(model)
+        compared = YardstickScore(*mean_and_error(gaussian), *mean_and_error(gaussian - model))
+    mean, error = mean_and_error(model)
     return Likelihood(
         measure=measure_name(noise, noise_std),
         noise=noise,
@@ -183,6 +185,7 @@ def evaluate_likelihood(
         not_finite=int((~torch.isfinite(bits)).any(dim=0).sum()),
         yardstick=compared,
         yardstick_note=yardstick.note if yardstick else "no Gaussian yardstick was asked for",
+        scores=scores,
     )
 
 
@@ -214,7 +217,7 @@ def noise_standard_error(values: Tensor) -> float:
     return math.sqrt(float(values.var(dim=0).mean()) / (draws * count))
 
 
-def _mean_and_error(values: Tensor) -> tuple[float, float]:
+def mean_and_error(values: Tensor) -> tuple[float, float]:
     """Mean of one value an image, and its standard error std/√N."""
     error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return float(values.mean()), error

@@ -12,6 +12,7 @@ from typing import Any
 from tarflow.config import ConfigError
 
 SECTIONS = ("model", "data", "training")
+EXPECTS = ("images", "image_size", "channels", "num_classes")  # what the section `expects` may say of the data
 
 
 def names() -> list[str]:
@@ -27,6 +28,8 @@ def names() -> list[str]:
 def load(name_or_path: str | Path) -> dict[str, dict[str, Any]]:
     """The sections of a recipe, by its name or by the path of a `.toml` file; a section it lacks is empty.
 
+    Its section `expects` is left out: it decides nothing, see `expects`.
+
     The fields are those of `TarFlowConfig`, `DataConfig` and `TrainingConfig`, and are checked when these are built
     from them. What follows from the data (image size, channels, classes) may be missing.
 
@@ -35,6 +38,35 @@ def load(name_or_path: str | Path) -> dict[str, dict[str, Any]]:
     >>> load("digits")["model"]["patch_size"]
     2
     """
+    origin, sections = _read(name_or_path)
+    for section, values in sections.items():
+        if section not in (*SECTIONS, "expects"):
+            raise ConfigError(f"{origin}: {section}: no such section; known: {', '.join(SECTIONS)}")
+        if not isinstance(values, dict):
+            raise ConfigError(f"{origin}: {section}: expected a section [{section}] of fields, got {values!r}")
+    return {section: sections.get(section, {}) for section in SECTIONS}
+
+
+def expects(name_or_path: str | Path) -> dict[str, int]:
+    """What a recipe says of the data that it is for, so that a run can be planned without them: see `EXPECTS`.
+
+    Training takes all of this from the data themselves. Raises as `load`, and for a field or a value that is none.
+
+    >>> expects("cifar10")
+    {'images': 50000, 'image_size': 32, 'channels': 3, 'num_classes': 10}
+    """
+    origin, sections = _read(name_or_path)
+    values = sections.get("expects", {})
+    for name, value in values.items():
+        if name not in EXPECTS:
+            raise ConfigError(f"{origin}: expects.{name}: no such field; known: {', '.join(EXPECTS)}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{origin}: expects.{name}: expected a positive number, got {value!r}")
+    return dict(values)
+
+
+def _read(name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
+    """What the messages call a recipe, and everything in its file."""
     name = str(name_or_path)
     known = names()
     file: Traversable
@@ -54,9 +86,4 @@ def load(name_or_path: str | Path) -> dict[str, dict[str, Any]]:
         sections = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{origin}: not a readable TOML file: {error}") from None  # tomllib says at which line
-    for section, values in sections.items():
-        if section not in SECTIONS:
-            raise ConfigError(f"{origin}: {section}: no such section; known: {', '.join(SECTIONS)}")
-        if not isinstance(values, dict):
-            raise ConfigError(f"{origin}: {section}: expected a section [{section}] of fields, got {values!r}")
-    return {section: sections.get(section, {}) for section in SECTIONS}
+    return origin, sections

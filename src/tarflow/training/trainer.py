@@ -203,14 +203,9 @@ class Trainer:
     def take_step(self) -> dict[str, Any]:
         """One optimizer step, or a skipped one where it is not finite; what was measured, as tensors on the device."""
         training = self.training
-        x, y = training_batch(
-            *self.feed.batch(self.step),
-            self.step,
-            config=training,
-            levels=self.data.levels,
-            flip=self.data.flip,
-            rows=self.rows,
-        )
+        pixels, labels = self.feed.batch(self.step)
+        seen = {"levels": self.data.levels, "flip": self.data.flip, "rows": self.rows}
+        x, y = training_batch(pixels, labels, self.step, config=training, **seen)
         rate = learning_rate(self.step, config=training, steps=self.total, warmup=self.warmup)
         set_learning_rate(self.optimizer, rate)
         measured = self.move(x, y)

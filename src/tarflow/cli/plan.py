@@ -1,0 +1,180 @@
+"""`tarflow plan`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from tarflow.config import ConfigError, DataConfig, Recompute, RunConfig, TarFlowConfig, TrainingConfig, from_dict
+
+if TYPE_CHECKING:
+    from tarflow.planning.plan import Plan as Plan_
+
+OF_MODEL = ("image_size", "channels", "num_classes")
+OF_TRAINING = ("steps", "epochs", "batch_size", "accumulate", "checkpoint_activations", "precision")
+
+
+@dataclasses.dataclass
+class Plan:
+    """What a run will cost: parameters, FLOPs, memory of each device, hours; and whether it fits.
+
+    Examples:
+      tarflow plan imagenet64 --devices 8 --device h100
+      tarflow plan cifar10 --device cpu --batch-size 64
+      tarflow plan mine.toml --data photos/ --device rtx4090 --json
+
+    Nothing is trained, and no data are needed: what a recipe leaves to them comes from its section `expects`, from
+    options, or from --data. Rates of named devices are their vendors' peaks times a share that is assumed; `cpu` and
+    `cuda` are measured here, by a second of matrix products. How far a plan was from what was measured is in
+    docs/planning.md.
+    """
+
+    recipe: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(help="name of a recipe, or the path of a .toml file", metavar="RECIPE")
+    ]
+    device: Annotated[
+        str, tyro.conf.arg(help="a100, h100, h200, l40s, rtx4090, mi300x; cpu or cuda: measured on this machine")
+    ] = "cpu"
+    devices: Annotated[int, tyro.conf.arg(help="devices that share each step, in one machine")] = 1
+    strategy: Annotated[
+        Literal["ddp", "fsdp"],
+        tyro.conf.arg(help="ddp: everything on every device; fsdp: weights and all that belongs to them in shares"),
+    ] = "ddp"
+    share: Annotated[
+        float | None,
+        tyro.conf.arg(help="of the device's rate that a step reaches, up to 1, in place of the assumed one"),
+    ] = None
+    data: Annotated[str | None, tyro.conf.arg(help="name or path of the images: read, to know their number")] = None
+    images: Annotated[int | None, tyro.conf.arg(help="number of training images")] = None
+    image_size: Annotated[int | None, tyro.conf.arg(help="height and width in pixels")] = None
+    channels: Annotated[int | None, tyro.conf.arg(help="1 or 3")] = None
+    num_classes: Annotated[int | None, tyro.conf.arg(help="classes of a conditional model")] = None
+    steps: Annotated[int | None, tyro.conf.arg(help="optimizer steps, in place of the recipe's length")] = None
+    epochs: Annotated[float | None, tyro.conf.arg(help="passes over the images, in place of that length")] = None
+    batch_size: Annotated[int | None, tyro.conf.arg(help="images an optimizer step, over all devices")] = None
+    accumulate: Annotated[int | None, tyro.conf.arg(help="micro-batches of a step, on each device")] = None
+    checkpoint_activations: Annotated[
+        Recompute | None, tyro.conf.arg(help="what the backward pass computes again, see tarflow train --help")
+    ] = None
+    precision: Annotated[Literal["auto", "float32", "bf16"] | None, tyro.conf.arg(help="of the products")] = None
+    json: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="print one JSON object instead")] = False
+
+
+def options(argv: Sequence[str]) -> type:
+    return Plan
+
+
+def run(args: Plan) -> None:
+    from tarflow.planning.devices import find_device
+    from tarflow.planning.plan import make_plan
+
+    config, images = _config(args)
+    plan = make_plan(
+        config,
+        find_device(args.device),
+        devices=args.devices,
+        strategy=args.strategy,
+        images=images,
+        share=args.share,
+    )
+    print(json.dumps({"recipe": args.recipe, **plan.to_dict()}, indent=2) if args.json else as_text(args.recipe, plan))
+
+
+def _config(args: Plan) -> tuple[RunConfig, int | None]:
+    """The config of the run, and the number of training images where it is known."""
+    from tarflow import recipes
+
+    sections = {name: dict(values) for name, values in recipes.load(args.recipe).items()}
+    expected: dict[str, Any] = recipes.expects(args.recipe)
+    training = {name: getattr(args, name) for name in OF_TRAINING if getattr(args, name) is not None}
+    if len({"steps", "epochs"} & training.keys()) == 1:  # one given by hand replaces the other of the recipe
+        sections["training"].pop("epochs" if "steps" in training else "steps", None)
+    sections["training"] |= training
+    given = {name: getattr(args, name) for name in OF_MODEL if getattr(args, name) is not None}
+    if args.data is not None:
+        from tarflow.cli.progress import Progress
+        from tarflow.training.setup import open_data, resolve
+
+        sections["data"]["source"] = args.data
+        sections["model"] |= given
+        with Progress() as progress:
+            splits = open_data(sections, progress.loading)
+        return resolve(sections, splits), len(splits.train) if args.images is None else args.images
+    data = from_dict(DataConfig, sections["data"], "data")
+    model = {**{name: expected[name] for name in OF_MODEL if name in expected}, **sections["model"], **given}
+    if not data.conditional and args.num_classes is None:
+        model["num_classes"] = 0
+    if "image_size" not in model:
+        raise ConfigError("model.image_size: the recipe leaves it to the data; give --image-size, or --data")
+    images = expected.get("images") if args.images is None else args.images
+    run = RunConfig(
+        from_dict(TarFlowConfig, model, "model"), data, from_dict(TrainingConfig, sections["training"], "training")
+    )
+    return run, images
+
+
+def as_text(recipe: str, plan: Plan_) -> str:
+    """The plan as a table for a terminal."""
+    model, training, device, memory = plan.model, plan.training, plan.device, plan.memory
+    layers = "-".join(map(str, model.layers))
+    height, width = model.image_shape
+    per_step = f"{plan.steps:,} steps of {training.batch_size} images"
+    shared = f"{plan.devices} x {device.label}" if plan.devices > 1 else device.label
+    rate = (device.bf16 if plan.bf16 else device.float32) / 1e12
+    precision = "bf16" if plan.bf16 else "float32"
+    again = f" + {_count(plan.recomputed_flops)} computed again" if plan.recomputed_flops else ""
+    micro = training.batch_size // (plan.devices * training.accumulate)
+    # What a plan multiplies by, not what a device is sold with.
+    share = (plan.step_flops + plan.recomputed_flops) / plan.devices / plan.compute_seconds / (rate * 1e12)
+    rows = [
+        ("model", f"{model.channels}x{height}x{width}, patch {model.patch_size}, width {model.width}, layers {layers}"),
+        ("", f"{model.num_patches} patches of {model.patch_dim} numbers, {model.num_classes or 'no'} classes"),
+        ("parameters", f"{plan.parameters:,}"),
+        ("FLOP", f"{_count(plan.forward_flops)} forward, an image"),
+        ("", f"{_count(plan.step_flops)} a step{again}"),
+        ("", f"{_count(plan.steps * plan.step_flops)} the run, {per_step}"),
+        ("device", f"{shared}: {rate:.4g} TFLOP/s in {precision} ({device.source}), of which {share:.0%} "
+         f"{'is assumed' if device.assumed else 'is expected'}"),
+        ("memory", f"{_gigabytes(memory.peak)} of {_gigabytes(device.memory)} on each device at the most"),
+        ("  weights", _gigabytes(memory.weights)),
+        ("  gradients", _gigabytes(memory.gradients)),
+        ("  moments", _gigabytes(memory.moments)),
+        ("  averages", _gigabytes(memory.averaged)),
+        ("  activations", f"{_gigabytes(memory.activations)} of {micro} images, recomputing "
+         f"{training.checkpoint_activations}"),
+        ("  at work", _gigabytes(memory.working)),
+        ("  images", _gigabytes(memory.images)),
+        ("a step", f"{_seconds(plan.step_seconds)}: products {_seconds(plan.compute_seconds)}, "
+         f"update {_seconds(plan.update_seconds)}"
+         + (f", exchange {_seconds(plan.exchange_seconds)} beside the products" if plan.devices > 1 else "")),
+        ("the run", f"{_duration(plan.hours)}, {plan.devices * plan.hours:,.1f} device hours, without scores, samples "
+         "and checkpoints"),
+    ]  # fmt: skip
+    lines = [f"{recipe}, {plan.strategy if plan.devices > 1 else 'one device'}"]
+    lines += [f"{name:14}{text}".rstrip() for name, text in rows]
+    if not plan.fits:
+        lines += ["", "It does not fit: a tenth of the memory is left to others. What would make it fit, each alone:"]
+        lines += [f"  {line}" for line in plan.advice]
+    return "\n".join(lines)
+
+
+def _count(number: float) -> str:
+    return f"{number:.2e}"
+
+
+def _gigabytes(number: float) -> str:
+    return f"{number / 1e9:.2f} GB" if number < 1e11 else f"{number / 1e9:.0f} GB"
+
+
+def _seconds(number: float) -> str:
+    return f"{number:.2f} s" if number >= 1 else f"{number * 1e3:.3g} ms"
+
+
+def _duration(hours: float) -> str:
+    if hours < 1:
+        return f"{hours * 60:.1f} minutes"
+    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"

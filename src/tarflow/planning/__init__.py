@@ -1,0 +1,1 @@
+"""What will it cost? Arithmetic, memory and time of a training run, before it begins."""

@@ -1,0 +1,112 @@
+"""What a device can do: by its vendor's data sheet, or measured here.
+
+`share` is how much of the rate of large products a training step is taken to reach. On the named accelerators it is an
+assumption, and nobody has measured it with this code; on the CPU it is what benchmarks/results/plan-cpu.json found.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+
+import torch
+
+from tarflow.planning.rates import SQUARES, matmul_rate, read_rate, square_rates
+
+ASSUMED_SHARE = 0.4  # of a data sheet's peak: the middle of what Transformers of this width are reported to reach
+CPU_SHARE = 0.6  # of the best measured product, see benchmarks/results/plan-cpu.json
+LARGE = 1 << 28  # bytes that fit into no cache
+SMALL = 512  # side of the matrices whose product in bf16 the CPU is measured by
+
+
+@dataclass(frozen=True)
+class Device:
+    """Attributes:
+    name: as it was asked for. label: as a reader knows it.
+    bf16, float32: FLOP/s of large dense products; float32 without TF32, which training does not use.
+    memory: bytes. bandwidth: bytes a second of that memory.
+    link: bytes a second, one way, to the other devices of its machine; 0 where there are none.
+    share: of the FLOP/s that a training step is taken to reach. source: where all of this is from.
+    """
+
+    name: str
+    label: str
+    bf16: float
+    float32: float
+    memory: float
+    bandwidth: float
+    link: float
+    share: float
+    source: str
+
+    @property
+    def assumed(self) -> bool:
+        """Whether the numbers are a data sheet's."""
+        return self.name in KNOWN
+
+
+def _sheet(
+    name: str, label: str, bf16: float, float32: float, gigabytes: float, bandwidth: float, link: float
+) -> Device:
+    """Peaks in TFLOP/s, memory in GB, its bandwidth in TB/s, the link in GB/s both ways together: as they are sold."""
+    vendor = "AMD's" if name.startswith("mi") else "NVIDIA's"
+    return Device(
+        name,
+        label,
+        bf16 * 1e12,
+        float32 * 1e12,
+        gigabytes * 1e9,
+        bandwidth * 1e12,
+        link * 1e9 / 2,
+        ASSUMED_SHARE,
+        f"{vendor} data sheet, dense products",
+    )
+
+
+KNOWN = {
+    device.name: device
+    for device in (
+        _sheet("a100", "A100 SXM, 80 GB", 312, 19.5, 80, 2.039, 600),
+        _sheet("h100", "H100 SXM, 80 GB", 989, 67, 80, 3.35, 900),
+        _sheet("h200", "H200 SXM, 141 GB", 989, 67, 141, 4.8, 900),
+        _sheet("l40s", "L40S, 48 GB", 362, 91.6, 48, 0.864, 64),  # linked by PCIe 4.0 x16 alone, as the next
+        _sheet("rtx4090", "GeForce RTX 4090, 24 GB", 165, 82.6, 24, 1.008, 64),
+        _sheet("mi300x", "Instinct MI300X, 192 GB", 1307, 163.4, 192, 5.3, 896),
+    )
+}
+NAMES = (*KNOWN, "cpu", "cuda")
+
+
+def find_device(name: str, *, seconds: float = 1.0) -> Device:
+    """A device by its name: those in `KNOWN`, or "cpu" and "cuda", which are measured here for about `seconds` each.
+
+    Raises ValueError: an unknown name, or "cuda" where there is none.
+    """
+    if name in KNOWN:
+        return KNOWN[name]
+    if name not in NAMES:
+        near = difflib.get_close_matches(name.lower(), NAMES, 1)
+        hint = f"perhaps {near[0]}? " if near else ""
+        raise ValueError(f"device: no such device {name!r}; {hint}known: {', '.join(NAMES)}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: cuda is not available here; give one of {', '.join(KNOWN)}")
+    return measured(torch.device(name), seconds=seconds)
+
+
+def measured(device: torch.device, *, seconds: float = 1.0) -> Device:
+    """This machine's device, its rates measured by square products and by reading a large buffer."""
+    cpu = device.type == "cpu"
+    float32 = max(square_rates(torch.float32, device, seconds=seconds / 3).values())
+    with torch.inference_mode():
+        # Without instructions for bf16 a CPU takes minutes for what is large in float32.
+        side = SMALL if cpu else max(SQUARES[device.type])
+        bf16 = matmul_rate(side, side, side, torch.bfloat16, device, seconds=seconds / 3)
+        bandwidth = read_rate(LARGE, device, seconds=seconds / 3)
+    if cpu:
+        memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) if hasattr(os, "sysconf") else 0.0
+        label = f"this machine's CPU, {torch.get_num_threads()} threads"
+    else:
+        memory, label = float(torch.cuda.mem_get_info(device)[1]), torch.cuda.get_device_name(device)
+    share = CPU_SHARE if cpu else ASSUMED_SHARE
+    return Device(device.type, label, bf16, float32, memory, bandwidth, 0.0, share, "measured now, by large products")

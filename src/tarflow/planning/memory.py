@@ -1,0 +1,146 @@
+"""What training keeps in the memory of each device, number by number: weights and their companions, and activations.
+
+Of P weights float32 keeps 16P bytes: the weights, both moments of AdamW, the averaged weights (whatever their decay),
+and 4P of gradients. Activations are what the forward pass keeps for the backward pass: for each of the b(T-1) tokens
+of a micro-batch, of W numbers of 4 bytes in the residual stream and of p bytes in products (4 in float32, 2 in bf16),
+with E the expansion of the MLP, H the heads and c = 1 where the CPU puts attention together from pieces, else 0,
+
+    nothing       2·4W + p(6 + 2E + c)W + 16 + 4H    a layer: its input and the sum after attention; norm, queries,
+                                                     keys, values, attention, norm, the hidden layer before and after
+                                                     its GELU; two norms' means and deviations, a softmax's normaliser
+    elementwise   2·4W + p(4 + E + c)W + 16 + 4H     a layer, without the norms and what comes out of the GELU
+    layers        4W                                 a layer: its input
+    beside them   pW + (p + 8)D                      a block: what the last layer gives, the patches, the affine step
+
+The backward pass takes an activation away and puts gradients in its place, so that with one micro-batch the most is the
+larger of the two, and with several their sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tarflow.config import Recompute, TarFlowConfig
+from tarflow.model.transformer import CPU_QUERIES, WORTH_FORGETTING
+from tarflow.planning.work import block_parameters, layer_parameters, parameters
+
+Strategy = Literal["ddp", "fsdp"]
+FLOAT = 4  # bytes of a float32
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device.
+
+    Attributes:
+        weights: the weights, and under bf16 the narrow copies that autocast makes of the matrices.
+        gradients: of all weights, and DDP's buckets, which hold them a second time on their way.
+        moments: both of AdamW. averaged: the averaged weights.
+        activations: what the forward pass of a micro-batch keeps, at its end.
+        working: what the backward pass of one layer takes for itself, and FSDP for the layers that are together.
+        images: the training images, where they are kept on the device.
+        micro_batches: in which a device does its share of a step.
+    """
+
+    weights: int
+    gradients: int
+    moments: int
+    averaged: int
+    activations: int
+    working: int
+    images: int
+    micro_batches: int
+
+    @property
+    def peak(self) -> int:
+        """The most at any one time."""
+        lasting = self.weights + self.moments + self.averaged + self.images
+        passing = [self.activations + self.working, self.gradients]
+        return lasting + (max(passing) if self.micro_batches == 1 else sum(passing))
+
+
+def training_memory(
+    config: TarFlowConfig,
+    *,
+    images: int,
+    micro_batches: int = 1,
+    recompute: Recompute = "elementwise",
+    bf16: bool = False,
+    compiled: bool = False,
+    on_cpu: bool = False,
+    devices: int = 1,
+    strategy: Strategy = "ddp",
+    stored: int = 0,
+) -> Memory:
+    """The memory of each of `devices` that share a step.
+
+    DDP keeps everything on every device, and gradients twice, as torch does it unless told otherwise. FSDP keeps a
+    share of weights, gradients, moments and averaged weights, and puts one layer together while the next one arrives;
+    autocast's narrow copies are kept whole until the forward pass is through.
+
+    Args:
+        images: of a micro-batch on one device. micro_batches: that a device takes in a step.
+        compiled: the compiler decides what is computed again; it is taken to be what "elementwise" computes again.
+        stored: bytes of training images that are kept on the device.
+    """
+    numbers = parameters(config)
+    share = -(-numbers // devices) if strategy == "fsdp" else numbers
+    tokens = images * (config.num_patches - 1)
+    if recompute == "elementwise" and not compiled and tokens * config.width < WORTH_FORGETTING:
+        recompute = "nothing"  # as the layer itself decides
+    if compiled and recompute == "nothing":
+        recompute = "elementwise"
+    narrow = 2 if bf16 else FLOAT
+    layer = layer_activations(config, recompute, narrow, on_cpu=on_cpu)
+    block = narrow * config.width
+    # x - shift and exp(-log_scale); of a bounded log-scale its tanh, and nothing where there is none to move
+    factors = 1 if config.transform == "additive" else 3 if config.log_scale_bound else 2
+    affine = (narrow + factors * FLOAT) * config.patch_dim
+    activations = tokens * (sum(config.layers) * layer + len(config.layers) * (block + affine))
+    activations += images * config.num_dims * FLOAT  # the latents
+    working = tokens * _backward(config, recompute, narrow, on_cpu=on_cpu)
+    if strategy == "fsdp" and devices > 1:
+        working += 3 * FLOAT * layer_parameters(config)  # a layer, the one that arrives, and the gradients of one
+    casts = 2 * _matrices(config) if bf16 else 0
+    buckets = FLOAT * numbers if strategy == "ddp" and devices > 1 else 0
+    return Memory(
+        weights=FLOAT * share + casts,
+        gradients=FLOAT * share + buckets,
+        moments=2 * FLOAT * share,
+        averaged=FLOAT * share,
+        activations=activations,
+        working=working,
+        images=stored,
+        micro_batches=micro_batches,
+    )
+
+
+def layer_activations(config: TarFlowConfig, recompute: Recompute, narrow: int, *, on_cpu: bool) -> int:
+    """Bytes a token that a layer keeps, by the table in the module's docstring."""
+    width, expansion = config.width, config.expansion
+    if recompute == "layers":
+        return FLOAT * width
+    pieces = 1 if on_cpu and config.num_patches - 1 > CPU_QUERIES else 0
+    kept = 6 + 2 * expansion if recompute == "nothing" else 4 + expansion
+    small = FLOAT * (4 + width // config.head_dim)  # mean and deviation of two norms; a softmax's normaliser
+    return (2 * FLOAT + narrow * (kept + pieces)) * width + small
+
+
+def _backward(config: TarFlowConfig, recompute: Recompute, narrow: int, *, on_cpu: bool) -> int:
+    """Bytes a token that the backward pass of the last layer takes: gradients, and what is computed again."""
+    width, expansion = config.width, config.expansion
+    gradients = (2 * FLOAT + expansion * narrow) * width  # of the output, of the sum, of the hidden layer
+    if recompute == "elementwise":
+        return gradients + expansion * narrow * width  # what comes out of the GELU, once more
+    if recompute == "layers":
+        return gradients + layer_activations(config, "nothing", narrow, on_cpu=on_cpu)
+    return gradients
+
+
+def _matrices(config: TarFlowConfig) -> int:
+    """Numbers in the matrices, of which autocast makes narrow copies: all but biases, norms, positions and classes."""
+    width, dim, expansion = config.width, config.patch_dim, config.expansion
+    outer = len(config.layers) * (width + dim * (2 if config.transform == "affine" else 1))  # the biases of in and out
+    vectors = sum(config.layers) * (9 + expansion) * width
+    return sum(block_parameters(config, layers) for layers in config.layers) - outer - vectors

@@ -1,0 +1,78 @@
+"""How many numbers a flow has, and how many of them are multiplied: the one place where that is counted.
+
+Counted are the products of matrices, a multiplication and an addition being two operations; norms, activations and the
+affine step are left out. With W the width, L the layers of a block, E the expansion of the MLP, D the numbers in a
+patch, T the patches, O = 2D outputs (affine) or D (additive):
+
+    one token            F = 2DW + 2WO + L·2W²(4 + 2E)           in, out, and per layer qkv 3W², out W², MLP 2EW²
+    its attention        L·4W·(i+1)                              token i sees i+1 keys: q·k and the sum of values
+    a block, one image   (T-1)·F + L·4W·T(T-1)/2                 the last patch is never fed: nothing comes after it
+    backward             twice that, less 2DW a token            the first block's patches want no gradient
+
+The half of attention that causality hides is not counted, though most kernels compute a part of it. What the backward
+pass computes again is counted apart: it is work that the machine does, and none that training needs.
+"""
+
+from __future__ import annotations
+
+from tarflow.config import Recompute, TarFlowConfig
+
+
+def token_flops(config: TarFlowConfig, layers: int) -> int:
+    """F of the module's docstring: one token through one block, without its attention to others."""
+    width, dim = config.width, config.patch_dim
+    return 2 * dim * width + 2 * width * _outputs(config) + layers * _layer_flops(config)
+
+
+def block_parameters(config: TarFlowConfig, layers: int) -> int:
+    """Numbers in the matrices, biases and norms of a block; positions and classes are read by the row and left out."""
+    width, dim, out = config.width, config.patch_dim, _outputs(config)
+    return dim * width + width + width * out + out + layers * layer_parameters(config)
+
+
+def layer_parameters(config: TarFlowConfig) -> int:
+    """Numbers in a Transformer layer: (4 + 2E)W² in matrices, (9 + E)W in biases and norms."""
+    return (4 + 2 * config.expansion) * config.width**2 + (9 + config.expansion) * config.width
+
+
+def parameters(config: TarFlowConfig) -> int:
+    """All numbers that training moves, positions and classes among them.
+
+    >>> parameters(TarFlowConfig(image_size=64, patch_size=2, width=768, layers=(8,) * 8, num_classes=1000))
+    466286784
+    """
+    rows = (config.num_patches + config.num_classes) * config.width
+    return sum(block_parameters(config, layers) + rows for layers in config.layers)
+
+
+def forward_flops(config: TarFlowConfig, images: int = 1) -> int:
+    """`encode` of so many images."""
+    count = config.num_patches - 1
+    pairs = count * (count + 1) // 2  # token i of the T-1 that are fed sees i+1 keys
+    return images * sum(
+        count * token_flops(config, layers) + layers * 4 * config.width * pairs for layers in config.layers
+    )
+
+
+def training_flops(config: TarFlowConfig, images: int) -> int:
+    """Forward and backward of a step of so many images, with nothing computed twice."""
+    unused = 2 * (config.num_patches - 1) * config.patch_dim * config.width  # the gradient of the images
+    return 3 * forward_flops(config, images) - images * unused
+
+
+def recomputed_flops(config: TarFlowConfig, images: int, recompute: Recompute) -> int:
+    """What a step of so many images computes once more: of each layer all but its last product, or no product."""
+    if recompute != "layers":
+        return 0
+    count = config.num_patches - 1
+    last = 2 * config.expansion * config.width**2  # what comes out of it is not needed, and torch stops before it
+    layer = count * (_layer_flops(config) - last) + 4 * config.width * (count * (count + 1) // 2)
+    return images * sum(config.layers) * layer
+
+
+def _layer_flops(config: TarFlowConfig) -> int:
+    return 2 * config.width**2 * (4 + 2 * config.expansion)
+
+
+def _outputs(config: TarFlowConfig) -> int:
+    return config.patch_dim * (2 if config.transform == "affine" else 1)
