@@ -204,8 +204,9 @@ class Trainer:
         """One optimizer step, or a skipped one where it is not finite; what was measured, as tensors on the device."""
         training = self.training
         pixels, labels = self.feed.batch(self.step)
-        seen = {"levels": self.data.levels, "flip": self.data.flip, "rows": self.rows}
-        x, y = training_batch(pixels, labels, self.step, config=training, **seen)
+        x, y = training_batch(
+            pixels, labels, self.step, config=training, levels=self.data.levels, flip=self.data.flip, rows=self.rows
+        )
         rate = learning_rate(self.step, config=training, steps=self.total, warmup=self.warmup)
         set_learning_rate(self.optimizer, rate)
         measured = self.move(x, y)
