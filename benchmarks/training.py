@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -256,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out:
         shown = ["DIR" if word == str(args.official) else word for word in argv]
         shown = [word for word in shown if word not in ("--out", str(args.out))]
-        command = f"python -m benchmarks.training {' '.join(shown)}"
+        command = f"python -m benchmarks.training {shlex.join(shown)}"
         args.out.write_text(json.dumps({"command": command, **result}, indent=2) + "\n")
     return 0
 
