@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -245,7 +245,10 @@ def sound_checkpoint(run: str | Path, files: Sequence[str] = ALL_FILES) -> Path 
 
 def load_state(checkpoint: str | Path) -> dict[str, Any]:
     """The training state of one checkpoint, on the CPU."""
-    return read_torch_file(Path(checkpoint) / STATE_FILE, "expected the state of a training run")
+    path = Path(checkpoint) / STATE_FILE
+    state = read_torch_file(path, "expected the state of a training run")
+    _check_plain(state, path)
+    return cast("dict[str, Any]", state)  # `resuming.check_state` says whether it is one
 
 
 def read_torch_file(path: Path, expected: str) -> Any:
@@ -255,12 +258,10 @@ def read_torch_file(path: Path, expected: str) -> Any:
     # What torch warns of ends in the error below.
     with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever zip and pickle make of garbage; torch advises to switch the guard off
             reason = "damaged, not written by torch.save, or holding Python objects (which are never run)"
             raise ValueError(f"{path}: {reason}; {expected}") from error
-    _check_plain(content, path)
-    return content
 
 
 def _check_plain(content: Any, path: Path) -> None:
