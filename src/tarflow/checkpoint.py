@@ -38,6 +38,7 @@ ALL_FILES = (*MODEL_FILES, STATE_FILE)
 SOLVERS_FILE = "solvers.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+SAMPLES = "samples"
 
 
 @dataclass(frozen=True)

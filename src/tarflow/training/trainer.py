@@ -257,7 +257,7 @@ class Trainer:
             x = sample(self.ema.flow, SHEET_IMAGES, y, seed=self.training.seed, denoise=sigma, solver="sequential")
         except SamplingError as error:  # weights on their way may overflow: no reason to end a run
             return self.report({"step": self.step, "samples": f"none ({error})"})
-        path = self.out / "samples" / f"step-{self.step:07d}.png"
+        path = self.out / checkpoint.SAMPLES / f"step-{self.step:07d}.png"
         path.parent.mkdir(exist_ok=True)
         pixels = to_pixels(x.cpu(), self.data.levels, self.training.noise)
         save_sheet(path, to_8bit(pixels, self.data.levels), columns=columns_by_class(classes))
