@@ -11,7 +11,8 @@ same small run is made twice: once whole, once killed that many times. Kills com
 
 The result says where each fell. In the end averaged weights, best weights, last weights, the optimizer's moments and
 all metrics but the times must be those of the whole run, bit for bit (CPU, float32, one thread). Exits with 1 where
-they are not, or a checkpoint was found damaged after a kill. It forks, so it needs a system that can.
+they are not, or a checkpoint was found damaged after a kill. A file of --out that is there already keeps what it has of
+the loaders that are not run, so that the whole can be had in pieces. It forks, so it needs a system that can.
 """
 
 from __future__ import annotations  # nothing else is imported here: worker processes import this module when they start
@@ -22,6 +23,7 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 LOADERS = ("memory", "mapped", "streamed")
 
@@ -39,7 +41,7 @@ def main() -> int:
     if not kills:
         parser.error("expected a number of kills: --memory, --mapped, --streamed")
 
-    from benchmarks.killing import campaign, machine, warm_up, write_images
+    from benchmarks.killing import campaign, warm_up, write_images
 
     with tempfile.TemporaryDirectory() as temporary:
         place = args.keep or Path(temporary)
@@ -49,25 +51,34 @@ def main() -> int:
         for loader, count in kills.items():
             results[loader] = campaign(place, loader, count, args.seed)
             print(f"{loader}: {json.dumps(results[loader]['fell'])}, equal: {results[loader]['equal']}", flush=True)
-    fell: Counter[str] = Counter()
-    for result in results.values():
-        fell.update(result["fell"])
-    counts = " ".join(f"--{loader} {count}" for loader, count in kills.items())
-    report = {
-        "what": __doc__.splitlines()[0],
-        "command": f"python -m benchmarks.faults {counts} --seed {args.seed}",
-        **machine(),
-        "kills": sum(kills.values()),
-        "fell": dict(sorted(fell.items())),
-        "equal": all(all(result["equal"].values()) for result in results.values()),
-        "checkpoints_sound_after_each_kill": all(result["sound"] for result in results.values()),
-        "loaders": results,
-    }
+    if args.out and args.out.exists():  # of the loaders that were not run now
+        results = json.loads(args.out.read_text())["loaders"] | results
+    report = summary(results, args.seed)
     if args.out:
         args.out.write_text(json.dumps(report, indent=2) + "\n")
     good = report["equal"] and report["checkpoints_sound_after_each_kill"]
     print(f"{report['kills']} kills: {'the same to the bit' if good else 'NOT THE SAME'}")
     return 0 if good else 1
+
+
+def summary(results: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The whole result of some campaigns, by their loaders."""
+    from benchmarks.killing import machine
+
+    fell: Counter[str] = Counter()
+    for result in results.values():
+        fell.update(result["fell"])
+    counts = " ".join(f"--{loader} {results[loader]['kills']}" for loader in LOADERS if loader in results)
+    return {
+        "what": __doc__.splitlines()[0],
+        "command": f"python -m benchmarks.faults {counts} --seed {seed}",
+        **machine(),
+        "kills": sum(result["kills"] for result in results.values()),
+        "fell": dict(sorted(fell.items())),
+        "equal": all(all(result["equal"].values()) for result in results.values()),
+        "checkpoints_sound_after_each_kill": all(result["sound"] for result in results.values()),
+        "loaders": results,
+    }
 
 
 if __name__ == "__main__":

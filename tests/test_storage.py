@@ -199,3 +199,48 @@ def test_text_is_added_at_the_end(tmp_path: Path) -> None:
     storage.append_text(tmp_path / "a.txt", "one\n")
     storage.append_text(tmp_path / "a.txt", "two\n")
     assert contents(tmp_path) == {"a.txt": "one\ntwo\n"}
+
+
+def test_a_directory_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    with storage.exclusive(tmp_path):
+        for ask in (lambda: storage.exclusive(tmp_path).__enter__(), lambda: storage.check_not_in_use(tmp_path)):
+            with pytest.raises(storage.InUse, match=rf"process {os.getpid()} on .* is writing to it"):
+                ask()
+    assert list(tmp_path.iterdir()) == []
+    storage.check_not_in_use(tmp_path)
+    (tmp_path / ".lock").write_text("process 1 on a machine that is gone")
+    storage.check_not_in_use(tmp_path)
+    with storage.exclusive(tmp_path):
+        pass
+
+
+def test_a_lock_that_was_removed_while_it_was_asked_for_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder removes it between our opening and locking it: another process would make a new one, and hold that."""
+    import fcntl
+
+    real, calls = fcntl.flock, []
+
+    def flock(descriptor: int, operation: int) -> None:
+        if not calls:
+            (tmp_path / ".lock").unlink()
+        calls.append(descriptor)
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with storage.exclusive(tmp_path):
+        assert len(calls) == 2
+        with pytest.raises(storage.InUse):
+            storage.check_not_in_use(tmp_path)
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with storage.exclusive(tmp_path):
+        storage.check_not_in_use(tmp_path)

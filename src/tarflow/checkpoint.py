@@ -42,6 +42,7 @@ SETTING_FILE = "sampling.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 DIGEST_PLACES, DIGEST_BYTES = 64, 1 << 16  # read by `weights_digest`: up to 4 MiB, all of a small model
+SAMPLES = "samples"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,10 @@ import errno
 import json
 import os
 import re
+import shutil
+import struct
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load
+from safetensors.torch import save as save_tensors
 
 import tarflow
 from flow_cases import build
@@ -81,6 +86,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "bad-defaults" / "sampling.json").write_text(json.dumps(stored))
     a_run_but("other-version", config=json.dumps(config).encode())
 
+    weights = load((root / "run" / "model.safetensors").read_bytes())
+    a_run_but("extra-weights", model=save_tensors(weights | {"extra": torch.zeros(3)}))
+    name = min(weights)
+    a_run_but("nan-weights", model=save_tensors(weights | {name: torch.full_like(weights[name], torch.nan)}))
+
     (root / "garbage.pth").write_bytes(b"not a checkpoint")
     torch.save({"layer.weight": torch.zeros(3, 3)}, root / "foreign.pth")
     torch.save({"layer.weight": Code(root / "ran")}, root / "pickle.pth")
@@ -103,6 +113,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sections = recipes.load(root / "small.toml") | {"data": {"source": "digits"}}
     (root / "begun").mkdir()
     write_config(root / "begun", resolve(sections, open_data(sections)))
+    config = json.loads((root / "begun" / "config.json").read_text())
+    config["data"]["source"] = str(root / "gone")
+    (root / "moved").mkdir()
+    (root / "moved" / "config.json").write_text(json.dumps(config))
+    for name in ("stopped", "infected"):
+        step = root / name / "checkpoints" / "step-1"
+        step.mkdir(parents=True)
+        for folder in (root / name, step):
+            shutil.copy(root / "begun" / "config.json", folder)
+    shutil.copy(root / "run" / "model.safetensors", step)
+    torch.save({"step": Code(root / "ran")}, step / "state.pt")
 
     def image(path: str, *shape: int) -> Path:
         file = root / path
@@ -127,6 +148,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.effect_noise((64, 64), 50).save(root / "whole.png")
     (root / "truncated" / "half.png").write_bytes((root / "whole.png").read_bytes()[:500])
     (root / "zero" / "nothing.jpg").write_bytes(b"")
+    image("bomb/good.png", 4, 4), image("loop/good.png", 4, 4)
+    bomb = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + bomb + struct.pack(">I", zlib.crc32(bomb))
+    (root / "bomb" / "huge.png").write_bytes(head + (root / "bomb" / "good.png").read_bytes()[33:])
+    (root / "loop" / "loop.png").symlink_to("loop.png")
     (root / "unreadable").mkdir()
     (root / "unreadable" / "bad.png").write_bytes(b"no image")
     image("one/only.png", 4, 4)
@@ -135,6 +161,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "garbage.npz").write_bytes(b"no archive")
     np.savez(root / "keys.npz", pictures=np.zeros((2, 4, 4), np.uint8))
     np.savez(root / "channels.npz", images=np.zeros((2, 4, 4, 4), np.uint8))
+    np.savez(root / "labels.npz", images=np.zeros((2, 4, 4), np.uint8), labels=np.array([0, 2**40]))
     np.savez(root / "floats.npz", images=np.zeros((2, 4, 4)))
     (root / "garbage.parquet").write_bytes(b"no table")
     prepare("digits", root / "prepared", Request())
@@ -248,6 +275,18 @@ def while_it_runs(patch: pytest.MonkeyPatch, out: Path) -> None:
     """The machine is sound; the run has begun, and its directory stays."""
 
 
+def in_use(patch: pytest.MonkeyPatch, out: Path) -> None:
+    """As when another process trains there; tests/training/test_faults.py has a real one."""
+    import fcntl
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    out.mkdir()
+    (out / ".lock").write_text("process 123 on gpu-7")
+    patch.setattr(fcntl, "flock", refuse)
+
+
 def no_datasets(patch: pytest.MonkeyPatch, out: Path) -> None:
     patch.setitem(sys.modules, "datasets", None)
 
@@ -295,6 +334,16 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "weights that are garbage": Case(
             "sample {p}/bad-weights --out {o}.png", ["bad-weights/model.safetensors"], "Copy or download it again."
+        ),
+        "weights with a tensor too many": Case(
+            "sample {p}/extra-weights --out {o}.png",
+            ["extra-weights/model.safetensors", "extra"],
+            "Put together the two files of one run.",
+        ),
+        "weights that are not finite numbers": Case(
+            "sample {p}/nan-weights --out {o}.png",
+            ["nan-weights/model.safetensors", "not finite"],
+            "Take a `step-N` from before.",
         ),
         "weights of another model": Case(
             "sample {p}/other-weights --out {o}.png",
@@ -442,6 +491,24 @@ GROUPS: dict[str, dict[str, Case]] = {
         "another rate on resuming": Case(
             "train --resume --out {p}/begun --lr 1", ["training.lr", "1"], "Leave it out, or start a run with `--init`."
         ),
+        "a run that another process is training": Case(
+            "train --recipe digits --out {o}",
+            ["out", "process 123 on gpu-7"],
+            "Wait for it, or give another `--out`.",
+            in_use,
+            ("out/.lock",),
+        ),
+        "no sound checkpoint": Case(
+            "train --resume --out {p}/stopped",
+            ["stopped", "step-1/model.safetensors: missing"],
+            "Put one back, or start anew.",
+        ),
+        "a checkpoint with code in it": Case(
+            "train --resume --out {p}/infected", ["step-1/state.pt", "never run"], "Do not trust it."
+        ),
+        "data that have moved": Case(
+            "train --resume --out {p}/moved", ["gone", "--data"], "Name their new place; they are known by a digest."
+        ),
         "start from garbage": Case(
             "train --data digits --init {p}/garbage.pth --out {o}", ["garbage.pth"], "Give a run or a checkpoint."
         ),
@@ -467,6 +534,12 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "a truncated image": Case("train --data {p}/truncated --out {o}", ["half.png"], "The same."),
         "an empty image file": Case("train --data {p}/zero --out {o}", ["nothing.jpg", "empty"], "The same."),
+        "an image of an absurd size": Case(
+            "train --data {p}/bomb --out {o}", ["huge.png", "60000x60000"], "Remove it, or add `--skip-bad`."
+        ),
+        "a link in circles": Case(
+            "train --data {p}/loop --out {o}", ["loop.png", "symbolic links"], "The same."
+        ),
         "images beside class folders": Case(
             "train --data {p}/loose --out {o}", ["loose", "cat"], "Move all into class folders, or none."
         ),
@@ -479,6 +552,9 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "wrong number of channels": Case(
             "train --data {p}/channels.npz --out {o}", ["channels.npz", "C 1 or 3"], "Save grey or RGB."
+        ),
+        "a label that is no class": Case(
+            "train --data {p}/labels.npz --out {o}", ["labels.npz", "1099511627776"], "Number the classes from 0."
         ),
         "wrong type of pixels": Case(
             "train --data {p}/floats.npz --out {o}", ["floats.npz", "uint8", "float64"], "Save whole numbers, 0 to 255."

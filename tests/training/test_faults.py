@@ -159,6 +159,18 @@ def test_lost_or_damaged_best_weights_are_put_back(whole: Path, tmp_path: Path) 
         assert_same_run(whole, run)
 
 
+def test_what_a_killed_process_left_half_written_is_cleared_away(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_until(5, run)
+    (run / "samples").mkdir()
+    left = [run / ".a.partial-1", run / "checkpoints" / ".step-8.partial-2", run / "samples" / ".s.png.partial-3"]
+    for path in left:
+        path.touch()
+    train(CONFIG, splits(), run, resume=True)
+    assert not any(path.exists() for path in left)
+    assert_same_run(whole, run)
+
+
 def test_a_lost_config_is_named_and_never_made_up(tmp_path: Path) -> None:
     train_until(5, tmp_path / "run")
     (tmp_path / "run" / "config.json").unlink()

@@ -70,6 +70,9 @@ def test_the_script_says_what_was_found(tmp_path: Path, monkeypatch: pytest.Monk
     report = json.loads(out.read_text())
     assert (report["kills"], report["fell"], report["equal"]) == (4, {"step": 4}, True)
     assert report["command"] == "python -m benchmarks.faults --memory 2 --streamed 2 --seed 0"
+    monkeypatch.setattr(sys, "argv", ["faults", "--mapped", "2", "--out", str(out)])
+    assert faults.main() == 0
+    assert json.loads(out.read_text())["kills"] == 6, "what it had of the other loaders is kept"
     for broken in ({"equal": {"metrics": False}}, {"sound": False}):
         monkeypatch.setattr(killing, "campaign", lambda *arguments, broken=broken: found | broken)
         assert faults.main() == 1

@@ -38,8 +38,8 @@ def open_directory(out: Path, config: RunConfig) -> Path | None:
         ValueError: there are checkpoints, and none is sound.
     """
     (out / checkpoint.CHECKPOINTS).mkdir(exist_ok=True)
-    storage.remove_leftovers(out)
-    storage.remove_leftovers(out / checkpoint.CHECKPOINTS)
+    for folder in (out, out / checkpoint.CHECKPOINTS, out / checkpoint.SAMPLES):
+        storage.remove_leftovers(folder)
     if (out / checkpoint.CONFIG_FILE).exists():
         check_resumable(checkpoint.read_config(out), config, out)
     latest = checkpoint.sound_checkpoint(out)

@@ -268,7 +268,7 @@ class Trainer:
 
     def draw_samples(self) -> None:
         """A sheet of samples from the same noise every time, through the averaged weights."""
-        path = self.out / "samples" / f"step-{self.step:07d}.png"
+        path = self.out / checkpoint.SAMPLES / f"step-{self.step:07d}.png"
         said = draw_sheet(assembled(self.ema.flow), self.config, path, self.ranks)
         self.report({"step": self.step, "samples": said})
 
