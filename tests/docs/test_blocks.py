@@ -40,8 +40,11 @@ SHORTER = [  # (what the command matches, options)
     (r"train .*--recipe digits", FEW_STEPS),
     (r"train .*--resume", ""),
     (r"train .*--init", FEW_STEPS),
+    (r"train .*--data prepared/photos", f"{FEW_STEPS} {SMALL_MODEL}"),
     (r"train .*--data prepared", f"{FEW_STEPS} --width 64 --layers 1 1 --patch-size 8"),  # the size is the prepared one
     (r"train .*--data", f"{FEW_STEPS} {SMALL_MODEL}"),
+    # Below the size at which the Gaussian that `evaluate` fits takes half a minute.
+    (r"prepare photos", "--image-size 32"),
     (r"sample ", "-n 4"),
     (r"score ", "--draws 1"),
     (r"quality ", "-n 12"),

@@ -31,10 +31,10 @@ from tarflow.data.prepared import (
     PIXELS_FILE,
     Asked,
     Manifest,
-    _tensor,
     is_prepared,
     open_prepared,
     read_manifest,
+    readonly_tensor,
 )
 from tarflow.data.records import Part, Source
 from tarflow.data.request import Request
@@ -215,7 +215,7 @@ def _write(
                 chunk = rows[start : start + step]
                 found = _gather(arrays, ends, chunk)
                 if levels != opened.levels:
-                    found = requantize(_tensor(found), opened.levels, levels).numpy()
+                    found = requantize(readonly_tensor(found), opened.levels, levels).numpy()
                 pixels[done : done + len(chunk)] = found
                 for row in chunk:
                     which = int(np.searchsorted(ends, row, "right")) - 1
@@ -276,8 +276,8 @@ def _gather(arrays: Sequence[Any], ends: Any, rows: Any) -> Any:
 
 
 def _digest(pixels: Any, labels: Any, levels: int, class_names: tuple[str, ...]) -> str:
-    numbers = None if labels is None else _tensor(labels)
-    return ImageSet(_tensor(pixels), numbers, range(len(pixels)), levels, class_names).digest()  # type: ignore[arg-type]
+    numbers = None if labels is None else readonly_tensor(labels)
+    return ImageSet(readonly_tensor(pixels), numbers, range(len(pixels)), levels, class_names).digest()  # type: ignore[arg-type]
 
 
 def _named(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:

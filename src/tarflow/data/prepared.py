@@ -192,7 +192,7 @@ def _open(source: str, manifest: Manifest, request: Request) -> ImageSet:
     )
     described = Source((part,), manifest.class_names or None, manifest.levels)
     labels, class_names = label_tensors(source, described, [part], [range(manifest.total)], request.class_names)
-    return ImageSet(_tensor(pixels), labels[0], part.names, manifest.levels, class_names, mapped=True)
+    return ImageSet(readonly_tensor(pixels), labels[0], part.names, manifest.levels, class_names, mapped=True)
 
 
 def _arrays(path: Path, manifest: Manifest) -> tuple[Any, Any]:
@@ -220,7 +220,7 @@ def _load(file: Path, shape: tuple[int, ...], kind: type) -> Any:
     return array
 
 
-def _tensor(array: Any) -> Tensor:
+def readonly_tensor(array: Any) -> Tensor:
     """The array as a tensor on the same memory. It is read-only, which torch does not know and warns of.
 
     Mapped so that it could be written to (`torch.from_file`, mode "c"), the system would count it as memory that may be
