@@ -79,7 +79,7 @@ def test_the_fuzzer_sees_what_breaks_the_promise(place: Path, monkeypatch: pytes
     }.items():
         monkeypatch.setattr(cli, "main", command(name))
         (case,) = fuzz.run_cases(place, [("config.json", 0)])
-        assert (case["problem"] is None) if words is None else words in case["problem"], (name, case['problem'])
+        assert (case["problem"] is None) if words is None else words in case["problem"], (name, case["problem"])
 
 
 @pytest.mark.parametrize("ways", [BYTES, TEXT, JSON, JSON_LINES], ids=["bytes", "text", "json", "lines"])
