@@ -535,7 +535,7 @@ GROUPS: dict[str, dict[str, Case]] = {
         "a truncated image": Case("train --data {p}/truncated --out {o}", ["half.png"], "The same."),
         "an empty image file": Case("train --data {p}/zero --out {o}", ["nothing.jpg", "empty"], "The same."),
         "an image of an absurd size": Case(
-            "train --data {p}/bomb --out {o}", ["huge.png", "60000x60000"], "Remove it, or add `--skip-bad`."
+            "train --data {p}/bomb --out {o}", ["huge.png", "too many pixels"], "Remove it, or add `--skip-bad`."
         ),
         "a link in circles": Case("train --data {p}/loop --out {o}", ["loop.png", "symbolic links"], "The same."),
         "images beside class folders": Case(

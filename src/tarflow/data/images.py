@@ -57,7 +57,7 @@ def decode(data: bytes, channels: int | None = None) -> Image.Image:
     except UnidentifiedImageError:
         raise DataError("not an image, or in a format that is not read") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # a warning where warnings are errors
-        raise DataError(_too_large("more")) from None
+        raise DataError(_too_large("too many")) from None
     except Exception as error:  # on damaged bytes Pillow's readers raise whatever their parsers meet
         detail = str(error) or type(error).__name__
         raise DataError(f"damaged or truncated: {' '.join(detail.split())}") from None
