@@ -42,8 +42,21 @@ def run_job(place: Path, scenario: str) -> None:
         str(place),
         scenario,
     ]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
-    assert result.returncode == 0, result.stderr
+    # In a session of its own, so that ranks that wait for each other can be ended together.
+    job = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+        start_new_session=True,
+    )
+    try:
+        _, stderr = job.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        os.killpg(job.pid, signal.SIGKILL)
+        pytest.fail(f"the ranks wait for each other, or the machine is slow: {job.communicate()[1]}")
+    assert job.returncode == 0, stderr
 
 
 def seen(place: Path, job: str, size: int, world: int | None = None) -> list[Any]:

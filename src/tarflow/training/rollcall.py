@@ -81,15 +81,16 @@ class _Roll:
         reason = " ".join(str(error).split())[:200]
         try:
             spoken_for = self.store.add("callers", 1) > 1
-            if spoken_for:
-                self._wait_for_verdict()
-                return RankLost("another rank has said who is gone", True)
-            self.store.set("called", "yes")
-            time.sleep(ANSWER_SECONDS)
-            gone = [r for r in range(self.ranks.size) if not self.store.check([f"here/{r}"])]
-            self.store.set("verdict", json.dumps(gone))
+            if not spoken_for:
+                self.store.set("called", "yes")
+                time.sleep(ANSWER_SECONDS)
+                gone = [r for r in range(self.ranks.size) if not self.store.check([f"here/{r}"])]
+                self.store.set("verdict", json.dumps(gone))
         except RuntimeError:
             return RankLost("the process that brought the ranks together (rank 0's, or torchrun's) is gone", False)
+        if spoken_for:
+            self._wait_for_verdict()
+            return RankLost("another rank has said who is gone", True)
         if not gone:
             return RankLost(f"the ranks lost each other, though all of them are there ({reason})", False)
         names = f"rank {gone[0]} is" if len(gone) == 1 else f"ranks {', '.join(map(str, gone))} are"
@@ -98,8 +99,9 @@ class _Roll:
     def _wait_for_verdict(self) -> None:
         """Stay until it is known: a rank that leaves before would be missing, too."""
         end = time.monotonic() + 2 * ANSWER_SECONDS
-        while time.monotonic() < end and not self.store.check(["verdict"]):
-            time.sleep(LISTEN_SECONDS)
+        with contextlib.suppress(RuntimeError):  # who has spoken may leave, and take the store along
+            while time.monotonic() < end and not self.store.check(["verdict"]):
+                time.sleep(LISTEN_SECONDS)
 
     def close(self) -> None:
         self.stopped.set()
