@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from benchmarks import rates
 from benchmarks.timing import Budget, interleave, summary, timed
+from tarflow.planning import rates
 
 CPU = torch.device("cpu")
 
