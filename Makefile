@@ -38,7 +38,7 @@ test: install ## every test but the slow ones
 
 # pytest says 5 where there is nothing to run, as without the official repository, which some need.
 test-slow: install ## the slow tests
-	$(BIN)/python -m pytest -m slow tests || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -m slow tests -n $(JOBS) || [ $$? -eq 5 ]
 
 test-all: install ## every test
 	$(BIN)/python -m pytest
