@@ -134,9 +134,9 @@ def test_a_rank_that_dies_is_named_and_its_last_checkpoint_is_good(everyday: Pat
     assert not (everyday / "lost.1.json").exists()
     found = [json.loads((everyday / f"lost.{rank}.json").read_text()) for rank in (0, 2)]
     assert [each["error"] for each in found] == ["RankLost"] * 2, [each["trace"] for each in found]
-    # One speaks for all, or both: here rank 0 keeps the store, and may leave with it (torchrun keeps it itself).
-    spoken = [each["text"] for each in found if not each["spoken_for"]]
-    assert "rank 1 is gone, of 3: killed, or ended by an error of its own" in spoken
+    assert sorted(each["spoken_for"] for each in found) == [False, True]
+    (spoken,) = (each["text"] for each in found if not each["spoken_for"])
+    assert spoken == "rank 1 is gone, of 3: killed, or ended by an error of its own"
     latest = checkpoint.latest_checkpoint(everyday / "lost")
     assert latest is not None and latest.name == "step-4"
     assert checkpoint.load_state(latest)["step"] == 4

@@ -65,6 +65,7 @@ class _Roll:
         self.store = torch.distributed.PrefixStore(  # type: ignore[attr-defined]
             f"tarflow/roll/{attempt}", store
         )
+        self.answered = False  # a roll, which another rank has called
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._listen, name="tarflow-roll", daemon=True)
         self.thread.start()
@@ -74,11 +75,13 @@ class _Roll:
             while not self.stopped.wait(LISTEN_SECONDS):
                 if self.store.check(["called"]):
                     self.store.set(f"here/{self.ranks.rank}", "yes")
+                    self.answered = True
                     return
 
     def call(self, error: RuntimeError) -> RankLost:
         """Find out who is gone. The first rank to call speaks for the others."""
         reason = " ".join(str(error).split())[:200]
+        spoken_for = self.answered  # also where who has called has left since, and the store with it
         try:
             spoken_for = self.store.add("callers", 1) > 1
             if not spoken_for:
@@ -87,7 +90,8 @@ class _Roll:
                 gone = [r for r in range(self.ranks.size) if not self.store.check([f"here/{r}"])]
                 self.store.set("verdict", json.dumps(gone))
         except RuntimeError:
-            return RankLost("the process that brought the ranks together (rank 0's, or torchrun's) is gone", False)
+            if not spoken_for:
+                return RankLost("the process that brought the ranks together (rank 0's, or torchrun's) is gone", False)
         if spoken_for:
             self._wait_for_verdict()
             return RankLost("another rank has said who is gone", True)
