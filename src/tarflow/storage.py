@@ -172,6 +172,13 @@ def _lock(path: Path) -> int | None:
         os.close(descriptor)  # its holder has removed it between our opening and locking it: that of the next is new
 
 
+def cache_directory() -> Path:
+    """What can be made again is kept in $TARFLOW_CACHE, else `tarflow` in $XDG_CACHE_HOME, else `~/.cache/tarflow`."""
+    if own := os.environ.get("TARFLOW_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tarflow"
+
+
 def file_facts(path: str | Path) -> dict[str, Any]:
     """The size and a digest of a file: what it must still have when it is read again."""
     with open(path, "rb") as file:

@@ -10,7 +10,8 @@ from torch import nn
 from tarflow.data.load import ImageSet, Splits
 from tarflow.evaluation import reference as module
 from tarflow.evaluation.features import Extractor, unit_pixels
-from tarflow.evaluation.reference import cache_directory, open_reference, real_features
+from tarflow.evaluation.reference import open_reference, real_features
+from tarflow.storage import cache_directory
 
 
 class Pixels(nn.Module):

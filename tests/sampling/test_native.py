@@ -35,7 +35,8 @@ def no_gradients() -> Iterator[None]:
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A process that has compiled nothing yet, and whose cache is empty; the cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("TARFLOW_NATIVE", raising=False)
+    for name in ("TARFLOW_NATIVE", "TARFLOW_CACHE"):
+        monkeypatch.delenv(name, raising=False)
     for remembered in (native.library, native._folder):
         remembered.cache_clear()
     yield tmp_path / "cache"

@@ -45,7 +45,8 @@ def open_judge(run: Run, judging: Judging, progress: Progress) -> tuple[Judge, S
     from tarflow.data.load import load
     from tarflow.evaluation.features import open_extractor
     from tarflow.evaluation.quality import LEAST, Judge
-    from tarflow.evaluation.reference import cache_directory, open_reference
+    from tarflow.evaluation.reference import open_reference
+    from tarflow.storage import cache_directory
 
     model, data = run.config.model, run.config.data
     if data is None:

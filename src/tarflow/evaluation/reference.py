@@ -10,7 +10,6 @@ stale is ever read; what is kept may be deleted at any time.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -98,13 +97,6 @@ def real_features(
                     np.save(opened, part.numpy())
         parts.append(part)
     return torch.cat(parts)
-
-
-def cache_directory() -> Path:
-    """Where features are kept: $TARFLOW_CACHE, else `tarflow` in $XDG_CACHE_HOME, else `~/.cache/tarflow`."""
-    if own := os.environ.get("TARFLOW_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tarflow"
 
 
 def _digest(images: ImageSet, extractor: Extractor) -> str:

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tarflow import storage
 from tarflow.model.block import Block
 from tarflow.model.transformer import Layer
 
@@ -70,14 +71,8 @@ def _compiled(command: Sequence[str]) -> Path:
     folder = _folder()
     if (folder / name).exists():
         return folder / name
-    handle, unfinished = tempfile.mkstemp(dir=folder, suffix=".so")
-    os.close(handle)
-    try:
-        subprocess.run([*command, "-o", unfinished], check=True, capture_output=True, text=True, timeout=SECONDS)
-        os.replace(unfinished, folder / name)  # whoever looks for it finds all of it
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(unfinished)
+    with storage.replacing_file(folder / name) as unfinished:  # whoever looks for it finds all of it
+        subprocess.run([*command, "-o", str(unfinished)], check=True, capture_output=True, text=True, timeout=SECONDS)
     return folder / name
 
 
@@ -85,8 +80,7 @@ def _compiled(command: Sequence[str]) -> Path:
 def _folder() -> Path:
     """Where compiled code is kept: the user's cache, or where there is none to write to, a folder of this process."""
     with contextlib.suppress(OSError, RuntimeError):
-        root = os.environ.get("XDG_CACHE_HOME")
-        folder = (Path(root) if root else Path("~/.cache").expanduser()) / "tarflow"
+        folder = storage.cache_directory()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
