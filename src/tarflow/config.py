@@ -149,8 +149,14 @@ class TrainingConfig:
     steps: int | None = option(None, help="optimizer steps; or give epochs")
     epochs: float | None = option(None, help="passes over the training images; or give steps")
     batch_size: int = option(256, help="images an optimizer step, over all devices")
+    optimizer: Literal["adamw", "muon"] = option(
+        "adamw", help="adamw, the paper's; muon: Muon for the matrices inside the Transformers, AdamW for the rest"
+    )
     lr: float = option(1e-4, help="highest learning rate")
-    final_lr: float = option(1e-6, help="learning rate at the start of the warm-up and at the end of the cosine")
+    final_lr: float = option(1e-6, help="learning rate at the start of the warm-up and at the end of the schedule")
+    schedule: Literal["cosine", "linear", "trapezoid"] = option(
+        "cosine", help="how the learning rate falls after the warm-up; trapezoid: not at all, then a line at the end"
+    )
     warmup_steps: int | None = option(None, help="steps of linear warm-up; one epoch when not given, as in the paper")
     betas: tuple[float, float] = option((0.9, 0.95), help="AdamW's decay rates")
     weight_decay: float = option(1e-4, help="AdamW's decay, on matrices only")
@@ -218,6 +224,8 @@ class TrainingConfig:
         check(
             len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)", self.betas
         )
+        if self.optimizer == "muon" and self.strategy == "fsdp":
+            raise ConfigError("optimizer: muon needs whole matrices, which strategy fsdp divides; use ddp, or adamw")
         check(self.final_lr <= self.lr, "final_lr", f"no more than lr {self.lr}", self.final_lr)
         if self.steps is not None and self.epochs is not None:
             raise ConfigError(

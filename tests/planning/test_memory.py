@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -84,13 +84,14 @@ def test_small_batches_keep_everything() -> None:
     assert sizes[0] == sizes[1] == pytest.approx(planned.activations, rel=0.02)
 
 
-def test_weights_and_their_companions_are_those_of_a_trained_flow() -> None:
-    config, training = model(image_size=8), TrainingConfig(steps=1, batch_size=2)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_weights_and_their_companions_are_those_of_a_trained_flow(optimizer: Literal["adamw", "muon"]) -> None:
+    config, training = model(image_size=8), TrainingConfig(steps=1, batch_size=2, optimizer=optimizer)
     flow = TarFlow(config)
-    optimizer, ema = build_optimizer(flow, training), EMA(flow, 0.0)
-    TrainingStep(flow, optimizer, ema, config=training)(torch.randn(2, 3, 8, 8), None)
-    moments = [t for state in optimizer.state.values() for t in state.values() if t.ndim]
-    planned = training_memory(config, images=2)
+    built, ema = build_optimizer(flow, training), EMA(flow, 0.0)
+    TrainingStep(flow, built, ema, config=training)(torch.randn(2, 3, 8, 8), None)
+    moments = [t for state in built.state.values() for t in state.values() if t.ndim]
+    planned = training_memory(config, images=2, muon=optimizer == "muon")
     assert planned.weights == sum(p.nbytes for p in flow.parameters())
     assert planned.gradients == sum(p.grad.nbytes for p in flow.parameters() if p.grad is not None)
     assert planned.moments == sum(t.nbytes for t in moments)

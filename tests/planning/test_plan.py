@@ -12,7 +12,7 @@ from tarflow.config import ConfigError, DataConfig, RunConfig, TarFlowConfig, Tr
 from tarflow.planning import devices
 from tarflow.planning.devices import KNOWN, Device, find_device
 from tarflow.planning.plan import FITS, Plan, make_plan
-from tarflow.planning.work import parameters, recomputed_flops, training_flops
+from tarflow.planning.work import inner_weights, muon_flops, parameters, recomputed_flops, training_flops
 from tarflow.training.setup import step_counts
 
 MODEL = TarFlowConfig(image_size=16, patch_size=2, width=64, layers=(2, 2))
@@ -156,3 +156,11 @@ def test_data_sheets_are_in_the_units_they_say() -> None:
 def test_an_unknown_device_is_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         find_device(name)
+
+
+def test_muon_has_products_of_its_own_and_one_moment_less() -> None:
+    plain, plan = make_plan(config(), CARD), make_plan(config(optimizer="muon"), CARD)
+    assert plan.update_seconds - plain.update_seconds == pytest.approx(muon_flops(MODEL) / (2e12 * 0.5))
+    assert plain.memory.moments - plan.memory.moments == 4 * inner_weights(MODEL)
+    with pytest.raises(ConfigError, match="muon"):
+        make_plan(config(optimizer="muon"), CARD, devices=2, strategy="fsdp")

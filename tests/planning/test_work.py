@@ -11,10 +11,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flow_cases import CASES, config_of, randomise
 from tarflow import recipes
-from tarflow.config import Recompute, TarFlowConfig
+from tarflow.config import Recompute, TarFlowConfig, TrainingConfig
 from tarflow.model.flow import TarFlow
-from tarflow.planning.work import forward_flops, parameters, recomputed_flops, training_flops
+from tarflow.planning.work import (
+    forward_flops,
+    inner_weights,
+    muon_flops,
+    parameters,
+    recomputed_flops,
+    training_flops,
+)
+from tarflow.training.muon import orthogonalized
 from tarflow.training.objective import objective
+from tarflow.training.optimizer import build_optimizer
 
 every_case = pytest.mark.parametrize("name", CASES)
 
@@ -74,3 +83,11 @@ def test_a_step_multiplies_as_often_as_pytorch_counts(
     hidden = hidden_flops(config, 3) * (4 if recompute == "layers" else 3)
     assert found == training_flops(config, 3) + again + hidden
     assert (again > 0) == (recompute == "layers")
+
+
+@every_case
+def test_muon_multiplies_as_often_as_pytorch_counts(name: str) -> None:
+    config = config_of(name)
+    matrices = build_optimizer(TarFlow(config), TrainingConfig(optimizer="muon")).param_groups[0]["params"]
+    assert sum(p.numel() for p in matrices) == inner_weights(config)
+    assert counted(lambda: [orthogonalized(p) for p in matrices]) == muon_flops(config)

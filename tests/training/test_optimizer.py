@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 
@@ -32,6 +34,16 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert rates[30] == pytest.approx(0.1)
     assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
     assert learning_rate(0, config=config, steps=5, warmup=0) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("schedule", "halves"), [("linear", 20), ("trapezoid", 28)])
+def test_other_schedules_fall_along_a_line(schedule: Literal["linear", "trapezoid"], halves: int) -> None:
+    config = TrainingConfig(lr=1.0, final_lr=0.0, schedule=schedule)
+    rates = [learning_rate(s, config=config, steps=30, warmup=10) for s in range(31)]
+    assert rates[5] == pytest.approx(0.5) and rates[10] == 1.0
+    assert rates[halves] == pytest.approx(0.5) and rates[30] == 0.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[26] == pytest.approx(1.0 if schedule == "trapezoid" else 0.2)
 
 
 def test_average_is_the_recursion_with_its_warm_up() -> None:

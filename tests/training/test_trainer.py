@@ -24,6 +24,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "additive": {"model": {"transform": "additive"}},
     "unconditional, flipped": {"data": {"conditional": False, "flip": True}},
     "no averaging, no clipping": {"ema_decay": 0.0, "clip_norm": 0.0},
+    "muon, trapezoid": {"optimizer": "muon", "schedule": "trapezoid"},
 }
 
 

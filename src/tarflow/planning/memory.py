@@ -1,9 +1,10 @@
 """What training keeps in the memory of each device, number by number: weights and their companions, and activations.
 
 Of P weights float32 keeps 16P bytes: the weights, both moments of AdamW, the averaged weights (whatever their decay),
-and 4P of gradients. Activations are what the forward pass keeps for the backward pass: for each of the b(T-1) tokens
-of a micro-batch, of W numbers of 4 bytes in the residual stream and of p bytes in products (4 in float32, 2 in bf16),
-with E the expansion of the MLP, H the heads and c = 1 where the CPU puts attention together from pieces, else 0,
+and 4P of gradients. What Muon turns has one moment, and 4 bytes less. Activations are what the forward pass keeps for
+the backward pass: for each of the b(T-1) tokens of a micro-batch, of W numbers of 4 bytes in the residual stream and of
+p bytes in products (4 in float32, 2 in bf16), with E the expansion of the MLP, H the heads and c = 1 where the CPU puts
+attention together from pieces, else 0,
 
     nothing       2·4W + p(6 + 2E + c)W + 16 + 4H    a layer: its input and the sum after attention; norm, queries,
                                                      keys, values, attention, norm, the hidden layer before and after
@@ -23,7 +24,7 @@ from typing import Literal
 
 from tarflow.config import Recompute, TarFlowConfig
 from tarflow.model.transformer import CPU_QUERIES, WORTH_FORGETTING
-from tarflow.planning.work import block_parameters, layer_parameters, parameters
+from tarflow.planning.work import block_parameters, inner_weights, layer_parameters, parameters
 
 Strategy = Literal["ddp", "fsdp"]
 FLOAT = 4  # bytes of a float32
@@ -71,6 +72,7 @@ def training_memory(
     on_cpu: bool = False,
     devices: int = 1,
     strategy: Strategy = "ddp",
+    muon: bool = False,
     stored: int = 0,
 ) -> Memory:
     """The memory of each of `devices` that share a step.
@@ -82,6 +84,7 @@ def training_memory(
     Args:
         images: of a micro-batch on one device. micro_batches: that a device takes in a step.
         compiled: the compiler decides what is computed again; it is taken to be what "elementwise" computes again.
+        muon: the matrices within the layers have one moment, where AdamW has two.
         stored: bytes of training images that are kept on the device.
     """
     numbers = parameters(config)
@@ -107,7 +110,7 @@ def training_memory(
     return Memory(
         weights=FLOAT * share + casts,
         gradients=FLOAT * share + buckets,
-        moments=2 * FLOAT * share,
+        moments=FLOAT * (2 * share - (inner_weights(config) if muon else 0)),
         averaged=FLOAT * share,
         activations=activations,
         working=working,

@@ -11,7 +11,7 @@ from typing import Any
 from tarflow.config import ConfigError, Recompute, RunConfig, TarFlowConfig, TrainingConfig
 from tarflow.planning.devices import Device
 from tarflow.planning.memory import FLOAT, Memory, Strategy, training_memory
-from tarflow.planning.work import forward_flops, parameters, recomputed_flops, training_flops
+from tarflow.planning.work import forward_flops, muon_flops, parameters, recomputed_flops, training_flops
 
 FITS = 0.9  # of a device's memory: the rest goes to the context, the libraries, and to what lies between the tensors
 UPDATE_BYTES = 13 * FLOAT  # a weight, a step: clipping reads and scales, AdamW reads 4 and writes 3, averaging moves 3
@@ -89,7 +89,8 @@ def make_plan(
         step = max(FLOP / devices / (rate · share), exchange) + update
 
     with the FLOP of `work`, recomputation among them; exchange, the gradients' way around the ring (and with FSDP that
-    of the weights, twice) over the link; and update, what the optimizer moves over the bandwidth of the memory.
+    of the weights, twice) over the link; and update, what the optimizer moves over the bandwidth of the memory, and
+    with Muon its products.
 
     Args:
         config: with its section `training`. images: trained on; needed where the length is given in epochs.
@@ -109,6 +110,9 @@ def make_plan(
     bf16 = training.precision == "bf16" or (
         training.precision == "auto" and device.name != "cpu" and training.noise == "gaussian"
     )
+    muon = training.optimizer == "muon"
+    if muon and strategy == "fsdp":
+        raise ConfigError("strategy: expected ddp with optimizer muon, which needs whole matrices, got fsdp")
     memory = _memory(config, device, devices, strategy, images, bf16)
     numbers = parameters(model)
     useful = training_flops(model, training.batch_size)
@@ -116,6 +120,8 @@ def make_plan(
     kept = numbers / devices if strategy == "fsdp" else numbers
     rate = device.bf16 if bf16 else device.float32
     passes = 3 if strategy == "fsdp" else 2  # ring all-reduce: out and back; FSDP gathers twice and scatters once
+    # Every device turns all matrices, in bf16 on a GPU and in float32 on a CPU.
+    turning = muon_flops(model) / ((device.float32 if device.name == "cpu" else device.bf16) * share) if muon else 0.0
     exchanged = passes * FLOAT * numbers * (devices - 1) / devices
     plan = Plan(
         model,
@@ -132,7 +138,7 @@ def make_plan(
         again,
         memory,
         compute_seconds=(useful + again) / devices / (rate * share),
-        update_seconds=UPDATE_BYTES * kept / device.bandwidth,
+        update_seconds=UPDATE_BYTES * kept / device.bandwidth + turning,
         exchange_seconds=exchanged / device.link if devices > 1 else 0.0,
         fits=memory.peak <= FITS * device.memory,
     )
@@ -181,6 +187,7 @@ def _memory(
         on_cpu=device.name == "cpu",
         devices=devices,
         strategy=strategy,
+        muon=training.optimizer == "muon",
         stored=(images or 0) * model.num_dims if resident else 0,
     )
 

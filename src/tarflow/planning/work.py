@@ -16,6 +16,7 @@ pass computes again is counted apart: it is work that the machine does, and none
 from __future__ import annotations
 
 from tarflow.config import Recompute, TarFlowConfig
+from tarflow.training.muon import ITERATIONS
 
 
 def token_flops(config: TarFlowConfig, layers: int) -> int:
@@ -33,6 +34,19 @@ def block_parameters(config: TarFlowConfig, layers: int) -> int:
 def layer_parameters(config: TarFlowConfig) -> int:
     """Numbers in a Transformer layer: (4 + 2E)W² in matrices, (9 + E)W in biases and norms."""
     return (4 + 2 * config.expansion) * config.width**2 + (9 + config.expansion) * config.width
+
+
+def inner_weights(config: TarFlowConfig) -> int:
+    """Numbers in the matrices within the Transformer layers, those that Muon turns: (4 + 2E)W² a layer."""
+    return sum(config.layers) * (4 + 2 * config.expansion) * config.width**2
+
+
+def muon_flops(config: TarFlowConfig) -> int:
+    """Products of one step of Muon: for a matrix n x m, n the shorter side, five times 4n²m + 2n³.
+
+    A layer has one of 3W x W, one of W x W and two of EW x W, together 5·(24 + 8E)W³.
+    """
+    return sum(config.layers) * ITERATIONS * (24 + 8 * config.expansion) * config.width**3
 
 
 def parameters(config: TarFlowConfig) -> int:

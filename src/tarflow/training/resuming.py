@@ -12,6 +12,7 @@ import torch
 from tarflow import checkpoint, storage
 from tarflow.config import RunConfig
 from tarflow.model.flow import WEIGHTS_FILE
+from tarflow.training.optimizer import moments_of
 from tarflow.training.setup import check_resumable
 
 # What the state of a run holds besides the weights and the optimizer, and of which type.
@@ -25,7 +26,7 @@ _NUMBERS: dict[str, tuple[type, ...]] = {
     "data": (str,),
     "ema_updates": (int,),
 }
-_SETTINGS = ("betas", "eps", "weight_decay", "amsgrad", "maximize")
+_SETTINGS = ("orthogonal", "betas", "eps", "weight_decay", "amsgrad", "maximize")
 
 
 def open_directory(out: Path, config: RunConfig) -> Path | None:
@@ -106,15 +107,16 @@ def _check_optimizer(saved: Any, optimizer: torch.optim.Optimizer, file: Path) -
         raise ValueError(f"{file}: optimizer: expected {len(own)} groups of parameters and their moments")
     for group, expected in zip(groups, own, strict=True):
         for name in ("params", *_SETTINGS):  # other keys come and go with versions of torch
-            if not isinstance(group, dict) or repr(group.get(name)) != repr(expected[name]):  # whatever is in there
+            if not isinstance(group, dict) or repr(group.get(name)) != repr(expected.get(name)):  # whatever is in there
                 raise ValueError(f"{file}: optimizer: {name} differ from those of this run's config")
         if not isinstance(group.get("lr"), float):
             raise ValueError(f"{file}: optimizer: lr: expected a number, got {group.get('lr')!r}")
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = [(p, moments_of(group)) for group in optimizer.param_groups for p in group["params"]]
     if moments.keys() != set(range(len(parameters))):
         raise ValueError(f"{file}: optimizer: expected moments of {len(parameters)} tensors, got {len(moments)}")
-    for index, parameter in enumerate(parameters):
-        for name, shape in (("exp_avg", parameter.shape), ("exp_avg_sq", parameter.shape), ("step", torch.Size())):
+    for index, (parameter, names) in enumerate(parameters):
+        for name in names:
+            shape = torch.Size() if name == "step" else parameter.shape
             value = moments[index].get(name) if isinstance(moments[index], dict) else None
             if not isinstance(value, torch.Tensor) or value.shape != shape or not value.is_floating_point():
                 raise ValueError(f"{file}: optimizer: {index}.{name}: expected numbers of shape {tuple(shape)}")

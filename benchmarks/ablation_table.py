@@ -1,0 +1,110 @@
+"""The files of `benchmarks.ablations` as one table in Markdown: bits/dim against the baseline's, for the same time.
+
+    python -m benchmarks.ablation_table FILE.json [FILE.json ...]
+
+Differences are pair by pair, to the baseline at the same seed: their mean, and with several seeds the standard
+deviation of the differences. Of one seed the spread is taken to be √2 times the baseline's standard deviation over its
+seeds. A variant helps, or harms, where its mean difference is more than twice the spread.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.variants import BASELINE
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A variant against the baseline, bits/dim: negative is better.
+
+    Attributes:
+        mean: over seeds. spread: standard deviation of a difference. seeds: how many. cost: of a step, in baseline's.
+    """
+
+    mean: float
+    spread: float
+    seeds: int
+    cost: float
+
+    @property
+    def verdict(self) -> str:
+        """What the table says of it."""
+        if not math.isfinite(self.mean):
+            return "diverged"
+        if abs(self.mean) <= 2 * self.spread:
+            return "no difference"
+        return "helps" if self.mean < 0 else "harms"
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} ± {self.spread:.3f} ({self.seeds})".replace("-", "−")
+
+
+def differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, Difference]:
+    """By variant, in the order in which they first come up. Raises ValueError without two seeds of the baseline."""
+    by_seed = {row["seed"]: row["bits_per_dim"] for row in rows if row["variant"] == BASELINE}
+    if len(by_seed) < 2:
+        raise ValueError(f"expected the baseline at two seeds or more, got {len(by_seed)}")
+    alone = math.sqrt(2) * statistics.stdev(by_seed.values())
+    found = {}
+    for name in dict.fromkeys(row["variant"] for row in rows if row["variant"] != BASELINE):
+        own = [row for row in rows if row["variant"] == name and row["seed"] in by_seed]
+        values = [math.inf if r["bits_per_dim"] is None else r["bits_per_dim"] - by_seed[r["seed"]] for r in own]
+        finite = all(map(math.isfinite, values))
+        spread = statistics.stdev(values) if len(values) > 1 and finite else alone
+        cost = statistics.median(row["cost"] for row in own)
+        found[name] = Difference(statistics.fmean(values), spread, len(values), cost)
+    return found
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a row an idea, for each data set its cost, its difference and the verdict."""
+    sets = [result["set"] for result in results]
+    found = [differences(result["rows"]) for result in results]
+    groups = {row["variant"]: row["group"] for result in results for row in result["rows"]}
+    heads = "".join(f" {name}: cost | difference, bits/dim | |" for name in sets)
+    lines = [f"| question | variant |{heads}", f"| --- | --- |{' --- | --- | --- |' * len(sets)}"]
+    for name in dict.fromkeys(name for each in found for name in each):
+        cells = ""
+        for each in found:
+            difference = each.get(name)
+            cells += f" {difference.cost:.2f} | {difference} | {difference.verdict} |" if difference else " | | |"
+        lines.append(f"| {groups[name]} | {name} |{cells}")
+    return "\n".join(lines) + "\n"
+
+
+def baselines(results: Sequence[Mapping[str, Any]]) -> str:
+    """The baseline of each set: mean and standard deviation over seeds."""
+    lines = []
+    for result in results:
+        values = [row["bits_per_dim"] for row in result["rows"] if row["variant"] == BASELINE]
+        lines.append(
+            f"{result['set']}: {statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f} bits/dim over "
+            f"{len(values)} seeds, {result['steps_of_the_baseline']} steps of {result['batch']}\n"
+        )
+    return "".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print it; 2 after bad input, with one line."""
+    if not argv:
+        print("usage: python -m benchmarks.ablation_table FILE.json [FILE.json ...]", file=sys.stderr)
+        return 2
+    try:
+        results = [json.loads(Path(name).read_text()) for name in argv]
+        print(baselines(results) + "\n" + table(results), end="")
+    except (OSError, ValueError, KeyError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

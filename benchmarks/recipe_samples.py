@@ -1,0 +1,129 @@
+"""Samples of a recipe beside the baseline's: the same time of training, the same number of samples, the same judge.
+
+    python -m benchmarks.recipe_samples --set fashion-mnist --variants baseline muon+clip --seeds 0 1 2 --out FILE.json
+
+Each variant of `benchmarks.ablations` is trained with Gaussian noise for what the baseline's steps cost. Guidance is
+then chosen among `--scales`, for each training by itself, by the Fréchet distance of `--choose` samples; `-n` others
+are drawn with it, denoised and measured against training images, by features of EffNetLite0 unless told otherwise, and
+so are as many held-out images (`floor`). `--sheets DIR` writes the first samples of the first seed, a column a class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.ablations import SETUPS, Bench, describe, read, write
+from benchmarks.variants import BASELINE, VARIANTS, together
+from tarflow.data.images import save_sheet
+from tarflow.data.pixels import to_8bit, to_pixels
+from tarflow.evaluation.features import open_extractor
+from tarflow.evaluation.quality import Judge
+from tarflow.evaluation.reference import open_reference
+from tarflow.evaluation.sweep import best_row, grid, sweep
+from tarflow.model.flow import TarFlow
+from tarflow.sampling.sample import sample
+from tarflow.sampling.setting import Setting
+
+NOISE_STD = 0.1
+SHEET_ROWS = 6
+
+
+def draw(flow: TarFlow, setting: Setting, n: int, seed: int, levels: int) -> Tensor:
+    """Samples as pixels, the classes in turn."""
+    y = torch.arange(n) % flow.config.num_classes
+    x = sample(flow, n, y, guidance=setting.guidance, seed=seed, denoise=setting.denoise, solver="sequential")
+    return to_pixels(x, levels, "gaussian")
+
+
+def run(bench: Bench, judge: Judge, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One row: a variant trained at one seed."""
+    variant = together(name.split("+"))
+    cost = bench.cost(variant, seed)
+    steps = round(bench.steps / cost)
+    trained = bench.train(variant, steps, seed, noise="gaussian", noise_std=NOISE_STD)
+    flow, levels = trained.flow.eval().requires_grad_(False), bench.splits.train.levels
+    settings = grid(flow.config, NOISE_STD, scales=options.scales)
+    rows = sweep(settings, lambda s, k: draw(flow, s, options.choose, k, levels), judge, levels, seed=1000)
+    setting = best_row(rows, judge).setting
+    pixels = draw(flow, setting, options.n, seed, levels)
+    figures = judge.figures(pixels, levels)
+    if options.sheets is not None and seed == options.seeds[0]:
+        options.sheets.mkdir(parents=True, exist_ok=True)
+        classes = flow.config.num_classes
+        kind = "baseline" if name == BASELINE else "best"
+        save_sheet(
+            options.sheets / f"{kind}-{options.set}.png",
+            to_8bit(pixels[: SHEET_ROWS * classes], levels),
+            columns=classes,
+        )
+    return {
+        "variant": name,
+        "seed": seed,
+        "cost": cost,
+        "steps": steps,
+        "setting": str(setting),
+        "chosen_among": [[str(row.setting), row.figures[judge.extractor.figure("FD")].value] for row in rows],
+        "figures": {kind: figure.to_dict() for kind, figure in figures.items()},
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run what is not in the file yet; 2 after bad input, with one line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.recipe_samples", allow_abbrev=False)
+    parser.add_argument("--set", choices=SETUPS, required=True)
+    parser.add_argument("--data", help="where the images of the set are, when not at their known place")
+    parser.add_argument("--variants", nargs="+", required=True, help="as of benchmarks.ablations, of what can sample")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--extractor", choices=("efficientnet", "classifier"), default="efficientnet")
+    parser.add_argument("--scales", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0])
+    parser.add_argument("-n", type=int, default=2000, help="samples that are measured")
+    parser.add_argument("--choose", type=int, default=500, help="samples that the guidance is chosen by")
+    parser.add_argument("--reference", type=int, default=5000, help="training and held-out images, each at most")
+    parser.add_argument("--cache", type=Path, help="where features of real images are kept")
+    parser.add_argument("--sheets", type=Path, metavar="DIR")
+    parser.add_argument("--steps", type=int, help="of the baseline; the set's own when not given")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    try:
+        for name in options.variants:
+            unknown = [part for part in name.split("+") if part not in VARIANTS or VARIANTS[part].parts]
+            if unknown:
+                raise ValueError(
+                    f"--variants: expected names of benchmarks.variants that can sample, got {unknown[0]!r}"
+                )
+        bench = Bench(options.set, options.data, options.steps, torch.device(options.device))
+        train = bench.splits.train
+        assert train.labels is not None
+        labelled = (train.images, train.labels, train.levels) if options.extractor == "classifier" else None
+        extractor = open_extractor(options.extractor, options.device, labelled=labelled, cache=options.cache)
+        reference = open_reference(bench.splits, extractor, options.cache, limit=options.reference)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    judge = Judge(extractor, reference)
+    result = read(options.out) or describe(bench, options) | {"noise_std": NOISE_STD}
+    for seed in options.seeds:
+        for name in options.variants:
+            if any(row["variant"] == name and row["seed"] == seed for row in result["rows"]):
+                continue
+            row = run(bench, judge, name, seed, options)
+            result["rows"].append(row)
+            write(options.out, result)
+            print(json.dumps({key: row[key] for key in ("variant", "seed", "steps", "setting")}), flush=True)
+            print({kind: round(value["value"], 4) for kind, value in row["figures"].items()}, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,216 @@
+"""The ideas that `benchmarks.ablations` tries: fields of the config where there are any, own networks where not.
+
+What has not been shown to help does not get into the library: rotary positions, normalised queries and keys, a start
+token and other orders of the patches live here, for training and scoring only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tarflow.config import Recompute, TarFlowConfig, TrainingConfig
+from tarflow.model.block import Block
+from tarflow.model.flow import TarFlow
+from tarflow.model.transformer import Attention
+
+ROTARY_BASE = 100.0  # the longest wave, in patches: a grid has a few dozen rows
+ORDERS = ("raster", "flipped", "columns", "columns flipped")
+
+Parts = frozenset[str]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One idea: how it differs from the baseline.
+
+    Attributes:
+        group: which of the questions it belongs to. model, training: fields of the configs. parts: of `Network`.
+    """
+
+    group: str
+    model: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    parts: Parts = frozenset()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a step has the same arithmetic as the baseline's, to the operation: only numbers differ."""
+        return not self.model and not self.parts and self.training.keys() <= FREE
+
+
+FREE = frozenset(
+    ("lr", "final_lr", "betas", "weight_decay", "schedule", "warmup_share", "label_drop", "noise", "noise_std")
+)
+
+
+def _part(group: str, *parts: str) -> Variant:
+    return Variant(group, parts=frozenset(parts))
+
+
+def _training(group: str, **fields: Any) -> Variant:
+    return Variant(group, training=fields)
+
+
+BASELINE = "baseline"
+BASE: dict[str, Any] = {  # of apple/ml-tarflow's train.py: AdamW, no clipping, no averaged weights, a cosine to 1e-6
+    "noise": "uniform",
+    "lr": 2e-3,  # its MNIST notebook's, where train.py has 1e-4: the better one at these budgets, see the rows `lr`
+    "final_lr": 1e-6,
+    "betas": (0.9, 0.95),
+    "weight_decay": 1e-4,
+    "clip_norm": 0.0,
+    "ema_decay": 0.0,
+    "label_drop": 0.1,
+}
+VARIANTS: dict[str, Variant] = {
+    BASELINE: Variant("baseline"),
+    "lr 1e-4": _training("learning rate", lr=1e-4),
+    "lr 5e-4": _training("learning rate", lr=5e-4),
+    "lr 1e-3": _training("learning rate", lr=1e-3),
+    "lr 4e-3": _training("learning rate", lr=4e-3),
+    "muon": _training("optimizer", optimizer="muon"),
+    "muon, lr 4e-3": _training("optimizer", optimizer="muon", lr=4e-3),
+    "muon, lr 8e-3": _training("optimizer", optimizer="muon", lr=8e-3),
+    "betas 0.9 0.99": _training("optimizer", betas=(0.9, 0.99)),
+    "clip 1": _training("clipping", clip_norm=1.0),
+    "ema 0.99": _training("averaged weights", ema_decay=0.99),
+    "ema 0.999": _training("averaged weights", ema_decay=0.999),
+    "linear to zero": _training("schedule", schedule="linear", final_lr=0.0),
+    "constant, then linear": _training("schedule", schedule="trapezoid", final_lr=0.0),
+    "warm-up 1/4": _training("schedule", warmup_share=0.25),
+    "bounded scale 4": Variant("bounded scale", {"log_scale_bound": 4.0}),
+    "bounded scale 2": Variant("bounded scale", {"log_scale_bound": 2.0}),
+    "8 blocks of 1": Variant("layout", {"layers": (1,) * 8}),
+    "2 blocks of 4": Variant("layout", {"layers": (4, 4)}),
+    "deep last (1 1 1 5)": Variant("layout", {"layers": (1, 1, 1, 5)}),
+    "deep first (5 1 1 1)": Variant("layout", {"layers": (5, 1, 1, 1)}),
+    "rotary": _part("positions", "rotary"),
+    "rotary alone": _part("positions", "rotary", "no positions"),
+    "qk norm": _part("query/key norm", "qk norm"),
+    "start token": _part("start token", "start token"),
+    "always raster": _part("order", "raster only"),
+    "four orders": _part("order", "four orders"),
+    "label drop 0": _training("label drop", label_drop=0.0),
+    "label drop 0.3": _training("label drop", label_drop=0.3),
+    "gaussian dequantisation": _training("dequantisation", noise="gaussian", noise_std=2 / 256 / math.sqrt(12)),
+}
+
+
+class Network(nn.Module):
+    """A TarFlow with parts of `Variant.parts`, for training and scoring."""
+
+    @staticmethod
+    def build(config: TarFlowConfig, parts: Parts) -> TarFlow:
+        """A flow whose blocks have the parts; without parts it is a TarFlow and nothing else."""
+        flow = TarFlow(config)
+        if parts:
+            blocks = [TriedBlock(config, layers, index, parts) for index, layers in enumerate(config.layers)]
+            flow.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]
+        return flow
+
+
+class TriedBlock(Block):
+    """A block with the parts that are tried."""
+
+    order: Tensor
+
+    def __init__(self, config: TarFlowConfig, layers: int, index: int, parts: Parts) -> None:
+        super().__init__(config, layers, flipped=False)
+        self.parts = parts
+        order = "raster" if "raster only" in parts else ORDERS[index % (4 if "four orders" in parts else 2)]
+        self.register_buffer("order", patch_order(config.grid, order), persistent=False)
+        if "no positions" in parts:
+            self.position.requires_grad_(False).zero_()
+        if "start token" in parts:
+            self.start = nn.Parameter(torch.randn(1, 1, config.width) * 1e-2)
+        rows, columns = (torch.arange(n, dtype=torch.float32) for n in config.grid)
+        places = torch.cartesian_prod(rows, columns)[self.order]  # (T, 2), in the block's own order
+        for layer in self.layers:
+            layer.attention = TriedAttention(config, places, parts)
+
+    def reorder(self, x: Tensor) -> Tensor:
+        return x[:, self.order]  # every one of ORDERS is its own inverse on a square grid
+
+    def _positions(self, start: int | Tensor, count: int) -> Tensor:
+        assert isinstance(start, int)
+        return self.position[self.order[start : start + count]]
+
+    def _affine(self, x: Tensor, y: Tensor | None, recompute: Recompute = "nothing") -> tuple[Tensor, Tensor]:
+        if "start token" not in self.parts:
+            return super()._affine(x, y, recompute)
+        x = self.reorder(x)
+        h = self.proj_in(x[:, :-1]) + self._positions(0, x.shape[1] - 1)
+        h = torch.cat([self.start.expand(len(x), -1, -1), h], dim=1)
+        context = self.context(y)
+        h = h if context is None else h + context
+        for layer in self.layers:
+            h = layer(h, recompute=recompute)
+        log_scale, shift = self.proj_out(h).chunk(2, dim=-1)  # of patches 0 … T-1
+        log_scale = self.bound(log_scale)
+        return self.reorder((x - shift) * torch.exp(-log_scale)), log_scale
+
+
+class TriedAttention(Attention):
+    """Attention of a whole sequence, with rotary positions (the patch's row and column, half the channels each), or
+    with queries and keys of unit RMS a head times a gain."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: TarFlowConfig, places: Tensor, parts: Parts) -> None:
+        super().__init__(config.width, config.head_dim)
+        self.parts = parts
+        waves = ROTARY_BASE ** -torch.linspace(0, 1, config.head_dim // 4)
+        angles = (places.unsqueeze(2) * waves * math.pi).flatten(1)  # (T, K/2)
+        if "start token" in parts:
+            angles = torch.cat([angles.new_zeros(1, angles.shape[1]), angles])
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+        if "qk norm" in parts:
+            self.gain = nn.Parameter(torch.ones(2, config.head_dim))
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        batch, count, width = x.shape
+        heads = (batch, count, width // self.head_dim, self.head_dim)
+        q, k, v = (part.view(heads).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, dim=-1))
+        if "qk norm" in self.parts:
+            q, k = (F.rms_norm(part, (self.head_dim,), gain) for part, gain in zip((q, k), self.gain, strict=True))
+        if "rotary" in self.parts:
+            q, k = self._rotated(q), self._rotated(k)
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(x.transpose(1, 2).reshape(batch, count, width))
+
+    def _rotated(self, x: Tensor) -> Tensor:
+        cos, sin = self.cos[: x.shape[2]], self.sin[: x.shape[2]]
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def patch_order(grid: tuple[int, int], order: str) -> Tensor:
+    """Which patch, in raster order, comes at each place: (T,) int64."""
+    places = torch.arange(grid[0] * grid[1]).view(grid)
+    places = places.t() if order.startswith("columns") else places
+    return places.flatten().flip(0) if order.endswith("flipped") else places.flatten()
+
+
+def together(names: list[str]) -> Variant:
+    """Several variants as one; of a field that two of them set, the later one's value counts."""
+    chosen = [VARIANTS[name] for name in names]
+    model: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    for each in chosen:
+        model |= each.model
+        training |= each.training
+    return Variant("together", model, training, frozenset().union(*(each.parts for each in chosen)))
+
+
+def configs(variant: Variant, model: TarFlowConfig, **training: Any) -> tuple[TarFlowConfig, TrainingConfig]:
+    """The configs of a variant of a baseline."""
+    return dataclasses.replace(model, **variant.model), TrainingConfig(**{**BASE, **training, **variant.training})

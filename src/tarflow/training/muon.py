@@ -1,0 +1,115 @@
+"""Muon for the matrices inside the Transformers, AdamW for all else: one optimizer, as torch and checkpoints see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, Jordan 2024
+ITERATIONS = 5
+MOMENTUM = 0.95
+RMS = 0.2  # of an update before the learning rate: what AdamW's are, so that both want the same rate
+
+
+@torch.no_grad()
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """About U Vᵀ of `matrix` (N, K) = U S Vᵀ: all its directions, equally long. Zeros stay zeros.
+
+        X ← aX + (b A + c A²) X,    A = X Xᵀ,    five times from X = matrix/‖matrix‖
+
+    which takes singular values to between 0.7 and 1.2, as far as five steps lift them. In bf16 on CUDA, as its
+    inventor does it; elsewhere in float32, where a CPU is twenty times as fast. Source: K. Jordan, Muon, 2024.
+    """
+    a, b, c = COEFFICIENTS
+    x = matrix.bfloat16() if matrix.device.type == "cuda" else matrix.float()
+    upright = len(x) > x.shape[1]
+    x = x.T if upright else x
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if upright else x).to(matrix.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose direction is orthogonalised, for matrices; AdamW for the rest.
+
+        m ← 0.95 m + g;   W ← (1 - lr·decay) W - lr · 0.2 √max(N, K) · orthogonalized(g + 0.95 m)
+
+    What `torch.optim.Muon` computes with `adjust_lr_fn="match_rms_adamw"`, with two differences: on a CPU its products
+    are float32, and with `found_inf` (0-d, nonzero where a gradient is not finite) a step leaves everything as it was
+    without the host waiting to know, as the fused AdamW does. Source of the factor: Moonlight, arXiv 2502.16982.
+
+    Args:
+        matrices: parameters (N, K). decayed, others: those that AdamW moves, with and without decay.
+        lr, weight_decay, betas: as AdamW's.
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(
+        self,
+        matrices: Iterable[Tensor],
+        decayed: Iterable[Tensor],
+        others: Iterable[Tensor],
+        *,
+        lr: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+    ) -> None:
+        turned = list(matrices)
+        groups = [
+            {"params": turned, "orthogonal": True, "weight_decay": weight_decay},
+            {"params": list(decayed), "orthogonal": False, "weight_decay": weight_decay},
+            {"params": list(others), "orthogonal": False, "weight_decay": 0.0},
+        ]
+        if not all(p.ndim == 2 for p in turned):
+            raise ValueError("matrices: expected parameters of two dimensions")
+        super().__init__(groups, {"lr": lr, "betas": betas})
+        rest = [group for group in self.param_groups if not group["orthogonal"]]
+        self._adamw = torch.optim.AdamW([{"params": group["params"]} for group in rest], lr=lr, betas=betas, fused=True)
+        self._share()
+
+    def _share(self) -> None:
+        """Let AdamW work on this optimizer's groups and moments, so that there is one of each."""
+        rest = [group for group in self.param_groups if not group["orthogonal"]]
+        for group in rest:
+            for name, value in self._adamw.defaults.items():
+                group.setdefault(name, value)
+        self._adamw.param_groups, self._adamw.state = rest, self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            if group["orthogonal"]:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._turn(parameter, group["lr"], group["weight_decay"])
+        self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
+        self._adamw.step()
+
+    def _turn(self, parameter: Tensor, lr: float, decay: float) -> None:
+        grad = parameter.grad
+        assert grad is not None
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(grad)
+        buffer = state["momentum_buffer"]
+        moved = MOMENTUM * buffer + grad
+        direction = orthogonalized(grad + MOMENTUM * moved)
+        size = RMS * max(parameter.shape) ** 0.5
+        weight = parameter * (1 - lr * decay) - (lr * size) * direction
+        if self.found_inf is not None:
+            stay = self.found_inf.bool()
+            moved, weight = torch.where(stay, buffer, moved), torch.where(stay, parameter, weight)
+        buffer.copy_(moved)
+        parameter.copy_(weight)

@@ -1,0 +1,131 @@
+"""The ablations: networks under the laws of a flow, rows that are trained, a table that does its sums."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmark_cases import STAND_INS
+from benchmarks import ablation_table, ablations
+from benchmarks.ablations import OFFICIAL, SETUPS, Bench
+from benchmarks.variants import BASELINE, ORDERS, VARIANTS, Network, Parts, TriedBlock, patch_order, together
+from flow_cases import BASE, randomise
+from tarflow import TarFlow, TarFlowConfig
+
+PARTS = [*(v.parts for v in VARIANTS.values() if v.parts), frozenset({"rotary", "qk norm", "start token"})]
+every_part = pytest.mark.parametrize("parts", PARTS, ids=lambda parts: "+".join(sorted(parts)))
+
+
+def network(parts: Parts, **fields: Any) -> TarFlow:
+    """Random weights, four blocks, so that every order is there."""
+    config = TarFlowConfig(**{**BASE, "layers": (1,) * 4, "num_classes": 2, **fields})
+    torch.manual_seed(0)
+    return randomise(Network.build(config, parts)).double()
+
+
+@every_part
+def test_ladj_is_that_of_the_jacobian(parts: Parts) -> None:
+    flow, y = network(parts), torch.tensor([1])
+    x = torch.randn(1, 1, 4, 4, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda x: flow(x, y)[0].flatten(), x).reshape(16, 16)
+    torch.testing.assert_close(torch.linalg.slogdet(jacobian).logabsdet, flow(x, y)[1][0])
+
+
+@every_part
+def test_a_block_is_causal_in_its_own_order(parts: Parts) -> None:
+    flow = network(parts)
+    for block in flow.blocks:
+        assert isinstance(block, TriedBlock)
+        x = torch.randn(1, 4, 4, dtype=torch.float64)
+        jacobian = torch.autograd.functional.jacobian(lambda x, block=block: block.encode(x, None)[0], x)
+        reach = jacobian[0, :, :, 0].abs().amax(dim=(1, 3))[block.order][:, block.order]  # (T, T), own order
+        assert torch.equal(reach > 0, torch.ones(4, 4, dtype=torch.bool).tril())
+
+
+@every_part
+def test_every_part_changes_the_density(parts: Parts) -> None:
+    x = torch.randn(2, 1, 4, 4, dtype=torch.float64)
+    flow, plain = network(parts), TarFlow(TarFlowConfig(**{**BASE, "layers": (1,) * 4, "num_classes": 2})).double()
+    plain.load_state_dict({k: v for k, v in flow.state_dict().items() if k in plain.state_dict()}, strict=True)
+    assert not torch.allclose(flow(x)[1], plain(x)[1])
+
+
+def test_without_parts_it_is_a_tarflow() -> None:
+    assert type(network(frozenset()).blocks[0]).__name__ == "Block"
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_orders_are_their_own_inverse(order: str) -> None:
+    places = patch_order((3, 3), order)
+    assert torch.equal(places[places], torch.arange(9))
+
+
+def test_two_parts_of_a_name_are_both_there() -> None:
+    both = together(["muon", "bounded scale 4", "rotary", "qk norm"])
+    assert both.training == {"optimizer": "muon"} and both.model == {"log_scale_bound": 4.0}
+    assert both.parts == {"rotary", "qk norm"}
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[Bench]:
+    setup = dataclasses.replace(SETUPS["digits"], model=SETUPS["digits"].model | {"layers": (1,) * 4}, batch=4, steps=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SETUPS, "digits", setup)
+        for name, value in {"TIMED": 1, "FINAL_IMAGES": 8, "CURVE_IMAGES": 8}.items():
+            patch.setattr(ablations, name, value)
+        yield Bench("digits", None, None, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def tiny_baseline(tiny: Bench) -> float:
+    return tiny.score(tiny.train(VARIANTS[BASELINE], 8, seed=0).flow, 8)["bits_per_dim"]
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != BASELINE])
+def test_every_variant_trains_and_differs_from_the_baseline(name: str, tiny: Bench, tiny_baseline: float) -> None:
+    model, training = tiny.configs(VARIANTS[name], 8, 0)
+    found = tiny.score(tiny.train(VARIANTS[name], 8, seed=0).flow, 8)["bits_per_dim"]
+    assert abs(found) < 1e4 and found != tiny_baseline
+    assert (model, training) != tiny.configs(VARIANTS[BASELINE], 8, 0) or VARIANTS[name].parts
+
+
+def test_rows_are_kept_and_not_done_again(tiny: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "rows.json"
+    command = ["--set", "digits", "--official", str(STAND_INS), "--out", str(out), "--seeds", "0", "1"]
+    assert ablations.main([*command, "--variants", BASELINE]) == 0
+    assert ablations.main([*command, "--variants", BASELINE, "muon+clip 1@0.5", OFFICIAL]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["variant"], row["seed"]) for row in rows] == [
+        *((BASELINE, 0), (BASELINE, 1)),
+        *(("muon+clip 1@0.5", 0), (OFFICIAL, 0), ("muon+clip 1@0.5", 1), (OFFICIAL, 1)),
+    ]
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    assert all(len(row["curve"]) >= 1 and row["curve"][-1]["step"] == row["steps"] for row in rows)
+    assert str(tmp_path) not in out.read_text() and str(STAND_INS) not in out.read_text()
+    assert ablations.main([*command, "--variants", "moon"]) == 2
+    assert "moon" in capsys.readouterr().err
+    assert ablation_table.main([str(out)]) == 0
+    assert "| together | muon+clip 1@0.5 |" in capsys.readouterr().out
+
+
+def test_the_table_says_what_is_beyond_the_spread() -> None:
+    rows = [{"variant": BASELINE, "seed": s, "bits_per_dim": b, "cost": 1.0} for s, b in ((0, 3.0), (1, 3.1))]
+    for name, values in {"a": (2.8, 2.9), "b": (3.05, 3.0), "c": (3.5, 3.6), "d": (None, 3.0)}.items():
+        rows += [{"variant": name, "seed": s, "bits_per_dim": b, "cost": 1.5} for s, b in enumerate(values)]
+    rows.append({"variant": "e", "seed": 0, "bits_per_dim": 2.9, "cost": 1.0})
+    found = ablation_table.differences(rows)
+    assert {name: d.verdict for name, d in found.items()} == {
+        "a": "helps",
+        "b": "no difference",
+        "c": "harms",
+        "d": "diverged",
+        "e": "no difference",  # one seed: its spread is that of the baseline's seeds, 0.1
+    }
+    assert found["a"].mean == pytest.approx(-0.2) and found["b"].spread == pytest.approx(0.0750 * 2**0.5)
+    assert str(found["a"]).startswith("−0.200 ± 0.000 (2)")
