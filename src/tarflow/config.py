@@ -153,6 +153,9 @@ class TrainingConfig:
         "adamw", help="adamw, the paper's; muon: Muon for the matrices inside the Transformers, AdamW for the rest"
     )
     lr: float = option(1e-4, help="highest learning rate")
+    muon_lr: float | None = option(
+        None, help="that of the matrices that Muon turns, on the same schedule; lr when not given"
+    )
     final_lr: float = option(1e-6, help="learning rate at the start of the warm-up and at the end of the schedule")
     schedule: Literal["cosine", "linear", "trapezoid"] = option(
         "cosine", help="how the learning rate falls after the warm-up; trapezoid: not at all, then a line at the end"
@@ -217,13 +220,15 @@ class TrainingConfig:
         )
         for name in ("label_drop", "ema_decay"):
             check(0 <= getattr(self, name) < 1, name, "at least 0 and less than 1", getattr(self, name))
-        for name in ("steps", "epochs", "clip_norm"):
+        for name in ("steps", "epochs", "clip_norm", "muon_lr"):
             value = getattr(self, name)
             check(value is None or value > 0, name, "a positive number", value)
         check(self.warmup_steps is None or self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
         check(
             len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)", self.betas
         )
+        if self.muon_lr is not None and self.optimizer != "muon":
+            raise ConfigError(f"muon_lr: optimizer {self.optimizer} has no such learning rate; expected none, or muon")
         if self.optimizer == "muon" and self.strategy == "fsdp":
             raise ConfigError("optimizer: muon needs whole matrices, which strategy fsdp divides; use ddp, or adamw")
         check(self.final_lr <= self.lr, "final_lr", f"no more than lr {self.lr}", self.final_lr)

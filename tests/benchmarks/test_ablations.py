@@ -67,8 +67,8 @@ def test_orders_are_their_own_inverse(order: str) -> None:
 
 
 def test_two_parts_of_a_name_are_both_there() -> None:
-    both = together(["muon", "bounded scale 4", "rotary", "qk norm"])
-    assert both.training == {"optimizer": "muon"} and both.model == {"log_scale_bound": 4.0}
+    both = together(["muon 2e-3", "bounded scale 4", "rotary", "qk norm"])
+    assert both.training == {"optimizer": "muon", "muon_lr": 2e-3} and both.model == {"log_scale_bound": 4.0}
     assert both.parts == {"rotary", "qk norm"}
 
 
@@ -99,11 +99,11 @@ def test_rows_are_kept_and_not_done_again(tiny: Bench, tmp_path: Path, capsys: p
     out = tmp_path / "rows.json"
     command = ["--set", "digits", "--official", str(STAND_INS), "--out", str(out), "--seeds", "0", "1"]
     assert ablations.main([*command, "--variants", BASELINE]) == 0
-    assert ablations.main([*command, "--variants", BASELINE, "muon+clip 1@0.5", OFFICIAL]) == 0
+    assert ablations.main([*command, "--variants", BASELINE, "muon 2e-3+clip 1@0.5", OFFICIAL]) == 0
     rows = json.loads(out.read_text())["rows"]
     assert [(row["variant"], row["seed"]) for row in rows] == [
         *((BASELINE, 0), (BASELINE, 1)),
-        *(("muon+clip 1@0.5", 0), (OFFICIAL, 0), ("muon+clip 1@0.5", 1), (OFFICIAL, 1)),
+        *(("muon 2e-3+clip 1@0.5", 0), (OFFICIAL, 0), ("muon 2e-3+clip 1@0.5", 1), (OFFICIAL, 1)),
     ]
     assert len(capsys.readouterr().out.splitlines()) == 6
     assert all(len(row["curve"]) >= 1 and row["curve"][-1]["step"] == row["steps"] for row in rows)
@@ -111,7 +111,7 @@ def test_rows_are_kept_and_not_done_again(tiny: Bench, tmp_path: Path, capsys: p
     assert ablations.main([*command, "--variants", "moon"]) == 2
     assert "moon" in capsys.readouterr().err
     assert ablation_table.main([str(out)]) == 0
-    assert "| together | muon+clip 1@0.5 |" in capsys.readouterr().out
+    assert "| together | muon 2e-3+clip 1@0.5 |" in capsys.readouterr().out
 
 
 def test_the_table_says_what_is_beyond_the_spread() -> None:

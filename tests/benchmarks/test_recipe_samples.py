@@ -23,9 +23,9 @@ def test_both_recipes_are_drawn_from_and_judged(tmp_path: Path, capsys: pytest.C
     out, sheets = tmp_path / "rows.json", tmp_path / "sheets"
     command = ["--set", "digits", "--extractor", "classifier", "--out", str(out), "--sheets", str(sheets)]
     command += ["-n", "60", "--choose", "50", "--scales", "0", "1", "--reference", "300", "--seeds", "3"]
-    assert recipe_samples.main([*command, "--variants", "baseline", "muon+bounded scale 4"]) == 0
+    assert recipe_samples.main([*command, "--variants", "baseline", "muon 2e-3+bounded scale 4"]) == 0
     rows = json.loads(out.read_text())["rows"]
-    assert [row["variant"] for row in rows] == ["baseline", "muon+bounded scale 4"]
+    assert [row["variant"] for row in rows] == ["baseline", "muon 2e-3+bounded scale 4"]
     for row in rows:
         assert row["figures"]["FD-Classifier"]["samples"] == 60
         assert len(row["chosen_among"]) == 2

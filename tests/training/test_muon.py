@@ -109,8 +109,17 @@ def test_saved_and_loaded_it_goes_on_to_the_bit() -> None:
         assert all(set(again.state[p]) == set(moments_of(group)) for p in group["params"])
 
 
+def test_its_matrices_have_a_learning_rate_in_proportion() -> None:
+    optimizer = build_optimizer(TarFlow(TarFlowConfig(**BASE)), TrainingConfig(optimizer="muon", lr=0.1, muon_lr=0.02))
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02, 0.1, 0.1])
+    set_learning_rate(optimizer, 0.05)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.05, 0.05])
+
+
 def test_what_it_cannot_do_is_refused() -> None:
     with pytest.raises(ValueError, match="two dimensions"):
         Muon([nn.Parameter(torch.ones(3))], [], [], lr=0.1, weight_decay=0, betas=(0.9, 0.95))
+    with pytest.raises(ConfigError, match="muon_lr"):
+        TrainingConfig(muon_lr=0.1)
     with pytest.raises(ConfigError, match="fsdp"):
         TrainingConfig(optimizer="muon", strategy="fsdp")

@@ -45,7 +45,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         matrices: parameters (N, K). decayed, others: those that AdamW moves, with and without decay.
-        lr, weight_decay, betas: as AdamW's.
+        lr, weight_decay, betas: as AdamW's. factor: of lr, for the matrices.
     """
 
     found_inf: Tensor | None = None
@@ -57,12 +57,13 @@ class Muon(torch.optim.Optimizer):
         others: Iterable[Tensor],
         *,
         lr: float,
+        factor: float = 1.0,
         weight_decay: float,
         betas: tuple[float, float],
     ) -> None:
         turned = list(matrices)
         groups = [
-            {"params": turned, "orthogonal": True, "weight_decay": weight_decay},
+            {"params": turned, "orthogonal": True, "factor": factor, "lr": lr * factor, "weight_decay": weight_decay},
             {"params": list(decayed), "orthogonal": False, "weight_decay": weight_decay},
             {"params": list(others), "orthogonal": False, "weight_decay": 0.0},
         ]

@@ -30,7 +30,8 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     decayed = [p for p in model.parameters() if id(p) in matrices]
     others = [p for p in model.parameters() if id(p) not in matrices | taken and p.requires_grad]
     if config.optimizer == "muon":
-        return Muon(turned, decayed, others, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas)
+        options = {"lr": config.lr, "factor": (config.muon_lr or config.lr) / config.lr}
+        return Muon(turned, decayed, others, **options, weight_decay=config.weight_decay, betas=config.betas)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
@@ -59,6 +60,6 @@ def learning_rate(step: int, *, config: TrainingConfig, steps: int, warmup: int)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Set the learning rate of every group."""
+    """Set the learning rate of every group, that of what Muon turns in its own proportion to it."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group.get("factor", 1.0)

@@ -26,7 +26,7 @@ _NUMBERS: dict[str, tuple[type, ...]] = {
     "data": (str,),
     "ema_updates": (int,),
 }
-_SETTINGS = ("orthogonal", "betas", "eps", "weight_decay", "amsgrad", "maximize")
+_SETTINGS = ("orthogonal", "factor", "betas", "eps", "weight_decay", "amsgrad", "maximize")
 
 
 def open_directory(out: Path, config: RunConfig) -> Path | None:
