@@ -1,8 +1,8 @@
 """Which changes of the official recipe help? Every idea beside the baseline, for the same time, on the same images.
 
     python -m benchmarks.ablations --set fashion-mnist --variants all --seeds 0 --out FILE.json
-    python -m benchmarks.ablations --set cifar10 --data FOLDER --variants baseline 'muon 2e-3+rotary@0.5' --seeds 0 1 2 \\
-        --out FILE.json
+    python -m benchmarks.ablations --set cifar10 --data FOLDER --variants baseline 'muon 2e-3+rotary@0.5' \\
+        --seeds 0 1 2 --out FILE.json
 
 A variant is a name of `benchmarks.variants.VARIANTS`, several of them joined by `+`, and optionally `@` and a share of
 the time. Time is shared out in steps: before a run, steps of the baseline and of the variant take turns, and the median

@@ -1,6 +1,6 @@
 """Samples of a recipe beside the baseline's: the same time of training, the same number of samples, the same judge.
 
-    python -m benchmarks.recipe_samples --set fashion-mnist --variants baseline 'muon 2e-3' --seeds 0 1 2 --out FILE.json
+    python -m benchmarks.recipe_samples --set fashion-mnist --variants baseline 'muon 2e-3' --out FILE.json
 
 Each variant of `benchmarks.ablations` is trained with Gaussian noise for what the baseline's steps cost. Guidance is
 then chosen among `--scales`, for each training by itself, by the Fréchet distance of `--choose` samples; `-n` others
