@@ -1,7 +1,7 @@
 """The ideas that `benchmarks.ablations` tries: fields of the config where there are any, own networks where not.
 
-What has not been shown to help does not get into the library: rotary positions, normalised queries and keys, a start
-token and other orders of the patches live here, for training and scoring only.
+What has not been shown to help enough does not get into the library: normalised queries and keys, a start token, rotary
+positions without the learned ones, and other orders of the patches live here, for training and scoring only.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tarflow.config import Recompute, TarFlowConfig, TrainingConfig
 from tarflow.model.block import Block
 from tarflow.model.flow import TarFlow
+from tarflow.model.rotary import rotated
 from tarflow.model.transformer import Attention
 
-ROTARY_BASE = 100.0  # the longest wave, in patches: a grid has a few dozen rows
 ORDERS = ("raster", "flipped", "columns", "columns flipped")
 
 Parts = frozenset[str]
@@ -78,6 +78,7 @@ VARIANTS: dict[str, Variant] = {
     "muon 1e-3": _training("optimizer", optimizer="muon", muon_lr=1e-3),
     "muon 2e-3": _training("optimizer", optimizer="muon", muon_lr=2e-3),
     "muon 4e-3": _training("optimizer", optimizer="muon", muon_lr=4e-3),
+    "muon 8e-3": _training("optimizer", optimizer="muon", muon_lr=8e-3),
     "betas 0.9 0.99": _training("optimizer", betas=(0.9, 0.99)),
     "clip 1": _training("clipping", clip_norm=1.0),
     "ema 0.99": _training("averaged weights", ema_decay=0.99),
@@ -91,8 +92,8 @@ VARIANTS: dict[str, Variant] = {
     "2 blocks of 4": Variant("layout", {"layers": (4, 4)}),
     "deep last (1 1 1 5)": Variant("layout", {"layers": (1, 1, 1, 5)}),
     "deep first (5 1 1 1)": Variant("layout", {"layers": (5, 1, 1, 1)}),
-    "rotary": _part("positions", "rotary"),
-    "rotary alone": _part("positions", "rotary", "no positions"),
+    "rotary": Variant("positions", {"rotary": True}),
+    "rotary alone": _part("positions", "rotary alone"),
     "qk norm": _part("query/key norm", "qk norm"),
     "start token": _part("start token", "start token"),
     "always raster": _part("order", "raster only"),
@@ -122,18 +123,17 @@ class TriedBlock(Block):
     order: Tensor
 
     def __init__(self, config: TarFlowConfig, layers: int, index: int, parts: Parts) -> None:
+        config = dataclasses.replace(config, rotary=config.rotary or "rotary alone" in parts)
         super().__init__(config, layers, flipped=False)
         self.parts = parts
         order = "raster" if "raster only" in parts else ORDERS[index % (4 if "four orders" in parts else 2)]
         self.register_buffer("order", patch_order(config.grid, order), persistent=False)
-        if "no positions" in parts:
+        if "rotary alone" in parts:
             self.position.requires_grad_(False).zero_()
         if "start token" in parts:
             self.start = nn.Parameter(torch.randn(1, 1, config.width) * 1e-2)
-        rows, columns = (torch.arange(n, dtype=torch.float32) for n in config.grid)
-        places = torch.cartesian_prod(rows, columns)[self.order]  # (T, 2), in the block's own order
         for layer in self.layers:
-            layer.attention = TriedAttention(config, places, parts)
+            layer.attention = TriedAttention(config, parts)
 
     def reorder(self, x: Tensor) -> Tensor:
         return x[:, self.order]  # every one of ORDERS is its own inverse on a square grid
@@ -141,6 +141,10 @@ class TriedBlock(Block):
     def _positions(self, start: int | Tensor, count: int) -> Tensor:
         assert isinstance(start, int)
         return self.position[self.order[start : start + count]]
+
+    def rotation(self) -> tuple[Tensor, Tensor] | None:
+        table = super().rotation()  # in raster order
+        return None if table is None else (table[0][self.order], table[1][self.order])
 
     def _affine(self, x: Tensor, y: Tensor | None, recompute: Recompute = "nothing") -> tuple[Tensor, Tensor]:
         if "start token" not in self.parts:
@@ -150,47 +154,33 @@ class TriedBlock(Block):
         h = torch.cat([self.start.expand(len(x), -1, -1), h], dim=1)
         context = self.context(y)
         h = h if context is None else h + context
+        rotation = self.rotation()
+        if rotation is not None:  # the start token is not turned
+            rotation = F.pad(rotation[0][:-1], (0, 0, 1, 0), value=1.0), F.pad(rotation[1][:-1], (0, 0, 1, 0))
         for layer in self.layers:
-            h = layer(h, recompute=recompute)
+            h = layer(h, rotation=rotation, recompute=recompute)
         log_scale, shift = self.proj_out(h).chunk(2, dim=-1)  # of patches 0 … T-1
         log_scale = self.bound(log_scale)
         return self.reorder((x - shift) * torch.exp(-log_scale)), log_scale
 
 
 class TriedAttention(Attention):
-    """Attention of a whole sequence, with rotary positions (the patch's row and column, half the channels each), or
-    with queries and keys of unit RMS a head times a gain."""
+    """Attention of a whole sequence whose queries and keys have unit RMS a head, times a gain."""
 
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, config: TarFlowConfig, places: Tensor, parts: Parts) -> None:
+    def __init__(self, config: TarFlowConfig, parts: Parts) -> None:
         super().__init__(config.width, config.head_dim)
-        self.parts = parts
-        waves = ROTARY_BASE ** -torch.linspace(0, 1, config.head_dim // 4)
-        angles = (places.unsqueeze(2) * waves * math.pi).flatten(1)  # (T, K/2)
-        if "start token" in parts:
-            angles = torch.cat([angles.new_zeros(1, angles.shape[1]), angles])
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
-        if "qk norm" in parts:
-            self.gain = nn.Parameter(torch.ones(2, config.head_dim))
+        self.gain = nn.Parameter(torch.ones(2, config.head_dim)) if "qk norm" in parts else None
 
-    def forward(self, x: Tensor, **options: Any) -> Tensor:
+    def forward(self, x: Tensor, *, rotation: tuple[Tensor, Tensor] | None = None, **options: Any) -> Tensor:
         batch, count, width = x.shape
         heads = (batch, count, width // self.head_dim, self.head_dim)
         q, k, v = (part.view(heads).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, dim=-1))
-        if "qk norm" in self.parts:
+        if self.gain is not None:
             q, k = (F.rms_norm(part, (self.head_dim,), gain) for part, gain in zip((q, k), self.gain, strict=True))
-        if "rotary" in self.parts:
-            q, k = self._rotated(q), self._rotated(k)
+        if rotation is not None:
+            q, k = rotated(q, rotation), rotated(k, rotation)
         x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(x.transpose(1, 2).reshape(batch, count, width))
-
-    def _rotated(self, x: Tensor) -> Tensor:
-        cos, sin = self.cos[: x.shape[2]], self.sin[: x.shape[2]]
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 def patch_order(grid: tuple[int, int], order: str) -> Tensor:

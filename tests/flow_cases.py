@@ -44,6 +44,8 @@ CASES: dict[str, dict[str, Any]] = {
     "non_square": {"image_size": (4, 6), "num_classes": 2},
     "one_block": {"layers": (2,), "num_classes": 3},
     "unequal_depths": {"layers": (3, 1, 2), "num_classes": 2},
+    "rotary": {"rotary": True, "image_size": (4, 6), "num_classes": 2},
+    "rotary_additive": {"rotary": True, "transform": "additive", "head_dim": 4},
     "four_channels": {"image_size": (2, 3), "channels": 4, "patch_size": 1, "num_classes": 2},
     "one_pixel_patches": {"image_size": (3, 2), "patch_size": 1, "head_dim": 16, "expansion": 1},  # D=1, one head
 }

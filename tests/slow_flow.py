@@ -53,6 +53,8 @@ def predict(
             part.view(count, -1, size)
             for part in linear(at + "attention.qkv", norm(at + "attention.norm", h)).chunk(3, -1)
         )
+        if config.rotary:
+            q, k = (torch.stack([turned(config, *each) for each in zip(places, part, strict=True)]) for part in (q, k))
         seen = []
         for i in range(count):
             logits = (q[i] * k[: i + 1]).sum(dim=-1) / math.sqrt(size) / temperature  # (i+1, H)
@@ -65,6 +67,19 @@ def predict(
     if config.transform == "additive":
         return out, torch.zeros_like(out)
     return out[config.patch_dim :], out[: config.patch_dim]  # the official order: log-scale first
+
+
+def turned(config: TarFlowConfig, place: int, heads: Tensor) -> Tensor:
+    """Queries or keys (H, K) of one patch, turned in the plane by its row and its column."""
+    half, waves = config.head_dim // 2, config.head_dim // 4
+    angles = [
+        math.pi * coordinate * 100 ** (-j / max(1, waves - 1))
+        for coordinate in divmod(place, config.grid[1])
+        for j in range(waves)
+    ]
+    turn = torch.polar(torch.ones(half, dtype=heads.dtype), torch.tensor(angles, dtype=heads.dtype))
+    points = torch.complex(heads[:, :half], heads[:, half:]) * turn
+    return torch.cat([points.real, points.imag], dim=1)
 
 
 def guided(

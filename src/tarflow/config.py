@@ -44,6 +44,10 @@ class TarFlowConfig:
     log_scale_bound: float | None = option(
         None, help="bound a of the log-scale, a*tanh(v/a); unbounded when not given, as in the paper"
     )
+    rotary: bool = option(
+        False,
+        help="rotary positions (row and column of a patch) in attention, beside the learned ones; not the paper's",
+    )
     head_dim: int = option(64, help="channels of an attention head")  # 64 throughout the paper
     expansion: int = option(4, help="width of the MLP over the width of the Transformer")
 
@@ -62,6 +66,12 @@ class TarFlowConfig:
             self.patch_size,
         )
         check(self.width % self.head_dim == 0, "width", f"a multiple of head_dim {self.head_dim}", self.width)
+        check(
+            not self.rotary or self.head_dim % 4 == 0,
+            "head_dim",
+            "a multiple of 4 with rotary positions",
+            self.head_dim,
+        )
         check(
             len(self.layers) >= 1 and min(self.layers) >= 1,
             "layers",

@@ -105,6 +105,7 @@ def to_official(flow: TarFlow) -> dict[str, Tensor]:
     height, width = config.image_shape
     for fits, field, expected, got in (
         (config.log_scale_bound is None, "log_scale_bound", "an unbounded log-scale", config.log_scale_bound),
+        (not config.rotary, "rotary", "learned positions alone", config.rotary),
         (config.head_dim == HEAD_DIM, "head_dim", f"heads of {HEAD_DIM} channels", config.head_dim),
         (height == width, "image_size", "square images", f"{height}x{width}"),
         # the checkpoint keeps C·P² only, which for another C says another C and P, or none

@@ -33,8 +33,8 @@ def test_both_recipes_are_drawn_from_and_judged(tmp_path: Path, capsys: pytest.C
     assert rows[0]["figures"] != rows[1]["figures"]
     assert {path.name for path in sheets.iterdir()} == {"baseline-digits.png", "best-digits.png"}
     assert str(tmp_path) not in out.read_text()
-    assert recipe_samples.main([*command, "--variants", "rotary"]) == 2
-    assert "rotary" in capsys.readouterr().err
+    assert recipe_samples.main([*command, "--variants", "qk norm"]) == 2
+    assert "qk norm" in capsys.readouterr().err
 
 
 def test_peers_need_their_package(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tarflow.config import Recompute, TarFlowConfig
 from tarflow.model.cache import KVCache
 from tarflow.model.recompute import keeping_input
+from tarflow.model.rotary import rotation_table
 from tarflow.model.transformer import Layer
 
 NULL_CLASS = -1
@@ -98,8 +99,15 @@ class Block(nn.Module):
         h = self.proj_in(x.to(self.dtype)) + self._positions(start, x.shape[1])  # (B, n, W)
         if context is not None:
             h = h + context
+        rotation = self._rotation(start, x.shape[1])
         for index, layer in enumerate(self.layers):
-            options = {"start": start, "layer": index, "cache": cache, "temperature": temperature}
+            options = {
+                "start": start,
+                "layer": index,
+                "cache": cache,
+                "temperature": temperature,
+                "rotation": rotation,
+            }
             h = (
                 keeping_input(layer, h, **options)
                 if recompute == "layers"
@@ -163,3 +171,24 @@ class Block(nn.Module):
             end = len(self.position) - start
             return self.position[end - count : end].flip(0)
         return self.position[start : start + count]
+
+    def rotation(self) -> tuple[Tensor, Tensor] | None:
+        """cos and sin (T, K/2) of the angles of all patches, in the block's own order; None without rotary positions.
+
+        float32 at least: under autocast they are not rounded to what the products are.
+        """
+        config = self.config
+        if not config.rotary:
+            return None
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        return rotation_table(config.grid, config.head_dim, self.flipped, self.position.device, dtype)
+
+    def _rotation(self, start: int | Tensor, count: int) -> tuple[Tensor, Tensor] | None:
+        """The same of patches start … start+n-1, (n, K/2)."""
+        table = self.rotation()
+        if table is None:
+            return None
+        if isinstance(start, Tensor):
+            places = start + torch.arange(count, device=start.device)
+            return table[0][places], table[1][places]
+        return table[0][start : start + count], table[1][start : start + count]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tarflow.config import Recompute
 from tarflow.model.cache import KVCache
 from tarflow.model.recompute import gelu_linear, norm_linear
+from tarflow.model.rotary import rotated
 
 CPU_QUERIES = 128
 """Queries that the CPU's attention takes at a time: its kernel computes what causality hides, and so less is hidden."""
@@ -25,7 +26,10 @@ WORTH_FORGETTING = 1 << 18
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention with heads of `head_dim` channels."""
+    """Causal multi-head attention with heads of `head_dim` channels.
+
+    `rotation`, cos and sin (n, K/2) of `rotary.rotation_table`, turns queries and keys before they are kept.
+    """
 
     def __init__(self, width: int, head_dim: int) -> None:
         super().__init__()
@@ -42,6 +46,7 @@ class Attention(nn.Module):
         layer: int = 0,
         cache: KVCache | None = None,
         temperature: Tensor | None = None,
+        rotation: tuple[Tensor, Tensor] | None = None,
         recompute: Recompute = "nothing",
     ) -> Tensor:
         batch, count, width = x.shape
@@ -50,6 +55,9 @@ class Attention(nn.Module):
         # In this order the gradients of q, k and v lie in memory as qkv does, and are put together in one copy.
         heads = (batch, count, width // self.head_dim, self.head_dim)
         q, k, v = (part.view(heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))  # (B, H, n, K)
+        if rotation is not None:  # of both at once
+            both = qkv[..., : 2 * width].view(batch, count, -1, self.head_dim).transpose(1, 2)
+            q, k = rotated(both, rotation).chunk(2, dim=1)
         if temperature is not None:
             q = q / temperature.to(q.dtype).view(batch, 1, 1, 1)  # the logits are linear in the queries
         if cache is not None:
@@ -111,6 +119,7 @@ class Layer(nn.Module):
         layer: int = 0,
         cache: KVCache | None = None,
         temperature: Tensor | None = None,
+        rotation: tuple[Tensor, Tensor] | None = None,
         recompute: Recompute = "nothing",
     ) -> Tensor:
         """Tokens (B, n, W) to tokens (B, n, W); `recompute` says what the backward pass computes again, see config."""
@@ -118,7 +127,8 @@ class Layer(nn.Module):
             recompute = "nothing"  # a compiler that sees both passes decides for itself what is cheap to compute again
         if recompute == "elementwise" and x.numel() < WORTH_FORGETTING:
             recompute = "nothing"
-        x = x + self.attention(x, start=start, layer=layer, cache=cache, temperature=temperature, recompute=recompute)
+        options = {"start": start, "layer": layer, "cache": cache, "temperature": temperature, "rotation": rotation}
+        x = x + self.attention(x, **options, recompute=recompute)
         if recompute == "elementwise":
             norm, linear_in, _, linear_out = cast("tuple[nn.LayerNorm, nn.Linear, nn.GELU, nn.Linear]", self.mlp)
             return x + gelu_linear(linear_out, norm_linear(norm, linear_in, x))

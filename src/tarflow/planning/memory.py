@@ -126,6 +126,7 @@ def layer_activations(config: TarFlowConfig, recompute: Recompute, narrow: int, 
         return FLOAT * width
     pieces = 1 if on_cpu and config.num_patches - 1 > CPU_QUERIES else 0
     kept = 6 + 2 * expansion if recompute == "nothing" else 4 + expansion
+    kept += 2 if config.rotary else 0  # queries and keys as they were turned; the others are views that the values keep
     small = FLOAT * (4 + width // config.head_dim)  # mean and deviation of two norms; a softmax's normaliser
     return (2 * FLOAT + narrow * (kept + pieces)) * width + small
 

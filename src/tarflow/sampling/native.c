@@ -42,6 +42,7 @@ typedef struct {
     const float *entry;                               /* (B, length, W), what a token is before x is added */
     int64_t entry_batch;                              /* numbers from one sequence to the next in it, 0 where shared */
     const float *scale;                               /* (B,), the queries' factors */
+    const float *cos, *sin;                           /* (length, K/2), by which queries and keys are turned, or none */
     float *store;                                     /* (layers, 2, B, H, length, K) */
     int64_t store_layer, store_kind, store_batch, store_head; /* its strides, in numbers */
 } block_t;
@@ -234,6 +235,15 @@ INLINE void attend(const float *q, const float *k, const float *v, int64_t end, 
     }
 }
 
+/* Channel i and channel i + half as a point in the plane, turned. `to` may be `from`. */
+static void turn(float *to, const float *from, const float *cos, const float *sin, int64_t half) {
+    for (int64_t i = 0; i < half; i++) {
+        const float a = from[i], b = from[i + half];
+        to[i] = a * cos[i] - b * sin[i];
+        to[i + half] = a * sin[i] + b * cos[i];
+    }
+}
+
 /* --- the step ----------------------------------------------------------------------------------------------------- */
 
 /* Numbers of scratch memory, which is the caller's. */
@@ -271,7 +281,12 @@ void tarflow_step(const block_t *b, const float *x, float *out, float *scratch, 
                 float *keys = b->store + l * b->store_layer + sequence * b->store_batch + head * b->store_head;
                 float *values = keys + b->store_kind;
                 for (int64_t j = 0; j < count; j++) {
-                    const float *from = qkv + (sequence * count + j) * 3 * width + head * size;
+                    float *from = qkv + (sequence * count + j) * 3 * width + head * size;
+                    if (b->cos) {
+                        const float *cos = b->cos + (start + j) * size / 2, *sin = b->sin + (start + j) * size / 2;
+                        turn(from, from, cos, sin, size / 2);
+                        turn(from + width, from + width, cos, sin, size / 2);
+                    }
                     memcpy(keys + (start + j) * size, from + width, (size_t)size * sizeof(float));
                     memcpy(values + (start + j) * size, from + 2 * width, (size_t)size * sizeof(float));
                 }

@@ -125,7 +125,7 @@ class _Block(ctypes.Structure):
         ("layer", ctypes.POINTER(_Layer)),
         *((name, Pointer) for name in ("in_weight", "proj_weight", "proj_bias", "entry")),
         ("entry_batch", Number),
-        *((name, Pointer) for name in ("scale", "store")),
+        *((name, Pointer) for name in ("scale", "cos", "sin", "store")),
         *((f"store_{name}", Number) for name in ("layer", "kind", "batch", "head")),
     )
 
@@ -148,6 +148,7 @@ class NativeBlock:
         self.array = (_Layer * len(layers))(*(self._layer(layer) for layer in layers))
         self.outputs = block.proj_out.out_features
         proj_weight, proj_bias = self._linear(block.proj_out)
+        rotation = block.rotation()  # float32, as the weights are
         entry = entry if entry.stride()[1:] == (config.width, 1) else entry.contiguous()
         assert store.stride()[-2:] == (config.head_dim, 1)  # a copy would not be written to
         self.block = _Block(
@@ -165,6 +166,8 @@ class NativeBlock:
             entry=self._pointer(entry),
             entry_batch=entry.stride(0),
             scale=None if scale is None else self._pointer(scale.reshape(-1).contiguous()),
+            cos=None if rotation is None else self._pointer(rotation[0].contiguous()),
+            sin=None if rotation is None else self._pointer(rotation[1].contiguous()),
             store=self._pointer(store),
             **dict(zip(("store_layer", "store_kind", "store_batch", "store_head"), store.stride(), strict=False)),
         )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
+from tarflow.model.rotary import rotated
 from tarflow.model.transformer import Attention, Layer
 from tarflow.sampling.native import NativeBlock, library
 
@@ -48,6 +49,7 @@ class Step:
         self.native = None if compiled is None else NativeBlock(compiled, block, self.entry, cache.store, self.scale)
         self.into, self.proj_out = block.proj_in.weight.t().contiguous(), block.proj_out
         layers = cast("list[Layer]", block.layers)
+        self.rotation = block.rotation()
         self.layers = [_LayerStep(layer, store) for layer, store in zip(layers, cache.store, strict=True)]
 
     @staticmethod
@@ -73,8 +75,11 @@ class Step:
         mask = None
         if count > 1 and start > 0:  # query j sees keys 0 … start+j
             mask = torch.ones(count, start + count, dtype=torch.bool).tril_(diagonal=start)
+        rotation = None
+        if self.rotation is not None:
+            rotation = (self.rotation[0][start : start + count], self.rotation[1][start : start + count])
         for layer in self.layers:
-            layer(h, batch, start, self.scale, mask)
+            layer(h, batch, start, self.scale, mask, rotation)
         return self._parts(F.linear(h, self.proj_out.weight, self.proj_out.bias).view(batch, count, -1))
 
     def _parts(self, out: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,13 +102,23 @@ class _LayerStep:
         self.qkv, self.attended = Product(attention.qkv, self.head_dim), Product(attention.out, self.head_dim)
         self.up, self.down = Product(up, self.head_dim), Product(down, self.head_dim)
 
-    def __call__(self, h: Tensor, batch: int, start: int, scale: Tensor | None, mask: Tensor | None) -> None:
+    def __call__(
+        self,
+        h: Tensor,
+        batch: int,
+        start: int,
+        scale: Tensor | None,
+        mask: Tensor | None,
+        rotation: tuple[Tensor, Tensor] | None,
+    ) -> None:
         """h (B·n, W) is written to, and so are positions start … start+n-1 of the cache."""
         rows, width = h.shape
         count, heads, size = rows // batch, self.heads, self.head_dim
         end = start + count
         blocks = h.view(rows, heads, size).transpose(0, 1)  # (H, B·n, K), in the same memory
         qkv = self.qkv(_norm(self.attention_norm, h)).view(3, heads, batch, count, size)
+        if rotation is not None:
+            qkv = torch.cat([rotated(qkv[:2], rotation), qkv[2:]])
         self.store.narrow(3, start, count).copy_(qkv[1:].transpose(1, 2))  # (2, B, H, n, K)
         q = qkv[0].transpose(0, 1)  # (B, H, n, K)
         if scale is not None:

@@ -15,8 +15,8 @@ RMS = 0.2  # of an update before the learning rate: what AdamW's are, so that bo
 
 
 @torch.no_grad()
-def orthogonalized(matrix: Tensor) -> Tensor:
-    """About U Vᵀ of `matrix` (N, K) = U S Vᵀ: all its directions, equally long. Zeros stay zeros.
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """About U Vᵀ of each of `matrices` (…, N, K) = U S Vᵀ: all its directions, equally long. Zeros stay zeros.
 
         X ← aX + (b A + c A²) X,    A = X Xᵀ,    five times from X = matrix/‖matrix‖
 
@@ -24,14 +24,14 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     inventor does it; elsewhere in float32, where a CPU is twenty times as fast. Source: K. Jordan, Muon, 2024.
     """
     a, b, c = COEFFICIENTS
-    x = matrix.bfloat16() if matrix.device.type == "cuda" else matrix.float()
-    upright = len(x) > x.shape[1]
-    x = x.T if upright else x
-    x = x / x.norm().clamp(min=1e-7)
+    x = matrices.bfloat16() if matrices.device.type == "cuda" else matrices.float()
+    upright = x.shape[-2] > x.shape[-1]
+    x = (x.mT if upright else x).reshape(-1, *sorted(x.shape[-2:]))
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.T if upright else x).to(matrix.dtype)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if upright else x).reshape(matrices.shape).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -92,25 +92,25 @@ class Muon(torch.optim.Optimizer):
         assert closure is None
         for group in self.param_groups:
             if group["orthogonal"]:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._turn(parameter, group["lr"], group["weight_decay"])
+                moved = [p for p in group["params"] if p.grad is not None]
+                for shape in dict.fromkeys(p.shape for p in moved):  # a product of many small matrices is one of few
+                    self._turn([p for p in moved if p.shape == shape], group["lr"], group["weight_decay"])
         self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
         self._adamw.step()
 
-    def _turn(self, parameter: Tensor, lr: float, decay: float) -> None:
-        grad = parameter.grad
-        assert grad is not None
-        state = self.state[parameter]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(grad)
-        buffer = state["momentum_buffer"]
-        moved = MOMENTUM * buffer + grad
-        direction = orthogonalized(grad + MOMENTUM * moved)
-        size = RMS * max(parameter.shape) ** 0.5
-        weight = parameter * (1 - lr * decay) - (lr * size) * direction
+    def _turn(self, parameters: list[Tensor], lr: float, decay: float) -> None:
+        """Move parameters of one shape."""
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        grad = torch.stack([parameter.grad for parameter in parameters if parameter.grad is not None])
+        before, weight = torch.stack(buffers), torch.stack(parameters)
+        moment = MOMENTUM * before + grad
+        size = RMS * max(parameters[0].shape) ** 0.5
+        moved = weight * (1 - lr * decay) - (lr * size) * orthogonalized(grad + MOMENTUM * moment)
         if self.found_inf is not None:
             stay = self.found_inf.bool()
-            moved, weight = torch.where(stay, buffer, moved), torch.where(stay, parameter, weight)
-        buffer.copy_(moved)
-        parameter.copy_(weight)
+            moment, moved = torch.where(stay, before, moment), torch.where(stay, weight, moved)
+        torch._foreach_copy_(buffers, moment.unbind())
+        torch._foreach_copy_(parameters, moved.unbind())
