@@ -214,6 +214,33 @@ def test_a_directory_is_held_by_one_at_a_time(tmp_path: Path) -> None:
         pass
 
 
+def test_a_name_is_held_by_one_at_a_time_beside_what_has_it(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with storage.exclusive_name(out):
+        with storage.replacing_directory(out) as new:
+            (new / "a").touch()
+        with pytest.raises(storage.InUse, match=rf"out: process {os.getpid()} on .* is writing to it"):
+            storage.exclusive_name(out).__enter__()
+        with storage.exclusive(out), storage.exclusive_name(tmp_path / "other"):
+            pass  # neither what happens in it, nor another name
+        storage.remove_leftovers(tmp_path, "out")
+        assert (tmp_path / ".out.lock").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_lock_that_cannot_be_made_names_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(FileNotFoundError) as raised, storage.exclusive_name(tmp_path / "no" / "out"):
+        pass
+    assert raised.value.filename == str(tmp_path / "no" / "out")
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left") as full_disk, storage.exclusive(tmp_path):
+        pass
+    assert full_disk.value.filename == str(tmp_path)
+
+
 def test_a_lock_that_was_removed_while_it_was_asked_for_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

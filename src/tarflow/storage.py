@@ -5,7 +5,8 @@ system makes atomic. A process killed at any moment leaves either the old conten
 hidden sibling that `remove_leftovers` clears away. The exception is a directory written over an older one, which no
 file system renames in one step: killed between the two, neither has its name.
 
-`exclusive` keeps a second process out of a directory, and `file_facts` says later whether a file is what was written.
+`exclusive` keeps a second process out of a directory, `exclusive_name` from making one of the same name, and
+`file_facts` says later whether a file is what was written.
 """
 
 from __future__ import annotations
@@ -130,15 +131,19 @@ def exclusive(directory: str | Path) -> Iterator[None]:
     Raises:
         InUse: another process is in it; the message names the process, where that is known.
     """
-    path = Path(directory) / LOCK_FILE
-    descriptor = _lock(path)
-    try:
+    with _held(Path(directory) / LOCK_FILE, Path(directory)):
         yield
-    finally:
-        if descriptor is not None:
-            with contextlib.suppress(OSError):
-                path.unlink()  # while it is held; whoever has opened it already sees that it lost its name
-            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def exclusive_name(path: str | Path) -> Iterator[None]:
+    """`exclusive` for what is to appear under the name `path` as a whole: the lock is a hidden sibling of it.
+
+    A lock within the directory would be renamed away with what it replaces.
+    """
+    path = Path(path)
+    with _held(path.with_name(f".{path.name}{LOCK_FILE}"), path):
+        yield
 
 
 def check_not_in_use(directory: str | Path) -> None:
@@ -148,28 +153,52 @@ def check_not_in_use(directory: str | Path) -> None:
             pass
 
 
-def _lock(path: Path) -> int | None:
-    """An open file that is locked, or None where there are no locks."""
+@contextlib.contextmanager
+def _held(lock: Path, path: Path) -> Iterator[None]:
+    """Hold the file `lock`, which stands for `path`, until the block ends."""
+    descriptor = _lock(lock, path)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                lock.unlink()  # while it is held; whoever has opened it already sees that it lost its name
+            os.close(descriptor)
+
+
+def _lock(lock: Path, path: Path) -> int | None:
+    """The open file `lock`, locked, or None where there are no locks. Raises InUse of `path`."""
     if sys.platform == "win32":
         return None
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:  # of the hidden file; who asks has never heard of it
+            raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            if _is_still(descriptor, lock):
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
                 return descriptor
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
             os.close(descriptor)
-            raise InUse(f"{path.parent}: {holder} is writing to it; wait until it ends, or name another") from None
+            raise InUse(f"{path}: {holder} is writing to it; wait until it ends, or name another") from None
         except OSError as error:
             os.close(descriptor)
             if error.errno in _NO_LOCKS:
                 return None
-            raise
+            raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
         os.close(descriptor)  # its holder has removed it between our opening and locking it: that of the next is new
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    """Whether the open file has the name `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def cache_directory() -> Path:

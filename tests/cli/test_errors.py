@@ -287,6 +287,12 @@ def in_use(patch: pytest.MonkeyPatch, out: Path) -> None:
     patch.setattr(fcntl, "flock", refuse)
 
 
+def being_prepared(patch: pytest.MonkeyPatch, out: Path) -> None:
+    """As when another process makes it; tests/data/test_prepared.py has a real one."""
+    in_use(patch, out)
+    (out / ".lock").rename(out.with_name(f".{out.name}.lock"))
+
+
 def no_datasets(patch: pytest.MonkeyPatch, out: Path) -> None:
     patch.setitem(sys.modules, "datasets", None)
 
@@ -613,6 +619,13 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "a pickled batch of ImageNet": Case(
             "prepare {p}/pickled --out {o}", ["train_data_batch_1", "pickle", ".npz"], "Take the `.npz` form."
+        ),
+        "a directory that another process is preparing": Case(
+            "prepare digits --out {o}",
+            ["out", "process 123 on gpu-7"],
+            "Wait for it, or give another `--out`.",
+            being_prepared,
+            (".out.lock",),
         ),
         "prepare with a disk that is full": Case(
             "prepare digits --out {o}", ["out", "No space left"], "Make room; nothing was left.", full_disk

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import shutil
+import time
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,9 @@ import pytest
 import torch
 from PIL import Image
 
+from forked import exit_code, fork
 from tarflow import storage
+from tarflow.cli import main
 from tarflow.data import prepare as packing
 from tarflow.data.errors import DataError
 from tarflow.data.load import ImageSet, load, load_all, load_held_out
@@ -28,6 +33,8 @@ from tarflow.data.stream import open_stream
 from tarflow.training.setup import open_data, resolve
 from tarflow.training.trainer import train
 from training_cases import MODEL, TRAINING, assert_bitwise_equal, run_weights
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
 
 def encoded(seed: int, mode: str = "RGB", size: tuple[int, int] = (6, 5)) -> bytes:
@@ -219,6 +226,60 @@ def test_killed_on_the_way_it_leaves_nothing_that_the_next_try_does_not_clear(fo
     assert sorted(p.name for p in tmp_path.iterdir()) == [".other.partial-1", "out", "photos"]
     storage.remove_leftovers(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "photos"]
+
+
+@forks
+def test_a_second_one_at_once_is_refused_and_spoils_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, reached, go_on = tmp_path / "out", tmp_path / "reached", tmp_path / "go-on"
+
+    def pause(what: str, done: int, total: int) -> None:
+        """In the middle of the pixels, until the test says go on, or has failed."""
+        if what == "writing" and not reached.exists():
+            reached.touch()
+            until = time.monotonic() + 20
+            while not go_on.exists() and time.monotonic() < until:
+                time.sleep(0.005)
+
+    def work(progress: Any = None) -> None:
+        prepare(str(folder), out, Request(skip_bad=True), force=True, progress=progress)
+
+    first = fork(lambda: work(pause))
+    while not reached.exists():
+        time.sleep(0.005)
+    with pytest.raises(storage.InUse, match=rf"out: process {first} on .* is writing to it"):
+        work()
+    assert main(["prepare", str(folder), "--skip-bad", "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tarflow: error: {out}: process {first} ")
+    go_on.touch()
+    assert exit_code(first) == 0
+    assert_same(load(str(out)).train, load(str(folder), skip_bad=True).train)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["go-on", "out", "photos", "reached"]
+
+
+def test_who_comes_when_another_has_just_ended_finds_what_it_left(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the first look at the place and the lock of it."""
+    real = storage.exclusive_name
+
+    @contextlib.contextmanager
+    def late(path: Path) -> Iterator[None]:
+        monkeypatch.setattr(storage, "exclusive_name", real)
+        prepare(str(folder), tmp_path / "out", Request(skip_bad=True), split_seed=seed)
+        with real(path):
+            yield
+
+    for seed in (0, 1):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        monkeypatch.setattr(storage, "exclusive_name", late)
+        if seed == 0:
+            assert prepare(str(folder), tmp_path / "out", Request(skip_bad=True))[1], "it was made twice"
+        else:
+            with pytest.raises(FileExistsError, match="split seed 1, asked for split seed 0"):
+                prepare(str(folder), tmp_path / "out", Request(skip_bad=True))
 
 
 def test_it_is_made_with_memory_for_a_few_hundred_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

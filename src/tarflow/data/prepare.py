@@ -123,30 +123,42 @@ def prepare(
 
     Raises:
         FileExistsError: `out` is something else, or was prepared from something else and not `force`.
+        InUse: another process prepares `out`.
         DataError: as `load`; the source changed while it was read.
     """
     check_fraction(held_out_fraction)
     out = Path(out)
+    if not out.name:
+        raise FileExistsError(f"{out}: expected a directory by its own name, which is made new")
     if is_prepared(source):
         raise DataError(f"{source}: is prepared already; expected the images that it was made of")
     opened = open_source(source)
     asked = Asked(request.image_size, request.channels, request.levels, held_out_fraction, split_seed, variant)
     files = files_digest(opened)
-    if out.exists() and not is_prepared(str(out)) and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out}: expected a new directory, or one that `tarflow prepare` made")
-    if is_prepared(str(out)) and not force:
-        manifest = _still_good(source, opened, out, asked, files, request.skip_bad, progress)
+
+    def known() -> Manifest | None:
+        """That of what is there and may stay. FileExistsError where `out` may not be replaced."""
+        if out.exists() and not is_prepared(str(out)) and (not out.is_dir() or any(out.iterdir())):
+            raise FileExistsError(f"{out}: expected a new directory, or one that `tarflow prepare` made")
+        if not is_prepared(str(out)) or force:
+            return None
+        return _still_good(source, opened, out, asked, files, request.skip_bad, progress)
+
+    if (manifest := known()) is not None:  # before the lock, which takes a place where one may write
         return manifest, True
     out.parent.mkdir(parents=True, exist_ok=True)
-    storage.remove_leftovers(out.parent, out.name)
-    with storage.replacing_directory(out) as folder, contextlib.ExitStack() as closing:
+    with storage.exclusive_name(out):
+        if (manifest := known()) is not None:  # another may have come and gone in between
+            return manifest, True
+        storage.remove_leftovers(out.parent, out.name)
+        with storage.replacing_directory(out) as folder, contextlib.ExitStack() as closing:
 
-        def new_stack(part: Part) -> FileStack:
-            stack = FileStack(folder / f"{part.split}.raw", len(part.names))
-            closing.callback(stack.close)
-            return stack
+            def new_stack(part: Part) -> FileStack:
+                stack = FileStack(folder / f"{part.split}.raw", len(part.names))
+                closing.callback(stack.close)
+                return stack
 
-        return _write(folder, source, opened, asked, request, files, progress, new_stack), False
+            return _write(folder, source, opened, asked, request, files, progress, new_stack), False
 
 
 def _still_good(
