@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tarflow import storage
@@ -199,6 +201,27 @@ def test_text_is_added_at_the_end(tmp_path: Path) -> None:
     storage.append_text(tmp_path / "a.txt", "one\n")
     storage.append_text(tmp_path / "a.txt", "two\n")
     assert contents(tmp_path) == {"a.txt": "one\ntwo\n"}
+
+
+def test_a_file_is_digested_while_it_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    with open(file, "wb") as opened:
+        digesting = storage.Digesting(opened)
+        assert digesting.write(b"abc") == 3
+        assert digesting.write(np.arange(6, dtype=np.int64).reshape(2, 3)) == 48
+    pieces: list[int] = []
+    assert storage.file_facts(file, pieces.append) == digesting.facts
+    assert file.stat().st_size == sum(pieces) == digesting.facts["bytes"] == 51
+    assert digesting.facts["blake2b"] == hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+    assert storage.difference(file, digesting.facts) is None
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    assert storage.difference(file, digesting.facts) == "damaged, its digest is not that of what was written"
+    file.write_bytes(b"abc")
+    assert storage.difference(file, digesting.facts) == "damaged, 3 bytes of 51"
+    file.unlink()
+    assert storage.difference(file, digesting.facts) == "missing"
+    with pytest.raises(KeyError):
+        storage.difference(file, {})
 
 
 def test_a_directory_is_held_by_one_at_a_time(tmp_path: Path) -> None:

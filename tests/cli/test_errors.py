@@ -172,6 +172,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image(f"stream/{k}.png", 4, 4)
     (root / "stream" / "1.png").write_bytes(b"no image")
     (root / "damaged" / "pixels.npy").write_bytes(b"no array")
+    prepare("digits", root / "flipped", Request())
+    pixels = (root / "flipped" / "pixels.npy").read_bytes()
+    (root / "flipped" / "pixels.npy").write_bytes(pixels[:-1] + bytes([pixels[-1] ^ 1]))
+    prepare("digits", root / "undigested", Request())
+    (root / "undigested" / "digests.json").unlink()
     return root
 
 
@@ -639,6 +644,19 @@ GROUPS: dict[str, dict[str, Case]] = {
             "train --recipe digits --data {p}/damaged --out {o}",
             ["damaged/pixels.npy"],
             "Prepare it again, with `--force`.",
+        ),
+        "check one of which a bit has flipped": Case(
+            "prepare --check {p}/flipped", ["flipped/pixels.npy", "digest", "--force"], "The same."
+        ),
+        "check one without its digests": Case(
+            "prepare --check {p}/undigested", ["undigested/digests.json", "missing", "--force"], "The same."
+        ),
+        "check what was not prepared": Case(
+            "prepare --check {p}/mixed", ["mixed", "prepare"], "Give the directory that `--out` named."
+        ),
+        "check nothing": Case("prepare --check {p}/nowhere", ["nowhere", "prepare"], "Check the path."),
+        "check and prepare at once": Case(
+            "prepare digits --out {o} --check {p}/prepared", ["digits", "--out"], "Give `--check DIR` alone."
         ),
     },
     "Planning": {
