@@ -132,11 +132,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return file
 
     few = build("unconditional", torch.float32)
-    few.save_pretrained(root / "few")
     for k in range(30):
         image(f"unlabelled/{k}.png", 4, 4)
-    source = DataConfig(source=str(root / "unlabelled"))
-    write_config(root / "few", RunConfig(few.config, source, TrainingConfig(steps=1)))
+    for name, share in (("few", 0.5), ("fewer", 0.1)):
+        few.save_pretrained(root / name)
+        source = DataConfig(source=str(root / "unlabelled"), held_out_fraction=share)
+        write_config(root / name, RunConfig(few.config, source, TrainingConfig(steps=1)))
 
     (root / "empty").mkdir()
     (root / "documents").mkdir()
@@ -429,6 +430,9 @@ GROUPS: dict[str, dict[str, Case]] = {
         "too few to compare with": Case(
             "quality {p}/run --reference 5 --extractor classifier", ["--reference", "12"], "Leave it out."
         ),
+        "too few images to compare with": Case(
+            "quality {p}/fewer --extractor classifier", ["fewer", "12", "held-out", "3"], "Hold out more in training."
+        ),
         "quality of a model alone": Case(
             "quality {p}/model-only --no-denoise", ["model-only", "data"], "Give a run that was trained here."
         ),
@@ -675,6 +679,9 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "plan without the number of images": Case(
             "plan default --device h100 --epochs 2", ["images", "epochs"], "Add `--images`, or `--data`."
+        ),
+        "plan with fewer than no images": Case(
+            "plan digits --device h100 --images -5", ["images", "-5"], "Leave it out, or give one or more."
         ),
         "plan with more than all of a device": Case(
             "plan cifar10 --device h100 --share 2", ["share", "2"], "0.4 is assumed."

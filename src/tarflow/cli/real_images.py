@@ -57,6 +57,9 @@ def open_judge(run: Run, judging: Judging, progress: Progress) -> tuple[Judge, S
     if judging.extractor != "classifier":
         extractor = open_extractor(judging.extractor, run.flow.device, weights=judging.weights)
     splits = open_splits(run, progress=progress.loading)
+    for name, images in (("training", splits.train), ("held-out", splits.held_out)):  # before hours of sampling
+        if len(images) < LEAST:
+            raise ValueError(f"{run.path}: expected at least {LEAST} {name} images to compare with, got {len(images)}")
     if judging.extractor == "classifier":
         labels = splits.train.labels
         labelled = None if labels is None else (splits.train.images, labels, run.levels)
