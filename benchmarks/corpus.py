@@ -95,6 +95,7 @@ def subjects() -> dict[str, Subject]:
         "idx.gz": Subject("idx.gz", "train-images-idx3-ubyte.gz", BYTES, "prepare {r} --out {o}"),
         "official": Subject("official", "model.pth", torch_ways, "convert {r}/model.pth {o} --noise-std 0.1"),
         "prepared.json": Subject("prepared", "prepared.json", JSON, EVALUATE),
+        "prepared digests.json": Subject("prepared", "digests.json", JSON, "prepare --check {r}"),
     }
     for name in ("pixels.npy", "labels.npy", "names.npy", "names.bin"):
         result[name] = Subject("prepared", name, BYTES, EVALUATE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tarflow import storage
@@ -201,6 +203,27 @@ def test_text_is_added_at_the_end(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"a.txt": "one\ntwo\n"}
 
 
+def test_a_file_is_digested_while_it_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    with open(file, "wb") as opened:
+        digesting = storage.Digesting(opened)
+        assert digesting.write(b"abc") == 3
+        assert digesting.write(np.arange(6, dtype=np.int64).reshape(2, 3)) == 48
+    pieces: list[int] = []
+    assert storage.file_facts(file, pieces.append) == digesting.facts
+    assert file.stat().st_size == sum(pieces) == digesting.facts["bytes"] == 51
+    assert digesting.facts["blake2b"] == hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+    assert storage.difference(file, digesting.facts) is None
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    assert storage.difference(file, digesting.facts) == "damaged, its digest is not that of what was written"
+    file.write_bytes(b"abc")
+    assert storage.difference(file, digesting.facts) == "damaged, 3 bytes of 51"
+    file.unlink()
+    assert storage.difference(file, digesting.facts) == "missing"
+    with pytest.raises(KeyError):
+        storage.difference(file, {})
+
+
 def test_a_directory_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     with storage.exclusive(tmp_path):
         for ask in (lambda: storage.exclusive(tmp_path).__enter__(), lambda: storage.check_not_in_use(tmp_path)):
@@ -212,6 +235,33 @@ def test_a_directory_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     storage.check_not_in_use(tmp_path)
     with storage.exclusive(tmp_path):
         pass
+
+
+def test_a_name_is_held_by_one_at_a_time_beside_what_has_it(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with storage.exclusive_name(out):
+        with storage.replacing_directory(out) as new:
+            (new / "a").touch()
+        with pytest.raises(storage.InUse, match=rf"out: process {os.getpid()} on .* is writing to it"):
+            storage.exclusive_name(out).__enter__()
+        with storage.exclusive(out), storage.exclusive_name(tmp_path / "other"):
+            pass  # neither what happens in it, nor another name
+        storage.remove_leftovers(tmp_path, "out")
+        assert (tmp_path / ".out.lock").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_lock_that_cannot_be_made_names_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(FileNotFoundError) as raised, storage.exclusive_name(tmp_path / "no" / "out"):
+        pass
+    assert raised.value.filename == str(tmp_path / "no" / "out")
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left") as full_disk, storage.exclusive(tmp_path):
+        pass
+    assert full_disk.value.filename == str(tmp_path)
 
 
 def test_a_lock_that_was_removed_while_it_was_asked_for_is_none(

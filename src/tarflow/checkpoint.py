@@ -32,9 +32,9 @@ from tarflow.model.flow import CONFIG_FILE as CONFIG_FILE
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow, read_json, read_weights
 from tarflow.sampling.calibrate import Calibration
 from tarflow.sampling.setting import StoredSetting
+from tarflow.storage import DIGESTS_FILE as DIGESTS_FILE
 
 STATE_FILE = "state.pt"
-DIGESTS_FILE = "digests.json"
 MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 ALL_FILES = (*MODEL_FILES, STATE_FILE)
 SOLVERS_FILE = "solvers.json"
@@ -206,10 +206,8 @@ def damage(directory: Path, files: Sequence[str] = ALL_FILES) -> str | None:
         for name in files:
             if not (directory / name).is_file():
                 return f"{name}: missing"
-            if known is not None and (found := storage.file_facts(directory / name)) != known[name]:
-                if found["bytes"] != known[name]["bytes"]:
-                    return f"{name}: damaged, {found['bytes']} bytes of {known[name]['bytes']}"
-                return f"{name}: damaged, its digest is not that of what was written"
+            if known is not None and (problem := storage.difference(directory / name, known[name])) is not None:
+                return f"{name}: {problem}"
         if known is None:
             for name, read in ((CONFIG_FILE, read_config), (WEIGHTS_FILE, _read_weights), (STATE_FILE, load_state)):
                 if name in files:

@@ -5,7 +5,8 @@ system makes atomic. A process killed at any moment leaves either the old conten
 hidden sibling that `remove_leftovers` clears away. The exception is a directory written over an older one, which no
 file system renames in one step: killed between the two, neither has its name.
 
-`exclusive` keeps a second process out of a directory, and `file_facts` says later whether a file is what was written.
+`exclusive` keeps a second process out of a directory, and `exclusive_name` from making one of the same name. What
+`file_facts`, or `Digesting`, said of a file when it was written tells `difference` later whether it still is that.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ import shutil
 import socket
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 if sys.platform != "win32":
     import fcntl
 
 LOCK_FILE = ".lock"
+DIGESTS_FILE = "digests.json"  # what a directory keeps of its files: {name: `file_facts`}
 _MARK = ".partial-"
+_READ_BYTES = 1 << 18  # digested at a time
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without locks answer
 
 
@@ -130,15 +133,19 @@ def exclusive(directory: str | Path) -> Iterator[None]:
     Raises:
         InUse: another process is in it; the message names the process, where that is known.
     """
-    path = Path(directory) / LOCK_FILE
-    descriptor = _lock(path)
-    try:
+    with _held(Path(directory) / LOCK_FILE, Path(directory)):
         yield
-    finally:
-        if descriptor is not None:
-            with contextlib.suppress(OSError):
-                path.unlink()  # while it is held; whoever has opened it already sees that it lost its name
-            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def exclusive_name(path: str | Path) -> Iterator[None]:
+    """`exclusive` for what is to appear under the name `path` as a whole: the lock is a hidden sibling of it.
+
+    A lock within the directory would be renamed away with what it replaces.
+    """
+    path = Path(path)
+    with _held(path.with_name(f".{path.name}{LOCK_FILE}"), path):
+        yield
 
 
 def check_not_in_use(directory: str | Path) -> None:
@@ -148,28 +155,52 @@ def check_not_in_use(directory: str | Path) -> None:
             pass
 
 
-def _lock(path: Path) -> int | None:
-    """An open file that is locked, or None where there are no locks."""
+@contextlib.contextmanager
+def _held(lock: Path, path: Path) -> Iterator[None]:
+    """Hold the file `lock`, which stands for `path`, until the block ends."""
+    descriptor = _lock(lock, path)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                lock.unlink()  # while it is held; whoever has opened it already sees that it lost its name
+            os.close(descriptor)
+
+
+def _lock(lock: Path, path: Path) -> int | None:
+    """The open file `lock`, locked, or None where there are no locks. Raises InUse of `path`."""
     if sys.platform == "win32":
         return None
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:  # of the hidden file; who asks has never heard of it
+            raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            if _is_still(descriptor, lock):
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
                 return descriptor
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
             os.close(descriptor)
-            raise InUse(f"{path.parent}: {holder} is writing to it; wait until it ends, or name another") from None
+            raise InUse(f"{path}: {holder} is writing to it; wait until it ends, or name another") from None
         except OSError as error:
             os.close(descriptor)
             if error.errno in _NO_LOCKS:
                 return None
-            raise
+            raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
         os.close(descriptor)  # its holder has removed it between our opening and locking it: that of the next is new
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    """Whether the open file has the name `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def cache_directory() -> Path:
@@ -179,11 +210,62 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tarflow"
 
 
-def file_facts(path: str | Path) -> dict[str, Any]:
-    """The size and a digest of a file: what it must still have when it is read again."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        return {"bytes": os.fstat(file.fileno()).st_size, "blake2b": digest}
+def file_facts(path: str | Path, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """The size and a digest of a file: what it must still have when it is read again.
+
+    `progress` is called with the number of bytes of each piece that was read.
+    """
+    digest, count = _new_digest(), 0
+    with open(path, "rb", buffering=0) as file:
+        piece = memoryview(bytearray(_READ_BYTES))
+        while size := file.readinto(piece):
+            digest.update(piece[:size])
+            count += size
+            if progress is not None:
+                progress(size)
+    return {"bytes": count, "blake2b": digest.hexdigest()}
+
+
+def difference(path: str | Path, facts: dict[str, Any], progress: Callable[[int], None] | None = None) -> str | None:
+    """Why a file is not what `facts` say that was written, in a few words; None where it is.
+
+    `progress` is that of `file_facts`. Raises KeyError or TypeError where `facts` are no facts.
+    """
+    size, digest = facts["bytes"], facts["blake2b"]
+    try:
+        if not Path(path).is_file():
+            return "missing"
+        if (found := os.stat(path).st_size) != size:
+            return f"damaged, {found} bytes of {size}"
+        if file_facts(path, progress)["blake2b"] != digest:
+            return "damaged, its digest is not that of what was written"
+    except OSError as error:  # such as a disk that cannot read it any more
+        return error.strerror or str(error)
+    return None
+
+
+class Digesting:
+    """Writes to an open file, and digests what goes there: `facts` are its `file_facts`, without reading it again."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest, self._count = file, _new_digest(), 0
+
+    def write(self, data: Any) -> int:
+        """Write bytes, or the buffer of an array (contiguous, in C's order); how many bytes that were."""
+        size = memoryview(data).nbytes
+        self._file.write(data)
+        self._digest.update(data)
+        self._count += size
+        return size
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Of what was written so far."""
+        return {"bytes": self._count, "blake2b": self._digest.hexdigest()}
+
+
+def _new_digest() -> Any:
+    return hashlib.blake2b(digest_size=16)
 
 
 def flush(path: str | Path) -> None:

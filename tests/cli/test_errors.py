@@ -132,11 +132,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return file
 
     few = build("unconditional", torch.float32)
-    few.save_pretrained(root / "few")
     for k in range(30):
         image(f"unlabelled/{k}.png", 4, 4)
-    source = DataConfig(source=str(root / "unlabelled"))
-    write_config(root / "few", RunConfig(few.config, source, TrainingConfig(steps=1)))
+    for name, share in (("few", 0.5), ("fewer", 0.1)):
+        few.save_pretrained(root / name)
+        source = DataConfig(source=str(root / "unlabelled"), held_out_fraction=share)
+        write_config(root / name, RunConfig(few.config, source, TrainingConfig(steps=1)))
 
     (root / "empty").mkdir()
     (root / "documents").mkdir()
@@ -172,6 +173,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image(f"stream/{k}.png", 4, 4)
     (root / "stream" / "1.png").write_bytes(b"no image")
     (root / "damaged" / "pixels.npy").write_bytes(b"no array")
+    prepare("digits", root / "flipped", Request())
+    pixels = (root / "flipped" / "pixels.npy").read_bytes()
+    (root / "flipped" / "pixels.npy").write_bytes(pixels[:-1] + bytes([pixels[-1] ^ 1]))
+    prepare("digits", root / "undigested", Request())
+    (root / "undigested" / "digests.json").unlink()
     return root
 
 
@@ -285,6 +291,12 @@ def in_use(patch: pytest.MonkeyPatch, out: Path) -> None:
     out.mkdir()
     (out / ".lock").write_text("process 123 on gpu-7")
     patch.setattr(fcntl, "flock", refuse)
+
+
+def being_prepared(patch: pytest.MonkeyPatch, out: Path) -> None:
+    """As when another process makes it; tests/data/test_prepared.py has a real one."""
+    in_use(patch, out)
+    (out / ".lock").rename(out.with_name(f".{out.name}.lock"))
 
 
 def no_datasets(patch: pytest.MonkeyPatch, out: Path) -> None:
@@ -417,6 +429,9 @@ GROUPS: dict[str, dict[str, Case]] = {
         "quality of too few samples": Case("quality {p}/run -n 5", ["-n", "12", "5"], "Ask for more, thousands."),
         "too few to compare with": Case(
             "quality {p}/run --reference 5 --extractor classifier", ["--reference", "12"], "Leave it out."
+        ),
+        "too few images to compare with": Case(
+            "quality {p}/fewer --extractor classifier", ["fewer", "12", "held-out", "3"], "Hold out more in training."
         ),
         "quality of a model alone": Case(
             "quality {p}/model-only --no-denoise", ["model-only", "data"], "Give a run that was trained here."
@@ -614,6 +629,13 @@ GROUPS: dict[str, dict[str, Case]] = {
         "a pickled batch of ImageNet": Case(
             "prepare {p}/pickled --out {o}", ["train_data_batch_1", "pickle", ".npz"], "Take the `.npz` form."
         ),
+        "a directory that another process is preparing": Case(
+            "prepare digits --out {o}",
+            ["out", "process 123 on gpu-7"],
+            "Wait for it, or give another `--out`.",
+            being_prepared,
+            (".out.lock",),
+        ),
         "prepare with a disk that is full": Case(
             "prepare digits --out {o}", ["out", "No space left"], "Make room; nothing was left.", full_disk
         ),
@@ -626,6 +648,19 @@ GROUPS: dict[str, dict[str, Case]] = {
             "train --recipe digits --data {p}/damaged --out {o}",
             ["damaged/pixels.npy"],
             "Prepare it again, with `--force`.",
+        ),
+        "check one of which a bit has flipped": Case(
+            "prepare --check {p}/flipped", ["flipped/pixels.npy", "digest", "--force"], "The same."
+        ),
+        "check one without its digests": Case(
+            "prepare --check {p}/undigested", ["undigested/digests.json", "missing", "--force"], "The same."
+        ),
+        "check what was not prepared": Case(
+            "prepare --check {p}/mixed", ["mixed", "prepare"], "Give the directory that `--out` named."
+        ),
+        "check nothing": Case("prepare --check {p}/nowhere", ["nowhere", "prepare"], "Check the path."),
+        "check and prepare at once": Case(
+            "prepare digits --out {o} --check {p}/prepared", ["digits", "--out"], "Give `--check DIR` alone."
         ),
     },
     "Planning": {
@@ -644,6 +679,9 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "plan without the number of images": Case(
             "plan default --device h100 --epochs 2", ["images", "epochs"], "Add `--images`, or `--data`."
+        ),
+        "plan with fewer than no images": Case(
+            "plan digits --device h100 --images -5", ["images", "-5"], "Leave it out, or give one or more."
         ),
         "plan with more than all of a device": Case(
             "plan cifar10 --device h100 --share 2", ["share", "2"], "0.4 is assumed."

@@ -12,6 +12,8 @@ import torch
 from tarflow import recipes
 from tarflow.cli import main
 from tarflow.config import TarFlowConfig
+from tarflow.data.prepare import prepare
+from tarflow.data.request import Request
 from tarflow.planning import devices
 from tarflow.planning.devices import Device
 from tarflow.planning.work import parameters
@@ -48,6 +50,19 @@ def test_what_expects_says_is_what_the_data_are(capsys: pytest.CaptureFixture[st
         expected = plan(capsys, name, "--device", "h100")
         assert expected == plan(capsys, name, "--device", "h100", "--data", "digits") | {"recipe": name}
         assert expected["images"] == 1438
+
+
+def test_images_that_training_leaves_off_the_device_are_not_planned_on_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A prepared set above a size, as `data.feed` keeps it; a smaller one goes to the device."""
+    prepare("digits", tmp_path / "prepared", Request(), held_out_fraction=0.2)
+    options = ("digits", "--device", "h100", "--data", str(tmp_path / "prepared"))
+    small = plan(capsys, *options)
+    assert small["memory"]["images"] == 1438 * 64
+    monkeypatch.setattr("tarflow.data.feed.ON_DEVICE_BYTES", 1438 * 64 - 1)
+    large = plan(capsys, *options)
+    assert large["memory"]["images"] == 0 and large["images"] == small["images"]
 
 
 def test_options_take_the_place_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.load import load, load_held_out
 from tarflow.data.noise import noisy_images
-from tarflow.evaluation import held_out
+from tarflow.evaluation import held_out, run_data
 from tarflow.evaluation.held_out import HELD_OUT_FILE
 from tarflow.seeding import seeded_generator
 
@@ -150,7 +150,7 @@ def test_the_reference_is_kept_and_computed_again_when_it_is_stale(place: Path, 
         calls.append(args)
         return load_held_out(*args, **options)
 
-    monkeypatch.setattr(held_out, "load_held_out", counted)
+    monkeypatch.setattr(run_data, "load_held_out", counted)
     first = score(place, "run", place / "photos")
     kept = (place / "run" / HELD_OUT_FILE).read_text()
     assert score(place, "run", place / "photos") == first

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import json
 import os
 import shutil
+import time
 import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +21,30 @@ import pytest
 import torch
 from PIL import Image
 
+from forked import exit_code, fork
 from tarflow import storage
+from tarflow.cli import main
 from tarflow.data import prepare as packing
 from tarflow.data.errors import DataError
 from tarflow.data.load import ImageSet, load, load_all, load_held_out
 from tarflow.data.prepare import prepare
-from tarflow.data.prepared import MANIFEST_FILE, NAMES_FILE, PIXELS_FILE, is_prepared, read_manifest
+from tarflow.data.prepared import (
+    LABELS_FILE,
+    MANIFEST_FILE,
+    NAMES_FILE,
+    OFFSETS_FILE,
+    PIXELS_FILE,
+    check_prepared,
+    is_prepared,
+    read_manifest,
+)
 from tarflow.data.request import Request
 from tarflow.data.stream import open_stream
 from tarflow.training.setup import open_data, resolve
 from tarflow.training.trainer import train
 from training_cases import MODEL, TRAINING, assert_bitwise_equal, run_weights
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
 
 def encoded(seed: int, mode: str = "RGB", size: tuple[int, int] = (6, 5)) -> bytes:
@@ -221,6 +238,60 @@ def test_killed_on_the_way_it_leaves_nothing_that_the_next_try_does_not_clear(fo
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "photos"]
 
 
+@forks
+def test_a_second_one_at_once_is_refused_and_spoils_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, reached, go_on = tmp_path / "out", tmp_path / "reached", tmp_path / "go-on"
+
+    def pause(what: str, done: int, total: int) -> None:
+        """In the middle of the pixels, until the test says go on, or has failed."""
+        if what == "writing" and not reached.exists():
+            reached.touch()
+            until = time.monotonic() + 20
+            while not go_on.exists() and time.monotonic() < until:
+                time.sleep(0.005)
+
+    def work(progress: Any = None) -> None:
+        prepare(str(folder), out, Request(skip_bad=True), force=True, progress=progress)
+
+    first = fork(lambda: work(pause))
+    while not reached.exists():
+        time.sleep(0.005)
+    with pytest.raises(storage.InUse, match=rf"out: process {first} on .* is writing to it"):
+        work()
+    assert main(["prepare", str(folder), "--skip-bad", "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tarflow: error: {out}: process {first} ")
+    go_on.touch()
+    assert exit_code(first) == 0
+    assert_same(load(str(out)).train, load(str(folder), skip_bad=True).train)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["go-on", "out", "photos", "reached"]
+
+
+def test_who_comes_when_another_has_just_ended_finds_what_it_left(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the first look at the place and the lock of it."""
+    real = storage.exclusive_name
+
+    @contextlib.contextmanager
+    def late(path: Path) -> Iterator[None]:
+        monkeypatch.setattr(storage, "exclusive_name", real)
+        prepare(str(folder), tmp_path / "out", Request(skip_bad=True), split_seed=seed)
+        with real(path):
+            yield
+
+    for seed in (0, 1):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        monkeypatch.setattr(storage, "exclusive_name", late)
+        if seed == 0:
+            assert prepare(str(folder), tmp_path / "out", Request(skip_bad=True))[1], "it was made twice"
+        else:
+            with pytest.raises(FileExistsError, match="split seed 1, asked for split seed 0"):
+                prepare(str(folder), tmp_path / "out", Request(skip_bad=True))
+
+
 def test_it_is_made_with_memory_for_a_few_hundred_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = pa.table({"image": [encoded(k, "L", (48, 48)) for k in range(8)] * 250})
     pq.write_table(table, tmp_path / "many.parquet", row_group_size=100)
@@ -264,6 +335,122 @@ def test_a_damaged_one_is_named(damage: str, message: str, tmp_path: Path) -> No
         manifest.write_text(json.dumps(values))
     with pytest.raises(DataError, match=message):
         load(str(tmp_path / "out"))
+
+
+FILES = [MANIFEST_FILE, PIXELS_FILE, LABELS_FILE, NAMES_FILE, OFFSETS_FILE]
+
+
+def spoil(file: Path, change: Callable[[bytes], bytes]) -> None:
+    file.write_bytes(change(file.read_bytes()))
+
+
+def a_bit(data: bytes) -> bytes:
+    return data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]
+
+
+def test_a_check_reads_all_of_it_once_and_finds_it_sound(folder: Path, tmp_path: Path) -> None:
+    manifest, _ = prepare(str(folder), tmp_path / "out", Request(skip_bad=True))
+    seen: list[tuple[int, int]] = []
+    assert check_prepared(tmp_path / "out", lambda done, total: seen.append((done, total))) == manifest
+    size = sum((tmp_path / "out" / name).stat().st_size for name in FILES)
+    assert seen[-1] == (size, size) and seen == sorted(seen)
+    np.savez(tmp_path / "unlabelled.npz", images=np.zeros((9, 5, 4), np.uint8))
+    prepare(str(tmp_path / "unlabelled.npz"), tmp_path / "bare", Request())
+    assert not check_prepared(tmp_path / "bare").labelled
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (a_bit, "damaged, its digest is not that of what was written"),
+        (lambda data: data[:-1], r"damaged, \d+ bytes of \d+"),
+        (None, "missing"),
+    ],
+)
+def test_a_check_names_the_file_that_is_not_what_was_written(
+    name: str, change: Callable[[bytes], bytes] | None, reason: str, tmp_path: Path
+) -> None:
+    prepare("digits", tmp_path / "out", Request())
+    if change is None:
+        (tmp_path / "out" / name).unlink()
+    else:
+        spoil(tmp_path / "out" / name, change)
+    with pytest.raises(DataError, match=rf"^\S*out/{name}: {reason}: prepare it again, with --force$"):
+        check_prepared(tmp_path / "out")
+
+
+def test_a_check_names_all_that_are_damaged(tmp_path: Path) -> None:
+    prepare("digits", tmp_path / "out", Request())
+    for name in (PIXELS_FILE, NAMES_FILE):
+        spoil(tmp_path / "out" / name, a_bit)
+    with pytest.raises(DataError, match=f"{PIXELS_FILE}: damaged, .*; .*{NAMES_FILE}: damaged"):
+        check_prepared(tmp_path / "out")
+
+
+def test_a_file_that_the_disk_cannot_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    prepare("digits", tmp_path / "out", Request())
+    monkeypatch.setattr(storage, "file_facts", fail)
+    with pytest.raises(DataError, match=f"{PIXELS_FILE}: Input/output error"):
+        check_prepared(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda facts: None,
+        lambda facts: {name: facts[name] for name in FILES if name != PIXELS_FILE},
+        lambda facts: facts | {"../digests.json": facts[PIXELS_FILE]},
+        lambda facts: facts | {PIXELS_FILE: 3},
+        lambda facts: facts | {PIXELS_FILE: {"bytes": "3", "blake2b": ""}},
+        lambda facts: facts | {PIXELS_FILE: {"bytes": 3}},
+    ],
+)
+def test_digests_that_are_damaged_are_named(change: Any, tmp_path: Path) -> None:
+    prepare("digits", tmp_path / "out", Request())
+    file = tmp_path / "out" / storage.DIGESTS_FILE
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with pytest.raises(DataError, match=r"out/digests.json: damaged: prepare it again, with --force"):
+        check_prepared(tmp_path / "out")
+    file.write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"out/digests.json: damaged"):
+        check_prepared(tmp_path / "out")
+    file.unlink()
+    with pytest.raises(DataError, match=r"out/digests.json: missing, so that nothing tells what was written"):
+        check_prepared(tmp_path / "out")
+    load(str(tmp_path / "out"))  # of a version that did not write them
+
+
+def test_digests_are_taken_while_writing_and_opening_takes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a set of a terabyte would be read a second time, and again before every training."""
+    real, read = storage.file_facts, []
+
+    def file_facts(path: Any, *arguments: Any) -> Any:
+        read.append(Path(path).name)
+        return real(path, *arguments)
+
+    monkeypatch.setattr(storage, "file_facts", file_facts)
+    prepare("digits", tmp_path / "out", Request())
+    assert read == [MANIFEST_FILE]
+    spoil(tmp_path / "out" / PIXELS_FILE, a_bit)
+    load(str(tmp_path / "out"))
+    assert read == [MANIFEST_FILE]
+
+
+def test_the_command_says_whether_it_is_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["prepare", "digits", "--out", str(out)]) == 0
+    written = capsys.readouterr().out.removeprefix(f"{out}: ")
+    assert main(["prepare", "--check", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}: sound: {written}"
+    spoil(out / LABELS_FILE, a_bit)
+    assert main(["prepare", f"--check={out}"]) == 2
+    assert f"tarflow: error: {out}/labels.npy: damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,37 @@ def test_damaged_files_and_leftovers_are_made_again(tmp_path):
     assert again.network.seen == 25 and files(tmp_path) == ["00000.npy", "00001.npy", "00002.npy"]
 
 
+@pytest.mark.parametrize(
+    "header", [b"{'descr': ", b"{'descr': '<f4', 'shape': (10, 10**12), 'fortran_order': 0}", b"(" * 90]
+)
+def test_whatever_is_in_a_file_it_is_made_again(header, tmp_path):
+    found = real_features(images(25), pixels(), tmp_path)
+    (folder,) = (tmp_path / "features").iterdir()
+    text = header.ljust(117) + b"\n"
+    (folder / "00001.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    again = pixels()
+    assert torch.equal(real_features(images(25), again, tmp_path), found)
+    assert again.network.seen == 10
+
+
+def test_two_at_once_do_not_spoil_each_other(tmp_path):
+    """The first is halfway; the second reads what is kept, and clears nothing away."""
+    inner, left = pixels(), []
+
+    def meanwhile(done, total):
+        if done == 20:
+            (folder,) = (tmp_path / "features").iterdir()
+            (folder / ".00001.npy.partial-1234abcd").write_bytes(b"the first one's")
+            left.append(real_features(images(25), inner, tmp_path))
+            left.append(files(tmp_path))
+            (folder / ".00001.npy.partial-1234abcd").unlink()
+
+    found = real_features(images(25), pixels(), tmp_path, meanwhile)
+    assert torch.equal(left[0], found) and inner.network.seen == 15
+    assert left[1] == [".00001.npy.partial-1234abcd", ".lock", "00000.npy"]
+    assert files(tmp_path) == ["00000.npy", "00001.npy", "00002.npy"]
+
+
 def test_whatever_features_depend_on_is_in_the_digest(tmp_path):
     real_features(images(12), pixels(), tmp_path)
     others = [

@@ -100,7 +100,10 @@ def test_rows_of_something_else_or_damaged_are_not_used(tmp_path):
     write_rows(path, key, sweep(grid(CONDITIONAL, 0.1), draw, Named(), 17))
     assert len(read_rows(path, key)) == 5
     assert read_rows(path, {"weights": "other"}) == []
-    for text in ("{", "[]", '{"key": {"weights": "abc"}, "rows": [{"setting": {"scal": 1}}]}'):
+    sound = path.read_text()
+    numbers = [sound.replace('"value": 15', f'"value": {value}') for value in ('"15"', "NaN", "[15]", "true")]
+    assert all(text != sound for text in numbers)
+    for text in ("{", "[]", '{"key": {"weights": "abc"}, "rows": [{"setting": {"scal": 1}}]}', *numbers):
         path.write_text(text)
         assert read_rows(path, key) == []
 

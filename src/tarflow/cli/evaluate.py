@@ -75,7 +75,8 @@ class Evaluate:
         ),
     ] = ()
     skip_bad: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="leave out files that cannot be read")
+        tyro.conf.FlagCreatePairsOff[bool],
+        tyro.conf.arg(help="leave out files that cannot be read, as is done with those that training left out"),
     ] = False
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
 
@@ -87,13 +88,13 @@ def options(argv: Sequence[str]) -> type:
 def run(args: Evaluate) -> None:
     from tarflow.checkpoint import open_run
     from tarflow.cli.progress import Progress
-    from tarflow.data.load import load, load_all
     from tarflow.devices import pick_device
     from tarflow.evaluation.bayes import BAYES_KEYS, evaluate_bayes
     from tarflow.evaluation.breakdown import PRECISION_KEYS, by_patch, precision_difference
     from tarflow.evaluation.discrete import IMPORTANCE_KEYS, importance_bound
     from tarflow.evaluation.gaussian import NoYardstick, fit_yardstick
     from tarflow.evaluation.likelihood import evaluate_likelihood
+    from tarflow.evaluation.run_data import open_all, open_splits
 
     if args.float64 < 0:
         raise ValueError(f"--float64: expected 0 or more images, got {args.float64}")
@@ -105,27 +106,11 @@ def run(args: Evaluate) -> None:
         )
     source = args.data or data.source
     same = source == data.source
-    shape: dict[str, Any] = {
-        "image_size": model.image_shape,
-        "channels": model.channels,
-        "levels": run.levels,
-        "class_names": data.class_names or None,
-        "skip_bad": args.skip_bad,
-    }
     with Progress() as progress:
-        splits = load(
-            source,
-            **shape,
-            held_out_fraction=data.held_out_fraction,
-            split_seed=data.split_seed,
-            storage=data.storage if same else "auto",
-            progress=progress.loading,
-        )
+        splits = open_splits(run, source, skip_bad=args.skip_bad, progress=progress.loading)
         if args.split == "all" or (args.split == "held-out" and not same and not splits.own_split):
-            images, split = (
-                load_all(source, **shape)[0],
-                "all",
-            )  # a seeded fraction means nothing in a set never trained on
+            # A seeded fraction means nothing in a set that was never trained on.
+            images, split = open_all(run, source, skip_bad=args.skip_bad), "all"
         else:
             images, split = (splits.train, "train") if args.split == "train" else (splits.held_out, "held-out")
         if args.limit is not None:
@@ -214,13 +199,11 @@ def _others(args: Evaluate, run: Run, images: ImageSet, name: str) -> Tensor:
     """Images that do not belong, (N, C, H, W) uint8, by their name or path, or made of those that do."""
     from tarflow.data.load import load_all
     from tarflow.evaluation.anomalies import TRANSFORMS
+    from tarflow.evaluation.run_data import image_options
 
     if name in TRANSFORMS:
         return TRANSFORMS[name](images.images, run.levels, args.seed)
-    model = run.config.model
-    found = load_all(
-        name, image_size=model.image_shape, channels=model.channels, levels=run.levels, skip_bad=args.skip_bad
-    )[0]
+    found = load_all(name, **image_options(run) | {"class_names": None}, skip_bad=args.skip_bad)[0]
     return (found if args.limit is None else found.choice(args.limit, args.seed)).images
 
 

@@ -88,6 +88,8 @@ def _config(args: Plan) -> tuple[RunConfig, int | None]:
     """The config of the run, and the number of training images where it is known."""
     from tarflow import recipes
 
+    if args.images is not None and args.images < 1:
+        raise ConfigError(f"images: expected a positive number, got {args.images}")
     sections = {name: dict(values) for name, values in recipes.load(args.recipe).items()}
     expected: dict[str, Any] = recipes.expects(args.recipe)
     training = {name: getattr(args, name) for name in OF_TRAINING if getattr(args, name) is not None}
@@ -97,13 +99,19 @@ def _config(args: Plan) -> tuple[RunConfig, int | None]:
     given = {name: getattr(args, name) for name in OF_MODEL if getattr(args, name) is not None}
     if args.data is not None:
         from tarflow.cli.progress import Progress
+        from tarflow.data.feed import ON_DEVICE_BYTES
+        from tarflow.data.sets import ImageSet
         from tarflow.training.setup import open_data, resolve
 
         sections["data"]["source"] = args.data
         sections["model"] |= given
         with Progress() as progress:
             splits = open_data(sections, progress.loading)
-        return resolve(sections, splits), len(splits.train) if args.images is None else args.images
+        run, train = resolve(sections, splits), splits.train
+        if isinstance(train, ImageSet) and train.mapped and train.images.nbytes > ON_DEVICE_BYTES:
+            assert run.data is not None  # prepared, and too large to be kept on the device: there it is as if streamed
+            run = dataclasses.replace(run, data=dataclasses.replace(run.data, storage="stream"))
+        return run, len(train) if args.images is None else args.images
     data = from_dict(DataConfig, sections["data"], "data")
     model = {**{name: expected[name] for name in OF_MODEL if name in expected}, **sections["model"], **given}
     if not data.conditional and args.num_classes is None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    from tarflow.data.prepared import Manifest
 
 
 @dataclasses.dataclass
@@ -17,11 +20,13 @@ class Prepare:
     Examples:
       tarflow prepare photos/ --image-size 64 --out prepared/photos64
       tarflow train --data prepared/photos64 --out runs/photos
+      tarflow prepare --check prepared/photos64
 
     SOURCE is what `tarflow train --data` takes. DIR holds the pixels as they are trained on, their split, labels and
     names, and digests of what they were made of; it is whole or not there. Doing it again costs nothing where the
     source is unchanged, and is refused where it is not. While it is made, the disk needs room for it twice; memory
-    holds only the names.
+    holds only the names. `--check DIR`, which stands alone, reads all of a prepared directory and says whether it is
+    what was written.
     """
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="the images", metavar="SOURCE")]
@@ -53,15 +58,34 @@ class Prepare:
     ] = False
 
 
+@dataclasses.dataclass
+class Check:
+    """Read all of a prepared directory once, and say whether it is what `tarflow prepare` wrote.
+
+    Examples:
+      tarflow prepare --check prepared/photos64
+
+    Commands that open such a directory read none of its pixels beforehand. This one holds every file against the digest
+    in DIR/digests.json, and names those that differ.
+    """
+
+    check: Annotated[Path, tyro.conf.arg(help="the directory to check", metavar="DIR")]
+
+
 def options(argv: Sequence[str]) -> type:
-    return Prepare
+    return Check if any(word == "--check" or word.startswith("--check=") for word in argv) else Prepare
 
 
-def run(args: Prepare) -> None:
+def run(args: Prepare | Check) -> None:
     from tarflow.cli.progress import Progress
     from tarflow.data.prepare import prepare
+    from tarflow.data.prepared import check_prepared
     from tarflow.data.request import Request
 
+    if isinstance(args, Check):
+        with Progress() as progress:
+            manifest = check_prepared(args.check, progress.checking)
+        return print(f"{args.check}: sound: {_summary(manifest)}")
     request = Request(args.image_size, args.channels, args.levels, skip_bad=args.skip_bad)
     with Progress() as progress:
         manifest, known = prepare(
@@ -77,9 +101,14 @@ def run(args: Prepare) -> None:
         if not known:
             for name, reason in manifest.skipped:
                 progress.say(f"skipped {name}: {reason}")
+    print(f"{args.out}: {'up to date: ' if known else ''}{_summary(manifest)}")
+
+
+def _summary(manifest: Manifest) -> str:
+    """What a prepared directory holds."""
     channels, height, width = manifest.shape
     size = f"{manifest.train} training and {manifest.held_out} held-out images, {channels}x{height}x{width}"
     classes = f", {len(manifest.class_names)} classes" if manifest.labelled else ""
     variant = f", {manifest.variant}" if manifest.variant else ""
     skipped = f", {len(manifest.skipped)} skipped" if manifest.skipped else ""
-    print(f"{args.out}: {'up to date: ' if known else ''}{size}{classes}{variant}{skipped}")
+    return f"{size}{classes}{variant}{skipped}"

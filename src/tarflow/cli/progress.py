@@ -65,6 +65,10 @@ class Progress:
         self.stage = what
         self._advance(what, done, total, "files" if what == "checking" else "images")
 
+    def checking(self, done: int, total: int) -> None:
+        """Bytes of a prepared directory read so far."""
+        self._advance("checking", done // 10**6, total // 10**6, "MB")
+
     def scoring(self, done: int, total: int) -> None:
         """Images times draws scored so far."""
         self._advance("scoring", done, total, "draws")

@@ -113,13 +113,9 @@ def compared_by_pixels(pixels: Tensor, y: Tensor | None, splits: Splits) -> dict
     )
     values: dict[str, Any] = dict.fromkeys(keys)
     notes = []
-    try:
-        values["novelty"] = novelty(pixels, train.images, held_out.images)
-    except ValueError as error:
-        notes.append(f"novelty: {error}")
     if y is None or train.labels is None or held_out.labels is None:
         notes.append("agreement and diversity: there are no classes")
-    elif not notes:
+    else:
         try:
             judge = fit_classifier(train.images, train.labels, held_out.images, held_out.labels)
             quality = sample_quality(
@@ -133,4 +129,9 @@ def compared_by_pixels(pixels: Tensor, y: Tensor | None, splits: Splits) -> dict
             values |= {key: value for key, value in quality.to_dict().items() if key in keys}
         except ValueError as error:
             notes.append(f"agreement and diversity: {error}")
+    if values["novelty"] is None:
+        try:
+            values["novelty"] = novelty(pixels, train.images, held_out.images)
+        except ValueError as error:
+            notes.append(f"novelty: {error}")
     return values | {"notes": notes}

@@ -42,34 +42,24 @@ class Judging:
 
 def open_judge(run: Run, judging: Judging, progress: Progress) -> tuple[Judge, Splits]:
     """The judge of this run's samples, its real images prepared, and the images."""
-    from tarflow.data.load import load
     from tarflow.evaluation.features import open_extractor
     from tarflow.evaluation.quality import LEAST, Judge
     from tarflow.evaluation.reference import open_reference
+    from tarflow.evaluation.run_data import open_splits, stored_data
     from tarflow.storage import cache_directory
 
-    model, data = run.config.model, run.config.data
-    if data is None:
-        raise ValueError(f"{run.path}: only a model is stored; expected section `data` in its config.json")
-    if model.channels not in (1, 3):
-        raise ValueError(f"{run.path}: expected images of 1 or 3 channels, got {model.channels}")
+    stored_data(run)  # what is missing is said before the images are read, which may take long
+    if (channels := run.config.model.channels) not in (1, 3):
+        raise ValueError(f"{run.path}: expected images of 1 or 3 channels, got {channels}")
     if judging.reference < LEAST:
         raise ValueError(f"--reference: expected at least {LEAST}, got {judging.reference}")
     cache = judging.cache or cache_directory()
-    if judging.extractor != "classifier":  # what is missing is said before the images are read, which may take long
+    if judging.extractor != "classifier":
         extractor = open_extractor(judging.extractor, run.flow.device, weights=judging.weights)
-    splits = load(
-        data.source,
-        image_size=model.image_shape,
-        channels=model.channels,
-        levels=run.levels,
-        class_names=data.class_names or None,
-        held_out_fraction=data.held_out_fraction,
-        split_seed=data.split_seed,
-        skip_bad=data.skip_bad,
-        storage=data.storage,
-        progress=progress.loading,
-    )
+    splits = open_splits(run, progress=progress.loading)
+    for name, images in (("training", splits.train), ("held-out", splits.held_out)):  # before hours of sampling
+        if len(images) < LEAST:
+            raise ValueError(f"{run.path}: expected at least {LEAST} {name} images to compare with, got {len(images)}")
     if judging.extractor == "classifier":
         labels = splits.train.labels
         labelled = None if labels is None else (splits.train.images, labels, run.levels)

@@ -38,7 +38,7 @@ from tarflow.data.prepared import (
 )
 from tarflow.data.records import Part, Source
 from tarflow.data.request import Request
-from tarflow.data.sets import ImageSet
+from tarflow.data.sets import SetDigest
 from tarflow.data.sources import open_source
 from tarflow.data.split import check_fraction, own_split, seeded_split
 
@@ -123,30 +123,42 @@ def prepare(
 
     Raises:
         FileExistsError: `out` is something else, or was prepared from something else and not `force`.
+        InUse: another process prepares `out`.
         DataError: as `load`; the source changed while it was read.
     """
     check_fraction(held_out_fraction)
     out = Path(out)
+    if not out.name:
+        raise FileExistsError(f"{out}: expected a directory by its own name, which is made new")
     if is_prepared(source):
         raise DataError(f"{source}: is prepared already; expected the images that it was made of")
     opened = open_source(source)
     asked = Asked(request.image_size, request.channels, request.levels, held_out_fraction, split_seed, variant)
     files = files_digest(opened)
-    if out.exists() and not is_prepared(str(out)) and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out}: expected a new directory, or one that `tarflow prepare` made")
-    if is_prepared(str(out)) and not force:
-        manifest = _still_good(source, opened, out, asked, files, request.skip_bad, progress)
+
+    def known() -> Manifest | None:
+        """That of what is there and may stay. FileExistsError where `out` may not be replaced."""
+        if out.exists() and not is_prepared(str(out)) and (not out.is_dir() or any(out.iterdir())):
+            raise FileExistsError(f"{out}: expected a new directory, or one that `tarflow prepare` made")
+        if not is_prepared(str(out)) or force:
+            return None
+        return _still_good(source, opened, out, asked, files, request.skip_bad, progress)
+
+    if (manifest := known()) is not None:  # before the lock, which takes a place where one may write
         return manifest, True
     out.parent.mkdir(parents=True, exist_ok=True)
-    storage.remove_leftovers(out.parent, out.name)
-    with storage.replacing_directory(out) as folder, contextlib.ExitStack() as closing:
+    with storage.exclusive_name(out):
+        if (manifest := known()) is not None:  # another may have come and gone in between
+            return manifest, True
+        storage.remove_leftovers(out.parent, out.name)
+        with storage.replacing_directory(out) as folder, contextlib.ExitStack() as closing:
 
-        def new_stack(part: Part) -> FileStack:
-            stack = FileStack(folder / f"{part.split}.raw", len(part.names))
-            closing.callback(stack.close)
-            return stack
+            def new_stack(part: Part) -> FileStack:
+                stack = FileStack(folder / f"{part.split}.raw", len(part.names))
+                closing.callback(stack.close)
+                return stack
 
-        return _write(folder, source, opened, asked, request, files, progress, new_stack), False
+            return _write(folder, source, opened, asked, request, files, progress, new_stack), False
 
 
 def _still_good(
@@ -204,19 +216,21 @@ def _write(
     levels = request.levels or opened.levels
     shape = tuple(int(n) for n in arrays[0].shape[1:])
 
-    pixels = np.lib.format.open_memmap(folder / PIXELS_FILE, "w+", np.uint8, (int(ends[-1]), *shape))
     step, done, total = max(1, _COPY_BYTES // int(np.prod(shape))), 0, int(ends[-1])
-    sets = []
-    with open(folder / NAMES_FILE, "wb") as text:
-        offsets = [0]
-        for rows in order:
-            begin = done
+    sets = [SetDigest((len(rows), *shape)) for rows in order]
+    offsets = [0]
+    with open(folder / PIXELS_FILE, "wb") as pixels_file, open(folder / NAMES_FILE, "wb") as names_file:
+        pixels, text = storage.Digesting(pixels_file), storage.Digesting(names_file)
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(pixels, header | {"shape": (total, *shape)})
+        for rows, digest in zip(order, sets, strict=True):
             for start in range(0, len(rows), step):
                 chunk = rows[start : start + step]
                 found = _gather(arrays, ends, chunk)
                 if levels != opened.levels:
                     found = requantize(readonly_tensor(found), opened.levels, levels).numpy()
-                pixels[done : done + len(chunk)] = found
+                pixels.write(found)
+                digest.update(found)
                 for row in chunk:
                     which = int(np.searchsorted(ends, row, "right")) - 1
                     every, kept = names[which]
@@ -226,21 +240,20 @@ def _write(
                 done += len(chunk)
                 if progress is not None:
                     progress("writing", done, total)
-            sets.append((begin, done))
-    np.save(folder / OFFSETS_FILE, np.array(offsets, np.uint64))
-    numbers = None
+    facts = {PIXELS_FILE: pixels.facts, NAMES_FILE: text.facts}
+    facts[OFFSETS_FILE] = _save(folder / OFFSETS_FILE, np.array(offsets, np.uint64))
+    digests = [digest.result(None) for digest in sets]
     if labels[0] is not None:
         every_label = np.concatenate([label.numpy() for label in labels if label is not None])
-        numbers = every_label[np.concatenate(order)]
-        np.save(folder / LABELS_FILE, numbers)
-    pixels.flush()
+        own_labels = [every_label[rows] for rows in order]
+        facts[LABELS_FILE] = _save(folder / LABELS_FILE, np.concatenate(own_labels))
+        digests = [digest.result(numbers) for digest, numbers in zip(sets, own_labels, strict=True)]
     del arrays
     for stack in stacks:
         stack.path.unlink()
     if files_digest(opened) != files:
         raise DataError(f"{source}: changed while it was read; prepare it again")
 
-    digests = [_digest(pixels[a:b], None if numbers is None else numbers[a:b], levels, class_names) for a, b in sets]
     manifest = Manifest(
         format=FORMAT,
         tarflow=__version__,
@@ -250,7 +263,7 @@ def _write(
         content_digest=content_digest(opened, _named(progress, "checking")),
         shape=(shape[0], shape[1], shape[2]),
         levels=levels,
-        labelled=numbers is not None,
+        labelled=labels[0] is not None,
         class_names=class_names,
         variant=asked.variant or opened.variant,
         train=len(order[0]),
@@ -262,6 +275,8 @@ def _write(
         skipped=tuple(skipped),
     )
     storage.write_json(folder / MANIFEST_FILE, to_dict(manifest))
+    facts[MANIFEST_FILE] = storage.file_facts(folder / MANIFEST_FILE)
+    storage.write_json(folder / storage.DIGESTS_FILE, facts)
     return manifest
 
 
@@ -275,9 +290,12 @@ def _gather(arrays: Sequence[Any], ends: Any, rows: Any) -> Any:
     return np.concatenate(pieces)
 
 
-def _digest(pixels: Any, labels: Any, levels: int, class_names: tuple[str, ...]) -> str:
-    numbers = None if labels is None else readonly_tensor(labels)
-    return ImageSet(readonly_tensor(pixels), numbers, range(len(pixels)), levels, class_names).digest()  # type: ignore[arg-type]
+def _save(path: Path, array: Any) -> dict[str, Any]:
+    """`np.save`, and what `storage.file_facts` says of it."""
+    with open(path, "wb") as file:
+        digesting = storage.Digesting(file)
+        np.save(digesting, array)
+    return digesting.facts
 
 
 def _named(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:

@@ -4,6 +4,7 @@
     DIR/pixels.npy        (N, C, H, W) uint8, those to learn from before those held out
     DIR/labels.npy        (N,) int64; only where there are labels
     DIR/names.bin, .npy   the names in UTF-8, one after the other, and (N + 1,) uint64 where each begins
+    DIR/digests.json      sizes and digests of all of these, for `check_prepared`; opening reads none of it
 
 The arrays are NumPy's own format, without pickles. The system keeps in memory what is used of them, as far as there is
 room, and several processes share it. `data.prepare` writes such a directory, whole or not at all.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import mmap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, overload
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tarflow import storage
 from tarflow.config import ConfigError, check_value, from_dict
 from tarflow.data.errors import DataError
 from tarflow.data.labels import label_tensors
@@ -160,6 +162,58 @@ def open_prepared(source: str, request: Request) -> Splits:
 def open_all_prepared(source: str, request: Request) -> ImageSet:
     """`load_all` of a prepared directory: the images to learn from, then those held out."""
     return _open(source, read_manifest(Path(source).expanduser()), request)
+
+
+def check_prepared(path: str | Path, progress: Callable[[int, int], None] | None = None) -> Manifest:
+    """Read all of a prepared directory once, and hold it against what was written; its manifest where it is the same.
+
+    Args:
+        progress: called with (bytes read, of how many).
+
+    Raises:
+        FileNotFoundError: no such directory.
+        DataError: it is none that was prepared; or one line that names each file that is not what was written, and why.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such directory; expected one that `tarflow prepare` made")
+    if not (path / MANIFEST_FILE).exists() and not (path / storage.DIGESTS_FILE).exists():
+        raise DataError(f"{path}: expected a directory that `tarflow prepare` made")
+    digests = _read_digests(path)
+    total, done, problems = sum(facts["bytes"] for facts in digests.values()), 0, []
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        if progress is not None:
+            progress(done, total)
+
+    for name, facts in digests.items():
+        if (problem := storage.difference(path / name, facts, count)) is not None:
+            problems.append(f"{path / name}: {problem}")
+    if problems:
+        raise DataError(f"{'; '.join(problems)}: prepare it again, with --force")
+    return read_manifest(path)
+
+
+def _read_digests(path: Path) -> dict[str, dict[str, Any]]:
+    """What `path` keeps of its files: {name: `storage.file_facts`}."""
+    file = path / storage.DIGESTS_FILE
+    again = "prepare it again, with --force"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:  # of a version that did not write them, or lost
+        raise DataError(f"{file}: missing, so that nothing tells what was written: {again}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        values = None
+    kinds = {"bytes": int, "blake2b": str}
+    if (
+        not isinstance(values, dict)
+        or not values.keys() - {LABELS_FILE} == {MANIFEST_FILE, PIXELS_FILE, NAMES_FILE, OFFSETS_FILE}
+        or not all(isinstance(f, dict) and {k: type(v) for k, v in f.items()} == kinds for f in values.values())
+    ):
+        raise DataError(f"{file}: damaged: {again}")
+    return values
 
 
 def prepared_source(path: Path) -> Source:

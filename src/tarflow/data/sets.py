@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,24 @@ from torch import Tensor
 from tarflow.data.batches import seeded_permutation
 
 _SLICE = 1 << 24  # bytes that are digested at a time, so that a mapped file passes through and does not stay
+
+
+class SetDigest:
+    """`ImageSet.digest` of images that come piece by piece, where their number is known before: (N, C, H, W)."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._digest = hashlib.blake2b(str(tuple(shape)).encode(), digest_size=16)
+
+    def update(self, pixels: Any) -> None:
+        """The next images, (n, C, H, W) uint8 or any other buffer of their bytes."""
+        self._digest.update(pixels)
+
+    def result(self, labels: Any) -> str:
+        """Of the images and their labels: (N,) int64, or None."""
+        digest = self._digest.copy()
+        if labels is not None:
+            digest.update(labels)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)  # equality of tensors is no truth value
@@ -56,12 +75,10 @@ class ImageSet:
         """A digest of the images and labels: what resuming a run must find unchanged."""
         if self.known_digest is not None:
             return self.known_digest
-        digest = hashlib.blake2b(str(tuple(self.images.shape)).encode(), digest_size=16)
+        digest = SetDigest(tuple(self.images.shape))
         for part in self.images.view(-1).split(_SLICE):
             digest.update(part.numpy().data)
-        if self.labels is not None:
-            digest.update(self.labels.numpy().data)
-        return digest.hexdigest()
+        return digest.result(None if self.labels is None else self.labels.numpy().data)
 
 
 @dataclass(frozen=True, eq=False)

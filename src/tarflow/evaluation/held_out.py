@@ -17,7 +17,7 @@ from torch import Tensor
 from tarflow import storage
 from tarflow.checkpoint import Run
 from tarflow.data.batches import seeded_permutation
-from tarflow.data.load import load_held_out
+from tarflow.evaluation.run_data import open_held_out, stored_data
 from tarflow.evaluation.scores import LabelPolicy, Progress, score_images
 from tarflow.model.block import NULL_CLASS
 from tarflow.model.flow import WEIGHTS_FILE
@@ -95,9 +95,7 @@ def held_out_scores(
     Raises:
         ValueError, OSError: the data of the training cannot be read, or are not known.
     """
-    data, model = run.config.data, run.config.model
-    if data is None:
-        raise ValueError(f"{run.path}: no section `data` in its config.json")
+    data = stored_data(run)
     key = asdict(scoring) | {
         "weights": _digest(run),
         "source": data.source,
@@ -110,17 +108,7 @@ def held_out_scores(
     known = _read(path)
     if known is not None and known["key"] == key:
         return torch.tensor([-math.inf if v is None else v for v in known["scores"]], dtype=torch.float64)
-    images = load_held_out(
-        data.source,
-        image_size=model.image_shape,
-        channels=model.channels,
-        levels=run.levels,
-        held_out_fraction=data.held_out_fraction,
-        split_seed=data.split_seed,
-        storage=data.storage,
-        skip_bad=data.skip_bad,
-        progress=loading,
-    ).images
+    images = open_held_out(run, loading).images
     if len(images) > MAX_IMAGES:
         images = images[seeded_permutation(len(images), "held-out scores")[:MAX_IMAGES]]
     scores = score_pixels(run, images, scoring, batch_size=batch_size, progress=progress)

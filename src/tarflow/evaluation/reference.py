@@ -9,6 +9,7 @@ stale is ever read; what is kept may be deleted at any time.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,11 +76,26 @@ def open_reference(
 def real_features(
     images: ImageSet, extractor: Extractor, cache: Path | None, progress: Progress | None = None
 ) -> Tensor:
-    """The features of a set of images, (N, d) float32; those in the cache are read, the others computed and kept."""
+    """The features of a set of images, (N, d) float32; those in the cache are read, the others computed and kept.
+
+    Where another process is keeping the same ones just now, what it has kept is read, and nothing is written.
+    """
     folder = None if cache is None else cache / "features" / _digest(images, extractor)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        storage.remove_leftovers(folder)
+    with contextlib.ExitStack() as held:
+        keep = folder is not None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(storage.exclusive(folder))
+                storage.remove_leftovers(folder)
+            except storage.InUse:
+                keep = False
+        return _features(images, extractor, folder, keep, progress)
+
+
+def _features(
+    images: ImageSet, extractor: Extractor, folder: Path | None, keep: bool, progress: Progress | None
+) -> Tensor:
     parts = []
     for number, start in enumerate(range(0, len(images), CHUNK)):
         pixels = images.images[start : start + CHUNK]
@@ -92,7 +108,7 @@ def real_features(
                     progress(start + done, len(images))
 
             part = extractor.features(pixels, images.levels, told)
-            if file is not None:
+            if file is not None and keep:
                 with storage.replacing_file(file) as temporary, open(temporary, "wb") as opened:
                     np.save(opened, part.numpy())
         parts.append(part)
@@ -110,7 +126,7 @@ def _kept(file: Path, shape: tuple[int, int]) -> Tensor | None:
     """The features in a file; None where there is none, or it is not what was written."""
     try:
         values = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except Exception:  # NumPy reads the header as Python's own syntax, and raises what its parser does
         return None
     if values.shape != shape or values.dtype != np.float32:
         return None

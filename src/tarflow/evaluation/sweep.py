@@ -141,13 +141,22 @@ def read_rows(path: Path, key: dict[str, Any]) -> list[Row]:
         return [
             Row(
                 from_dict(Setting, row["setting"]),
-                {name: Figure(**figure) for name, figure in row["figures"].items()},
-                row["failed"],
+                {name: _figure(values) for name, values in row["figures"].items()},
+                str(row["failed"]),
             )
             for row in stored["rows"]
         ]
     except (ValueError, KeyError, TypeError, AttributeError):
         return []  # written by another version, or damaged: measured again
+
+
+def _figure(values: dict[str, Any]) -> Figure:
+    """A figure of a file. Raises ValueError or TypeError where a number is none."""
+    figure = Figure(**values)
+    for name, value in vars(figure).items():
+        if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
+            raise ValueError(f"{name}: expected a number, got {value!r}")
+    return figure
 
 
 def write_rows(path: Path, key: dict[str, Any], rows: Sequence[Row], **more: Any) -> None:

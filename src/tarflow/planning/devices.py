@@ -1,4 +1,4 @@
-"""What a device can do: by its vendor's data sheet, or measured here.
+"""What a device can do: by its vendor's data sheet, what others quote from it, or measured here.
 
 `share` is how much of the rate of large products a training step is taken to reach. On the named accelerators it is an
 assumption, and nobody has measured it with this code; on the CPU it is what benchmarks/results/plan-cpu.json found.
@@ -47,10 +47,16 @@ class Device:
 
 
 def _sheet(
-    name: str, label: str, bf16: float, float32: float, gigabytes: float, bandwidth: float, link: float
+    name: str,
+    label: str,
+    bf16: float,
+    float32: float,
+    gigabytes: float,
+    bandwidth: float,
+    link: float,
+    source: str = "NVIDIA's data sheet",
 ) -> Device:
     """Peaks in TFLOP/s, memory in GB, its bandwidth in TB/s, the link in GB/s both ways together: as they are sold."""
-    vendor = "AMD's" if name.startswith("mi") else "NVIDIA's"
     return Device(
         name,
         label,
@@ -60,19 +66,22 @@ def _sheet(
         bandwidth * 1e12,
         link * 1e9 / 2,
         ASSUMED_SHARE,
-        f"{vendor} data sheet, dense products",
+        f"{source}, dense products",
     )
 
 
 KNOWN = {
     device.name: device
     for device in (
-        _sheet("a100", "A100 SXM, 80 GB", 312, 19.5, 80, 2.039, 600),
+        # Of the next, and of the two below that say so, the vendor's own page was not at hand: the numbers are those
+        # that others quote from it. L40S and RTX 4090 are linked by PCIe 4.0 x16 alone.
+        _sheet("a100", "A100 SXM, 80 GB", 312, 19.5, 80, 2.039, 600, "NVIDIA's data sheet 1758950 as quoted by others"),
         _sheet("h100", "H100 SXM, 80 GB", 989, 67, 80, 3.35, 900),
         _sheet("h200", "H200 SXM, 141 GB", 989, 67, 141, 4.8, 900),
-        _sheet("l40s", "L40S, 48 GB", 362, 91.6, 48, 0.864, 64),  # linked by PCIe 4.0 x16 alone, as the next
-        _sheet("rtx4090", "GeForce RTX 4090, 24 GB", 165, 82.6, 24, 1.008, 64),
-        _sheet("mi300x", "Instinct MI300X, 192 GB", 1307, 163.4, 192, 5.3, 896),
+        _sheet("l40s", "L40S, 48 GB", 362, 91.6, 48, 0.864, 64, "NVIDIA's data sheet as quoted by its sellers"),
+        # 165.2 is with sums in float32, as training has them.
+        _sheet("rtx4090", "GeForce RTX 4090, 24 GB", 165.2, 82.6, 24, 1.008, 64, "tables of others than NVIDIA"),
+        _sheet("mi300x", "Instinct MI300X, 192 GB", 1307, 163.4, 192, 5.3, 896, "AMD's data sheet"),
     )
 }
 NAMES = (*KNOWN, "cpu", "cuda")

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from tarflow.checkpoint import CHECKPOINTS, Run, read_metrics
 from tarflow.config import DataConfig, TrainingConfig
-from tarflow.data.load import ImageSet, Splits, load
+from tarflow.data.load import ImageSet, Splits
 from tarflow.data.pixels import to_8bit, to_pixels
 from tarflow.evaluation.gaussian import GaussianYardstick, NoYardstick, fit_yardstick
 from tarflow.evaluation.likelihood import Likelihood, evaluate_likelihood
+from tarflow.evaluation.run_data import open_splits
 from tarflow.evaluation.scores import LabelPolicy, default_label_policy, score_images
 from tarflow.sampling.denoise import denoise
 from tarflow.sampling.sample import SamplingError, sample
@@ -87,19 +88,9 @@ class Subject:
 
     @cached_property
     def _opened(self) -> Splits | str:
-        data, model = self.data, self.run.config.model
+        _ = self.data  # Unavailable, with the reason, where there is none
         try:
-            return load(
-                data.source,
-                image_size=model.image_shape,
-                channels=model.channels,
-                levels=data.levels,
-                class_names=data.class_names or None,
-                held_out_fraction=data.held_out_fraction,
-                split_seed=data.split_seed,
-                skip_bad=data.skip_bad,
-                storage=data.storage,
-            )
+            return open_splits(self.run)
         except (OSError, ValueError) as error:  # moved, deleted, or no longer what it was: the rest can still be shown
             return f"The data cannot be read here ({error})."
 

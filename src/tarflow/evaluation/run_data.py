@@ -1,0 +1,78 @@
+"""The images of a run, opened again as its training had them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tarflow.checkpoint import Run
+from tarflow.config import DataConfig
+from tarflow.data.load import ImageSet, Splits, load, load_all, load_held_out
+
+Loading = Callable[[int, int], None]
+
+
+def stored_data(run: Run) -> DataConfig:
+    """What the run says of its data. Raises ValueError where it says nothing: only a model was saved."""
+    if run.config.data is None:
+        raise ValueError(f"{run.path}: only a model is stored; expected section `data` in its config.json")
+    return run.config.data
+
+
+def image_options(run: Run) -> dict[str, Any]:
+    """The arguments of `load` and its like that make any images into those that the run's model takes."""
+    model, data = run.config.model, stored_data(run)
+    return {
+        "image_size": model.image_shape,
+        "channels": model.channels,
+        "levels": run.levels,
+        "class_names": data.class_names or None,
+    }
+
+
+def open_splits(
+    run: Run, source: str | None = None, *, skip_bad: bool = False, progress: Loading | None = None
+) -> Splits:
+    """The images that a run was trained on and those it held out; or those of another `source`, split in the same way.
+
+    Bad records are left out where `skip_bad` says so, and of its own data where the training left them out. Its own
+    data are streamed where they were in training.
+
+    Raises:
+        ValueError, OSError: the run does not say what its data are; they are gone, or not what its model takes.
+    """
+    data = stored_data(run)
+    source = data.source if source is None else source
+    return load(
+        source,
+        **image_options(run),
+        held_out_fraction=data.held_out_fraction,
+        split_seed=data.split_seed,
+        skip_bad=skip_bad or (source == data.source and data.skip_bad),
+        storage=data.storage if source == data.source else "auto",
+        progress=progress,
+    )
+
+
+def open_all(run: Run, source: str, *, skip_bad: bool = False) -> ImageSet:
+    """Every image of a source, of all its splits, as the run's model takes them. Otherwise as `open_splits`."""
+    data = stored_data(run)
+    return load_all(source, **image_options(run), skip_bad=skip_bad or (source == data.source and data.skip_bad))[0]
+
+
+def open_held_out(run: Run, progress: Loading | None = None) -> ImageSet:
+    """`open_splits(run).held_out`, without decoding what was trained on where the data have a split of their own.
+
+    Its labels have the data's own numbers, not those of the run's classes.
+    """
+    data, options = stored_data(run), image_options(run)
+    del options["class_names"]
+    return load_held_out(
+        data.source,
+        **options,
+        held_out_fraction=data.held_out_fraction,
+        split_seed=data.split_seed,
+        skip_bad=data.skip_bad,
+        storage=data.storage,
+        progress=progress,
+    )
