@@ -79,6 +79,7 @@ VARIANTS: dict[str, Variant] = {
     "muon 2e-3": _training("optimizer", optimizer="muon", muon_lr=2e-3),
     "muon 4e-3": _training("optimizer", optimizer="muon", muon_lr=4e-3),
     "muon 8e-3": _training("optimizer", optimizer="muon", muon_lr=8e-3),
+    "muon 1.6e-2": _training("optimizer", optimizer="muon", muon_lr=1.6e-2),
     "betas 0.9 0.99": _training("optimizer", betas=(0.9, 0.99)),
     "clip 1": _training("clipping", clip_norm=1.0),
     "ema 0.99": _training("averaged weights", ema_decay=0.99),

@@ -26,6 +26,7 @@ DATA = {
     "imagenet128": (128, 3, 1000),
     "afhq256": (256, 3, 3),
     "default": (64, 3, 0),
+    "best": (28, 1, 10),
 }
 
 # patch, width, layers, σ (None: uniform noise), batch, epochs, learning rate, label drop: the paper's and its code's.
@@ -112,7 +113,7 @@ def test_the_header_says_how_and_what_for(name: str) -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_and_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"recipe imagnet64: no such recipe; perhaps imagenet64\? known: afhq256, ci"):
+    with pytest.raises(ConfigError, match=r"recipe imagnet64: no such recipe; perhaps imagenet64\? known: afhq256, be"):
         recipes.load("imagnet64")
     with pytest.raises(ConfigError, match="recipe ../digits: no such recipe"):
         recipes.load("../digits")
