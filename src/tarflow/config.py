@@ -232,7 +232,7 @@ class TrainingConfig:
             check(0 <= getattr(self, name) < 1, name, "at least 0 and less than 1", getattr(self, name))
         for name in ("steps", "epochs", "clip_norm", "muon_lr"):
             value = getattr(self, name)
-            check(value is None or value > 0, name, "a positive number", value)
+            check(value is None or 0 < value < math.inf, name, "a positive number", value)
         check(self.warmup_steps is None or self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
         check(
             len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)", self.betas

@@ -56,7 +56,7 @@ class Attention(nn.Module):
         heads = (batch, count, width // self.head_dim, self.head_dim)
         q, k, v = (part.view(heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))  # (B, H, n, K)
         if rotation is not None:  # of both at once
-            both = qkv[..., : 2 * width].view(batch, count, -1, self.head_dim).transpose(1, 2)
+            both = qkv[..., : 2 * width].view(batch, count, 2 * width // self.head_dim, self.head_dim).transpose(1, 2)
             q, k = rotated(both, rotation).chunk(2, dim=1)
         if temperature is not None:
             q = q / temperature.to(q.dtype).view(batch, 1, 1, 1)  # the logits are linear in the queries
