@@ -2,9 +2,10 @@
 
     python -m benchmarks.ablation_table FILE.json [FILE.json ...]
 
-Differences are pair by pair, to the baseline at the same seed: their mean, and with several seeds the standard
-deviation of the differences. Of one seed the spread is taken to be √2 times the baseline's standard deviation over its
-seeds. A variant helps, or harms, where its mean difference is more than twice the spread.
+Differences are pair by pair, to the baseline at the same seed: their median, and with several seeds their spread. Of
+one seed the spread is taken to be √2 times that of the baseline over its seeds. A variant helps, or harms, where its
+difference is more than twice the spread. Spread is the median absolute deviation times 1.48, which for a normal
+distribution is its standard deviation: one run that blows up would otherwise hide everything.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ class Difference:
     """A variant against the baseline, bits/dim: negative is better.
 
     Attributes:
-        mean: over seeds. spread: standard deviation of a difference. seeds: how many. cost: of a step, in baseline's.
+        median: over seeds. spread: of a difference. seeds: how many. cost: of a step, in baseline's.
     """
 
-    mean: float
+    median: float
     spread: float
     seeds: int
     cost: float
@@ -37,14 +38,20 @@ class Difference:
     @property
     def verdict(self) -> str:
         """What the table says of it."""
-        if not math.isfinite(self.mean):
+        if not math.isfinite(self.median):
             return "diverged"
-        if abs(self.mean) <= 2 * self.spread:
+        if abs(self.median) <= 2 * self.spread:
             return "no difference"
-        return "helps" if self.mean < 0 else "harms"
+        return "helps" if self.median < 0 else "harms"
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f} ± {self.spread:.3f} ({self.seeds})".replace("-", "−")
+        return f"{self.median:+.3f} ± {self.spread:.3f} ({self.seeds})".replace("-", "−")
+
+
+def spread(values: Sequence[float]) -> float:
+    """1.48 times the median absolute deviation from the median."""
+    middle = statistics.median(values)
+    return 1.4826 * statistics.median(abs(value - middle) for value in values)
 
 
 def differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, Difference]:
@@ -52,15 +59,14 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, Difference]:
     by_seed = {row["seed"]: row["bits_per_dim"] for row in rows if row["variant"] == BASELINE}
     if len(by_seed) < 2:
         raise ValueError(f"expected the baseline at two seeds or more, got {len(by_seed)}")
-    alone = math.sqrt(2) * statistics.stdev(by_seed.values())
+    alone = math.sqrt(2) * spread(list(by_seed.values()))
     found = {}
     for name in dict.fromkeys(row["variant"] for row in rows if row["variant"] != BASELINE):
         own = [row for row in rows if row["variant"] == name and row["seed"] in by_seed]
         values = [math.inf if r["bits_per_dim"] is None else r["bits_per_dim"] - by_seed[r["seed"]] for r in own]
-        finite = all(map(math.isfinite, values))
-        spread = statistics.stdev(values) if len(values) > 1 and finite else alone
+        several = len(values) > 1 and all(map(math.isfinite, values))
         cost = statistics.median(row["cost"] for row in own)
-        found[name] = Difference(statistics.fmean(values), spread, len(values), cost)
+        found[name] = Difference(statistics.median(values), spread(values) if several else alone, len(values), cost)
     return found
 
 
@@ -81,13 +87,14 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def baselines(results: Sequence[Mapping[str, Any]]) -> str:
-    """The baseline of each set: mean and standard deviation over seeds."""
+    """The baseline of each set: median and spread over seeds, and every run."""
     lines = []
     for result in results:
         values = [row["bits_per_dim"] for row in result["rows"] if row["variant"] == BASELINE]
         lines.append(
-            f"{result['set']}: {statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f} bits/dim over "
-            f"{len(values)} seeds, {result['steps_of_the_baseline']} steps of {result['batch']}\n"
+            f"- {result['set']}: {statistics.median(values):.3f} ± {spread(values):.3f} bits/dim (runs: "
+            f"{', '.join(f'{value:.3f}' for value in values)}), {result['steps_of_the_baseline']} steps of "
+            f"{result['batch']}\n"
         )
     return "".join(lines)
 

@@ -115,8 +115,14 @@ def test_rows_are_kept_and_not_done_again(tiny: Bench, tmp_path: Path, capsys: p
 
 
 def test_the_table_says_what_is_beyond_the_spread() -> None:
-    rows = [{"variant": BASELINE, "seed": s, "bits_per_dim": b, "cost": 1.0} for s, b in ((0, 3.0), (1, 3.1))]
-    for name, values in {"a": (2.8, 2.9), "b": (3.05, 3.0), "c": (3.5, 3.6), "d": (None, 3.0)}.items():
+    baseline = (3.0, 3.1, 9.0)  # the last one blew up
+    rows = [{"variant": BASELINE, "seed": s, "bits_per_dim": b, "cost": 1.0} for s, b in enumerate(baseline)]
+    for name, values in {
+        "a": (2.8, 2.9, 3.0),
+        "b": (3.05, 3.0, 9.1),
+        "c": (3.5, 3.6, 9.4),
+        "d": (None, None, 3.0),
+    }.items():
         rows += [{"variant": name, "seed": s, "bits_per_dim": b, "cost": 1.5} for s, b in enumerate(values)]
     rows.append({"variant": "e", "seed": 0, "bits_per_dim": 2.9, "cost": 1.0})
     found = ablation_table.differences(rows)
@@ -125,7 +131,8 @@ def test_the_table_says_what_is_beyond_the_spread() -> None:
         "b": "no difference",
         "c": "harms",
         "d": "diverged",
-        "e": "no difference",  # one seed: its spread is that of the baseline's seeds, 0.1
+        "e": "no difference",  # one seed: its spread is that of the baseline's seeds
     }
-    assert found["a"].mean == pytest.approx(-0.2) and found["b"].spread == pytest.approx(0.0750 * 2**0.5)
-    assert str(found["a"]).startswith("−0.200 ± 0.000 (2)")
+    assert found["a"].median == pytest.approx(-0.2) and found["b"].spread == pytest.approx(1.4826 * 0.05)
+    assert found["e"].spread == pytest.approx(1.4826 * 0.1 * 2**0.5)
+    assert str(found["c"]).startswith("+0.500 ± 0.000 (3)")

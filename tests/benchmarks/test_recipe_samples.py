@@ -19,6 +19,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablations, "TIMED", 1)
 
 
+@pytest.mark.slow
 def test_both_recipes_are_drawn_from_and_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, sheets = tmp_path / "rows.json", tmp_path / "sheets"
     command = ["--set", "digits", "--extractor", "classifier", "--out", str(out), "--sheets", str(sheets)]

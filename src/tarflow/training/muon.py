@@ -11,6 +11,7 @@ from torch import Tensor
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, Jordan 2024
 ITERATIONS = 5
 MOMENTUM = 0.95
+TOGETHER = 1 << 22  # numbers in matrices of one shape that go through one product: small ones are slow one by one
 RMS = 0.2  # of an update before the learning rate: what AdamW's are, so that both want the same rate
 
 
@@ -93,8 +94,11 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             if group["orthogonal"]:
                 moved = [p for p in group["params"] if p.grad is not None]
-                for shape in dict.fromkeys(p.shape for p in moved):  # a product of many small matrices is one of few
-                    self._turn([p for p in moved if p.shape == shape], group["lr"], group["weight_decay"])
+                for shape in dict.fromkeys(p.shape for p in moved):
+                    alike = [p for p in moved if p.shape == shape]
+                    count = max(1, TOGETHER // shape.numel())
+                    for start in range(0, len(alike), count):
+                        self._turn(alike[start : start + count], group["lr"], group["weight_decay"])
         self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
         self._adamw.step()
 

@@ -28,7 +28,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     taken = {id(weight) for weight in turned}
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)} - taken
     decayed = [p for p in model.parameters() if id(p) in matrices]
-    others = [p for p in model.parameters() if id(p) not in matrices | taken and p.requires_grad]
+    others = [p for p in model.parameters() if id(p) not in matrices | taken]
     if config.optimizer == "muon":
         options = {"lr": config.lr, "factor": (config.muon_lr or config.lr) / config.lr}
         return Muon(turned, decayed, others, **options, weight_decay=config.weight_decay, betas=config.betas)
