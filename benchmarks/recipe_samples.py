@@ -52,6 +52,9 @@ def run(bench: Bench, judge: Judge, name: str, seed: int, options: argparse.Name
     flow, levels = trained.flow.eval().requires_grad_(False), bench.splits.train.levels
     settings = grid(flow.config, NOISE_STD, scales=options.scales)
     rows = sweep(settings, lambda s, k: draw(flow, s, options.choose, k, levels), judge, levels, seed=1000)
+    row: dict[str, Any] = {"variant": name, "seed": seed, "cost": cost, "steps": steps}
+    if not any(each.figures for each in rows):  # weights that blew up
+        return row | {"setting": None, "failed": rows[0].failed, "figures": {}}
     setting = best_row(rows, judge).setting
     pixels = draw(flow, setting, options.n, seed, levels)
     figures = judge.figures(pixels, levels)
@@ -64,13 +67,10 @@ def run(bench: Bench, judge: Judge, name: str, seed: int, options: argparse.Name
             to_8bit(pixels[: SHEET_ROWS * classes], levels),
             columns=classes,
         )
-    return {
-        "variant": name,
-        "seed": seed,
-        "cost": cost,
-        "steps": steps,
+    distance = judge.extractor.figure("FD")
+    return row | {
         "setting": str(setting),
-        "chosen_among": [[str(row.setting), row.figures[judge.extractor.figure("FD")].value] for row in rows],
+        "chosen_among": [[str(each.setting), each.figures[distance].value] for each in rows if each.figures],
         "figures": {kind: figure.to_dict() for kind, figure in figures.items()},
     }
 
