@@ -21,6 +21,8 @@ from typing import Any
 
 from benchmarks.variants import BASELINE
 
+FAR = 100.0  # bits/dim: of what is so far away no digit means anything
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -39,12 +41,14 @@ class Difference:
     def verdict(self) -> str:
         """What the table says of it."""
         if not math.isfinite(self.median):
-            return "diverged"
+            return "harms"
         if abs(self.median) <= 2 * self.spread:
             return "no difference"
         return "helps" if self.median < 0 else "harms"
 
     def __str__(self) -> str:
+        if not abs(self.median) < FAR:
+            return f"blew up ({self.seeds})"
         return f"{self.median:+.3f} ± {self.spread:.3f} ({self.seeds})".replace("-", "−")
 
 

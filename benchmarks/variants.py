@@ -192,7 +192,9 @@ def patch_order(grid: tuple[int, int], order: str) -> Tensor:
 
 
 def together(names: list[str]) -> Variant:
-    """Several variants as one; of a field that two of them set, the later one's value counts."""
+    """Several variants as one; of a field that two of them set, the later one's value counts. One is itself."""
+    if len(names) == 1:
+        return VARIANTS[names[0]]
     chosen = [VARIANTS[name] for name in names]
     model: dict[str, Any] = {}
     training: dict[str, Any] = {}

@@ -69,6 +69,7 @@ def test_orders_are_their_own_inverse(order: str) -> None:
 def test_two_parts_of_a_name_are_both_there() -> None:
     both = together(["muon 2e-3", "bounded scale 4", "rotary", "qk norm"])
     assert both.training == {"optimizer": "muon", "muon_lr": 2e-3} and both.model["log_scale_bound"] == 4.0
+    assert together(["muon 2e-3"]) is VARIANTS["muon 2e-3"]
     assert both.model["rotary"] and both.parts == {"qk norm"}
 
 
@@ -130,9 +131,10 @@ def test_the_table_says_what_is_beyond_the_spread() -> None:
         "a": "helps",
         "b": "no difference",
         "c": "harms",
-        "d": "diverged",
+        "d": "harms",
         "e": "no difference",  # one seed: its spread is that of the baseline's seeds
     }
     assert found["a"].median == pytest.approx(-0.2) and found["b"].spread == pytest.approx(1.4826 * 0.05)
     assert found["e"].spread == pytest.approx(1.4826 * 0.1 * 2**0.5)
+    assert str(found["d"]) == "blew up (3)"
     assert str(found["c"]).startswith("+0.500 ± 0.000 (3)")

@@ -75,8 +75,7 @@ class Evaluate:
         ),
     ] = ()
     skip_bad: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool],
-        tyro.conf.arg(help="leave out files that cannot be read, as is done with those that training left out"),
+        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="leave out files that cannot be read")
     ] = False
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
 

@@ -31,12 +31,12 @@ def image_options(run: Run) -> dict[str, Any]:
 
 
 def open_splits(
-    run: Run, source: str | None = None, *, skip_bad: bool = False, progress: Loading | None = None
+    run: Run, source: str | None = None, *, skip_bad: bool | None = None, progress: Loading | None = None
 ) -> Splits:
     """The images that a run was trained on and those it held out; or those of another `source`, split in the same way.
 
-    Bad records are left out where `skip_bad` says so, and of its own data where the training left them out. Its own
-    data are streamed where they were in training.
+    Bad records are left out where `skip_bad` says so; None leaves those of its own data out where the training did. Its
+    own data are streamed where they were in training.
 
     Raises:
         ValueError, OSError: the run does not say what its data are; they are gone, or not what its model takes.
@@ -48,16 +48,21 @@ def open_splits(
         **image_options(run),
         held_out_fraction=data.held_out_fraction,
         split_seed=data.split_seed,
-        skip_bad=skip_bad or (source == data.source and data.skip_bad),
+        skip_bad=_leaves_out(data, source, skip_bad),
         storage=data.storage if source == data.source else "auto",
         progress=progress,
     )
 
 
-def open_all(run: Run, source: str, *, skip_bad: bool = False) -> ImageSet:
+def open_all(run: Run, source: str, *, skip_bad: bool | None = None) -> ImageSet:
     """Every image of a source, of all its splits, as the run's model takes them. Otherwise as `open_splits`."""
     data = stored_data(run)
-    return load_all(source, **image_options(run), skip_bad=skip_bad or (source == data.source and data.skip_bad))[0]
+    return load_all(source, **image_options(run), skip_bad=_leaves_out(data, source, skip_bad))[0]
+
+
+def _leaves_out(data: DataConfig, source: str, skip_bad: bool | None) -> bool:
+    """Whether bad records of `source` are left out."""
+    return source == data.source and data.skip_bad if skip_bad is None else skip_bad
 
 
 def open_held_out(run: Run, progress: Loading | None = None) -> ImageSet:
