@@ -36,6 +36,7 @@ from tarflow.training.optimizer import learning_rate, set_learning_rate
 GLOW_DEPTH, GLOW_CHANNELS = 4, 64  # blocks a level, channels of the convolutions between
 SPLINES, SPLINE_WIDTH, BINS = 4, 128, 8
 GLOW, SPLINE, GAUSSIAN = "Glow (normflows)", "autoregressive spline flow (normflows)", "Gaussian, full covariance"
+NAMES = {"glow": GLOW, "spline": SPLINE}
 
 LogProb = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -151,6 +152,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", allow_abbrev=False)
     parser.add_argument("--set", choices=SETUPS, required=True)
     parser.add_argument("--data", help="where the images of the set are, when not at their known place")
+    parser.add_argument("--flows", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--lrs", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, help="of the baseline; the set's own when not given")
@@ -172,7 +174,7 @@ def main(argv: Sequence[str]) -> int:
     if (GAUSSIAN, None, 0) not in done:
         _keep(result, gaussian(bench), options.out)
     for seed in options.seeds:
-        for kind in (GLOW, SPLINE):
+        for kind in map(NAMES.__getitem__, options.flows):
             for lr in options.lrs:
                 if (kind, lr, seed) not in done:
                     _keep(result, train(bench, kind, lr, seed), options.out)
