@@ -7,7 +7,6 @@ positions without the learned ones, and other orders of the patches live here, f
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,7 +100,6 @@ VARIANTS: dict[str, Variant] = {
     "four orders": _part("order", "four orders"),
     "label drop 0": _training("label drop", label_drop=0.0),
     "label drop 0.3": _training("label drop", label_drop=0.3),
-    "gaussian dequantisation": _training("dequantisation", noise="gaussian", noise_std=2 / 256 / math.sqrt(12)),
 }
 
 
