@@ -40,8 +40,6 @@ class Difference:
     @property
     def verdict(self) -> str:
         """What the table says of it."""
-        if not math.isfinite(self.median):
-            return "harms"
         if abs(self.median) <= 2 * self.spread:
             return "no difference"
         return "helps" if self.median < 0 else "harms"

@@ -220,16 +220,10 @@ def run(bench: Bench, name: str, seed: int, clone: Path | None) -> dict[str, Any
 
 def main(argv: Sequence[str]) -> int:
     """Run what is asked for; 2 after bad input, with one line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablations", allow_abbrev=False)
-    parser.add_argument("--set", choices=SETUPS, required=True)
-    parser.add_argument("--data", help="where the images of the set are, when not at their known place")
+    parser = parser_of("ablations")
     parser.add_argument("--variants", nargs="+", default=["all"], help="names, joined by +, with @share of the time")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, help="of the baseline; the set's own when not given")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--official", type=Path, help="a clone of apple/ml-tarflow, for the row 'official code'")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     options = parser.parse_args(argv)
     wanted = list(VARIANTS) if options.variants == ["all"] else options.variants
     known = {*VARIANTS, OFFICIAL}
@@ -241,9 +235,8 @@ def main(argv: Sequence[str]) -> int:
     if OFFICIAL in wanted and options.official is None:
         print(f"--official: missing; {OFFICIAL!r} needs a clone of apple/ml-tarflow", file=sys.stderr)
         return 2
-    torch.set_num_threads(options.threads)
     try:
-        bench = Bench(options.set, options.data, options.steps, torch.device(options.device))
+        bench = open_bench(options)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -258,6 +251,24 @@ def main(argv: Sequence[str]) -> int:
             shown = {key: row[key] for key in ("variant", "seed", "cost", "steps", "bits_per_dim", "seconds")}
             print(json.dumps(shown), flush=True)
     return 0
+
+
+def parser_of(benchmark: str) -> argparse.ArgumentParser:
+    """The options that all benchmarks on a `Bench` have: its data, its budget, where it runs, and the file of rows."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{benchmark}", allow_abbrev=False)
+    parser.add_argument("--set", choices=SETUPS, required=True)
+    parser.add_argument("--data", help="where the images of the set are, when not at their known place")
+    parser.add_argument("--steps", type=int, help="of the baseline; the set's own when not given")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    return parser
+
+
+def open_bench(options: argparse.Namespace) -> Bench:
+    """The bench that options of `parser_of` ask for. Raises OSError or ValueError, as opening images does."""
+    torch.set_num_threads(options.threads)
+    return Bench(options.set, options.data, options.steps, torch.device(options.device))
 
 
 def describe(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:

@@ -11,7 +11,6 @@ Pixels are dequantised as for ours, and held-out images are scored on the same n
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import math
@@ -25,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.ablations import SETUPS, Bench, describe, read, write
+from benchmarks.ablations import Bench, describe, open_bench, parser_of, read, write
 from benchmarks.variants import BASELINE, VARIANTS
 from tarflow.data.noise import noisy_images
 from tarflow.evaluation.gaussian import GaussianYardstick, fit_yardstick
@@ -149,23 +148,16 @@ def gaussian(bench: Bench) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """Run what is not in the file yet; 2 after bad input, with one line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", allow_abbrev=False)
-    parser.add_argument("--set", choices=SETUPS, required=True)
-    parser.add_argument("--data", help="where the images of the set are, when not at their known place")
+    parser = parser_of("peers")
     parser.add_argument("--flows", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--lrs", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, help="of the baseline; the set's own when not given")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     options = parser.parse_args(argv)
     if importlib.util.find_spec("normflows") is None:
         print("normflows: not installed; pip install normflows", file=sys.stderr)
         return 2
-    torch.set_num_threads(options.threads)
     try:
-        bench = Bench(options.set, options.data, options.steps, torch.device(options.device))
+        bench = open_bench(options)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.ablations import SETUPS, Bench, describe, read, write
+from benchmarks.ablations import Bench, describe, open_bench, parser_of, read, write
 from benchmarks.variants import BASELINE, VARIANTS, together
 from tarflow.data.images import save_sheet
 from tarflow.data.pixels import to_8bit, to_pixels
@@ -77,9 +77,7 @@ def run(bench: Bench, judge: Judge, name: str, seed: int, options: argparse.Name
 
 def main(argv: Sequence[str]) -> int:
     """Run what is not in the file yet; 2 after bad input, with one line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.recipe_samples", allow_abbrev=False)
-    parser.add_argument("--set", choices=SETUPS, required=True)
-    parser.add_argument("--data", help="where the images of the set are, when not at their known place")
+    parser = parser_of("recipe_samples")
     parser.add_argument("--variants", nargs="+", required=True, help="as of benchmarks.ablations, of what can sample")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--extractor", choices=("efficientnet", "classifier"), default="efficientnet")
@@ -89,12 +87,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--reference", type=int, default=5000, help="training and held-out images, each at most")
     parser.add_argument("--cache", type=Path, help="where features of real images are kept")
     parser.add_argument("--sheets", type=Path, metavar="DIR")
-    parser.add_argument("--steps", type=int, help="of the baseline; the set's own when not given")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
     try:
         for name in options.variants:
             unknown = [part for part in name.split("+") if part not in VARIANTS or VARIANTS[part].parts]
@@ -102,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
                 raise ValueError(
                     f"--variants: expected names of benchmarks.variants that can sample, got {unknown[0]!r}"
                 )
-        bench = Bench(options.set, options.data, options.steps, torch.device(options.device))
+        bench = open_bench(options)
         train = bench.splits.train
         assert train.labels is not None
         labelled = (train.images, train.labels, train.levels) if options.extractor == "classifier" else None
