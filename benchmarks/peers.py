@@ -86,42 +86,44 @@ def log_prob_of(kind: str, model: Any, classes: int) -> LogProb:
     return log_prob
 
 
+class Peer:
+    """A flow of normflows, made from a seed, with its optimizer: called with a batch, it takes a step."""
+
+    def __init__(self, bench: Bench, kind: str, lr: float, seed: int) -> None:
+        import normflows  # type: ignore[import-untyped, import-not-found, unused-ignore]
+
+        torch.manual_seed(seed)
+        classes, shape = bench.model.num_classes, (bench.model.channels, *bench.model.image_shape)
+        self.model = (glow if kind == GLOW else spline)(normflows, shape, classes).to(bench.device)
+        self.log_prob = log_prob_of(kind, self.model, classes)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=lr)
+
+    def __call__(self, x: Tensor, y: Tensor | None) -> None:
+        self.optimizer.zero_grad()
+        loss = -self.log_prob(x, y).mean() / x[0].numel()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
+        if bool(torch.isfinite(norm)):
+            self.optimizer.step()
+
+
 def train(bench: Bench, kind: str, lr: float, seed: int) -> dict[str, Any]:
     """One row: a peer at one learning rate."""
-    import normflows  # type: ignore[import-untyped, import-not-found, unused-ignore]
-
-    torch.manual_seed(seed)
-    classes = bench.model.num_classes
-    shape = (bench.model.channels, *bench.model.image_shape)
-    model = (glow if kind == GLOW else spline)(normflows, shape, classes).to(bench.device)
-    log_prob = log_prob_of(kind, model, classes)
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-
-    def move(x: Tensor, y: Tensor | None) -> None:
-        optimizer.zero_grad()
-        loss = -log_prob(x, y).mean() / x[0].numel()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        if bool(torch.isfinite(norm)):
-            optimizer.step()
-
-    cost = bench.cost_of(lambda x, y: move(x, None if y is None else y.clamp(min=0)), seed)
-    torch.manual_seed(seed)
-    model = (glow if kind == GLOW else spline)(normflows, shape, classes).to(bench.device)
-    log_prob = log_prob_of(kind, model, classes)
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    timed = Peer(bench, kind, lr, seed)
+    cost = bench.cost_of(lambda x, y: timed(x, None if y is None else y.clamp(min=0)), seed)
+    peer = Peer(bench, kind, lr, seed)  # anew: the other one has moved
     steps = max(1, round(bench.steps / cost))
     _, training = bench.configs(VARIANTS[BASELINE], steps, seed, label_drop=0.0, lr=lr, final_lr=min(lr, 1e-6))
     started = time.perf_counter()
     for step in range(steps):
         rate = learning_rate(step, config=training, steps=steps, warmup=training.warmup_steps or 0)
-        set_learning_rate(optimizer, rate)
-        move(*bench.batch(step, training))
+        set_learning_rate(peer.optimizer, rate)
+        peer(*bench.batch(step, training))
     seconds = time.perf_counter() - started
     with torch.no_grad():
-        mean, error = mean_and_error(score(bench, log_prob))
+        mean, error = mean_and_error(score(bench, peer.log_prob))
     row = {"variant": kind, "lr": lr, "seed": seed, "cost": cost, "steps": steps, "seconds": seconds}
-    row["parameters"] = sum(p.numel() for p in model.parameters())
+    row["parameters"] = sum(p.numel() for p in peer.model.parameters())
     return row | {"bits_per_dim": mean if math.isfinite(mean) else None, "standard_error": error}
 
 
