@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 SIGNATURE = $(CURDIR) $$(cat pyproject.toml constraints.txt | cksum)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all lint types format docs clean
+.PHONY: help install demo test test-slow test-all gpu gpu-carry lint types format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,13 @@ test-slow: install ## the slow tests
 
 test-all: install ## every test
 	$(BIN)/python -m pytest
+
+# Where there is a GPU there may be no network, and no .venv: then any Python with torch will do.
+gpu: ## tests, sampling, training and CIFAR-10 on a CUDA device, in eight minutes; ARGS="--parts tests" and the like
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m benchmarks.gpu $(ARGS); else $(PYTHON) -m benchmarks.gpu $(ARGS); fi
+
+gpu-carry: install ## what that needs on a bare machine, in gpu-carry/; OFFICIAL=DIR IMAGES=FILE.parquet
+	$(BIN)/python -m benchmarks.gpu_carry $(if $(OFFICIAL),--official $(OFFICIAL)) $(if $(IMAGES),--images $(IMAGES))
 
 lint: install ## style, and whether the code is formatted
 	$(BIN)/ruff check .

@@ -176,8 +176,8 @@ class TrainingConfig:
     clip_norm: float | None = option(1.0, help="largest norm of the gradient; 0 does not clip")
     ema_decay: float = option(0.9999, help="decay of the averaged weights, warmed up; 0 turns averaging off")
     label_drop: float = option(0.1, help="share of the labels replaced by the null class")
-    precision: Literal["auto", "float32", "bf16"] = option(
-        "auto", help="auto: bf16 products on a GPU for gaussian noise, else float32"
+    precision: Literal["auto", "float32", "tf32", "bf16"] = option(
+        "auto", help="of the products; auto on CUDA: bf16 for gaussian noise, tf32 for uniform; elsewhere float32"
     )
     accumulate: int = option(
         1, help="micro-batches that a step's gradient is added up from: less memory, the same step up to rounding"

@@ -1,10 +1,15 @@
-"""Where to compute: the device that a user named, or the best one there is."""
+"""Where to compute: the device that a user named, or the best one there is; and in which precision its products are."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 
 NAMES = ("auto", "cpu", "cuda", "mps")
+KEPT_SHARE = 1 / 8
+"""Of a GPU's memory, what training images may take: they save a copy a step, and the activations need the rest."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -17,4 +22,38 @@ def pick_device(name: str = "auto") -> torch.device:
     if not available[name]:
         usable = ", ".join(kind for kind, there in available.items() if there)
         raise ValueError(f"device: {name} is not available here; available: {usable}")
-    return torch.device(name)
+    return numbered(name)
+
+
+def numbered(device: torch.device | str) -> torch.device:
+    """The device as its tensors name it: `cuda` is the current one, with its number.
+
+    A tensor on it says `cuda:0`, which does not compare equal to `cuda`.
+    """
+    return torch.empty(0, dtype=torch.uint8, device=device).device
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What can still be allocated on a GPU: what the driver has, and what torch keeps for later. None elsewhere."""
+    if device.type != "cuda":
+        return None
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
+@contextlib.contextmanager
+def float32_products(device: torch.device, *, tf32: bool) -> Iterator[None]:
+    """Within it, products of float32 numbers are rounded to TF32 (10 bits of mantissa) on CUDA, or are not.
+
+    Without `tf32` they are exact to float32, whatever the process has set: what is computed does not hang on it. The
+    process gets its setting back.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

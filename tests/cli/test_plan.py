@@ -108,7 +108,7 @@ def test_this_machine_is_measured_and_said_to_be(
 
     monkeypatch.setattr(devices, "measured", measured)
     found = plan(capsys, "digits")
-    assert asked == ["cpu"] and not found["bf16"]
+    assert asked == ["cpu"] and found["products"] == "float32"
     assert found["compute_seconds"] == pytest.approx(found["step_flops"] / 5e10)
     assert main(["plan", "digits", "--device", "cpu"]) == 0
     text = capsys.readouterr().out

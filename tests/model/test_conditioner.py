@@ -35,15 +35,13 @@ def by_windows(
     cuts: list[int],
     cache: KVCache,
     *,
-    tensor_start: bool = False,
     temperature: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The conditioner window by window, cut before the positions in `cuts`."""
     edges = [0, *sorted(set(cuts)), x.shape[1]]
     parts = []
     for start, end in itertools.pairwise(edges):
-        where = torch.tensor(start) if tensor_start else start
-        parts.append(block.conditioner(x[:, start:end], context, where, cache, temperature))
+        parts.append(block.conditioner(x[:, start:end], context, start, cache, temperature))
     shifts, log_scales = zip(*parts, strict=True)
     return torch.cat(shifts, dim=1), torch.cat(log_scales, dim=1)
 
@@ -60,17 +58,15 @@ def cut_sequences(draw: st.DrawFn) -> tuple[str, int, list[int]]:
 
 
 @laws
-@given(cut_sequences(), st.booleans(), st.booleans())
-def test_cached_is_uncached_for_any_windows(
-    cut: tuple[str, int, list[int]], tensor_start: bool, with_temperature: bool
-) -> None:
+@given(cut_sequences(), st.booleans())
+def test_cached_is_uncached_for_any_windows(cut: tuple[str, int, list[int]], with_temperature: bool) -> None:
     name, index, cuts = cut
     block, x, context = setting(name, index)
     temperature = torch.tensor([1.0, 0.3, 2.5], dtype=torch.float64) if with_temperature else None
     cache = block.new_cache(BATCH)
     pointers, shape = (cache.keys.data_ptr(), cache.values.data_ptr()), cache.keys.shape
     with torch.no_grad(), unchanged(x, context, temperature):
-        got = by_windows(block, x, context, cuts, cache, tensor_start=tensor_start, temperature=temperature)
+        got = by_windows(block, x, context, cuts, cache, temperature=temperature)
         want = block.conditioner(x, context, temperature=temperature)
     for a, b in zip(got, want, strict=True):
         assert_close(a, b, 1e-12)
@@ -86,10 +82,8 @@ def test_cached_is_uncached_for_any_windows(
 
 
 @laws
-@given(cut_sequences(), st.booleans(), st.integers(0, 100))
-def test_positions_in_the_cache_can_be_written_again(
-    cut: tuple[str, int, list[int]], tensor_start: bool, seed: int
-) -> None:
+@given(cut_sequences(), st.integers(0, 100))
+def test_positions_in_the_cache_can_be_written_again(cut: tuple[str, int, list[int]], seed: int) -> None:
     """What was there before, at the position and after it, leaves no trace: how a parallel solver revises a window."""
     name, index, cuts = cut
     block, x, context = setting(name, index)
@@ -97,8 +91,8 @@ def test_positions_in_the_cache_can_be_written_again(
     junk = latents(build(name), BATCH, seed)[:, :-1]
     with torch.no_grad():
         by_windows(block, junk * 10, context, [], cache)
-        got = by_windows(block, x, context, cuts, cache, tensor_start=tensor_start)
-        again = by_windows(block, x, context, cuts[:1], cache, tensor_start=not tensor_start)
+        got = by_windows(block, x, context, cuts, cache)
+        again = by_windows(block, x, context, cuts[:1], cache)
         want = block.conditioner(x, context)
     for a, b, c in zip(got, again, want, strict=True):
         assert_close(a, c, 1e-12)
@@ -106,15 +100,14 @@ def test_positions_in_the_cache_can_be_written_again(
 
 
 @pytest.mark.parametrize("name", names(long=True))
-@pytest.mark.parametrize("tensor_start", [False, True])
-def test_a_window_reads_the_prefix_from_the_cache(name: str, tensor_start: bool) -> None:
+def test_a_window_reads_the_prefix_from_the_cache(name: str) -> None:
     """Another prefix in the cache gives another prediction, at every position of the window."""
     block, x, context = setting(name)
     outputs = []
     for prefix in (x[:, :1], x[:, :1] + 1):
         cache = block.new_cache(BATCH)
         block.conditioner(prefix, context, 0, cache)
-        outputs.append(block.conditioner(x[:, 1:], context, torch.tensor(1) if tensor_start else 1, cache)[0])
+        outputs.append(block.conditioner(x[:, 1:], context, 1, cache)[0])
     assert ((outputs[0] - outputs[1]).abs().amax(dim=(0, 2)) > 1e-3).all()
 
 
@@ -168,12 +161,11 @@ def test_the_context_is_of_its_row_only(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["conditional", "additive"])
 @pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("tensor_start", [False, True])
-def test_predictions_are_float32_at_least(dtype: torch.dtype, name: str, cached: bool, tensor_start: bool) -> None:
+def test_predictions_are_float32_at_least(dtype: torch.dtype, name: str, cached: bool) -> None:
     block, x, context = setting(name, dtype=dtype)
-    cache = block.new_cache(BATCH) if cached or tensor_start else None
+    cache = block.new_cache(BATCH) if cached else None
     wide = torch.promote_types(dtype, torch.float32)
-    shift, log_scale = block.conditioner(x.to(wide), context, torch.tensor(0) if tensor_start else 0, cache)
+    shift, log_scale = block.conditioner(x.to(wide), context, 0, cache)
     assert shift.dtype == log_scale.dtype == wide
     assert cache is None or cache.keys.dtype == cache.values.dtype == dtype
     exact, x64, context64 = setting(name)
@@ -181,15 +173,12 @@ def test_predictions_are_float32_at_least(dtype: torch.dtype, name: str, cached:
     assert_close(shift.double(), want, {torch.float64: 1e-12, torch.float32: 1e-4}.get(dtype, 0.2))
 
 
-@pytest.mark.parametrize("tensor_start", [False, True])
-def test_cached_is_uncached_under_autocast(tensor_start: bool) -> None:
+def test_cached_is_uncached_under_autocast() -> None:
     """The cache keeps the weights' dtype, products are in bfloat16, and what comes out is float32."""
     block, x, context = setting("non_square", dtype=torch.float32)
     temperature = torch.tensor([1.0, 0.3, 2.5])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        got = by_windows(
-            block, x, context, [1, 2], block.new_cache(BATCH), tensor_start=tensor_start, temperature=temperature
-        )
+        got = by_windows(block, x, context, [1, 2], block.new_cache(BATCH), temperature=temperature)
         want = block.conditioner(x, context, temperature=temperature)
     for a, b in zip(got, want, strict=True):
         assert a.dtype == b.dtype == torch.float32
@@ -198,9 +187,8 @@ def test_cached_is_uncached_under_autocast(tensor_start: bool) -> None:
 
 def test_a_window_that_starts_later_needs_a_cache() -> None:
     block, x, context = setting("conditional")
-    for start in (1, torch.tensor(0)):
-        with pytest.raises((AssertionError, ValueError), match="cache"):
-            block.conditioner(x[:, 1:], context, start)
+    with pytest.raises(AssertionError, match="cache"):
+        block.conditioner(x[:, 1:], context, 1)
 
 
 def test_no_mask_and_no_cache_is_stored() -> None:

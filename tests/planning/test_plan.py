@@ -25,14 +25,15 @@ def config(**training: Any) -> RunConfig:
 
 def test_time_is_work_over_rates() -> None:
     plan = make_plan(config(), CARD)
-    assert plan.bf16 and plan.compute_seconds == pytest.approx(training_flops(MODEL, 64) / (2e12 * 0.5))
+    assert plan.products == "bf16" and plan.compute_seconds == pytest.approx(training_flops(MODEL, 64) / (2e12 * 0.5))
     assert plan.update_seconds == pytest.approx(52 * parameters(MODEL) / 1e11)
     assert plan.exchange_seconds == 0
     assert plan.step_seconds == plan.compute_seconds + plan.update_seconds
     assert plan.hours == pytest.approx(100 * plan.step_seconds / 3600)
     narrow = make_plan(config(precision="float32"), CARD, share=0.25)
-    assert not narrow.bf16 and narrow.compute_seconds == pytest.approx(4 * plan.compute_seconds)
-    assert not make_plan(config(noise="uniform"), CARD).bf16  # as `auto` means it
+    assert narrow.products == "float32" and narrow.compute_seconds == pytest.approx(4 * plan.compute_seconds)
+    uniform = make_plan(config(noise="uniform"), CARD)  # as `auto` means it
+    assert uniform.products == "tf32" and uniform.compute_seconds == pytest.approx(2 * plan.compute_seconds)
 
 
 def test_recomputation_takes_time_and_is_not_counted_as_work() -> None:
@@ -65,11 +66,18 @@ def test_steps_are_those_of_training(images: int) -> None:
 
 
 ADVICE = {
-    "images": (config(batch_size=8), {"images": 500_000}),
     "activations": (config(batch_size=256), {}),
     "several devices": (config(batch_size=256), {"devices": 4}),
     "images and activations": (config(batch_size=256), {"images": 30_000}),
 }
+
+
+def test_images_lie_on_the_device_only_where_they_are_a_small_part_of_it() -> None:
+    """As `data.feed` decides."""
+    some = make_plan(config(batch_size=8), CARD, images=1000)
+    assert some.memory.images == 1000 * MODEL.num_dims
+    small = dataclasses.replace(CARD, memory=8 * 1000 * MODEL.num_dims - 1)
+    assert make_plan(config(batch_size=8), small, images=1000).memory.images == 0
 
 
 @pytest.mark.parametrize("name", ADVICE)

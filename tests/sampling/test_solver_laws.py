@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flow_cases import labels, latents, randomise
+from flow_cases import labels, latents, randomise, repeated
 from tarflow import Guidance, TarFlow, TarFlowConfig
 from tarflow.model.block import Block
-from tarflow.sampling.captured import captured
+from tarflow.sampling.captured import Captured
 from tarflow.sampling.guidance import guided_rows, predictor
 from tarflow.sampling.jacobi import WILD, jacobi
 from tarflow.sampling.sequential import sequential
@@ -80,9 +80,9 @@ def residual(block: Block, x: Tensor, z: Tensor, y: Tensor | None, guidance: Gui
 
 
 SOLVERS: dict[str, Any] = {
-    "sequential": lambda make, z, cache, window, tol: sequential(make(cache), z),
-    "jacobi": lambda make, z, cache, window, tol: jacobi(make(cache), z, window=window, tol=tol),
-    "captured": lambda make, z, cache, window, tol: captured(make, z, cache, lambda step: step),
+    "sequential": lambda predict, block, z, y, guidance, window, tol: sequential(predict, z),
+    "jacobi": lambda predict, block, z, y, guidance, window, tol: jacobi(predict, z, window=window, tol=tol),
+    "captured": lambda predict, block, z, y, guidance, window, tol: Captured(repeated).solve(block, z, y, guidance),
 }
 
 
@@ -102,10 +102,8 @@ def test_what_is_returned_solves_the_equation(
     y, z, length = labels(flow, batch), latents(flow, batch, seed), flow.config.num_patches
     with torch.no_grad():
         for block in flow.blocks:
-            cache = block.new_cache(guided_rows(guidance, batch))
-            found = SOLVERS[solver](
-                lambda part, block=block: predictor(block, y, guidance, part), z, cache, window, tol
-            )
+            predict = predictor(block, y, guidance, block.new_cache(guided_rows(guidance, batch)))
+            found = SOLVERS[solver](predict, block, z, y, guidance, window, tol)
             assert found.iterations <= max(0, length - 1)
             assert found.residual <= tol
             # A tolerance is that of one evaluation; what a patch depends on has moved by as much since.

@@ -11,18 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import tarflow
-from flow_cases import assert_close, build, labels, latents, names, randomise, unchanged
-from tarflow import Guidance, TarFlow, TarFlowConfig
+from flow_cases import assert_close, build, labels, latents, names, unchanged
 from tarflow.model.block import Block
-from tarflow.model.cache import KVCache
-from tarflow.sampling.captured import captured
-from tarflow.sampling.guidance import guided_rows, predictor
 from tarflow.sampling.native import library
-from tarflow.sampling.sequential import sequential
 from tarflow.sampling.step import THIN, Product, Step
 
 every_seeing_case = pytest.mark.parametrize("name", names(blind=False))
-LONG = TarFlowConfig(8, channels=1, patch_size=1, width=16, head_dim=8, layers=(2, 1), num_classes=3)  # T=64
 
 
 @pytest.fixture(autouse=True)
@@ -144,71 +138,3 @@ def test_a_changed_block_is_sampled_as_it_is(change: Any) -> None:
     assert_close(tarflow.sample(flow, 3, noise=noise, solver="sequential"), flow.decode(noise))
     if change is not reparametrised:  # which changes how weights are held, not what they are
         assert not torch.allclose(tarflow.sample(flow, 3, solver="sequential"), before)
-
-
-# --- the step that a GPU captures, here run as it is -----------------------------------------------------------------
-
-
-@pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The conditioner itself is asked, with a position that only the device knows."""
-    monkeypatch.setattr(Step, "fits", lambda *_: False)
-
-
-def long_flow() -> TarFlow:
-    return randomise(TarFlow(LONG).double())
-
-
-@pytest.mark.usefixtures("as_on_a_gpu")
-@pytest.mark.parametrize("guidance", [None, Guidance(2.0), Guidance(1.0, "constant", 0.5, "stable")], ids=str)
-def test_the_captured_step_is_the_sequential_solver(guidance: Guidance | None) -> None:
-    flow, replays, lengths = long_flow(), [], []
-    y = labels(flow, 3)
-
-    def capture(step: Any) -> Any:
-        replays.append(0)
-
-        def replay() -> None:
-            replays[-1] += 1
-            step()
-
-        return replay
-
-    for block in flow.blocks:
-        z = latents(flow, 3)
-        exact = sequential(predictor(block, y, guidance, block.new_cache(guided_rows(guidance, 3))), z)
-
-        def make(cache: KVCache, block: Block = block) -> Any:
-            lengths.append(cache.length)
-            return predictor(block, y, guidance, cache)
-
-        with unchanged(z):
-            found = captured(make, z, block.new_cache(guided_rows(guidance, 3)), capture)
-        assert_close(found.x, exact.x, 1e-11)
-        assert found.iterations == exact.iterations == 63 and found.residual == 0
-    assert lengths == [32, 63] * 2  # two stretches a block, and no step looks further than its own
-    assert replays == [30, 29] * 2  # all but two steps of each stretch are replayed
-
-
-@pytest.mark.usefixtures("as_on_a_gpu")
-@pytest.mark.parametrize("name", names(blind=False))
-def test_the_captured_step_takes_sequences_of_any_length(name: str) -> None:
-    flow = build(name)
-    y = labels(flow, 2)
-    for block in flow.blocks:
-        z = latents(flow, 2)
-        exact = sequential(predictor(block, y, None, block.new_cache(2)), z)
-        found = captured(
-            lambda cache, block=block: predictor(block, y, None, cache), z, block.new_cache(2), lambda step: step
-        )
-        assert_close(found.x, exact.x, 1e-11)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_on_a_gpu_a_graph_is_replayed(dtype: torch.dtype) -> None:
-    flow = long_flow().to("cuda", dtype)
-    noise, y = latents(flow, 5), labels(flow, 5)
-    got = tarflow.sample(flow, 5, y, Guidance(1.0), noise=noise, solver="sequential")
-    want = tarflow.sample(flow.to("cpu", torch.float64), 5, y, Guidance(1.0), noise=noise, solver="sequential")
-    assert_close(got.cpu().double(), want, 1e-3 if dtype == torch.float32 else 0.5)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import itertools
+from typing import Any, Literal
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from flow_cases import BASE
+from flow_cases import BASE, build
 from tarflow import TarFlow, TarFlowConfig
 from tarflow.config import TrainingConfig
+from tarflow.training import ema as ema_module
 from tarflow.training.ema import EMA
 from tarflow.training.optimizer import build_optimizer, learning_rate
 
@@ -70,3 +73,36 @@ def test_no_averaging_is_the_weights_themselves() -> None:
     ema.update()
     assert torch.equal(ema.flow.blocks[0].position, flow.blocks[0].position)
     assert not any(p.requires_grad for p in ema.flow.parameters()) and not ema.flow.training
+
+
+def test_averaging_launches_a_few_kernels_whatever_the_number_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight on the device must not make `_foreach` operations go tensor by tensor: 824 launches for a large flow."""
+    monkeypatch.setattr(ema_module, "TOGETHER", 500)
+    flow = build("conditional", torch.float32, layers=(2, 2, 2))
+    ema = EMA(flow, decay=0.5)
+    parts = ema._parts
+    assert len(parts) > 3 and parts[0].start == 0 and parts[-1].stop == len(list(flow.parameters()))
+    assert all(a.stop == b.start for a, b in itertools.pairwise(parts)), "a tensor is left out, or averaged twice"
+    before = [p.detach().clone() for p in ema.flow.parameters()]
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.add_(1.0)
+    ema.updates = 1000
+    with Launches() as launched:
+        ema.update(torch.tensor(True))
+    assert sum(name.startswith("_foreach") for name in launched.names) == 3 * len(parts)
+    assert not any("lerp" in name for name in launched.names)
+    for old, new in zip(before, ema.flow.parameters(), strict=True):
+        torch.testing.assert_close(new, old + 0.5)
+
+
+class Launches(TorchDispatchMode):
+    """The names of the operations that were dispatched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))

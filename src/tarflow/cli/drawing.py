@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Solving:
-    """Options of the solver, which change the time that samples take, and nothing else."""
+    """Options of the solver, which change the time that samples take, and but for `dtype` nothing else."""
 
     solver: Annotated[
         Literal["auto", "sequential", "jacobi"],
@@ -33,6 +34,12 @@ class Solving:
         float | None, tyro.conf.arg(help="tolerance of `jacobi` and `auto`; 1.2e-4 (in float32) when not given")
     ] = None
     batch_size: Annotated[int | None, tyro.conf.arg(help="images decoded at once")] = None
+    dtype: Annotated[
+        Literal["float32", "bf16"],
+        tyro.conf.arg(
+            help="of the network; bf16 is much faster on a GPU, and changes the samples (docs/speed.md says how much)"
+        ),
+    ] = "float32"
 
 
 @dataclasses.dataclass
@@ -146,9 +153,12 @@ class Sampler:
     """
 
     def __init__(self, run: Run, solving: Solving) -> None:
+        import torch
+
         from tarflow.checkpoint import open_calibration
 
         self.run, self.solving, self.redraws = run, solving, 0
+        self.flow = copy.deepcopy(run.flow).to(torch.bfloat16) if solving.dtype == "bf16" else run.flow
         self.calibration = open_calibration(run) if solving.solver == "auto" else None
 
     def batches(
@@ -158,7 +168,7 @@ class Sampler:
         from tarflow.sampling.sample import sample_batches
 
         batches = sample_batches(
-            self.run.flow,
+            self.flow,
             n,
             y,
             setting.guidance,

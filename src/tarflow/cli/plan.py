@@ -60,7 +60,9 @@ class Plan:
     checkpoint_activations: Annotated[
         Recompute | None, tyro.conf.arg(help="what the backward pass computes again, see tarflow train --help")
     ] = None
-    precision: Annotated[Literal["auto", "float32", "bf16"] | None, tyro.conf.arg(help="of the products")] = None
+    precision: Annotated[Literal["auto", "float32", "tf32", "bf16"] | None, tyro.conf.arg(help="of the products")] = (
+        None
+    )
     json: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="print one JSON object instead")] = False
 
 
@@ -132,8 +134,8 @@ def as_text(recipe: str, plan: Plan_) -> str:
     height, width = model.image_shape
     per_step = f"{plan.steps:,} steps of {training.batch_size} images"
     shared = f"{plan.devices} x {device.label}" if plan.devices > 1 else device.label
-    rate = (device.bf16 if plan.bf16 else device.float32) / 1e12
-    precision = "bf16" if plan.bf16 else "float32"
+    rate = getattr(device, plan.products) / 1e12
+    precision = plan.products
     again = f" + {_count(plan.recomputed_flops)} computed again" if plan.recomputed_flops else ""
     micro = training.batch_size // (plan.devices * training.accumulate)
     # What a plan multiplies by, not what a device is sold with.

@@ -21,9 +21,9 @@ from tarflow.data.records import Content
 from tarflow.data.sets import ImageSet
 from tarflow.data.stream_order import Segment, StreamOrder
 from tarflow.data.streamed import StreamedSet
+from tarflow.devices import KEPT_SHARE, free_bytes, numbered
 
 AHEAD = 4  # batches that are ready before they are asked for
-ON_DEVICE_BYTES = 1 << 30  # a mapped set up to this size goes to the device as one that is in memory does
 
 Batch: TypeAlias = tuple[Tensor, Tensor | None]
 
@@ -38,8 +38,10 @@ class Feed:
             same batches, however many they are.
         window: images that a stream shuffles together (`stream_order`). workers: processes that decode a stream.
 
-    A stream is decoded ahead of the training, in a thread and its workers; so is a set that is mapped from a file, on
-    its way to a GPU. An error there is raised by `batch`, never swallowed; `close` ends them.
+    A stream is decoded ahead of the training, in a thread and its workers. On a GPU lies what takes no more than
+    `KEPT_SHARE` of its free memory; the batches of a larger set are put together by a thread, in memory that is pinned,
+    so that the host does not wait for their copies. An error there is raised by `batch`, never swallowed; `close` ends
+    them.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class Feed:
         window: int = 8192,
         workers: int = 0,
     ) -> None:
-        self.device = torch.device(device)
+        self.device = numbered(device)
         self.batch_size, self.seed, self.rows = batch_size, seed, rows
         self.labels = images.labels if labelled else None
         self.skipped: dict[str, str] = {}  # name and reason of the bad records met so far, in this process
@@ -65,8 +67,7 @@ class Feed:
             self.background = workers > 0
         else:
             self._stream = None
-            small = not images.mapped or images.images.nbytes <= ON_DEVICE_BYTES
-            self.images = images.images.to(self.device) if small else images.images
+            self.images = images.images.to(self.device) if _fits(images.images, self.device) else images.images
             self.labels = None if self.labels is None else self.labels.to(self.images.device)
             self.background = self.images.device != self.device
 
@@ -92,6 +93,13 @@ class Feed:
             self._stream.decoder.close()
 
     def _make(self, step: int) -> Batch:
+        pixels, labels = self._choose(step)
+        if self.device.type == "cuda" and pixels.device.type == "cpu":  # from other memory the host waits for the copy
+            pixels, labels = pixels.pin_memory(), None if labels is None else labels.pin_memory()
+        return pixels, labels
+
+    def _choose(self, step: int) -> Batch:
+        """The batch of a step, where the images are."""
         if self._stream is not None:
             pixels, indices = self._stream.batch(self.batch_size, step, self.rows)
             return pixels, None if self.labels is None else self.labels[indices]
@@ -102,10 +110,7 @@ class Feed:
             pixels = torch.from_numpy(self.images.numpy()[chosen.numpy()])
         else:
             pixels = self.images[chosen]
-        labels = None if self.labels is None else self.labels[chosen]
-        if self.background and self.device.type == "cuda":  # from other memory the copy would make the host wait
-            pixels, labels = pixels.pin_memory(), None if labels is None else labels.pin_memory()
-        return pixels, labels
+        return pixels, None if self.labels is None else self.labels[chosen]
 
     def _to_device(self, batch: Batch) -> Batch:
         pixels, labels = batch
@@ -116,6 +121,12 @@ class Feed:
         if self._ahead is not None:
             self._ahead.stop()
             self._ahead = None
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    """Whether the images may lie on the device, beside what training needs there. The CPU holds them anyway."""
+    free = free_bytes(device)
+    return free is None or images.nbytes <= KEPT_SHARE * free
 
 
 class _Stream:

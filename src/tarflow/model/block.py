@@ -64,8 +64,6 @@ class Block(nn.Module):
         config = self.config
         heads, length = config.width // config.head_dim, max(1, config.num_patches - 1)  # the last patch is never read
         device = device or self.position.device
-        if device.type == "cuda":  # kernels of attention want lengths that are multiples of 8
-            length = -(-length // 8) * 8
         return KVCache(
             len(self.layers), batch, heads, length, config.head_dim, device=device, dtype=dtype or self.dtype
         )
@@ -74,7 +72,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         context: Tensor | None,
-        start: int | Tensor = 0,
+        start: int = 0,
         cache: KVCache | None = None,
         temperature: Tensor | None = None,
         recompute: Recompute = "nothing",
@@ -84,7 +82,7 @@ class Block(nn.Module):
         Args:
             x: (B, n, D), patches in the block's own order.
             context: what `context(y)` returned.
-            start: position of the first of them, an int, or a 0-d integer tensor on the device.
+            start: position of the first of them.
             cache: keys and values of patches before `start`; those of the given patches are written to it. Needed
                 where start > 0.
             temperature: (B,), attention logits are divided by it; None divides by nothing.
@@ -93,9 +91,7 @@ class Block(nn.Module):
         Returns:
             shift, log_scale: (B, n, D) each, float32 at least. The log-scale is raw: `bound` comes after guidance.
         """
-        assert cache is not None or (isinstance(start, int) and start == 0), (
-            "start > 0 needs the cache of what is before"
-        )
+        assert cache is not None or start == 0, "start > 0 needs the cache of what is before"
         h = self.proj_in(x.to(self.dtype)) + self._positions(start, x.shape[1])  # (B, n, W)
         if context is not None:
             h = h + context
@@ -113,7 +109,8 @@ class Block(nn.Module):
                 if recompute == "layers"
                 else layer(h, **options, recompute=recompute)
             )
-        out = self.proj_out(h)
+        with torch.autocast(h.device.type, enabled=False):  # which would double its error in the density, for no time
+            out = self.proj_out(h.to(self.dtype))
         out = out.to(torch.promote_types(out.dtype, torch.float32))
         if self.config.transform == "additive":
             return out, out.new_zeros(()).expand_as(out)
@@ -162,11 +159,8 @@ class Block(nn.Module):
             x = torch.cat([x, x_i.unsqueeze(1)], dim=1)
         return self.reorder(x)
 
-    def _positions(self, start: int | Tensor, count: int) -> Tensor:
+    def _positions(self, start: int, count: int) -> Tensor:
         """The position embeddings (n, W) of patches start … start+n-1 of the block's own order."""
-        if isinstance(start, Tensor):
-            places = start + torch.arange(count, device=start.device)
-            return self.position[len(self.position) - 1 - places if self.flipped else places]
         if self.flipped:
             end = len(self.position) - start
             return self.position[end - count : end].flip(0)
@@ -183,12 +177,9 @@ class Block(nn.Module):
         dtype = torch.promote_types(self.dtype, torch.float32)
         return rotation_table(config.grid, config.head_dim, self.flipped, self.position.device, dtype)
 
-    def _rotation(self, start: int | Tensor, count: int) -> tuple[Tensor, Tensor] | None:
+    def _rotation(self, start: int, count: int) -> tuple[Tensor, Tensor] | None:
         """The same of patches start … start+n-1, (n, K/2)."""
         table = self.rotation()
         if table is None:
             return None
-        if isinstance(start, Tensor):
-            places = start + torch.arange(count, device=start.device)
-            return table[0][places], table[1][places]
         return table[0][start : start + count], table[1][start : start + count]

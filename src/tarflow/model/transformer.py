@@ -1,8 +1,7 @@
 """The causal Transformer: pre-norm layers of multi-head attention and a GELU MLP.
 
-No mask is stored. Queries of patches start … start+n-1 see keys 0 … their own position, which is one of four cases:
-the whole sequence (`is_causal`), a single query (no mask), a window (lower-right causality), and a window whose start
-is a device tensor (an additive mask over the whole cache).
+No mask is stored. Queries of patches start … start+n-1 see keys 0 … their own position, which is one of three cases:
+the whole sequence (`is_causal`), a single query (no mask), a window (lower-right causality).
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         *,
-        start: int | Tensor = 0,
+        start: int = 0,
         layer: int = 0,
         cache: KVCache | None = None,
         temperature: Tensor | None = None,
@@ -63,24 +62,19 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.write(layer, start, k, v)
             k, v = k.to(q.dtype), v.to(q.dtype)
-        x = _causal_attention(q, k, v, start)  # (B, H, n, K)
+        x = _causal_attention(q, k, v)  # (B, H, n, K)
         return self.out(x.transpose(1, 2).reshape(batch, count, width))
 
 
-def _causal_attention(q: Tensor, k: Tensor, v: Tensor, start: int | Tensor) -> Tensor:
-    """softmax(q kᵀ/√K) v, where query j of the n given ones sees keys 0 … start+j."""
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ/√K) v, where the n queries are those of the last keys: each sees its own and all before."""
     count, length = q.shape[2], k.shape[2]
-    if isinstance(start, Tensor):
-        reach = start + torch.arange(count, device=q.device)
-        hidden = torch.arange(length, device=q.device) > reach.unsqueeze(1)  # (n, length)
-        mask = torch.zeros(count, length, dtype=q.dtype, device=q.device).masked_fill_(hidden, float("-inf"))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     if count == 1:
         return F.scaled_dot_product_attention(q, k, v)
     if count == length and count > CPU_QUERIES and q.device.type == "cpu":
         ends = [*range(CPU_QUERIES, count, CPU_QUERIES), count]
         chunks = zip(q.split(CPU_QUERIES, dim=2), ends, strict=True)
-        parts = [_causal_attention(part, k[:, :, :end], v[:, :, :end], end - part.shape[2]) for part, end in chunks]
+        parts = [_causal_attention(part, k[:, :, :end], v[:, :, :end]) for part, end in chunks]
         return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)  # (B, n, H, K) in memory
     if count == length:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -115,7 +109,7 @@ class Layer(nn.Module):
         self,
         x: Tensor,
         *,
-        start: int | Tensor = 0,
+        start: int = 0,
         layer: int = 0,
         cache: KVCache | None = None,
         temperature: Tensor | None = None,

@@ -10,8 +10,9 @@ attention together from pieces, else 0,
                                                      keys, values, attention, norm, the hidden layer before and after
                                                      its GELU; two norms' means and deviations, a softmax's normaliser
     elementwise   2·4W + p(4 + E + c)W + 16 + 4H     a layer, without the norms and what comes out of the GELU
+    compiled      4W + p(5 + E)W + 16 + 4H           a layer, as "elementwise", but attention's output for the sum
     layers        4W                                 a layer: its input
-    beside them   pW + (p + 8)D                      a block: what the last layer gives, the patches, the affine step
+    beside them   4W + (p + 8)D                      a block: what the last layer gives, the patches, the affine step
 
 The backward pass takes an activation away and puts gradients in its place, so that with one micro-batch the most is the
 larger of the two, and with several their sum.
@@ -83,7 +84,7 @@ def training_memory(
 
     Args:
         images: of a micro-batch on one device. micro_batches: that a device takes in a step.
-        compiled: the compiler decides what is computed again; it is taken to be what "elementwise" computes again.
+        compiled: by `training.compiling`; then "nothing" and "elementwise" are the same.
         muon: the matrices within the layers have one moment, where AdamW has two.
         stored: bytes of training images that are kept on the device.
     """
@@ -95,8 +96,8 @@ def training_memory(
     if compiled and recompute == "nothing":
         recompute = "elementwise"
     narrow = 2 if bf16 else FLOAT
-    layer = layer_activations(config, recompute, narrow, on_cpu=on_cpu)
-    block = narrow * config.width
+    layer = layer_activations(config, recompute, narrow, on_cpu=on_cpu, compiled=compiled)
+    block = FLOAT * config.width
     # x - shift and exp(-log_scale); of a bounded log-scale its tanh, and nothing where there is none to move
     factors = 1 if config.transform == "additive" else 3 if config.log_scale_bound else 2
     affine = (narrow + factors * FLOAT) * config.patch_dim
@@ -119,7 +120,9 @@ def training_memory(
     )
 
 
-def layer_activations(config: TarFlowConfig, recompute: Recompute, narrow: int, *, on_cpu: bool) -> int:
+def layer_activations(
+    config: TarFlowConfig, recompute: Recompute, narrow: int, *, on_cpu: bool, compiled: bool = False
+) -> int:
     """Bytes a token that a layer keeps, by the table in the module's docstring."""
     width, expansion = config.width, config.expansion
     if recompute == "layers":
@@ -128,7 +131,10 @@ def layer_activations(config: TarFlowConfig, recompute: Recompute, narrow: int, 
     kept = 6 + 2 * expansion if recompute == "nothing" else 4 + expansion
     kept += 2 if config.rotary else 0  # queries and keys as they were turned; the others are views that the values keep
     small = FLOAT * (4 + width // config.head_dim)  # mean and deviation of two norms; a softmax's normaliser
-    return (2 * FLOAT + narrow * (kept + pieces)) * width + small
+    sums = 2 * FLOAT  # what comes in, and the sum after attention
+    if compiled:  # which keeps what attention adds to the sum instead of the sum
+        sums += narrow - FLOAT
+    return (sums + narrow * (kept + pieces)) * width + small
 
 
 def _backward(config: TarFlowConfig, recompute: Recompute, narrow: int, *, on_cpu: bool) -> int:
@@ -143,8 +149,12 @@ def _backward(config: TarFlowConfig, recompute: Recompute, narrow: int, *, on_cp
 
 
 def _matrices(config: TarFlowConfig) -> int:
-    """Numbers in the matrices, of which autocast makes narrow copies: all but biases, norms, positions and classes."""
+    """Numbers in the matrices of which autocast makes narrow copies: all but those that lead out of a block.
+
+    Biases, norms, positions and classes stay as they are, too.
+    """
     width, dim, expansion = config.width, config.patch_dim, config.expansion
-    outer = len(config.layers) * (width + dim * (2 if config.transform == "affine" else 1))  # the biases of in and out
+    # The biases of what leads into a block, and all of what leads out of it.
+    outer = len(config.layers) * (width + (width + 1) * dim * (2 if config.transform == "affine" else 1))
     vectors = sum(config.layers) * (9 + expansion) * width
     return sum(block_parameters(config, layers) for layers in config.layers) - outer - vectors

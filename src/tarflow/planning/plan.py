@@ -8,10 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from tarflow.config import ConfigError, Recompute, RunConfig, TarFlowConfig, TrainingConfig
+from tarflow.devices import KEPT_SHARE
 from tarflow.planning.devices import Device
 from tarflow.planning.memory import FLOAT, Memory, Strategy, training_memory
 from tarflow.planning.work import forward_flops, muon_flops, parameters, recomputed_flops, training_flops
+from tarflow.training.engine import Products, products_of
 
 FITS = 0.9  # of a device's memory: the rest goes to the context, the libraries, and to what lies between the tensors
 UPDATE_BYTES = 13 * FLOAT  # a weight, a step: clipping reads and scales, AdamW reads 4 and writes 3, averaging moves 3
@@ -24,7 +28,7 @@ class Plan:
 
     Attributes:
         model, training: the run. images: that are trained on, None where only steps are known.
-        device, devices, strategy: where it runs. bf16: the precision of its products.
+        device, devices, strategy: where it runs. products: their precision.
         steps: in all. parameters: numbers that are trained.
         forward_flops: of one image. step_flops: of a step, over all devices. recomputed_flops: what it computes twice.
         memory: of each device.
@@ -40,7 +44,7 @@ class Plan:
     device: Device
     devices: int
     strategy: Strategy
-    bf16: bool
+    products: Products
     steps: int
     parameters: int
     forward_flops: int
@@ -107,18 +111,16 @@ def make_plan(
         raise ConfigError(f"share: expected more than 0 and at most 1, got {share:g}")
     _check_devices(training, device, devices)
     steps = _steps(training, images)
-    bf16 = training.precision == "bf16" or (
-        training.precision == "auto" and device.name != "cpu" and training.noise == "gaussian"
-    )
+    products = products_of(training, torch.device("cpu" if device.name == "cpu" else "cuda"))
     muon = training.optimizer == "muon"
     if muon and strategy == "fsdp":
         raise ConfigError("strategy: expected ddp with optimizer muon, which needs whole matrices, got fsdp")
-    memory = _memory(config, device, devices, strategy, images, bf16)
+    memory = _memory(config, device, devices, strategy, images, products)
     numbers = parameters(model)
     useful = training_flops(model, training.batch_size)
     again = recomputed_flops(model, training.batch_size, training.checkpoint_activations)
     kept = numbers / devices if strategy == "fsdp" else numbers
-    rate = device.bf16 if bf16 else device.float32
+    rate = getattr(device, products)
     passes = 3 if strategy == "fsdp" else 2  # ring all-reduce: out and back; FSDP gathers twice and scatters once
     # Every device turns all matrices, in bf16 on a GPU and in float32 on a CPU.
     turning = muon_flops(model) / ((device.float32 if device.name == "cpu" else device.bf16) * share) if muon else 0.0
@@ -130,7 +132,7 @@ def make_plan(
         device,
         devices,
         strategy,
-        bf16,
+        products,
         steps,
         numbers,
         forward_flops(model),
@@ -172,23 +174,25 @@ def _steps(training: TrainingConfig, images: int | None) -> int:
 
 
 def _memory(
-    config: RunConfig, device: Device, devices: int, strategy: Strategy, images: int | None, bf16: bool
+    config: RunConfig, device: Device, devices: int, strategy: Strategy, images: int | None, products: Products
 ) -> Memory:
     model, training, data = config.model, config.training, config.data
     assert training is not None
-    resident = images is not None and (data is None or data.storage != "stream")
+    stored = 0 if images is None or (data is not None and data.storage == "stream") else images * model.num_dims
+    if device.name != "cpu" and stored > KEPT_SHARE * device.memory:  # then they stay on the host
+        stored = 0
     return training_memory(
         model,
         images=training.batch_size // (devices * training.accumulate),
         micro_batches=training.accumulate,
         recompute=training.checkpoint_activations,
-        bf16=bf16,
+        bf16=products == "bf16",
         compiled=training.compile == "on" or (training.compile == "auto" and device.name != "cpu"),
         on_cpu=device.name == "cpu",
         devices=devices,
         strategy=strategy,
         muon=training.optimizer == "muon",
-        stored=(images or 0) * model.num_dims if resident else 0,
+        stored=stored,
     )
 
 
@@ -200,7 +204,7 @@ def _advice(config: RunConfig, plan: Plan) -> list[str]:
     found = []
 
     def fitting(name: str, changed: RunConfig, strategy: Strategy = plan.strategy, devices: int = plan.devices) -> bool:
-        peak = _memory(changed, plan.device, devices, strategy, plan.images, plan.bf16).peak
+        peak = _memory(changed, plan.device, devices, strategy, plan.images, plan.products).peak
         if peak <= room:
             found.append(f"{name}: {peak / 1e9:.1f} GB")
         return peak <= room

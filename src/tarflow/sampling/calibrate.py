@@ -22,6 +22,7 @@ from torch import Tensor
 from tarflow import storage
 from tarflow.model.block import Block
 from tarflow.model.flow import TarFlow, read_json
+from tarflow.sampling.captured import Captured
 from tarflow.sampling.decode import Progress, Solve, invert, latents_of
 from tarflow.sampling.guidance import Guidance, Predict, guided_rows, predictor
 from tarflow.sampling.jacobi import jacobi
@@ -139,13 +140,14 @@ def calibrated_decode(
     tol: float | None,
     choices: list[Choice],
     progress: Progress | None = None,
+    captured: Captured | None = None,
 ) -> Iterator[Solution]:
     """`decode` of the first batch: yields the same, and appends the fastest solver of each block to `choices`."""
     x = latents_of(flow, noise)
     for block in reversed(flow.blocks):
-        choice, solution = fastest(block, x, y, guidance, tol)
+        choice, solution = fastest(block, x, y, guidance, tol, captured)
         if solution is None:
-            solution = invert(block, x, y, guidance, choice.solve(tol), progress)
+            solution = invert(block, x, y, guidance, choice.solve(tol), progress, captured)
         elif progress is not None:
             progress(x.shape[1], x.shape[1])
         choices.append(choice)
@@ -154,7 +156,12 @@ def calibrated_decode(
 
 
 def fastest(
-    block: Block, z: Tensor, y: Tensor | None, guidance: Guidance | None, tol: float | None = None
+    block: Block,
+    z: Tensor,
+    y: Tensor | None,
+    guidance: Guidance | None,
+    tol: float | None = None,
+    captured: Captured | None = None,
 ) -> tuple[Choice, Solution | None]:
     """The solver that decodes this block fastest, and its solution unless that is still to be computed.
 
@@ -165,7 +172,7 @@ def fastest(
     last = z.shape[1] - 1
     if last < 2:  # nothing to be evaluated at once
         return Choice("sequential"), None
-    stepwise, found = _sequential_seconds(block, z, y, guidance)
+    stepwise, found = _sequential_seconds(block, z, y, guidance, captured or Captured())
     best = Choice("sequential", None, stepwise, stepwise)
 
     def attempt(window: int) -> bool:
@@ -234,19 +241,19 @@ def _first_window(block: Block, z: Tensor, y: Tensor | None, guidance: Guidance 
 
 @torch.no_grad()
 def _sequential_seconds(
-    block: Block, z: Tensor, y: Tensor | None, guidance: Guidance | None
+    block: Block, z: Tensor, y: Tensor | None, guidance: Guidance | None, captured: Captured
 ) -> tuple[float, Solution | None]:
     """The time of the sequential solver, and its solution where it had to be computed for that.
 
     Told from a few steps at the start and as many at the end, where they see the whole cache. On a GPU, where a step is
-    captured and a few of them say nothing, all are taken.
+    captured and a few of them say nothing, all are taken; capturing, which later batches are spared, does not count.
     """
     if z.device.type == "cuda":
         _wait(z.device)
-        started = time.perf_counter()
-        solution = invert(block, z, y, guidance, sequential)
+        started = time.perf_counter() - captured.seconds
+        solution = invert(block, z, y, guidance, sequential, None, captured)
         _wait(z.device)
-        return time.perf_counter() - started, solution
+        return time.perf_counter() - started - captured.seconds, solution
     last = z.shape[1] - 1
     predict = predictor(block, y, guidance, block.new_cache(guided_rows(guidance, len(z))))
     z = block.reorder(z)

@@ -8,78 +8,178 @@ do not pay for the room of late ones. Nothing is allocated in the loop, and the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tarflow.model.cache import KVCache
-from tarflow.sampling.guidance import Predict
+from tarflow.model.block import Block
+from tarflow.sampling.device_step import DeviceStep
+from tarflow.sampling.guidance import Guidance, Predict, branches, guided, guided_rows
 from tarflow.sampling.sequential import Solution
 
 LENGTHS = 8  # stretches of a sequence: a mean cost of 9/16 of the whole cache instead of 1/2, for 8 captures a block
 SHORTEST = 32  # patches of a stretch; a capture costs about as much as ten steps without one
-ALIGNED = 8  # kernels of attention with a mask want lengths that are multiples of this
-WARM_UP = 2  # steps before a capture, which let libraries allocate what they keep
+ALIGNED = 16  # places of the cache: kernels of attention would copy a mask of another length in every layer
+
+KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's makes a plan for every length, for long
 
 Step = Callable[[], None]
 Capture = Callable[[Step], Step]
+"""capture(step): take the step once, and return what repeats it."""
 
 
-def captured(
-    make_predict: Callable[[KVCache], Predict], z: Tensor, cache: KVCache, capture: Capture | None = None
-) -> Solution:
-    """As `sequential`, with one captured step for each length of the cache.
+@dataclass
+class _Recorded:
+    """What one block's steps were captured with."""
+
+    step: DeviceStep
+    replays: list[tuple[int, Step]] = field(default_factory=list)  # of each stretch: how often, and what to call
+
+
+class Captured:
+    """The sequential solver for the batches of one flow on a GPU. Its graphs are kept from batch to batch.
+
+    All blocks share the memory that they are captured with: the cache of the largest, a batch of patches, and a pool
+    for what is in between. A smaller batch is filled up. Everything is freed with this object.
 
     Args:
-        make_predict: `predict` of the block for a cache, as `tarflow.sampling.guidance.predictor` wraps it. It is
-            called with a device tensor as its start.
-        z: (B, T, D), in the block's own order. Not written to.
-        cache: for the whole sequence; stretches of it are handed to `make_predict`.
-        capture: makes a step into something that repeats it; None is `cuda_graph`.
+        capture: makes a step into something that repeats it; None is `cuda_graphs` of the device of the first batch.
 
-    Returns:
-        x (B, T, D) in the block's own order, after T-1 iterations, with no residual.
+    Attributes:
+        seconds: how long capturing has taken so far, which no later batch of the same size spends again.
     """
-    capture = capture or cuda_graph()
-    last = z.shape[1] - 1
-    x = z.clone()
-    place = torch.zeros(1, dtype=torch.int64, device=z.device)  # of the patch that was decoded last
-    stretch = max(SHORTEST, -(-last // LENGTHS))
-    for first in range(0, last, stretch):
-        end = min(last, first + stretch)
-        room = min(cache.length, -(-end // ALIGNED) * ALIGNED)  # what is behind `end` is under the mask
-        step = _step(make_predict(cache.first(room)), z, x, place)
-        warm = min(WARM_UP, end - first)
-        replay = step
-        for done in range(end - first):
-            if done == warm:
-                replay = capture(step)
-            replay()
-    return Solution(x, last, 0.0)
+
+    def __init__(self, capture: Capture | None = None) -> None:
+        self.capture = capture
+        self.seconds = 0.0
+        self._forget(0)
+
+    def _forget(self, batch: int) -> None:
+        self.batch = batch
+        self.recorded: dict[tuple[Block, Guidance | None], _Recorded] = {}
+        self.patches: Tensor | None = None  # (batch, T, D), z before the place and x from there on
+        self.stores: dict[tuple[int, torch.dtype], Tensor] = {}  # the memory of caches, by rows and dtype
+
+    @torch.no_grad()
+    def solve(self, block: Block, z: Tensor, y: Tensor | None, guidance: Guidance | None) -> Solution:
+        """Solve x_i = z_i·exp(log_scale_i(x_<i)) + shift_i(x_<i) patch by patch.
+
+        Args:
+            z: (B, T, D), in the block's own order, on the block's device. Not written to. y: (B,) checked labels.
+
+        Returns:
+            x (B, T, D) in the block's own order, after T-1 iterations, with no residual.
+        """
+        batch, length = z.shape[:2]
+        if batch > self.batch:
+            self._forget(batch)
+        with _on(z.device):
+            if self.patches is None:
+                self.patches = torch.empty(self.batch, *z.shape[1:], dtype=z.dtype, device=z.device)
+                self.place = torch.zeros(1, dtype=torch.int64, device=z.device)  # of the patch decoded last
+            self.patches[:batch].copy_(z)
+            self.patches[batch:].copy_(z[-1:])
+            self.place.zero_()
+            if y is not None and batch < self.batch:
+                y = torch.cat([y, y[-1:].expand(self.batch - batch)])
+            context, temperature = branches(block, y, guidance, self.batch)
+            recorded = self.recorded.get((block, guidance))
+            store = self._store(block, guidance)
+            store.zero_()  # a step attends to a whole stretch under a mask, and 0·NaN is NaN
+            if recorded is None:
+                recorded = _Recorded(DeviceStep(block, context, store, temperature))
+                self._record(block, guidance, recorded, length - 1)
+                self.recorded[block, guidance] = recorded
+            else:
+                recorded.step.begin(context)
+                for count, replay in recorded.replays:
+                    for _ in range(count):
+                        replay()
+            return Solution(self.patches[:batch].clone(), length - 1, 0.0)
+
+    def _record(self, block: Block, guidance: Guidance | None, recorded: _Recorded, last: int) -> None:
+        """Decode the batch, capturing the first step of each stretch."""
+        if self.capture is None:
+            self.capture = cuda_graphs(block.position.device)
+        stretch = max(SHORTEST, -(-last // LENGTHS))
+        for first in range(0, last, stretch):
+            end = min(last, first + stretch)
+            room = min(recorded.step.store.shape[4], -(-end // ALIGNED) * ALIGNED)  # behind `end` all is masked
+            predict = guided(block, functools.partial(recorded.step, room=room), guidance)
+            started = time.perf_counter()
+            replay = self.capture(functools.partial(self._step, predict))
+            self.seconds += time.perf_counter() - started
+            recorded.replays.append((end - first, replay))
+            for _ in range(end - first - 1):
+                replay()
+
+    def _step(self, predict: Predict) -> None:
+        """x_{i+1} = z_{i+1}·exp(log_scale_{i+1}) + shift_{i+1} and i ← i+1, all of it on the device."""
+        assert self.patches is not None
+        following = self.place + 1
+        shift, log_scale = predict(self.patches.index_select(1, self.place), self.place)
+        fresh = torch.addcmul(shift, self.patches.index_select(1, following), torch.exp(log_scale))
+        self.patches.index_copy_(1, following, fresh)
+        self.place.copy_(following)
+
+    def _store(self, block: Block, guidance: Guidance | None) -> Tensor:
+        """A cache for the block, in memory that all of its size share: they are decoded one after the other."""
+        rows = guided_rows(guidance, self.batch)
+        config = block.config
+        heads, length = config.width // config.head_dim, -(-max(1, config.num_patches - 1) // ALIGNED) * ALIGNED
+        shape = (len(block.layers), 2, rows, heads, length, config.head_dim)
+        key = (rows, block.dtype)
+        size = len(block.layers) * 2 * rows * heads * length * config.head_dim
+        have = self.stores.get(key)
+        if have is None or have.numel() < size:
+            have = self.stores[key] = torch.empty(size, dtype=block.dtype, device=block.position.device)
+        return have[:size].view(shape)
 
 
-def _step(predict: Predict, z: Tensor, x: Tensor, place: Tensor) -> Step:
-    """x_{i+1} = z_{i+1}·exp(log_scale_{i+1}) + shift_{i+1} and i ← i+1, all of it on the device."""
-
-    def step() -> None:
-        following = place + 1
-        shift, log_scale = predict(x.index_select(1, place), place[0])
-        fresh = z.index_select(1, following) * torch.exp(log_scale) + shift
-        x.index_copy_(1, following, fresh)
-        place.copy_(following)
-
-    return step
+def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Where graphs are captured and replayed: on the device of the flow, whichever is the current one."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def cuda_graph() -> Capture:
-    """A `capture` that records CUDA graphs, all of them in one pool of memory."""
-    pool = torch.cuda.graph_pool_handle()
+def cuda_graphs(device: torch.device) -> Capture:
+    """A `capture` that records CUDA graphs, all of them in one pool of memory, on a stream of their own.
+
+    The step is taken once on that stream before it is recorded: libraries then have what they keep for a stream, and
+    nothing of it comes to lie in the pool. Only this thread must not do what would spoil a capture: another one may be
+    pinning memory for the training meanwhile.
+    """
+    pool, side = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+    graphs = []  # none is freed before the last one is captured: a pool must be in use while it is shared
 
     def capture(step: Step) -> Step:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):  # recorded, not run
+        graphs.append(graph)
+        current = torch.cuda.current_stream(device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side), sdpa_kernel(KERNELS):
             step()
+            with _recording(graph, pool):
+                step()  # recorded, not run
+        current.wait_stream(side)
         return graph.replay
 
     return capture
+
+
+@contextlib.contextmanager
+def _recording(graph: torch.cuda.CUDAGraph, pool: object) -> Iterator[None]:
+    """As `torch.cuda.graph`, which collects garbage and empties the cache of the allocator before every capture."""
+    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # a capture that failed cannot be ended in order, but must be ended
+            graph.capture_end()
+        raise
+    graph.capture_end()

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from tarflow.devices import free_bytes
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
 from tarflow.model.flow import TarFlow
-from tarflow.sampling.captured import captured
+from tarflow.sampling.captured import Captured
+from tarflow.sampling.device_step import DeviceStep
 from tarflow.sampling.guidance import Guidance, Predict, guided_rows, predictor
 from tarflow.sampling.sequential import Solution, sequential
 from tarflow.seeding import seeded_normal
@@ -33,15 +35,17 @@ def decode(
     guidance: Guidance | None = None,
     solvers: Sequence[Solve] | None = None,
     progress: Progress | None = None,
+    captured: Captured | None = None,
 ) -> Iterator[Solution]:
     """Invert the flow: from standard normal noise (B, T, D) and checked labels (B,), what each block leaves.
 
     The patches (B, T, D) of the last one, in raster order, are those of the images, not denoised. `solvers` has one a
-    block, in the order of sampling; None is the sequential one for all.
+    block, in the order of sampling; None is the sequential one for all. `captured` holds on to what a GPU has recorded.
     """
+    captured = captured or Captured()
     x = latents_of(flow, noise)
     for number, block in enumerate(reversed(flow.blocks)):
-        solution = invert(block, x, y, guidance, solvers[number] if solvers else sequential, progress)
+        solution = invert(block, x, y, guidance, solvers[number] if solvers else sequential, progress, captured)
         x = solution.x
         yield solution
 
@@ -59,17 +63,18 @@ def invert(
     guidance: Guidance | None = None,
     solve: Solve = sequential,
     progress: Progress | None = None,
+    captured: Captured | None = None,
 ) -> Solution:
     """Decode one block: z (B, T, D) in raster order and checked labels (B,) to x (B, T, D) in raster order.
 
-    Its cache is gone when it returns, also when a step fails: there is never more than one block's.
+    Its cache is gone when it returns, also when a step fails: there is never more than one block's. That of a GPU's
+    sequential solver goes with `captured`, or where there is none, too.
     """
-    cache = block.new_cache(guided_rows(guidance, len(z)))
     z = block.reorder(z)
-    if solve is sequential and z.device.type == "cuda" and not torch.is_autocast_enabled("cuda"):
-        # Autocast keeps narrow copies of the weights, which a captured step must not share with anybody.
-        solution = captured(lambda part: predictor(block, y, guidance, part), z, cache)
+    if solve is sequential and z.device.type == "cuda" and z.shape[1] > 1 and DeviceStep.fits(block):
+        solution = (captured or Captured()).solve(block, z, y, guidance)
     else:
+        cache = block.new_cache(guided_rows(guidance, len(z)))
         solution = solve(_reporting(predictor(block, y, guidance, cache), z.shape[1], progress), z)
     if progress is not None:
         progress(z.shape[1], z.shape[1])
@@ -102,7 +107,7 @@ def default_batch_size(flow: TarFlow, guidance: Guidance | None) -> int:
     """
     room = CACHE_BYTES
     if flow.device.type == "cuda":
-        room = max(room, int(CACHE_SHARE * torch.cuda.mem_get_info(flow.device)[0]))
+        room = max(room, int(CACHE_SHARE * (free_bytes(flow.device) or 0)))
     per_row = max(
         KVCache.bytes_needed(len(block.layers), 1, flow.config.width, flow.config.num_patches, block.dtype)
         for block in flow.blocks

@@ -7,9 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from tarflow.devices import free_bytes
 from tarflow.model.flow import TarFlow
 
 GRAPH_BYTES = 1 << 30  # activations that are kept for the gradient at once, where the batch size is ours to choose
+GRAPH_SHARE = 0.5  # of a GPU's free memory, if that is more
 
 
 def denoise(
@@ -26,8 +28,8 @@ def denoise(
         x: (B, C, H, W), noisy images. Not written to.
         sigma: σ > 0, the standard deviation of the noise in training, in the units of x.
         y: (B,) labels, None for the null class.
-        batch_size: images differentiated at once; None takes as many as keep the activations under 1 GiB. Where not
-            even one image does, only one block's are kept at a time, and computed twice.
+        batch_size: images differentiated at once; None takes as many as keep the activations under 1 GiB, or on a GPU under half
+            of what is free. Where not even one image does, only one block's are kept at a time, and computed twice.
 
     Returns:
         (B, C, H, W), detached, float32 at least.
@@ -40,10 +42,10 @@ def denoise(
         raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
     flow.check_images(x)
     y = flow.check_labels(y, len(x))
-    per_image = graph_bytes(flow)
-    by_block = per_image > GRAPH_BYTES
+    per_image, room = graph_bytes(flow), max(GRAPH_BYTES, int(GRAPH_SHARE * (free_bytes(flow.device) or 0)))
+    by_block = per_image > room
     if batch_size is None:
-        batch_size = max(1, GRAPH_BYTES // (per_image // len(flow.blocks) if by_block else per_image))
+        batch_size = max(1, room // (per_image // len(flow.blocks) if by_block else per_image))
     chunks = []
     for start in range(0, len(x), batch_size):
         rows = slice(start, start + batch_size)

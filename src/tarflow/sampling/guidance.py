@@ -92,15 +92,31 @@ def guided_rows(guidance: Guidance | None, batch: int) -> int:
     return batch if guidance is None or guidance.scale == 0 else 2 * batch
 
 
-def predictor(block: Block, y: Tensor | None, guidance: Guidance | None, cache: KVCache) -> Predict:
-    """A block with its labels (B,), guidance and cache as the one function that a solver sees.
+def branches(
+    block: Block, y: Tensor | None, guidance: Guidance | None, batch: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """The context (R, 1, W) or (1, 1, W) and the temperature (R,) of the sequences that go through the network.
 
-    The cache must have been made for `guided_rows` sequences. Where `Step` can stand in for the block's conditioner,
-    it does.
+    R is `guided_rows`: the guided ones before the unguided ones. None where there are no classes, no temperature.
     """
     context = block.context(y)
     if guidance is None or guidance.scale == 0:
-        evaluate = _conditioner(block, context, cache)
+        return context, None
+    if context is not None:
+        null = block.context(None)
+        assert null is not None
+        context = torch.cat([context.expand(batch, -1, -1), null.expand(batch, -1, -1)])
+    if guidance.temperature == 1.0:
+        return context, None
+    dtype = torch.promote_types(block.dtype, torch.float32)
+    temperature = torch.ones(2 * batch, device=block.position.device, dtype=dtype)
+    temperature[batch:] = guidance.temperature
+    return context, temperature
+
+
+def guided(block: Block, evaluate: Predict, guidance: Guidance | None) -> Predict:
+    """What a solver sees: `evaluate`, the conditioner of all branches, combined, and the log-scale bounded."""
+    if guidance is None or guidance.scale == 0:
 
         def predict(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
             shift, log_scale = evaluate(x, start)
@@ -108,19 +124,8 @@ def predictor(block: Block, y: Tensor | None, guidance: Guidance | None, cache: 
 
         return predict
 
-    rows = cache.keys.shape[1] // 2
-    if context is not None:
-        null = block.context(None)
-        assert null is not None
-        context = torch.cat([context.expand(rows, -1, -1), null.expand(rows, -1, -1)])
-    temperature = None
-    if guidance.temperature != 1.0:
-        dtype = torch.promote_types(block.dtype, torch.float32)
-        temperature = torch.ones(2 * rows, device=cache.keys.device, dtype=dtype)
-        temperature[rows:] = guidance.temperature
-    evaluate = _conditioner(block, context, cache, temperature)
-
     def predict_guided(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
+        rows = len(x)
         shift, log_scale = evaluate(torch.cat([x, x]), start)
         places = start + 1 + torch.arange(x.shape[1], device=x.device, dtype=x.dtype).unsqueeze(1)  # (n, 1)
         g = guidance.strength(places, block.config.num_patches)
@@ -130,8 +135,20 @@ def predictor(block: Block, y: Tensor | None, guidance: Guidance | None, cache: 
     return predict_guided
 
 
-def _conditioner(block: Block, context: Tensor | None, cache: KVCache, temperature: Tensor | None = None) -> Predict:
-    """`block.conditioner` with all but patches and start decided, or its equal for a few patches on a CPU."""
+def predictor(block: Block, y: Tensor | None, guidance: Guidance | None, cache: KVCache) -> Predict:
+    """A block with its labels (B,), guidance and cache as the one function that a solver sees.
+
+    The cache must have been made for `guided_rows` sequences. Where `Step` can stand in for the block's conditioner,
+    it does.
+    """
+    rows = cache.keys.shape[1]
+    batch = rows if guided_rows(guidance, 1) == 1 else rows // 2
+    context, temperature = branches(block, y, guidance, batch)
     if Step.fits(block, cache):
-        return Step(block, context, cache, temperature)
-    return lambda x, start: block.conditioner(x, context, start, cache, temperature)
+        return guided(block, Step(block, context, cache, temperature), guidance)
+
+    def evaluate(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
+        assert isinstance(start, int)
+        return block.conditioner(x, context, start, cache, temperature)
+
+    return guided(block, evaluate, guidance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from tarflow.model.flow import TarFlow
 from tarflow.sampling.calibrate import Calibration, Choice, calibrated_decode, calibration_key, remembered
+from tarflow.sampling.captured import Captured
 from tarflow.sampling.decode import decode, default_batch_size, draw_noise
 from tarflow.sampling.denoise import check_sigma
 from tarflow.sampling.denoise import denoise as denoise_images
 from tarflow.sampling.guidance import Guidance
-from tarflow.sampling.jacobi import check_options
+from tarflow.sampling.jacobi import check_options, default_tolerance
 from tarflow.sampling.sequential import Solution
 
 Solver = Literal["auto", "sequential", "jacobi"]
@@ -84,7 +85,7 @@ def sample(
             free, if that is more).
         window: patches that "jacobi" iterates at once; None takes all that are left.
         tol: tolerance of "jacobi", also within "auto", relative to max(1, |x|) in every block; None is 1000 times the
-            spacing of numbers at 1: 1.2e-4 in float32.
+            spacing of numbers at 1, 1.2e-4 in float32, and where the network computes in bf16 twice, 0.016.
         calibration: what "auto" has measured before, and where it puts what it measures; None remembers it for this
             flow, its present weights and this process.
         progress: called as progress(done, total) while decoding; the unit is a patch of a block of an image.
@@ -168,6 +169,12 @@ def check_arguments(
     return y
 
 
+def network_dtype(flow: TarFlow) -> torch.dtype:
+    """In which the products are: that of the weights, or that of an autocast around it all."""
+    kind = flow.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else flow.dtype
+
+
 @dataclass
 class _Draw:
     """The n images of one call, batch by batch. All but `choices` is as the caller gave it, checked."""
@@ -184,6 +191,7 @@ class _Draw:
     choices: list[Choice] | None  # of the blocks, in the order of sampling; None is still to be measured
     calibration: Calibration | None
     first: int  # number of the first of them, by which its noise is drawn
+    captured: Captured = field(default_factory=Captured)  # on a GPU: what the first batch records serves the others
 
     def batch(self, first: int, end: int) -> SampleBatch:
         """Images first … end-1, those that are not finite drawn again alone."""
@@ -225,21 +233,22 @@ class _Draw:
 
     def _decode(self, which: Tensor, labels: Tensor | None, attempt: int) -> Iterator[Solution]:
         """The images `which` through the blocks, by the solvers chosen, which are measured on the first batch."""
-        flow, guidance, tol = self.flow, self.guidance, self.tol
+        flow, guidance = self.flow, self.guidance
+        tol = default_tolerance(network_dtype(flow)) if self.tol is None else self.tol
         noise = draw_noise(flow, self.first + which, self.seed, attempt) if self.noise is None else self.noise[which]
         progress = self._progress(which, attempt)
         if self.choices is None:
             known = remembered(flow) if self.calibration is None else self.calibration
-            key = calibration_key(flow, len(which), guidance, tol)
+            key = calibration_key(flow, len(which), guidance, self.tol)
             if len(known.choices.get(key, ())) != len(flow.blocks):  # not measured, or a damaged file
                 measured: list[Choice] = []
-                yield from calibrated_decode(flow, noise, labels, guidance, tol, measured, progress)
+                yield from calibrated_decode(flow, noise, labels, guidance, tol, measured, progress, self.captured)
                 known.choices[key] = tuple(measured)
                 self.choices = measured
                 return
             self.choices = list(known.choices[key])
         solvers = [choice.solve(tol) for choice in self.choices]
-        yield from decode(flow, noise, labels, guidance, solvers, progress)
+        yield from decode(flow, noise, labels, guidance, solvers, progress, self.captured)
 
     def _progress(self, which: Tensor, attempt: int) -> Callable[[int, int], None] | None:
         """What the blocks of a first attempt report, in patches of all n images."""

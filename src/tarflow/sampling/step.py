@@ -61,7 +61,7 @@ class Step:
             and len(dtypes) == 1
             and dtypes <= {torch.float32, torch.float64}
             and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
-            and all(_is_plain(module) for module in block.modules())
+            and all(map(is_plain, block.modules()))
         )
 
     def __call__(self, x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
@@ -155,7 +155,7 @@ def _norm(norm: nn.LayerNorm, h: Tensor) -> Tensor:
 PLAIN = (Block, Layer, Attention, nn.ModuleList, nn.Sequential, nn.Linear, nn.LayerNorm, nn.GELU)
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
     """Whether a module of a block computes what its class says: not replaced, and with no hooks on it."""
     known = type(module) in PLAIN and not (isinstance(module, nn.GELU) and module.approximate != "none")
     return known and not (module._forward_hooks or module._forward_pre_hooks)

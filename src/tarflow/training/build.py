@@ -16,7 +16,7 @@ from tarflow.training.setup import start_from
 from tarflow.training.step import TrainingStep
 
 if TYPE_CHECKING:
-    from tarflow.training.fabric import Engine
+    from tarflow.training.engine import Engine
 
 
 def build_step(config: RunConfig, engine: Engine, init: TarFlow | None) -> TrainingStep:
@@ -42,7 +42,6 @@ def build_step(config: RunConfig, engine: Engine, init: TarFlow | None) -> Train
         ema,
         config=training,
         forward=engine,
-        backward=engine.backward,
         micro_batch=engine.micro_batch,
         ranks=engine.ranks,
     )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
 
 import torch
 
 from tarflow.config import ConfigError
 from tarflow.model.flow import TarFlow
 
+Backend: TypeAlias = Callable[..., Any]
 CPP_COMPILERS = ("g++", "clang++", "c++", "cl")
 
 
@@ -35,13 +37,32 @@ def wants_compilation(choice: Literal["auto", "on", "off"], device: torch.device
     return True
 
 
-def compile_layers(flow: TarFlow, backend: str = "inductor") -> None:
+def compile_layers(flow: TarFlow, backend: str | Backend = "inductor") -> None:
     """Make `flow` run compiled code for its Transformer layers, forward and backward, from the next call on.
 
     All layers have the same code, so one compilation serves them all, in seconds; of the whole flow, unrolled, it would
     take minutes and gain the few elementwise operations between the layers. It is done in place and leaves the names of
     the weights alone. Copies of the flow, as the averaged weights are one, are not compiled.
+
+    What the backward pass computes again is what "elementwise" does, the norms and the GELU (`planning.memory`).
     """
+    # Under DDP torch cuts a compiled piece where a bucket of gradients is full, so that sending begins early. A layer
+    # is such a piece already, and cut in two it keeps what lies between: the GELU's output, 4 widths of 22.
+    torch._dynamo.config.optimize_ddp = False
+    compiler = _keeping_little(torch._dynamo.lookup_backend(backend) if isinstance(backend, str) else backend)
     for block in flow.blocks:
         for layer in block.layers:
-            layer.compile(backend=backend, dynamic=False)
+            layer.compile(backend=compiler, dynamic=False)
+
+
+def _keeping_little(backend: Backend) -> Backend:
+    """`backend`, told that what the backward pass reads from memory once may be computed again all the same.
+
+    Without it torch keeps the output of the GELU, which is an input of a product, beside its input.
+    """
+
+    def compiler(graph: Any, inputs: Any) -> Any:
+        with torch._functorch.config.patch(ban_recompute_materialized_backward=False):
+            return backend(graph, inputs)
+
+    return compiler

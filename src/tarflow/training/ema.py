@@ -10,6 +10,8 @@ from torch import Tensor
 from tarflow.model.flow import TarFlow
 from tarflow.training.sharding import is_sharded, local
 
+TOGETHER = 1 << 24  # numbers averaged at once: a temporary copy of them takes 64 MB
+
 
 class EMA:
     """A copy of the flow whose weights and base variance follow the trained ones.
@@ -29,6 +31,7 @@ class EMA:
         # The tensors themselves, which optimizers and `load_state_dict` write into: a small flow spends a twentieth of
         # a step on collecting them.
         self._averaged, self._trained = _tensors(self.flow), _tensors(flow)
+        self._parts = _parts(self._trained)
         self._sharded = any(map(is_sharded, self._trained))
         # On the device, where it is known whether a step counted; in float64, in which 1 - 0.9999 keeps its digits.
         dtype = torch.float32 if flow.device.type == "mps" else torch.float64
@@ -52,8 +55,25 @@ class EMA:
         averaged, trained = self._averaged, self._trained
         if self._sharded:  # each rank averages its part; asked for each time, because FSDP may move it
             averaged, trained = [local(tensor) for tensor in averaged], [local(tensor) for tensor in trained]
-        torch._foreach_lerp_(averaged, trained, [weight] * len(averaged))
+        if self.decay == 0:  # a step that did not count has left the trained ones as they were
+            torch._foreach_copy_(averaged, trained)
+        for part in self._parts if self.decay else ():
+            # Three kernels a part. `_foreach_lerp_` takes its weight from the host, or tensor by tensor.
+            difference = torch._foreach_sub(trained[part], averaged[part])
+            torch._foreach_mul_(difference, weight)
+            torch._foreach_add_(averaged[part], difference)
         self._updates += moved
+
+
+def _parts(tensors: list[Tensor]) -> list[slice]:
+    """Neighbours of about `TOGETHER` numbers, or one that has more."""
+    parts, start, size = [], 0, 0
+    for index, tensor in enumerate(tensors):
+        size += tensor.numel()
+        if size >= TOGETHER or index == len(tensors) - 1:
+            parts.append(slice(start, index + 1))
+            start, size = index + 1, 0
+    return parts
 
 
 def _tensors(flow: TarFlow) -> list[Tensor]:

@@ -31,7 +31,6 @@ class TrainingStep:
         flow, optimizer, ema: what moves; the optimizer is that of `build_optimizer`; None averages no weights.
         config: `accumulate`, `clip_norm` and `checkpoint_activations` are read.
         forward: `flow` itself, or what wraps it (autocast, compilation): (x, y, recompute) to (z, ladj).
-        backward: of a loss.
         micro_batch: a context for each micro-batch, told whether it is the last of the step, after which the gradients
             must be those of all ranks.
         ranks: the processes that share each batch in equal parts.
@@ -45,13 +44,12 @@ class TrainingStep:
         *,
         config: TrainingConfig,
         forward: Forward | None = None,
-        backward: Callable[[Tensor], object] = torch.Tensor.backward,
         micro_batch: Callable[[bool], AbstractContextManager[Any]] = nullcontext,
         ranks: Ranks = ALONE,
     ) -> None:
         self.flow, self.optimizer, self.ema, self.config = flow, optimizer, ema, config
         self.forward: Forward = forward or flow
-        self.backward, self.micro_batch, self.ranks = backward, micro_batch, ranks
+        self.micro_batch, self.ranks = micro_batch, ranks
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.sharded = any(map(is_sharded, self.parameters))
         # The fused kernels of the CPU and of CUDA know `found_inf`; elsewhere the host has to ask.
@@ -82,7 +80,7 @@ class TrainingStep:
             with self.micro_batch(number == parts):
                 z, ladj = self.forward(x_part, y_part, self.config.checkpoint_activations)
                 part = objective(z, ladj) / parts  # equal parts: the mean of their means is that of the batch
-                self.backward(part)
+                part.backward()
             with torch.no_grad():
                 loss = loss + part.detach()
                 log_prob = log_prob + (self.flow.base_log_prob(z) + ladj).mean() / parts

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -20,6 +20,7 @@ from tarflow.data.streamed import StreamedSplits
 from tarflow.evaluation.likelihood import evaluate_likelihood, to_bits_per_dim
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow, load_weights, read_weights
 from tarflow.training.build import build_step
+from tarflow.training.engine import Engine
 from tarflow.training.interrupt import Interrupted, collect_signals
 from tarflow.training.objective import training_batch
 from tarflow.training.optimizer import learning_rate, set_learning_rate
@@ -28,9 +29,6 @@ from tarflow.training.rollcall import naming_the_lost
 from tarflow.training.setup import check_agreement, step_counts
 from tarflow.training.sharding import assembled, gathered, split_moments, split_weights
 from tarflow.training.sheets import draw_sheet
-
-if TYPE_CHECKING:
-    from tarflow.training.fabric import Engine
 
 SKIPS_ALLOWED = 100  # steps in a row without a finite gradient: no later batch will mend the weights
 
@@ -83,8 +81,6 @@ def train(
         Diverged: the loss is not finite any more; seen where metrics are logged or a checkpoint is written.
         RankLost: another process is gone. Elsewhere: rank 0 raised one of the others.
     """
-    from tarflow.training.fabric import Engine  # slow to import
-
     assert config.training is not None
     out = Path(out)
     checkpoint.check_free(out, resume=resume)
@@ -106,7 +102,8 @@ def train(
                 trainer.restore(checkpoint.load_state(latest), latest)
             ranks.on_first(lambda: rewind_directory(out, latest, trainer.step, trainer.best_step))
         # The signals outside: torchrun sends one to those that are left, who first say who is not.
-        with collect_signals() as received, naming_the_lost(ranks), contextlib.closing(trainer.feed):
+        held.enter_context(contextlib.closing(trainer.feed))
+        with collect_signals() as received, naming_the_lost(ranks), engine.precision():
             return trainer.run(received)
 
 
