@@ -11,8 +11,8 @@ import torch
 from flow_cases import assert_close, build, labels, latents, names, randomise, repeated, unchanged
 from tarflow import Guidance, TarFlow, TarFlowConfig
 from tarflow.model.block import Block
-from tarflow.sampling.captured import ALIGNED, Captured
-from tarflow.sampling.device_step import DeviceStep
+from tarflow.sampling.captured import Captured
+from tarflow.sampling.device_step import ALIGNED, DeviceStep
 from tarflow.sampling.guidance import guided_rows, predictor
 from tarflow.sampling.sequential import Solution, sequential
 

@@ -25,7 +25,7 @@ from tarflow.model.flow import TarFlow, read_json
 from tarflow.sampling.captured import Captured
 from tarflow.sampling.decode import Progress, Solve, invert, latents_of
 from tarflow.sampling.guidance import Guidance, Predict, guided_rows, predictor
-from tarflow.sampling.jacobi import jacobi
+from tarflow.sampling.jacobi import jacobi, network_dtype
 from tarflow.sampling.sequential import Solution, sequential
 
 STRIDE = 4  # windows that are tried differ by this factor
@@ -61,11 +61,11 @@ class Choice:
     def __str__(self) -> str:
         return self.solver if self.window is None else f"{self.solver} {self.window}"
 
-    def solve(self, tol: float | None) -> Solve:
-        """The solver as a function of `predict` and z."""
+    def solve(self, tol: float | None, dtype: torch.dtype) -> Solve:
+        """The solver as a function of `predict` and z, for a network that computes in `dtype`."""
         if self.solver == "sequential":
             return sequential
-        return lambda predict, z: jacobi(predict, z, window=self.window, tol=tol)
+        return lambda predict, z: jacobi(predict, z, window=self.window, tol=tol, dtype=dtype)
 
 
 class Calibration:
@@ -147,7 +147,7 @@ def calibrated_decode(
     for block in reversed(flow.blocks):
         choice, solution = fastest(block, x, y, guidance, tol, captured)
         if solution is None:
-            solution = invert(block, x, y, guidance, choice.solve(tol), progress, captured)
+            solution = invert(block, x, y, guidance, choice.solve(tol, network_dtype(block)), progress, captured)
         elif progress is not None:
             progress(x.shape[1], x.shape[1])
         choices.append(choice)
@@ -180,9 +180,8 @@ def fastest(
         nonlocal best, found
         clock = _Clock(best.seconds, last)
         try:
-            solution = invert(
-                block, z, y, guidance, lambda predict, z: jacobi(clock.watch(predict), z, window=window, tol=tol)
-            )
+            solve = Choice("jacobi", window).solve(tol, network_dtype(block))
+            solution = invert(block, z, y, guidance, lambda predict, z: solve(clock.watch(predict), z))
         except _TooSlow:
             return False
         if clock.seconds() >= best.seconds:

@@ -1,9 +1,8 @@
 """Sequential decoding on a GPU: one step captured as a CUDA graph, and replayed for every patch.
 
 A step is a hundred small kernels, and launching them one by one takes longer than running them. A graph launches all of
-them at once, but its shapes are fixed: the position is a tensor on the device that the step itself moves on, and
-attention looks at a whole stretch of the cache under a mask. The stretch grows in a few lengths, so that early patches
-do not pay for the room of late ones. Nothing is allocated in the loop, and the host waits for nothing.
+them at once, but its shapes are fixed: the position is a tensor on the device that the step itself moves on. Nothing is
+allocated in the loop, and the host waits for nothing.
 """
 
 from __future__ import annotations
@@ -19,13 +18,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tarflow.model.block import Block
-from tarflow.sampling.device_step import DeviceStep
+from tarflow.sampling.device_step import ALIGNED, DeviceStep
 from tarflow.sampling.guidance import Guidance, Predict, branches, guided, guided_rows
 from tarflow.sampling.sequential import Solution
-
-LENGTHS = 8  # stretches of a sequence: a mean cost of 9/16 of the whole cache instead of 1/2, for 8 captures a block
-SHORTEST = 32  # patches of a stretch; a capture costs about as much as ten steps without one
-ALIGNED = 16  # places of the cache: kernels of attention would copy a mask of another length in every layer
 
 KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's makes a plan for every length, for long
 
@@ -90,10 +85,9 @@ class Captured:
                 y = torch.cat([y, y[-1:].expand(self.batch - batch)])
             context, temperature = branches(block, y, guidance, self.batch)
             recorded = self.recorded.get((block, guidance))
-            store = self._store(block, guidance)
-            store.zero_()  # a step attends to a whole stretch under a mask, and 0·NaN is NaN
             if recorded is None:
-                recorded = _Recorded(DeviceStep(block, context, store, temperature))
+                recorded = _Recorded(DeviceStep(block, context, self._store(block, guidance), temperature))
+                recorded.step.begin(context)
                 self._record(block, guidance, recorded, length - 1)
                 self.recorded[block, guidance] = recorded
             else:
@@ -107,16 +101,13 @@ class Captured:
         """Decode the batch, capturing the first step of each stretch."""
         if self.capture is None:
             self.capture = cuda_graphs(block.position.device)
-        stretch = max(SHORTEST, -(-last // LENGTHS))
-        for first in range(0, last, stretch):
-            end = min(last, first + stretch)
-            room = min(recorded.step.store.shape[4], -(-end // ALIGNED) * ALIGNED)  # behind `end` all is masked
+        for count, room in recorded.step.stretches(last):
             predict = guided(block, functools.partial(recorded.step, room=room), guidance)
             started = time.perf_counter()
             replay = self.capture(functools.partial(self._step, predict))
             self.seconds += time.perf_counter() - started
-            recorded.replays.append((end - first, replay))
-            for _ in range(end - first - 1):
+            recorded.replays.append((count, replay))
+            for _ in range(count - 1):
                 replay()
 
     def _step(self, predict: Predict) -> None:
@@ -154,7 +145,7 @@ def cuda_graphs(device: torch.device) -> Capture:
     nothing of it comes to lie in the pool. Only this thread must not do what would spoil a capture: another one may be
     pinning memory for the training meanwhile.
     """
-    pool, side = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+    pool, side = torch.cuda.graph_pool_handle(), _side_stream(device)
     graphs = []  # none is freed before the last one is captured: a pool must be in use while it is shared
 
     def capture(step: Step) -> Step:
@@ -170,6 +161,12 @@ def cuda_graphs(device: torch.device) -> Capture:
         return graph.replay
 
     return capture
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that captures are made on, one a device: cuBLAS keeps 32 MB for each that it has seen."""
+    return torch.cuda.Stream(device)
 
 
 @contextlib.contextmanager

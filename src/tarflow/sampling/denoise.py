@@ -28,8 +28,9 @@ def denoise(
         x: (B, C, H, W), noisy images. Not written to.
         sigma: σ > 0, the standard deviation of the noise in training, in the units of x.
         y: (B,) labels, None for the null class.
-        batch_size: images differentiated at once; None takes as many as keep the activations under 1 GiB, or on a GPU under half
-            of what is free. Where not even one image does, only one block's are kept at a time, and computed twice.
+        batch_size: images differentiated at once; None takes as many as keep the activations under 1 GiB, or on a GPU
+            under half of what is free. Where not even one image does, only one block's are kept at a time, and computed
+            twice.
 
     Returns:
         (B, C, H, W), detached, float32 at least.

@@ -14,12 +14,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tarflow.model.block import Block
+from tarflow.model.flow import TarFlow
 from tarflow.sampling.guidance import Predict
 from tarflow.sampling.sequential import Solution
 
 # Pixels lie between -1 and 1 and latents within 5; numbers beyond this are overflowing, and in float16 they soon would.
 # Under a causal mask a later patch counts 0 times its value, which is NaN where that value is infinite.
 WILD = 1e4
+
+
+STEADY = 8  # shapes of a window that takes all that is left, where the network computes in less than float32
 
 
 def default_tolerance(dtype: torch.dtype) -> float:
@@ -32,7 +37,20 @@ def default_tolerance(dtype: torch.dtype) -> float:
     return (1000 if dtype.itemsize >= 4 else 2) * torch.finfo(dtype).eps
 
 
-def jacobi(predict: Predict, z: Tensor, *, window: int | None = None, tol: float | None = None) -> Solution:
+def network_dtype(module: TarFlow | Block) -> torch.dtype:
+    """In which a flow or a block computes its products: that of its weights, or that of an autocast around it all."""
+    kind = next(module.parameters()).device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else module.dtype
+
+
+def jacobi(
+    predict: Predict,
+    z: Tensor,
+    *,
+    window: int | None = None,
+    tol: float | None = None,
+    dtype: torch.dtype | None = None,
+) -> Solution:
     """Solve x_i = z_i·exp(log_scale_i(x_<i)) + shift_i(x_<i), many patches at a time.
 
     A patch that enters the window is guessed with the shift and log-scale that were predicted for the patch before it;
@@ -44,14 +62,19 @@ def jacobi(predict: Predict, z: Tensor, *, window: int | None = None, tol: float
         z: (B, T, D), in the block's own order. Not written to.
         window: patches evaluated at once; None is all that are left.
         tol: a patch has converged when one more evaluation changes no number x of it, in no row, by more than
-            tol·max(1, |x|). With 0 nothing is frozen before it is exact. None is `default_tolerance`.
+            tol·max(1, |x|). With 0 nothing is frozen before it is exact. None is `default_tolerance` of `dtype`.
+        dtype: in which the network computes; None is that of z. Where it is narrower than float32, what has converged
+            is evaluated again with its window, whose shape therefore changes seldom (`STEADY`): a product of another
+            shape is rounded in another way, by more than what is looked for.
 
     Raises:
         ValueError: a window below 1 or a negative tolerance.
     """
     check_options(window, tol)
-    tol = default_tolerance(z.dtype) if tol is None else tol
+    dtype = dtype or z.dtype
+    tol = default_tolerance(dtype) if tol is None else tol
     last = z.shape[1] - 1
+    grain = 1 if dtype.itemsize >= 4 else window or max(1, last // STEADY)  # windows begin at multiples of it
     safe = torch.nan_to_num(z).clamp(-WILD, WILD)
     x = torch.cat([z[:, :1], safe[:, 1:]], dim=1)  # the first guess; x_0 = z_0 is exact
     known = 0  # x_0 … x_known are final
@@ -60,14 +83,15 @@ def jacobi(predict: Predict, z: Tensor, *, window: int | None = None, tol: float
     iterations, residual = 0, z.new_zeros(())
     alive = torch.isfinite(x[:, 0]).all(dim=1)  # rows whose final patches are finite
     while known < last:
-        end = last if window is None else min(last, known + window)
+        begin = known - known % grain
+        end = last if window is None else min(last, begin + window)
         if end > guessed:
             entering = slice(guessed + 1, end + 1)
             entered = z[:, entering] * torch.exp(log_scale[:, -1:]) + shift[:, -1:]
             x[:, entering] = _tamed(entered, safe[:, entering])
             guessed = end
         guess = x[:, known + 1 : end + 1]
-        shift, log_scale = predict(x[:, known:end], known)
+        shift, log_scale = (part[:, known - begin :] for part in predict(x[:, begin:end], begin))
         result = z[:, known + 1 : end + 1] * torch.exp(log_scale) + shift
         iterations += 1
         # Guesses at known+1 … end-1 went in; where they come out unchanged they are solutions, and their keys and

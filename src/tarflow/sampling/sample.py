@@ -16,7 +16,7 @@ from tarflow.sampling.decode import decode, default_batch_size, draw_noise
 from tarflow.sampling.denoise import check_sigma
 from tarflow.sampling.denoise import denoise as denoise_images
 from tarflow.sampling.guidance import Guidance
-from tarflow.sampling.jacobi import check_options, default_tolerance
+from tarflow.sampling.jacobi import check_options, network_dtype
 from tarflow.sampling.sequential import Solution
 
 Solver = Literal["auto", "sequential", "jacobi"]
@@ -169,12 +169,6 @@ def check_arguments(
     return y
 
 
-def network_dtype(flow: TarFlow) -> torch.dtype:
-    """In which the products are: that of the weights, or that of an autocast around it all."""
-    kind = flow.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else flow.dtype
-
-
 @dataclass
 class _Draw:
     """The n images of one call, batch by batch. All but `choices` is as the caller gave it, checked."""
@@ -233,13 +227,12 @@ class _Draw:
 
     def _decode(self, which: Tensor, labels: Tensor | None, attempt: int) -> Iterator[Solution]:
         """The images `which` through the blocks, by the solvers chosen, which are measured on the first batch."""
-        flow, guidance = self.flow, self.guidance
-        tol = default_tolerance(network_dtype(flow)) if self.tol is None else self.tol
+        flow, guidance, tol = self.flow, self.guidance, self.tol
         noise = draw_noise(flow, self.first + which, self.seed, attempt) if self.noise is None else self.noise[which]
         progress = self._progress(which, attempt)
         if self.choices is None:
             known = remembered(flow) if self.calibration is None else self.calibration
-            key = calibration_key(flow, len(which), guidance, self.tol)
+            key = calibration_key(flow, len(which), guidance, tol)
             if len(known.choices.get(key, ())) != len(flow.blocks):  # not measured, or a damaged file
                 measured: list[Choice] = []
                 yield from calibrated_decode(flow, noise, labels, guidance, tol, measured, progress, self.captured)
@@ -247,7 +240,7 @@ class _Draw:
                 self.choices = measured
                 return
             self.choices = list(known.choices[key])
-        solvers = [choice.solve(tol) for choice in self.choices]
+        solvers = [choice.solve(tol, network_dtype(flow)) for choice in self.choices]
         yield from decode(flow, noise, labels, guidance, solvers, progress, self.captured)
 
     def _progress(self, which: Tensor, attempt: int) -> Callable[[int, int], None] | None:
