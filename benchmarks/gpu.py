@@ -43,6 +43,7 @@ from tarflow import storage
 
 CARRY = ROOT / "gpu-carry"
 STAND_INS = ROOT / "tests" / "benchmarks" / "stand_ins"
+SOLVERS = {"bf16": ["auto", "sequential"], "float32": ["auto"]}
 TAIL = 2000  # characters of a part's output that are kept where it fails
 
 
@@ -125,7 +126,8 @@ def sampling(dtype: str, setting: Setting, seconds: float) -> dict[str, Any]:
         raise Missing(f"{setting.carry.name}/official: the official model")
     out = setting.place / f"sampling-{dtype}.json"
     model = ["--image-size", "64", "--width", "768", "--layers", *["8"] * 8, "--batches", "1", "64"]
-    more = ["--weights", "hard", "--official-blocks", "1", "--pairs", "2", "--reference-seconds", "10"]
+    more = ["--weights", "hard", "--official-blocks", "1", "--reference-seconds", "0"]
+    more += ["--pairs", "2" if dtype == "bf16" else "1", "--solvers", *SOLVERS[dtype]]
     if setting.quick:
         model = ["--image-size", "8", "--width", "64", "--layers", "1", "1", "--batches", "1", "2"]
         more = ["--pairs", "1", "--memory"]
@@ -147,8 +149,8 @@ def training(setting: Setting, seconds: float) -> dict[str, Any]:
     if setting.official is None:
         raise Missing(f"{setting.carry.name}/official: the official model")
     out = setting.place / "training.json"
-    sizes = ["--image-size", "64", "--width", "768", "--blocks", "8", "--layers", "8", "--batch", "64"]
-    more = ["--rounds", "3", "--seconds", str(0.3 * seconds), "--rows", "ours", "ours, as trained"]
+    sizes = ["--image-size", "64", "--width", "768", "--blocks", "8", "--layers", "8", "--batch", "32"]
+    more = ["--rounds", "3", "--seconds", str(0.3 * seconds), "--rows", "ours, as trained"]
     if setting.quick:
         sizes = ["--image-size", "8", "--width", "64", "--blocks", "2", "--layers", "1", "--batch", "4"]
         more = ["--rounds", "2", "--seconds", "2", "--rows", "ours"]
@@ -159,68 +161,35 @@ def training(setting: Setting, seconds: float) -> dict[str, Any]:
 
 
 def cifar10(setting: Setting, seconds: float) -> dict[str, Any]:
-    """Two runs of `tarflow train`, stopped when their time is over: the curve of each, and samples of the second."""
+    """A run for likelihoods and one for samples: the curve of each, what precision costs the first, and a picture."""
     source = setting.carry / "data"
-    options = ["--recipe", "cifar10", "--data", str(source)]
+    out, precision = setting.place / "runs.json", setting.place / "precision.json"
+    options = ["--data", str(source), "--seconds", str(0.38 * seconds)]
+    count, picture = "100", setting.keep / "gpu-cifar10.png"
     if setting.quick:
-        options = ["--recipe", "digits", "--sample-every", "0"]
+        options = ["--recipe", "digits", "--seconds", "1", "--pilot", "8"]
+        count, picture = "4", setting.place / "quick.png"
     elif not source.is_dir():
         raise Missing(f"{setting.carry.name}/data: training images")
-    found: dict[str, Any] = {}
-    for noise in ("uniform", "gaussian"):
-        out = setting.place / noise
-        found[noise] = _timed_run(setting, 0.42 * seconds, out, [*options, "--noise", noise, "--sample-every", "0"])
-    drawing = ["-n", "10" if setting.quick else "100", "--guidance", "1", "--device", setting.device]
-    picture = setting.keep / f"gpu-{'quick' if setting.quick else 'cifar10'}.png"
-    output = run(setting, 0.15 * seconds + 20, "-m", "tarflow", "sample", str(out), *drawing, "--out", str(picture))
-    found["samples"] = {"picture": picture.name, "said": output.strip().splitlines()[-1:]}
-    return found
-
-
-def _timed_run(setting: Setting, seconds: float, out: Path, options: list[str]) -> dict[str, Any]:
-    """A run that is told to stop after so many seconds of steps, on a schedule that ends there."""
-    pilot = 30 if setting.quick else 300
-    common = ["-m", "tarflow", "train", *options, "--device", setting.device, "--log-every", "10"]
-    for name, value in (("evaluate-every", 10**6), ("save-every", 10**6)):
-        common += [f"--{name}", str(value)]
-    started = time.perf_counter()
-    run(setting, seconds, *common, "--steps", str(pilot), "--out", str(out.with_name(f"{out.name}-pilot")))
-    taken = time.perf_counter() - started
-    rows = _metrics(out.with_name(f"{out.name}-pilot"))
-    rate = [row["images_per_second"] for row in rows if "images_per_second" in row]
-    config = json.loads((out.with_name(f"{out.name}-pilot") / "config.json").read_text())
-    batch = config["training"]["batch_size"]
-    fixed = max(0.0, taken - pilot * batch / rate[-1])  # starting, compiling, the first evaluation
-    steps = pilot if setting.quick else max(pilot, int((seconds - taken - 1.2 * fixed) * rate[-1] / batch))
-    common += ["--steps", str(steps), "--warmup-steps", str(min(200, steps // 10)), "--out", str(out)]
-    common[common.index("--evaluate-every") + 1] = str(max(1, steps // 8))
-    started = time.perf_counter()
-    run(setting, 2 * seconds, *common)
-    rows = _metrics(out)
-    rate = sorted(row["images_per_second"] for row in rows if "images_per_second" in row)
-    return {
-        "steps": steps,
-        "batch": batch,
-        "wall_seconds": time.perf_counter() - started,
-        "step_seconds": rows[-2].get("seconds"),
-        "images_per_second": rate[len(rate) // 2],
-        "held_out": {
-            str(row["step"]): row[key] for row in rows for key in row if key.startswith("held_out")
-        },
-    }  # fmt: skip
-
-
-def _metrics(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    device = ["--device", setting.device]
+    run(setting, seconds, "-m", "benchmarks.timed_training", *options, *device, "--place", str(setting.place),
+        "--out", str(out))  # fmt: skip
+    found: dict[str, Any] = json.loads(out.read_text())
+    words = [str(setting.place / "uniform"), "--images", "8" if setting.quick else "256", "--out", str(precision)]
+    run(setting, seconds, "-m", "benchmarks.precision", *words, *device)
+    found["precision"] = json.loads(precision.read_text())
+    words = [str(setting.place / "gaussian"), "-n", count, "--guidance", "1", "--out", str(picture), *device]
+    output = run(setting, seconds, "-m", "tarflow", "sample", *words)
+    return found | {"samples": {"picture": picture.name, "said": output.strip().splitlines()[-1:]}}
 
 
 Part = Callable[[Setting, float], dict[str, Any]]
 PARTS: dict[str, tuple[Part, float]] = {  # and seconds, eight minutes in all
-    "tests": (tests, 80),
-    "sampling bf16": (lambda setting, seconds: sampling("bf16", setting, seconds), 70),
-    "sampling float32": (lambda setting, seconds: sampling("float32", setting, seconds), 80),
-    "training": (training, 90),
-    "cifar10": (cifar10, 160),
+    "tests": (tests, 55),
+    "sampling bf16": (lambda setting, seconds: sampling("bf16", setting, seconds), 105),
+    "sampling float32": (lambda setting, seconds: sampling("float32", setting, seconds), 105),
+    "training": (training, 75),
+    "cifar10": (cifar10, 140),
 }
 
 
@@ -281,11 +250,7 @@ def lines(name: str, found: dict[str, Any]) -> list[str]:
             f"  {row}: {values['min']:.3f} s, {values['share_of_matmul_rate']:.1%} of the matmul rate, "
             f"{values['peak_memory_mb']:.0f} MB, of the official step {values.get('median_of_ratios', 1):.3f}"
         )
-    for noise in ("uniform", "gaussian"):
-        if noise in found:
-            said.append(f"  {noise}: {found[noise]}")
-    if "samples" in found:
-        said.append(f"  {found['samples']}")
+    said += [f"  {kind}: {found[kind]}" for kind in ("uniform", "gaussian", "precision", "samples") if kind in found]
     return said
 
 
@@ -312,6 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind = "quick" if args.quick else device_name(args.device).replace(" ", "-").lower()
     out = args.out or ROOT / "benchmarks" / "results" / f"gpu-{kind}.json"
     shown = [word for word in argv if word not in ("--out", str(args.out), "--carry", str(args.carry))]
+    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
         setting = Setting(args.device, args.quick, args.carry, Path(place), out.parent)
         result = measure(setting, args.parts, args.minutes / 8, shown, out)

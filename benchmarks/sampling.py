@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 import tarflow
 from benchmarks import floor, memory, models, official, rates
 from benchmarks.timing import Budget, Run, interleave, summary, timed
+from tarflow.sampling.narrow import narrowed
 from tarflow.sampling.sample import Solver
 
 TOLERANCE = 1e-3  # of |a - b| / max(1, |b|), the worst over all numbers of all images that are compared
@@ -82,7 +82,7 @@ def prepare(
     if dtype == "float32":
         whole, narrow = flow, checked
     else:
-        whole = copy.deepcopy(flow).to(DTYPES[dtype])
+        whole = narrowed(flow, DTYPES[dtype])
         narrow = models.first_decoded(whole, blocks)
     others = {code: official.build(code, module, checked) for code, module in loaded.items()}
     return Subject(whole, narrow, checked, others, clones, models.draw_noise(flow.config, images, flow.device))

@@ -22,6 +22,7 @@ _HOMES = {
     "sample": "tarflow.sampling.sample",
     "sample_batches": "tarflow.sampling.sample",
     "denoise": "tarflow.sampling.denoise",
+    "narrowed": "tarflow.sampling.narrow",
     "FlowDistribution": "tarflow.sampling.distribution",
     "interpolate": "tarflow.sampling.editing",
     "reconstruct": "tarflow.sampling.editing",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from tarflow.sampling.editing import reconstruct as reconstruct
     from tarflow.sampling.editing import resample as resample
     from tarflow.sampling.guidance import Guidance as Guidance
+    from tarflow.sampling.narrow import narrowed as narrowed
     from tarflow.sampling.sample import SampleBatch as SampleBatch
     from tarflow.sampling.sample import SamplingError as SamplingError
     from tarflow.sampling.sample import sample as sample

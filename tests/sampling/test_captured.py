@@ -11,9 +11,12 @@ import torch
 from flow_cases import assert_close, build, labels, latents, names, randomise, repeated, unchanged
 from tarflow import Guidance, TarFlow, TarFlowConfig
 from tarflow.model.block import Block
+from tarflow.sampling import decode as decode_module
 from tarflow.sampling.captured import Captured
+from tarflow.sampling.decode import invert
 from tarflow.sampling.device_step import ALIGNED, DeviceStep
 from tarflow.sampling.guidance import guided_rows, predictor
+from tarflow.sampling.jacobi import Jacobi, jacobi
 from tarflow.sampling.sequential import Solution, sequential
 
 LONG = TarFlowConfig(8, channels=1, patch_size=1, width=16, head_dim=8, layers=(2, 1), num_classes=3)  # T=64
@@ -165,3 +168,35 @@ def test_a_batch_that_overflowed_leaves_nothing_to_the_next() -> None:
     block = flow.blocks[0]
     assert not captured.solve(block, latents(flow, 2) * float("inf"), y, None).x.isfinite().all()
     assert_close(captured.solve(block, latents(flow, 2), y, None).x, exact(block, latents(flow, 2), y).x, 1e-11)
+
+
+@pytest.mark.parametrize("guidance", GUIDANCES[1:], ids=str)
+def test_windows_are_captured_once_and_serve_later_batches(guidance: Guidance) -> None:
+    flow, counting = long_flow(), Counting()
+    captured = Captured(counting)
+    for seed in range(3):
+        z, y = latents(flow, 2, seed), (torch.arange(2) + seed) % 3
+        for block in flow.blocks:
+            predict = captured.predictor(block, y, guidance, 2)
+            found = jacobi(predict, z, tol=1e-12, shapes=2)
+            assert_close(found.x, exact(block, z, y, guidance).x, 1e-9)
+            assert found.iterations > 4
+    assert len(counting.replays) <= 4 < max(counting.replays)  # two shapes of each of two blocks at most
+
+
+def test_a_gpu_captures_windows_of_few_tokens_and_the_steps_of_the_sequential_solver(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flow, y, z = long_flow(), torch.arange(2), latents(long_flow(), 2)
+    counting = Counting()
+    monkeypatch.setattr(decode_module, "_on_gpu", lambda block, z: True)
+    for solve, captures in ((sequential, 2), (Jacobi(tol=1e-12), 1), (Jacobi(window=16, tol=1e-12), 4)):
+        captured = Captured(counting)
+        counting.replays.clear()
+        found = invert(flow.blocks[0], z, y, Guidance(1.0), solve, None, captured)
+        assert_close(found.x, exact(flow.blocks[0], z, y, Guidance(1.0)).x, 1e-9)
+        assert len(counting.replays) == captures
+    monkeypatch.setattr(decode_module, "CAPTURED_TOKENS", 10)
+    counting.replays.clear()
+    invert(flow.blocks[0], z, y, None, Jacobi(), None, Captured(counting))
+    assert not counting.replays

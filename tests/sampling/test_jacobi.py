@@ -180,11 +180,11 @@ def test_a_network_that_rounds_by_the_shape_converges_all_the_same(window: int |
     with torch.no_grad():
         exact = predictor(block, None, None, block.new_cache(3))
         found = {}
-        for dtype in (torch.bfloat16, torch.float32):
+        for shapes in (8, None):
             counts.clear()
-            found[dtype] = jacobi(rounded, z, window=window, tol=0.002, dtype=dtype)
-            if dtype == torch.bfloat16:
+            found[shapes] = jacobi(rounded, z, window=window, tol=0.002, shapes=shapes)
+            if shapes:
                 assert len(set(counts)) <= 10
         want = sequential(predictor(block, None, None, block.new_cache(3)), z)
-    assert found[torch.bfloat16].iterations < 63 and found[torch.bfloat16].residual <= 0.002
-    assert float((found[torch.bfloat16].x - want.x).abs().max()) < 0.2
+    assert found[8].iterations < 63 and found[8].residual <= 0.002
+    assert float((found[8].x - want.x).abs().max()) < 0.2

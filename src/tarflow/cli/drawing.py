@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator
@@ -153,12 +152,11 @@ class Sampler:
     """
 
     def __init__(self, run: Run, solving: Solving) -> None:
-        import torch
-
         from tarflow.checkpoint import open_calibration
+        from tarflow.sampling.narrow import narrowed
 
         self.run, self.solving, self.redraws = run, solving, 0
-        self.flow = copy.deepcopy(run.flow).to(torch.bfloat16) if solving.dtype == "bf16" else run.flow
+        self.flow = narrowed(run.flow) if solving.dtype == "bf16" else run.flow
         self.calibration = open_calibration(run) if solving.solver == "auto" else None
 
     def batches(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +47,11 @@ class Block(nn.Module):
         """The dtype of the weights."""
         return self.proj_in.weight.dtype
 
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """The dtype of the matrices within the layers, and of queries, keys and values: `sampling.narrow` lowers it."""
+        return cast("Layer", self.layers[0]).attention.qkv.weight.dtype
+
     def reorder(self, x: Tensor) -> Tensor:
         """Raster order to the block's own order, or back: the flip is its own inverse. Shape (B, T, …)."""
         return x.flip(1) if self.flipped else x
@@ -65,7 +72,7 @@ class Block(nn.Module):
         heads, length = config.width // config.head_dim, max(1, config.num_patches - 1)  # the last patch is never read
         device = device or self.position.device
         return KVCache(
-            len(self.layers), batch, heads, length, config.head_dim, device=device, dtype=dtype or self.dtype
+            len(self.layers), batch, heads, length, config.head_dim, device=device, dtype=dtype or self.product_dtype
         )
 
     def conditioner(

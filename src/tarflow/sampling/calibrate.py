@@ -24,8 +24,8 @@ from tarflow.model.block import Block
 from tarflow.model.flow import TarFlow, read_json
 from tarflow.sampling.captured import Captured
 from tarflow.sampling.decode import Progress, Solve, invert, latents_of
-from tarflow.sampling.guidance import Guidance, Predict, guided_rows, predictor
-from tarflow.sampling.jacobi import jacobi, network_dtype
+from tarflow.sampling.guidance import Guidance, guided_rows, predictor
+from tarflow.sampling.jacobi import Jacobi
 from tarflow.sampling.sequential import Solution, sequential
 
 STRIDE = 4  # windows that are tried differ by this factor
@@ -61,11 +61,9 @@ class Choice:
     def __str__(self) -> str:
         return self.solver if self.window is None else f"{self.solver} {self.window}"
 
-    def solve(self, tol: float | None, dtype: torch.dtype) -> Solve:
-        """The solver as a function of `predict` and z, for a network that computes in `dtype`."""
-        if self.solver == "sequential":
-            return sequential
-        return lambda predict, z: jacobi(predict, z, window=self.window, tol=tol, dtype=dtype)
+    def solve(self, tol: float | None) -> Solve:
+        """The solver as a function of `predict` and z."""
+        return sequential if self.solver == "sequential" else Jacobi(self.window, tol)
 
 
 class Calibration:
@@ -113,7 +111,7 @@ def calibration_key(flow: TarFlow, batch: int, guidance: Guidance | None, tol: f
     guided = "no guidance" if guidance is None or guidance.scale == 0 else repr(guidance)
     tolerance = "default tolerance" if tol is None else f"tolerance {tol:g}"
     autocast = ", autocast" if torch.is_autocast_enabled(device.type) else ""
-    dtype = str(flow.dtype).removeprefix("torch.")
+    dtype = str(flow.blocks[0].product_dtype).removeprefix("torch.")
     return f"{where}, {threads}, torch {torch.__version__}, {dtype}{autocast}, batch {batch}, {guided}, {tolerance}"
 
 
@@ -147,7 +145,7 @@ def calibrated_decode(
     for block in reversed(flow.blocks):
         choice, solution = fastest(block, x, y, guidance, tol, captured)
         if solution is None:
-            solution = invert(block, x, y, guidance, choice.solve(tol, network_dtype(block)), progress, captured)
+            solution = invert(block, x, y, guidance, choice.solve(tol), progress, captured)
         elif progress is not None:
             progress(x.shape[1], x.shape[1])
         choices.append(choice)
@@ -180,8 +178,7 @@ def fastest(
         nonlocal best, found
         clock = _Clock(best.seconds, last)
         try:
-            solve = Choice("jacobi", window).solve(tol, network_dtype(block))
-            solution = invert(block, z, y, guidance, lambda predict, z: solve(clock.watch(predict), z))
+            solution = invert(block, z, y, guidance, Jacobi(window, tol), clock.check, captured)
         except _TooSlow:
             return False
         if clock.seconds() >= best.seconds:
@@ -213,14 +210,11 @@ class _Clock:
     def seconds(self) -> float:
         return time.perf_counter() - self.started
 
-    def watch(self, predict: Predict) -> Predict:
-        def watched(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
-            spent, share = self.seconds(), int(start) / self.last  # patches before `start` are final
-            if spent > self.limit or (share > ENOUGH and spent / share > PATIENCE * self.limit):
-                raise _TooSlow
-            return predict(x, start)
-
-        return watched
+    def check(self, done: int, total: int) -> None:
+        """As a block reports its progress: patches that are final, of how many."""
+        spent, share = self.seconds(), done / self.last
+        if spent > self.limit or (share > ENOUGH and spent / share > PATIENCE * self.limit):
+            raise _TooSlow
 
 
 @torch.no_grad()

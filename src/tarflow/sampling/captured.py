@@ -15,14 +15,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tarflow.model.block import Block
+from tarflow.model.cache import KVCache
 from tarflow.sampling.device_step import ALIGNED, DeviceStep
 from tarflow.sampling.guidance import Guidance, Predict, branches, guided, guided_rows
 from tarflow.sampling.sequential import Solution
-
-KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's makes a plan for every length, for long
 
 Step = Callable[[], None]
 Capture = Callable[[Step], Step]
@@ -35,6 +33,19 @@ class _Recorded:
 
     step: DeviceStep
     replays: list[tuple[int, Step]] = field(default_factory=list)  # of each stretch: how often, and what to call
+
+
+@dataclass
+class _Windows:
+    """What the windows of one block were captured with, for one size of batches; the context is written to."""
+
+    x: Tensor  # (B, T-1, D)
+    shift: Tensor
+    log_scale: Tensor
+    context: Tensor | None
+    temperature: Tensor | None
+    cache: KVCache
+    replays: dict[tuple[int, int], Step] = field(default_factory=dict)  # by the first patch and the one after the last
 
 
 class Captured:
@@ -58,6 +69,7 @@ class Captured:
     def _forget(self, batch: int) -> None:
         self.batch = batch
         self.recorded: dict[tuple[Block, Guidance | None], _Recorded] = {}
+        self.windows: dict[tuple[Block, Guidance | None, int], _Windows] = {}
         self.patches: Tensor | None = None  # (batch, T, D), z before the place and x from there on
         self.stores: dict[tuple[int, torch.dtype], Tensor] = {}  # the memory of caches, by rows and dtype
 
@@ -97,15 +109,64 @@ class Captured:
                         replay()
             return Solution(self.patches[:batch].clone(), length - 1, 0.0)
 
+    def predictor(self, block: Block, y: Tensor | None, guidance: Guidance | None, batch: int) -> Predict:
+        """`guidance.predictor` of a batch, each window of which is captured when it is evaluated for the first time.
+
+        What it returns lasts until it is called again. Worth it for few tokens, and where windows come back.
+        """
+        if batch > self.batch:
+            self._forget(batch)
+        rows = guided_rows(guidance, batch)
+        key = (block, guidance, batch)
+        if key not in self.windows:
+            length, size = block.config.num_patches - 1, block.config.patch_dim
+            dtype = torch.promote_types(block.dtype, torch.float32)
+            buffers = [torch.empty(batch, length, size, dtype=dtype, device=block.position.device) for _ in range(3)]
+            self.windows[key] = _Windows(*buffers, *branches(block, y, guidance, batch), block.new_cache(rows))
+        elif (context := branches(block, y, guidance, batch)[0]) is not None:
+            self.windows[key].context.copy_(context)
+        windows = self.windows[key]
+        evaluate = guided(
+            block,
+            lambda x, start: block.conditioner(x, windows.context, start, windows.cache, windows.temperature),
+            guidance,
+        )
+
+        def predict(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
+            assert isinstance(start, int)
+            end = start + x.shape[1]
+            place = (slice(None), slice(start, end))
+
+            def step() -> None:
+                shift, log_scale = evaluate(windows.x[place], start)
+                windows.shift[place] = shift
+                windows.log_scale[place] = log_scale
+
+            with _on(x.device):
+                windows.x[place] = x
+                replay = windows.replays.get((start, end))
+                if replay is None:
+                    windows.replays[start, end] = self._captured(step, x.device)
+                else:
+                    replay()
+            return windows.shift[place], windows.log_scale[place]
+
+        return predict
+
+    def _captured(self, step: Step, device: torch.device) -> Step:
+        """Take a step, and capture it."""
+        if self.capture is None:
+            self.capture = cuda_graphs(device)
+        started = time.perf_counter()
+        replay = self.capture(step)
+        self.seconds += time.perf_counter() - started
+        return replay
+
     def _record(self, block: Block, guidance: Guidance | None, recorded: _Recorded, last: int) -> None:
         """Decode the batch, capturing the first step of each stretch."""
-        if self.capture is None:
-            self.capture = cuda_graphs(block.position.device)
         for count, room in recorded.step.stretches(last):
             predict = guided(block, functools.partial(recorded.step, room=room), guidance)
-            started = time.perf_counter()
-            replay = self.capture(functools.partial(self._step, predict))
-            self.seconds += time.perf_counter() - started
+            replay = self._captured(functools.partial(self._step, predict), block.position.device)
             recorded.replays.append((count, replay))
             for _ in range(count - 1):
                 replay()
@@ -125,11 +186,11 @@ class Captured:
         config = block.config
         heads, length = config.width // config.head_dim, -(-max(1, config.num_patches - 1) // ALIGNED) * ALIGNED
         shape = (len(block.layers), 2, rows, heads, length, config.head_dim)
-        key = (rows, block.dtype)
+        key = (rows, block.product_dtype)
         size = len(block.layers) * 2 * rows * heads * length * config.head_dim
         have = self.stores.get(key)
         if have is None or have.numel() < size:
-            have = self.stores[key] = torch.empty(size, dtype=block.dtype, device=block.position.device)
+            have = self.stores[key] = torch.empty(size, dtype=block.product_dtype, device=block.position.device)
         return have[:size].view(shape)
 
 
@@ -153,7 +214,7 @@ def cuda_graphs(device: torch.device) -> Capture:
         graphs.append(graph)
         current = torch.cuda.current_stream(device)
         side.wait_stream(current)
-        with torch.cuda.stream(side), sdpa_kernel(KERNELS):
+        with torch.cuda.stream(side):
             step()
             with _recording(graph, pool):
                 step()  # recorded, not run

@@ -15,6 +15,7 @@ from tarflow.model.flow import TarFlow
 from tarflow.sampling.captured import Captured
 from tarflow.sampling.device_step import DeviceStep
 from tarflow.sampling.guidance import Guidance, Predict, guided_rows, predictor
+from tarflow.sampling.jacobi import STEADY, Jacobi, default_tolerance, jacobi, network_dtype
 from tarflow.sampling.sequential import Solution, sequential
 from tarflow.seeding import seeded_normal
 
@@ -24,6 +25,7 @@ Solve = Callable[[Predict, Tensor], Solution]
 Progress = Callable[[int, int], None]
 """progress(done, total), in patches of a block."""
 
+CAPTURED_TOKENS = 1 << 13  # that a GPU evaluates faster than the host launches them: then windows are captured, too
 CACHE_BYTES = 1 << 30  # keys and values held at once where the batch size is ours to choose
 CACHE_SHARE = 0.25  # of a GPU's free memory; the rest is for a window's activations, and for denoising
 
@@ -71,14 +73,33 @@ def invert(
     sequential solver goes with `captured`, or where there is none, too.
     """
     z = block.reorder(z)
-    if solve is sequential and z.device.type == "cuda" and z.shape[1] > 1 and DeviceStep.fits(block):
-        solution = (captured or Captured()).solve(block, z, y, guidance)
+    captured = captured or Captured()
+    on_gpu = _on_gpu(block, z)
+    rows = guided_rows(guidance, len(z))
+    if solve is sequential and on_gpu:
+        solution = captured.solve(block, z, y, guidance)
     else:
-        cache = block.new_cache(guided_rows(guidance, len(z)))
-        solution = solve(_reporting(predictor(block, y, guidance, cache), z.shape[1], progress), z)
+        few = on_gpu and isinstance(solve, Jacobi) and rows * z.shape[1] <= CAPTURED_TOKENS
+        if few:
+            predict = captured.predictor(block, y, guidance, len(z))
+        else:
+            predict = predictor(block, y, guidance, block.new_cache(rows))
+        predict = _reporting(predict, z.shape[1], progress)
+        if isinstance(solve, Jacobi):
+            dtype = network_dtype(block)
+            tol = default_tolerance(dtype) if solve.tol is None else solve.tol
+            shapes = 1 if few else STEADY if dtype.itemsize < 4 else None
+            solution = jacobi(predict, z, window=solve.window, tol=tol, shapes=shapes)
+        else:
+            solution = solve(predict, z)
     if progress is not None:
         progress(z.shape[1], z.shape[1])
     return dataclasses.replace(solution, x=block.reorder(solution.x))
+
+
+def _on_gpu(block: Block, z: Tensor) -> bool:
+    """Whether what is evaluated can be captured: on CUDA, by what `DeviceStep` knows."""
+    return z.device.type == "cuda" and z.shape[1] > 1 and DeviceStep.fits(block)
 
 
 def _reporting(predict: Predict, length: int, progress: Progress | None) -> Predict:

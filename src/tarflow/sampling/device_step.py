@@ -16,6 +16,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tarflow.model.block import Block
 from tarflow.model.rotary import rotated
@@ -25,6 +26,7 @@ from tarflow.sampling.step import is_plain
 LENGTHS = 8  # stretches of a sequence: a mean cost of 9/16 of the whole cache instead of 1/2, for 8 captures a block
 SHORTEST = 32  # patches of a stretch; a capture costs about as much as ten steps without one
 ALIGNED = 16  # places of the cache: kernels of attention would copy a mask of another length in every layer
+MASKED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's makes a plan for every length, for long
 
 
 def kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
@@ -49,13 +51,13 @@ class DeviceStep:
 
     def __init__(self, block: Block, context: Tensor | None, store: Tensor, temperature: Tensor | None = None) -> None:
         self.block, self.store, self.affine = block, store, block.config.transform == "affine"
-        self.kernels = kernels_for(store.device, block.dtype)
+        self.kernels = kernels_for(store.device, store.dtype)
         self.context = None if context is None else context.flatten(0, 1).clone()  # (R, W) or (1, W)
         self.scale = None if temperature is None else 1 / temperature
         self.entry = block.reorder(block.position.unsqueeze(0))[0] + block.proj_in.bias  # (T, W), in the block's order
         self.rotation = block.rotation()
         self.places = torch.arange(store.shape[4], dtype=torch.int64, device=store.device)
-        self.hidden = torch.tensor([0.0, float("-inf")], dtype=block.dtype, device=store.device)
+        self.hidden = torch.tensor([0.0, float("-inf")], dtype=store.dtype, device=store.device)
         self.layers = [
             (layer.attention, *cast("tuple[nn.LayerNorm, nn.Linear, nn.GELU, nn.Linear]", tuple(layer.mlp)))
             for layer in cast("list[Layer]", block.layers)
@@ -63,12 +65,9 @@ class DeviceStep:
 
     @staticmethod
     def fits(block: Block) -> bool:
-        """Whether this is what `block.conditioner` computes: plain modules, one dtype, no gradients, no autocast."""
-        return (
-            len({parameter.dtype for parameter in block.parameters()}) == 1
-            and not (torch.is_grad_enabled() or torch.is_autocast_enabled(block.position.device.type))
-            and all(map(is_plain, block.modules()))
-        )
+        """Whether this is what `block.conditioner` computes: plain modules, no gradients, no autocast."""
+        busy = torch.is_grad_enabled() or torch.is_autocast_enabled(block.position.device.type)
+        return not busy and all(map(is_plain, block.modules()))
 
     def begin(self, context: Tensor | None) -> None:
         """Start at the first patch again, with labels of which `Block.context` returned as many."""
@@ -110,9 +109,9 @@ class DeviceStep:
 
     def _filled(self, h: Tensor, place: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         """The layers, by the kernels that read as much of the cache as is filled; sums are in float32."""
-        kernels, dtype, addend = self.kernels, h.dtype, None
+        kernels, dtype, addend = self.kernels, self.store.dtype, None
         assert kernels is not None
-        h = h.float() if h.dtype != torch.float32 else h
+        h = h.float()
         for (attention, norm, up, _, down), store in zip(self.layers, self.store, strict=True):
             qkv = attention.qkv(kernels.add_norm(h, addend, attention.norm, dtype))  # (R, 3W)
             if rotation is not None:
@@ -121,7 +120,7 @@ class DeviceStep:
                 qkv = torch.cat([rotated(turned, rotation), values], dim=1).flatten(1)
             addend = attention.out(kernels.attend(qkv, store, place, self.scale))
             addend = down(F.gelu(up(kernels.add_norm(h, addend, norm, dtype))))
-        return (h + addend).to(dtype)
+        return (h + addend).to(self.block.dtype)
 
     def _masked(self, h: Tensor, place: Tensor, room: int, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         """The layers, in torch's operations alone."""
@@ -134,9 +133,10 @@ class DeviceStep:
             if rotation is not None:
                 qkv = torch.cat([rotated(qkv[:2], rotation), qkv[2:]])
             store.index_copy_(3, place, qkv[1:])
-            q = qkv[0] if self.scale is None else qkv[0] * self.scale.to(h.dtype).view(-1, 1, 1, 1)
+            q = qkv[0] if self.scale is None else qkv[0] * self.scale.to(store.dtype).view(-1, 1, 1, 1)
             keys, values = store[:, :, :, :room].unbind()
-            seen = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)  # (R, H, 1, K)
+            with sdpa_kernel(MASKED):
+                seen = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)  # (R, H, 1, K)
             h = h + attention.out(seen.reshape(rows, -1))
             h = h + down(F.gelu(up(norm(h))))
         return h

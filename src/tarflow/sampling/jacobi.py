@@ -11,6 +11,8 @@ prefix as soon as that prefix has converged, instead of running a number of iter
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,8 @@ from tarflow.sampling.sequential import Solution
 WILD = 1e4
 
 
-STEADY = 8  # shapes of a window that takes all that is left, where the network computes in less than float32
+STEADY = 8
+"""Shapes of windows where the network computes in less than float32: each product rounds in its own way."""
 
 
 def default_tolerance(dtype: torch.dtype) -> float:
@@ -40,7 +43,9 @@ def default_tolerance(dtype: torch.dtype) -> float:
 def network_dtype(module: TarFlow | Block) -> torch.dtype:
     """In which a flow or a block computes its products: that of its weights, or that of an autocast around it all."""
     kind = next(module.parameters()).device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else module.dtype
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return (module if isinstance(module, Block) else module.blocks[0]).product_dtype
 
 
 def jacobi(
@@ -49,7 +54,7 @@ def jacobi(
     *,
     window: int | None = None,
     tol: float | None = None,
-    dtype: torch.dtype | None = None,
+    shapes: int | None = None,
 ) -> Solution:
     """Solve x_i = z_i·exp(log_scale_i(x_<i)) + shift_i(x_<i), many patches at a time.
 
@@ -62,19 +67,17 @@ def jacobi(
         z: (B, T, D), in the block's own order. Not written to.
         window: patches evaluated at once; None is all that are left.
         tol: a patch has converged when one more evaluation changes no number x of it, in no row, by more than
-            tol·max(1, |x|). With 0 nothing is frozen before it is exact. None is `default_tolerance` of `dtype`.
-        dtype: in which the network computes; None is that of z. Where it is narrower than float32, what has converged
-            is evaluated again with its window, whose shape therefore changes seldom (`STEADY`): a product of another
-            shape is rounded in another way, by more than what is looked for.
+            tol·max(1, |x|). With 0 nothing is frozen before it is exact. None is `default_tolerance`.
+        shapes: what has converged is evaluated again with its window, so that windows have no more than about so many
+            shapes. None is all shapes that there are, and nothing evaluated for nothing.
 
     Raises:
         ValueError: a window below 1 or a negative tolerance.
     """
     check_options(window, tol)
-    dtype = dtype or z.dtype
-    tol = default_tolerance(dtype) if tol is None else tol
+    tol = default_tolerance(z.dtype) if tol is None else tol
     last = z.shape[1] - 1
-    grain = 1 if dtype.itemsize >= 4 else window or max(1, last // STEADY)  # windows begin at multiples of it
+    grain = 1 if shapes is None else window or max(1, -(-last // shapes))  # windows begin at multiples of it
     safe = torch.nan_to_num(z).clamp(-WILD, WILD)
     x = torch.cat([z[:, :1], safe[:, 1:]], dim=1)  # the first guess; x_0 = z_0 is exact
     known = 0  # x_0 … x_known are final
@@ -110,6 +113,17 @@ def jacobi(
         x[:, rest] = _tamed(fresh[:, 1:], safe[:, rest])
         known += settled + 1
     return Solution(x, iterations, float(residual))
+
+
+@dataclass(frozen=True)
+class Jacobi:
+    """`jacobi` with its options, as a solver: what `sampling.decode.invert` takes, and fits to a block and a device."""
+
+    window: int | None = None
+    tol: float | None = None
+
+    def __call__(self, predict: Predict, z: Tensor) -> Solution:
+        return jacobi(predict, z, window=self.window, tol=self.tol)
 
 
 def check_options(window: int | None, tol: float | None) -> None:

@@ -17,11 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-FEW = 264  # programs below which each gets more threads: two for each multiprocessor of a large GPU
+PARTS = 8  # of a sequence that are attended to side by side: one after the other, a part waits for the memory each time
+BLOCK = 64  # patches at once
 
 
 def attend(qkv: Tensor, store: Tensor, place: Tensor, scale: Tensor | None) -> Tensor:
     """softmax(q·kᵀ·scale/√K)·v of one patch over itself and all before, whose keys and values are in `store`.
+
+    The patches before are cut into `PARTS`, which are attended to side by side, and then put together.
 
     Args:
         qkv: (R, 3·H·K), contiguous. store: (2, R, H, T, K), contiguous; those of this patch are written to it.
@@ -31,24 +34,17 @@ def attend(qkv: Tensor, store: Tensor, place: Tensor, scale: Tensor | None) -> T
         (R, H·K), in the dtype of qkv.
     """
     rows, heads, length, size = store.shape[1:]
+    lanes = triton.next_power_of_2(size)
+    seen = torch.empty(rows, heads, PARTS, lanes, dtype=torch.float32, device=qkv.device)
+    sums = torch.empty(rows, heads, 2, PARTS, dtype=torch.float32, device=qkv.device)
     out = torch.empty(rows, heads * size, dtype=qkv.dtype, device=qkv.device)
-    few = rows * heads < FEW
-    _attend[(rows, heads)](
-        qkv,
-        store,
-        place,
-        place if scale is None else scale,
-        out,
-        1 / math.sqrt(size),
-        length,
-        store.stride(0),
-        HEADS=heads,
-        SIZE=size,
-        LANES=triton.next_power_of_2(size),
-        BLOCK=128 if few else 64,
-        SCALED=scale is not None,
-        num_warps=8 if few else 4,
+    scaled = {"HEADS": heads, "SIZE": size, "LANES": lanes, "PARTS": PARTS, "SCALED": scale is not None}
+    scales = place if scale is None else scale
+    root = 1 / math.sqrt(size)
+    _attend_part[(rows, heads, PARTS)](
+        qkv, store, place, scales, seen, sums, root, length, store.stride(0), **scaled, BLOCK=BLOCK, num_warps=4
     )
+    _attend_whole[(rows, heads)](qkv, scales, seen, sums, out, root, **scaled, num_warps=1)
     return out
 
 
@@ -79,43 +75,50 @@ def add_norm(h: Tensor, addend: Tensor | None, norm: nn.LayerNorm, dtype: torch.
 
 
 @triton.jit
-def _attend(
+def _attend_part(
     qkv,
     store,
     place,
     scale,
-    out,
+    seen,
+    sums,
     root,
     length,
     values_after,
     HEADS: tl.constexpr,
     SIZE: tl.constexpr,
     LANES: tl.constexpr,
-    BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
     SCALED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """One head of one sequence: the softmax is kept up to date block by block (arXiv 1805.02867)."""
+    """A part of the patches before, for one head of one sequence: the largest logit, and sums relative to it.
+
+    The softmax is kept up to date block by block (arXiv 1805.02867).
+    """
     row = tl.program_id(0)
     head = tl.program_id(1)
+    part = tl.program_id(2)
     here = tl.load(place).to(tl.int32)
     lane = tl.arange(0, LANES)
     inside = lane < SIZE
     own = qkv + (row * 3 * HEADS + head) * SIZE + lane
+    keys = store + (row.to(tl.int64) * HEADS + head) * length * SIZE + lane
+    values = keys + values_after
+    if part == 0:
+        tl.store(keys + here * SIZE, tl.load(own + HEADS * SIZE, mask=inside, other=0.0), mask=inside)
+        tl.store(values + here * SIZE, tl.load(own + 2 * HEADS * SIZE, mask=inside, other=0.0), mask=inside)
     q = tl.load(own, mask=inside, other=0.0).to(tl.float32) * root
     if SCALED:
         q *= tl.load(scale + row)
-    key = tl.load(own + HEADS * SIZE, mask=inside, other=0.0)
-    value = tl.load(own + 2 * HEADS * SIZE, mask=inside, other=0.0)
-    keys = store + (row.to(tl.int64) * HEADS + head) * length * SIZE + lane
-    values = keys + values_after
-    tl.store(keys + here * SIZE, key, mask=inside)
-    tl.store(values + here * SIZE, value, mask=inside)
-    most = tl.sum(q * key.to(tl.float32))  # the patch itself comes first
-    total = 1.0
-    seen = value.to(tl.float32)
-    for start in range(0, here, BLOCK):
+    share = tl.cdiv(tl.cdiv(here, PARTS), BLOCK) * BLOCK
+    end = tl.minimum(here, (part + 1) * share)
+    most = float("-inf")
+    total = 0.0
+    found = tl.zeros([LANES], dtype=tl.float32)
+    for start in range(part * share, end, BLOCK):
         places = start + tl.arange(0, BLOCK)
-        before = places < here
+        before = places < end
         inner = before[:, None] & inside[None, :]
         k = tl.load(keys[None, :] + places[:, None] * SIZE, mask=inner, other=0.0).to(tl.float32)
         v = tl.load(values[None, :] + places[:, None] * SIZE, mask=inner, other=0.0).to(tl.float32)
@@ -124,9 +127,50 @@ def _attend(
         kept = tl.exp(most - larger)
         weights = tl.exp(logits - larger)
         total = total * kept + tl.sum(weights, axis=0)
-        seen = seen * kept + tl.sum(weights[:, None] * v, axis=0)
+        found = found * kept + tl.sum(weights[:, None] * v, axis=0)
         most = larger
-    tl.store(out + (row * HEADS + head) * SIZE + lane, (seen / total).to(out.dtype.element_ty), mask=inside)
+    index = row * HEADS + head
+    tl.store(seen + (index * PARTS + part) * LANES + lane, found)
+    tl.store(sums + index * 2 * PARTS + part, most)
+    tl.store(sums + index * 2 * PARTS + PARTS + part, total)
+
+
+@triton.jit
+def _attend_whole(
+    qkv,
+    scale,
+    seen,
+    sums,
+    out,
+    root,
+    HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+    LANES: tl.constexpr,
+    PARTS: tl.constexpr,
+    SCALED: tl.constexpr,
+):
+    """The parts and the patch itself, put together."""
+    row = tl.program_id(0)
+    head = tl.program_id(1)
+    index = row * HEADS + head
+    lane = tl.arange(0, LANES)
+    inside = lane < SIZE
+    own = qkv + (row * 3 * HEADS + head) * SIZE + lane
+    q = tl.load(own, mask=inside, other=0.0).to(tl.float32) * root
+    if SCALED:
+        q *= tl.load(scale + row)
+    logit = tl.sum(q * tl.load(own + HEADS * SIZE, mask=inside, other=0.0).to(tl.float32))
+    part = tl.arange(0, PARTS)
+    most = tl.load(sums + index * 2 * PARTS + part)
+    total = tl.load(sums + index * 2 * PARTS + PARTS + part)
+    larger = tl.maximum(logit, tl.max(most, axis=0))
+    kept = tl.exp(most - larger)  # 0 of a part without patches
+    itself = tl.exp(logit - larger)
+    parts = tl.load(seen + (index * PARTS + part[:, None]) * LANES + lane[None, :])
+    value = tl.load(own + 2 * HEADS * SIZE, mask=inside, other=0.0).to(tl.float32)
+    found = tl.sum(kept[:, None] * parts, axis=0) + itself * value
+    found /= tl.sum(kept * total, axis=0) + itself
+    tl.store(out + index * SIZE + lane, found.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from tarflow.sampling.decode import decode, default_batch_size, draw_noise
 from tarflow.sampling.denoise import check_sigma
 from tarflow.sampling.denoise import denoise as denoise_images
 from tarflow.sampling.guidance import Guidance
-from tarflow.sampling.jacobi import check_options, network_dtype
+from tarflow.sampling.jacobi import check_options
 from tarflow.sampling.sequential import Solution
 
 Solver = Literal["auto", "sequential", "jacobi"]
@@ -240,7 +240,7 @@ class _Draw:
                 self.choices = measured
                 return
             self.choices = list(known.choices[key])
-        solvers = [choice.solve(tol, network_dtype(flow)) for choice in self.choices]
+        solvers = [choice.solve(tol) for choice in self.choices]
         yield from decode(flow, noise, labels, guidance, solvers, progress, self.captured)
 
     def _progress(self, which: Tensor, attempt: int) -> Callable[[int, int], None] | None:

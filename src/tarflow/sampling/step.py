@@ -18,6 +18,7 @@ from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
 from tarflow.model.rotary import rotated
 from tarflow.model.transformer import Attention, Layer
+from tarflow.sampling.narrow import NarrowNorm
 from tarflow.sampling.native import NativeBlock, library
 
 # Rows below which weights are kept in blocks of columns. Products so thin are bound by how weights come in, and a block
@@ -152,7 +153,7 @@ def _norm(norm: nn.LayerNorm, h: Tensor) -> Tensor:
     return torch.layer_norm(h, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-PLAIN = (Block, Layer, Attention, nn.ModuleList, nn.Sequential, nn.Linear, nn.LayerNorm, nn.GELU)
+PLAIN = (NarrowNorm, Block, Layer, Attention, nn.ModuleList, nn.Sequential, nn.Linear, nn.LayerNorm, nn.GELU)
 
 
 def is_plain(module: nn.Module) -> bool:
