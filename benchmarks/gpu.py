@@ -43,7 +43,6 @@ from tarflow import storage
 
 CARRY = ROOT / "gpu-carry"
 STAND_INS = ROOT / "tests" / "benchmarks" / "stand_ins"
-SOLVERS = {"bf16": ["auto", "sequential"], "float32": ["auto"]}
 TAIL = 2000  # characters of a part's output that are kept where it fails
 
 
@@ -127,7 +126,7 @@ def sampling(dtype: str, setting: Setting, seconds: float) -> dict[str, Any]:
     out = setting.place / f"sampling-{dtype}.json"
     model = ["--image-size", "64", "--width", "768", "--layers", *["8"] * 8, "--batches", "1", "64"]
     more = ["--weights", "hard", "--official-blocks", "1", "--reference-seconds", "0"]
-    more += ["--pairs", "2" if dtype == "bf16" else "1", "--solvers", *SOLVERS[dtype]]
+    more += ["--pairs", "2" if dtype == "bf16" else "1", "--solvers", "auto"]
     if setting.quick:
         model = ["--image-size", "8", "--width", "64", "--layers", "1", "1", "--batches", "1", "2"]
         more = ["--pairs", "1", "--memory"]
@@ -197,15 +196,16 @@ PARTS: dict[str, tuple[Part, float]] = {  # and seconds, eight minutes in all
 
 
 def measure(setting: Setting, names: Sequence[str], factor: float, argv: Sequence[str], out: Path) -> dict[str, Any]:
-    """Every part in turn; `out` is written after each."""
-    result: dict[str, Any] = {
-        "benchmark": "gpu",
+    """Every part in turn; `out` is written after each, and parts that it has of the same device stay in it."""
+    earlier = json.loads(out.read_text()) if out.exists() else {}
+    device = device_name(setting.device)
+    origin = {
         "command": shlex.join(["python", "-m", "benchmarks.gpu", *argv]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "device": device_name(setting.device),
         "versions": {"tarflow": tarflow.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "parts": {},
     }
+    parts = earlier["parts"] if earlier.get("device") == device else {}
+    result: dict[str, Any] = {"benchmark": "gpu", "device": device, "parts": parts}
     for name in names:
         part, seconds = PARTS[name]
         started = time.perf_counter()
@@ -217,8 +217,8 @@ def measure(setting: Setting, names: Sequence[str], factor: float, argv: Sequenc
             found = {"error": str(error)}
         except Exception as error:  # the next part may still be worth its time
             found = {"error": f"{type(error).__name__}: {error}"}
-        found["seconds"] = time.perf_counter() - started
-        result["parts"][name] = found
+        found = origin | found | {"seconds": time.perf_counter() - started}
+        parts[name] = found
         storage.write_json(out, result)
         print(f"--- {name}, {found['seconds']:.0f} s", *lines(name, found), sep="\n", flush=True)
     return result
@@ -282,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         setting = Setting(args.device, args.quick, args.carry, Path(place), out.parent)
         result = measure(setting, args.parts, args.minutes / 8, shown, out)
     print(f"{result['device']}: {out.name}")
-    return 1 if any("error" in found for found in result["parts"].values()) else 0
+    return 1 if any("error" in result["parts"][name] for name in args.parts) else 0
 
 
 if __name__ == "__main__":

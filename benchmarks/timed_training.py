@@ -1,4 +1,4 @@
-"""Two runs of a recipe in a given time: how far does each noise come, and how fast? One process, so that it starts once.
+"""Two runs of a recipe in a given time: how far does each noise come, and how fast? In one process.
 
     python -m benchmarks.timed_training --data DIR --seconds 60 --place DIR --out FILE.json
 

@@ -132,13 +132,14 @@ def data_share(job: Job) -> float:
 def measure(job: Job, rows: Sequence[str], rounds: int, seconds: float, argv: Sequence[str]) -> dict[str, Any]:
     """Everything that is reported, as JSON can hold it. Times are in seconds, memory in MB, rates in GFLOP/s."""
     agreement = compare(job)
+    if job.device.type == "cuda":
+        torch.cuda.empty_cache()  # what follows are processes of their own
+    memory = {name: peak_memory_apart(argv, name) for name in (OFFICIAL, *rows)}
     official = build(job, OFFICIAL)
     share = seconds / len(rows)
     pairs = {name: time_pair(job, official, name, rounds, time.monotonic() + share) for name in rows}
     rates = [rate for pair in pairs.values() for rate in pair["rates"]]
     rate = max(rates)
-    del official
-    memory = {name: peak_memory_apart(argv, name) for name in (OFFICIAL, *rows)}
     table = {OFFICIAL: _row([t for pair in pairs.values() for t in pair[OFFICIAL]], memory[OFFICIAL], job, rate)}
     for name, pair in pairs.items():
         ratios = [ours / theirs for ours, theirs in zip(pair[name], pair[OFFICIAL], strict=True)]

@@ -298,6 +298,21 @@ def test_every_kind_of_flow_is_decoded_by_captured_steps(
 
 
 @needs_cuda
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("rows", [1, 8, 16, 33, 64, 128, 200])
+@pytest.mark.parametrize("shape", [(768, 2304), (3072, 768), (100, 50)])
+def test_thin_products_are_exact_to_float32(rows: int, shape: tuple[int, int], gelu: bool) -> None:
+    kernels = device_step.kernels_for(DEVICE, torch.float32)
+    assert kernels is not None
+    linear, x = torch.nn.Linear(*shape).to(DEVICE), torch.randn(rows, shape[0], device=DEVICE)
+    with torch.no_grad():
+        got = kernels.product(x, linear, gelu=gelu)
+        want = linear.double()(x.double())
+        want = torch.nn.functional.gelu(want) if gelu else want
+    close(got, want, 1e-5)
+
+
+@needs_cuda
 def test_a_step_reads_nothing_behind_its_place() -> None:
     """The cache of a later batch holds the patches of the one before."""
     flow = tame().to(DEVICE)

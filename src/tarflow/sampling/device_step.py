@@ -113,13 +113,14 @@ class DeviceStep:
         assert kernels is not None
         h = h.float()
         for (attention, norm, up, _, down), store in zip(self.layers, self.store, strict=True):
-            qkv = attention.qkv(kernels.add_norm(h, addend, attention.norm, dtype))  # (R, 3W)
+            qkv = kernels.product(kernels.add_norm(h, addend, attention.norm, dtype), attention.qkv)  # (R, 3W)
             if rotation is not None:
                 heads = qkv.view(len(h), 3 * store.shape[2], 1, store.shape[4])
                 turned, values = heads.split([2 * store.shape[2], store.shape[2]], dim=1)
                 qkv = torch.cat([rotated(turned, rotation), values], dim=1).flatten(1)
-            addend = attention.out(kernels.attend(qkv, store, place, self.scale))
-            addend = down(F.gelu(up(kernels.add_norm(h, addend, norm, dtype))))
+            addend = kernels.product(kernels.attend(qkv, store, place, self.scale), attention.out)
+            hidden = kernels.product(kernels.add_norm(h, addend, norm, dtype), up, gelu=True)
+            addend = kernels.product(hidden, down)
         return (h + addend).to(self.block.dtype)
 
     def _masked(self, h: Tensor, place: Tensor, room: int, rotation: tuple[Tensor, Tensor] | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What torch has no kernel for, in Triton: attention of one patch over the filled part of a cache, and sum-and-norm.
+"""What torch has no good kernel for, in Triton: attention of one patch over what is filled of a cache, thin products.
 
 Attention of a single query over a masked stretch of a cache was six tenths of a captured step: torch's kernels that
 take a mask give a sequence's head to one block of threads, in tiles of 64 queries of which 63 are not there. Here the
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 PARTS = 8  # of a sequence that are attended to side by side: one after the other, a part waits for the memory each time
 BLOCK = 64  # patches at once
+THIN = (8, 128)  # rows for which `product` has a kernel: from where tensor cores pay, to where cuBLAS is as good
 
 
 def attend(qkv: Tensor, store: Tensor, place: Tensor, scale: Tensor | None) -> Tensor:
@@ -72,6 +73,70 @@ def add_norm(h: Tensor, addend: Tensor | None, norm: nn.LayerNorm, dtype: torch.
         num_warps=4,
     )
     return out
+
+
+def product(x: Tensor, linear: nn.Linear, *, gelu: bool = False) -> Tensor:
+    """x Wᵀ + b, (R, K) to (R, N), and the GELU of that where asked.
+
+    For a few dozen rows of float32 cuBLAS takes six times as long as the weights take to arrive. Here each number is
+    split into three of TF32, whose products the tensor cores add up to float32's precision (`tf32x3`).
+    """
+    if x.dtype != torch.float32 or not THIN[0] <= len(x) <= THIN[1]:
+        out = linear(x)
+        return torch.nn.functional.gelu(out) if gelu else out
+    rows, inner = x.shape
+    out = torch.empty(rows, linear.out_features, dtype=x.dtype, device=x.device)
+    columns = 32 if linear.out_features >= 2048 else 16
+    _product[(triton.cdiv(linear.out_features, columns),)](
+        x,
+        linear.weight,
+        linear.bias,
+        out,
+        rows,
+        inner,
+        linear.out_features,
+        ROWS=max(16, triton.next_power_of_2(rows)),
+        COLUMNS=columns,
+        INNER=64,
+        GELU=gelu,
+        num_warps=4,
+        num_stages=4,
+    )
+    return out
+
+
+@triton.jit
+def _product(
+    x,
+    weight,
+    bias,
+    out,
+    rows,
+    inner,
+    columns,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INNER: tl.constexpr,
+    GELU: tl.constexpr,
+):
+    row = tl.arange(0, ROWS)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    sums = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
+    for start in range(0, inner, INNER):
+        place = start + tl.arange(0, INNER)
+        within = place < inner
+        a = tl.load(x + row[:, None] * inner + place[None, :], mask=(row < rows)[:, None] & within[None, :], other=0.0)
+        b = tl.load(
+            weight + column[None, :] * inner + place[:, None],
+            mask=(column < columns)[None, :] & within[:, None],
+            other=0.0,
+        )
+        sums = tl.dot(a, b, sums, input_precision="tf32x3")
+    sums += tl.load(bias + column, mask=column < columns, other=0.0)[None, :]
+    if GELU:
+        sums = 0.5 * sums * (1 + tl.erf(sums * 0.7071067811865476))
+    target = out + row[:, None] * columns + column[None, :]
+    tl.store(target, sums, mask=(row < rows)[:, None] & (column < columns)[None, :])
 
 
 @triton.jit
