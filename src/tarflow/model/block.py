@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tarflow.config import Recompute, TarFlowConfig
+from tarflow.devices import without_autocast
 from tarflow.model.cache import KVCache
 from tarflow.model.recompute import keeping_input
 from tarflow.model.rotary import rotation_table
@@ -116,7 +117,7 @@ class Block(nn.Module):
                 if recompute == "layers"
                 else layer(h, **options, recompute=recompute)
             )
-        with torch.autocast(h.device.type, enabled=False):  # which would double its error in the density, for no time
+        with without_autocast(h.device):  # which would double its error in the density, for no time
             out = self.proj_out(h.to(self.dtype))
         out = out.to(torch.promote_types(out.dtype, torch.float32))
         if self.config.transform == "additive":

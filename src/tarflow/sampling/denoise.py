@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from tarflow.devices import free_bytes
+from tarflow.devices import free_bytes, without_autocast
 from tarflow.model.flow import TarFlow
 
 GRAPH_BYTES = 1 << 30  # activations that are kept for the gradient at once, where the batch size is ours to choose
@@ -75,7 +75,7 @@ def _denoise_chunk(flow: TarFlow, x: Tensor, sigma: float, y: Tensor | None, by_
     with (
         torch.inference_mode(False),  # the caller may be in it, and nothing can be differentiated there
         torch.enable_grad(),
-        torch.autocast(x.device.type, enabled=False),
+        without_autocast(x.device),
     ):
         # A copy in the dtype of the state: the gradient of a narrower x would be rounded to that.
         dtype = torch.promote_types(torch.promote_types(x.dtype, flow.dtype), torch.float32)
@@ -87,7 +87,8 @@ def _denoise_chunk(flow: TarFlow, x: Tensor, sigma: float, y: Tensor | None, by_
 def _score(flow: TarFlow, x: Tensor, y: Tensor | None) -> Tensor:
     """∇_x log p(x|y), through the whole flow at once."""
     # Only x asks for a gradient: the weights' graph is neither built further back nor accumulated into .grad.
-    (score,) = torch.autograd.grad(flow.log_prob(x, y).sum(), [x])
+    z, ladj = flow(x, y)  # `log_prob` would wait for the device, to check the labels once more
+    (score,) = torch.autograd.grad((flow.base_log_prob(z) + ladj).sum(), [x])
     return score
 
 
