@@ -130,10 +130,10 @@ def test_captured_decoding_stays_on_the_device(name: str, guidance: Guidance | N
 def test_jacobi_stays_on_the_device_until_it_asks_how_many_patches_have_settled(name: str) -> None:
     flow = on_gpu(name)
     z = torch.zeros(3, flow.config.num_patches, flow.config.patch_dim, dtype=torch.float32, device=CUDA)
-    with pytest.raises((DataDependentOutputException, RuntimeError)) as raised:
+    with pytest.raises((DataDependentOutputException, RuntimeError), match="_local_scalar|not linked") as raised:
         invert(flow.blocks[0], z, None, None, Jacobi())
     (place,) = [entry for entry in raised.traceback if entry.path.name == "jacobi.py" and entry.name == "jacobi"]
-    assert str(place.statement).startswith("settled = int(")
+    assert str(place.statement).split()[0] in ("change", "settled"), "what is before has no wrong device"
 
 
 def test_scores_of_classes_wait_for_nothing() -> None:

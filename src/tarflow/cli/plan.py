@@ -101,8 +101,6 @@ def _config(args: Plan) -> tuple[RunConfig, int | None]:
     given = {name: getattr(args, name) for name in OF_MODEL if getattr(args, name) is not None}
     if args.data is not None:
         from tarflow.cli.progress import Progress
-        from tarflow.data.feed import ON_DEVICE_BYTES
-        from tarflow.data.sets import ImageSet
         from tarflow.training.setup import open_data, resolve
 
         sections["data"]["source"] = args.data
@@ -110,9 +108,6 @@ def _config(args: Plan) -> tuple[RunConfig, int | None]:
         with Progress() as progress:
             splits = open_data(sections, progress.loading)
         run, train = resolve(sections, splits), splits.train
-        if isinstance(train, ImageSet) and train.mapped and train.images.nbytes > ON_DEVICE_BYTES:
-            assert run.data is not None  # prepared, and too large to be kept on the device: there it is as if streamed
-            run = dataclasses.replace(run, data=dataclasses.replace(run.data, storage="stream"))
         return run, len(train) if args.images is None else args.images
     data = from_dict(DataConfig, sections["data"], "data")
     model = {**{name: expected[name] for name in OF_MODEL if name in expected}, **sections["model"], **given}
