@@ -42,7 +42,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Within it nothing is rounded by an autocast around it. Devices that know of none, as `meta`, refuse to be asked."""
+    """Within it nothing is rounded by an autocast around it. Devices that know of none, as `meta`, may not be asked."""
     if not torch.amp.is_autocast_available(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)

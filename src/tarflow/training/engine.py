@@ -89,7 +89,8 @@ class Engine:
         flow.to(self.device)
         if not self.ranks.alone:
             # The only buffer moves with the same numbers everywhere.
-            self.model = DistributedDataParallel(flow, **{SYNC_BUFFERS: False}, gradient_as_bucket_view=True)
+            options: Any = {SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
+            self.model = DistributedDataParallel(flow, **options)
 
     def follow(self, averaged: TarFlow) -> None:
         """Put a flow that no step is taken with where the weights of the other one are, and split it like that."""
