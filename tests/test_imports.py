@@ -16,6 +16,7 @@ BENCHMARKS = SOURCE.parent.parent / "benchmarks"
 ROOMS = [
     "fields",
     "config",
+    "locks",
     "storage",
     "seeding",
     "devices",
