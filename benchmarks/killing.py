@@ -153,9 +153,9 @@ def _watch(board: Board) -> None:
         board.write(step=self.step)
         return measured
 
-    def begun(self: Any, received: list[int]) -> Any:
+    def begun(self: Any, stop: Any) -> Any:
         board.write("between")
-        return run(self, received)
+        return run(self, stop)
 
     of_trainer.take_step, of_trainer.run = board.marks("step", counted), begun
     of_trainer.evaluate = board.marks("evaluation", of_trainer.evaluate)

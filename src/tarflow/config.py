@@ -7,7 +7,7 @@ what the command line and the documentation show.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from tarflow.fields import ConfigError as ConfigError
@@ -250,11 +250,15 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The three sections of a run's `config.json`. The last two are missing where only a model was saved."""
+    """A run's `config.json`: three sections, of which the last two are missing where only a model was saved, and an id.
+
+    The id is drawn when a run begins, and stands in each of its checkpoints, so that none of another is taken for it.
+    """
 
     model: TarFlowConfig
     data: DataConfig | None = None
     training: TrainingConfig | None = None
+    id: str | None = field(default=None, compare=False)  # two runs of one config have equal ones
 
     def __post_init__(self) -> None:
         coerce_fields(self)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tarflow.storage import DamageWarning
+from tarflow.training.interrupt import Interrupted, leave_when_interrupted
 
 LONGEST = 1000  # characters of an error
 COMMANDS = {  # name: (module, what --help says of it)
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     It is 1 where another process of the same job (`torchrun`) is gone.
     """
+    if argv is None:  # the program, and no caller that goes on afterwards
+        leave_when_interrupted()
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv == ["--version"]:
         from tarflow import __version__
@@ -130,7 +133,6 @@ def _explain(error: Exception) -> int:
 
     from tarflow.ranks import Elsewhere
     from tarflow.sampling.sample import SamplingError
-    from tarflow.training.interrupt import Interrupted
     from tarflow.training.rollcall import RankLost
     from tarflow.training.trainer import Diverged
 

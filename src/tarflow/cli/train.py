@@ -77,7 +77,8 @@ def run(args: Any) -> None:
 
     device, ranks = pick_device(args.device), Ranks.from_environment()
     checkpoint.check_free(args.out, resume=args.resume)  # before the data are read, which may take long
-    storage.check_not_in_use(args.out)
+    if ranks.first:  # the test takes the lock for a moment: another rank's would find this one's
+        storage.check_not_in_use(args.out)
     resuming = args.resume and (args.out / checkpoint.CONFIG_FILE).exists()
     sections = _sections(args, resuming)
     if not resuming and args.recipe is None and "source" not in _overrides(args) and args.init is None:

@@ -96,7 +96,7 @@ RESUMABLE = (
 def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
     """Raise ConfigError naming the first field in which they differ, but for those that may change on resuming."""
     before, after = to_dict(stored), to_dict(wanted)
-    for section in before:
+    for section in ("model", "data", "training"):
         for name, value in (before[section] or {}).items():
             now = (after[section] or {}).get(name)
             if name == "storage":  # "auto" is that of a run from before there were streams
