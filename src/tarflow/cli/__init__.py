@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tarflow.cli.streams import standard_streams
 from tarflow.storage import DamageWarning
 from tarflow.training.interrupt import Interrupted, leave_when_interrupted
 
@@ -46,7 +47,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:  # the program, and no caller that goes on afterwards
         leave_when_interrupted()
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with standard_streams():
+        try:
+            return _answer(list(sys.argv[1:] if argv is None else argv))
+        except BadArguments as error:
+            return _fail(str(error))
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        except BrokenPipeError:  # such as `tarflow evaluate … | head`
+            return 128 + signal.SIGPIPE
+        except Exception as error:
+            if os.environ.get("TARFLOW_DEBUG"):
+                raise
+            return _explain(error)
+
+
+def _answer(argv: list[str]) -> int:
+    """What `main` does, but for errors."""
+    try:
+        code = _run(argv)
+    except SystemExit:  # of --help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()  # here it can be said that a disk is full
+    return code
+
+
+def _run(argv: list[str]) -> int:
     if argv == ["--version"]:
         from tarflow import __version__
 
@@ -60,21 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.environ.get("WORLD_SIZE", "1") != "1" and argv[0] != "train":
         return _fail(f"torchrun: only `tarflow train` is for several processes; start `tarflow {argv[0]}` without it")
     command = importlib.import_module(f"tarflow.cli.{argv[0]}")
-    try:
-        with _warnings_in_one_line():
-            options = parse(command.options(argv[1:]), argv[1:], f"tarflow {argv[0]}")
-            command.run(options)
-    except BadArguments as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except BrokenPipeError:  # such as `tarflow evaluate … | head`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it on its way out
-        return 128 + signal.SIGPIPE
-    except Exception as error:
-        if os.environ.get("TARFLOW_DEBUG"):
-            raise
-        return _explain(error)
+    with _warnings_in_one_line():
+        options = parse(command.options(argv[1:]), argv[1:], f"tarflow {argv[0]}")
+        command.run(options)
     return 0
 
 
