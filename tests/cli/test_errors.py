@@ -324,6 +324,12 @@ GROUPS: dict[str, dict[str, Case]] = {
         "unknown option": Case(
             "sample {p}/run --out {o}.png --guidence 2", ["--guidence"], "Options stand in `tarflow COMMAND --help`."
         ),
+        "nearly an option": Case("train --stepss 5", ["--stepss", "--steps"], "Take the name it proposes."),
+        "a misspelt negative": Case(
+            "evaluate {p}/run --no-clasify", ["--no-clasify", "--no-classify"], "Take the name it proposes."
+        ),
+        "an option without its value": Case("train --recipe --out {o}", ["--recipe"], "Give the value."),
+        "a command alone": Case("train", ["--out"], "Give what the message names."),
         "not a number": Case("sample {p}/run --out {o}.png -n five", ["five", "-n"], "Give a whole number."),
         "no samples": Case("sample {p}/run --out {o}.png -n 0", ["-n", "0"], "Ask for one or more."),
         "no batch": Case(
@@ -526,6 +532,11 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "start from garbage": Case(
             "train --data digits --init {p}/garbage.pth --out {o}", ["garbage.pth"], "Give a run or a checkpoint."
+        ),
+        "another width than the weights to start from": Case(
+            "train --data {p}/nowhere --init {p}/run --width 64 --out {o}",
+            ["model.width", "64"],
+            "Leave `--width` out.",
         ),
         "start from nothing": Case("train --data digits --init {p}/nowhere --out {o}", ["nowhere"], "Check the path."),
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import inspect
 import io
@@ -108,7 +109,24 @@ def parse(options: Any, argv: Sequence[str], prog: str) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise BadArguments(f"{_one_line(printed.getvalue())}; see {prog} --help") from None
+        problem = _misspelt_option(options, argv) or _one_line(printed.getvalue())
+        raise BadArguments(f"{problem}; see {prog} --help") from None
+
+
+def _misspelt_option(options: Any, argv: Sequence[str]) -> str | None:
+    """The first word that is nearly an option, and which one: where the parser has more to say, it leaves that out."""
+    import tyro
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        tyro.cli(options, args=["--help"])
+    known = re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", printed.getvalue())
+    for word in argv:
+        name = word.partition("=")[0]
+        unknown = re.fullmatch(r"--?[A-Za-z][\w-]*", name) and name.replace("_", "-") not in known
+        if unknown and (near := difflib.get_close_matches(name, known, 1)):
+            return f"{name}: no such option; perhaps {near[0]}?"
+    return None
 
 
 def _one_line(box: str) -> str:

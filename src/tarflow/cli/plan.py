@@ -103,10 +103,11 @@ def _config(args: Plan) -> tuple[RunConfig, int | None]:
         from tarflow.cli.progress import Progress
         from tarflow.data.feed import ON_DEVICE_BYTES
         from tarflow.data.sets import ImageSet
-        from tarflow.training.setup import open_data, resolve
+        from tarflow.training.setup import check_sections, open_data, resolve
 
         sections["data"]["source"] = args.data
         sections["model"] |= given
+        check_sections(sections)
         with Progress() as progress:
             splits = open_data(sections, progress.loading)
         run, train = resolve(sections, splits), splits.train

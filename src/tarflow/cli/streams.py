@@ -78,7 +78,7 @@ def standard_streams() -> Iterator[None]:
         def there(stream: TextIO | None) -> TextIO:
             return stream or stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
 
-        sys.stdout, sys.stderr = Output(there(stdout), _name), Output(there(stderr), _forget)  # type: ignore[assignment]
+        sys.stdout, sys.stderr = Output(there(stdout), _name), Output(there(stderr), _forget)
         try:
             yield
         finally:

@@ -63,9 +63,10 @@ class Sweep:
         tyro.conf.arg(help="the figure that decides which setting is the best"),
     ] = "FD"
     judging: Annotated[Judging, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Judging)
-    save: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="keep the best setting in RUN/sampling.json")
-    ] = True
+    no_save: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool],
+        tyro.conf.arg(help="leave RUN/sampling.json as it is, instead of keeping the best setting there"),
+    ] = False
     out: Annotated[Path | None, tyro.conf.arg(help="directory for table and plot; RUN/sweep when not given")] = None
     seed: Annotated[int, tyro.conf.arg(help="seed of the samples")] = 0
     solving: Annotated[Solving, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Solving)
@@ -138,7 +139,7 @@ def run(args: Sweep) -> None:
     storage.write_text(out / "sweep.md", table)
     storage.write_text(out / "sweep.svg", sweep_chart(rows, name, args.by))
     stored = StoredSetting(key["weights"], best.setting, name, best.figures[name].value, args.n, len(rows))
-    saved = save_setting(run, stored) if args.save else None
+    saved = None if args.no_save else save_setting(run, stored)
     print(table, end="", file=sys.stderr)
     print(f"best: {stored}; with other noise {again[name].value:.4g}", file=sys.stderr)
     print(f"table and plot in {out}; default {f'kept in {saved}' if saved else 'not kept'}", file=sys.stderr)

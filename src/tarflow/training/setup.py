@@ -24,7 +24,7 @@ from tarflow.data.load import Splits, load_or_stream
 from tarflow.data.request import Request
 from tarflow.data.streamed import StreamedSplits
 from tarflow.model.flow import TarFlow
-from tarflow.ranks import Ranks
+from tarflow.ranks import ALONE, Ranks
 
 Sections = Mapping[str, Mapping[str, Any]]
 
@@ -51,6 +51,28 @@ def open_data(sections: Sections, progress: Callable[[int, int], None] | None = 
     )
 
 
+def check_sections(sections: Sections, ranks: Ranks = ALONE) -> None:
+    """Raise ConfigError naming the field where a recipe's sections cannot work, whatever the data are.
+
+    It costs nothing, and is to be done before the data are read. `resolve` says the rest.
+    """
+    model = dict(sections.get("model", {}))
+    check_fields(TarFlowConfig, model, "model")  # a misspelt field before what it leaves missing
+    training = _training(sections)
+    from_dict(DataConfig, sections.get("data", {}), "data")
+    check_shares(training, ranks)
+    if model.get("image_size") is None and isinstance(model.get("patch_size"), int):
+        model["image_size"] = max(1, model["patch_size"])  # one patch: any images that fit have a whole number of them
+    from_dict(TarFlowConfig, model, "model")
+
+
+def _training(sections: Sections) -> TrainingConfig:
+    training = from_dict(TrainingConfig, sections.get("training", {}), "training")
+    if training.steps is None and training.epochs is None:
+        raise ConfigError("training.steps: missing; give steps or epochs")
+    return training
+
+
 def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
     """The config of a run: what the recipe says, and what follows from the data where it says nothing.
 
@@ -58,9 +80,7 @@ def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
     """
     train = splits.train
     check_fields(TarFlowConfig, sections.get("model", {}), "model")  # a misspelt field before what it leaves missing
-    training = from_dict(TrainingConfig, sections.get("training", {}), "training")
-    if training.steps is None and training.epochs is None:
-        raise ConfigError("training.steps: missing; give steps or epochs")
+    training = _training(sections)
     data = from_dict(DataConfig, sections.get("data", {}), "data")
     conditional = data.conditional and train.labels is not None and len(train.class_names) > 0
     data = dataclasses.replace(
@@ -108,6 +128,14 @@ def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
                 )
 
 
+def check_sections_resumable(stored: RunConfig, sections: Sections, run: Path) -> None:
+    """`check_resumable` for the sections of a run that is resumed, before its data are read."""
+    wanted = {name: dict(sections.get(name) or {}) for name in ("model", "data", "training")}
+    if stored.data is not None and wanted["data"].get("storage") == "auto":  # which says what it is with the data
+        wanted["data"]["storage"] = stored.data.storage
+    check_resumable(stored, from_dict(RunConfig, wanted), run)
+
+
 def check_agreement(config: RunConfig, splits: Splits | StreamedSplits, ranks: Ranks) -> None:
     """Raise ConfigError unless all ranks were given the same options and images, and have equal shares of a batch."""
     training = config.training
@@ -140,6 +168,16 @@ def step_counts(training: TrainingConfig, num_images: int) -> tuple[int, int]:
     return steps, min(warmup, steps)
 
 
+def check_architecture(source: TarFlowConfig, wanted: TarFlowConfig) -> None:
+    """Raise ConfigError naming the field where a flow that is `wanted` cannot start from the weights of another."""
+    for entry in dataclasses.fields(TarFlowConfig):
+        have, want = getattr(source, entry.name), getattr(wanted, entry.name)
+        if entry.name == "image_size":
+            have, want = source.image_shape, wanted.image_shape
+        if entry.name not in ("num_classes", "log_scale_bound") and have != want:
+            raise ConfigError(f"model.{entry.name}: the weights to start from have {have}, got {want}")
+
+
 @torch.no_grad()
 def start_from(flow: TarFlow, source: TarFlow) -> None:
     """Give `flow` the weights of `source`, whose architecture must be the same but for the classes.
@@ -147,12 +185,7 @@ def start_from(flow: TarFlow, source: TarFlow) -> None:
     Other classes start from what the source does without a label: each new class has the mean of the old embeddings,
     and a model without classes adds that mean to its positions. Raises ConfigError naming the field that differs.
     """
-    for entry in dataclasses.fields(TarFlowConfig):
-        have, want = getattr(source.config, entry.name), getattr(flow.config, entry.name)
-        if entry.name == "image_size":
-            have, want = source.config.image_shape, flow.config.image_shape
-        if entry.name not in ("num_classes", "log_scale_bound") and have != want:
-            raise ConfigError(f"model.{entry.name}: the weights to start from have {have}, got {want}")
+    check_architecture(source.config, flow.config)
     tensors = source.state_dict()
     old, new = source.config.num_classes, flow.config.num_classes
     if old != new:
