@@ -16,6 +16,7 @@ BENCHMARKS = SOURCE.parent.parent / "benchmarks"
 ROOMS = [
     "fields",
     "config",
+    "jsontext",
     "locks",
     "storage",
     "seeding",

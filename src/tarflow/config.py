@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal, TypeAlias
 
 from tarflow.fields import ConfigError as ConfigError
@@ -157,7 +158,9 @@ class TrainingConfig:
     )
     noise_std: float = option(0.05, help="σ of the gaussian noise, in units where pixels span -1 to 1")  # ImageNet-64
     steps: int | None = option(None, help="optimizer steps; or give epochs")
-    epochs: float | None = option(None, help="passes over the training images; or give steps")
+    epochs: float | None = option(
+        None, help="passes over the training images, of which the last batch is filled up; or give steps"
+    )
     batch_size: int = option(256, help="images an optimizer step, over all devices")
     optimizer: Literal["adamw", "muon"] = option(
         "adamw", help="adamw, the paper's; muon: Muon for the matrices inside the Transformers, AdamW for the rest"
@@ -246,6 +249,23 @@ class TrainingConfig:
             raise ConfigError(
                 f"steps and epochs: expected one of them, got steps={self.steps} and epochs={self.epochs}"
             )
+
+    def steps_of(self, epochs: float, num_images: int) -> int:
+        """The steps in which all of `num_images` images are seen `epochs` times: ceil(epochs · images / batch_size).
+
+        Batches go on from one epoch into the next, so that only the last one of all is filled up.
+
+        >>> TrainingConfig(batch_size=64).steps_of(10, 18)
+        3
+        """
+        return math.ceil(Fraction(repr(epochs)) * num_images / self.batch_size)
+
+    def total_steps(self, num_images: int) -> int:
+        """The steps of a training on `num_images` images, by `steps` or `epochs`, one of which is given."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return self.steps_of(self.epochs, num_images)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tarflow.jsontext import to_json
 from tarflow.locks import InUse as InUse
 from tarflow.locks import check_not_in_use as check_not_in_use
 from tarflow.locks import exclusive as exclusive
@@ -95,7 +95,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, values: Any) -> None:
     """Write `values` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(values, indent=2) + "\n")
+    write_text(path, to_json(values, indent=2) + "\n")
 
 
 def append_text(path: str | Path, text: str) -> None:

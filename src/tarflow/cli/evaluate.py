@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+
+from tarflow.jsontext import to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -184,7 +185,7 @@ def run(args: Evaluate) -> None:
     variant = splits.variant or (data.variant if same else "")
     values |= {"data": source, "split": split, "run": str(args.run)}
     values |= {"data_variant": variant or None, "trained_on_variant": data.variant or None}
-    print(json.dumps(values, indent=2))
+    print(to_json(values, indent=2))
 
 
 def _by_class(run: Run, result: Likelihood, images: ImageSet) -> dict[str, Any] | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from tarflow.config import ConfigError, DataConfig, Recompute, RunConfig, TarFlowConfig, TrainingConfig, from_dict
+from tarflow.jsontext import to_json
 
 if TYPE_CHECKING:
     from tarflow.planning.plan import Plan as Plan_
@@ -83,7 +83,7 @@ def run(args: Plan) -> None:
         images=images,
         share=args.share,
     )
-    print(json.dumps({"recipe": args.recipe, **plan.to_dict()}, indent=2) if args.json else as_text(args.recipe, plan))
+    print(to_json({"recipe": args.recipe, **plan.to_dict()}, indent=2) if args.json else as_text(args.recipe, plan))
 
 
 def _config(args: Plan) -> tuple[RunConfig, int | None]:

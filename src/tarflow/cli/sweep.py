@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import tyro
 
 from tarflow.cli.drawing import Sampler, Solving, labels_of
 from tarflow.cli.real_images import Judging, open_judge
+from tarflow.jsontext import to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,4 +143,4 @@ def run(args: Sweep) -> None:
     print(table, end="", file=sys.stderr)
     print(f"best: {stored}; with other noise {again[name].value:.4g}", file=sys.stderr)
     print(f"table and plot in {out}; default {f'kept in {saved}' if saved else 'not kept'}", file=sys.stderr)
-    print(json.dumps({"run": str(args.run), "rows": [row.to_dict() for row in rows], **more}, indent=2))
+    print(to_json({"run": str(args.run), "rows": [row.to_dict() for row in rows], **more}, indent=2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -158,13 +157,8 @@ def check_shares(training: TrainingConfig, ranks: Ranks) -> None:
 
 def step_counts(training: TrainingConfig, num_images: int) -> tuple[int, int]:
     """(steps in all, steps of warm-up) for a data set of `num_images`."""
-    epoch = max(1, num_images // training.batch_size)
-    if training.steps is not None:
-        steps = training.steps
-    else:
-        assert training.epochs is not None
-        steps = math.ceil(training.epochs * epoch)
-    warmup = epoch if training.warmup_steps is None else training.warmup_steps
+    steps = training.total_steps(num_images)
+    warmup = training.steps_of(1, num_images) if training.warmup_steps is None else training.warmup_steps
     return steps, min(warmup, steps)
 
 
