@@ -88,9 +88,9 @@ def remove_directory(path: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file whole or not at all, in UTF-8. Bytes of a file name that are no text are escaped: \\udcff."""
     with replacing_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, values: Any) -> None:

@@ -131,11 +131,12 @@ def labels_of(run: Run, names: tuple[str, ...], n: int) -> Tensor | None:
 
 def class_number(run: Run, name: str) -> int:
     """The label of a class given by name or number; -1 for `null`."""
+    from tarflow.data.labels import class_finder
     from tarflow.model.block import NULL_CLASS
 
     names = run.class_names
-    if name in names:
-        return names.index(name)
+    if (number := class_finder(names)(name)) is not None:
+        return number
     if name == "null":
         return NULL_CLASS
     if name.isdecimal() and int(name) < len(names):
