@@ -293,6 +293,11 @@ def in_use(patch: pytest.MonkeyPatch, out: Path) -> None:
     patch.setattr(fcntl, "flock", refuse)
 
 
+def a_link_for_a_lock(patch: pytest.MonkeyPatch, out: Path) -> None:
+    out.mkdir()
+    (out / ".lock").symlink_to(Path(__file__))
+
+
 def being_prepared(patch: pytest.MonkeyPatch, out: Path) -> None:
     """As when another process makes it; tests/data/test_prepared.py has a real one."""
     in_use(patch, out)
@@ -517,6 +522,13 @@ GROUPS: dict[str, dict[str, Case]] = {
             ["out", "process 123 on gpu-7"],
             "Wait for it, or give another `--out`.",
             in_use,
+            ("out/.lock",),
+        ),
+        "a lock that is a link": Case(
+            "train --recipe digits --out {o}",
+            ["out/.lock", "link", "remove it"],
+            "Remove it; somebody has put it there.",
+            a_link_for_a_lock,
             ("out/.lock",),
         ),
         "no sound checkpoint": Case(
@@ -829,6 +841,13 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "out of memory": Case(
             "sample {p}/run --out {o}.png", ["out of memory", "--batch-size"], "Lower `--batch-size`.", full_memory
+        ),
+        "GPU out of memory in training": Case(
+            "train --recipe {p}/small.toml --data digits --out {o}",
+            ["activations", "--accumulate", "--batch-size"],
+            "Raise `--accumulate`, and `--resume`; it is the same run up to rounding.",
+            full_gpu,
+            ("out/config.json", "out/metrics.jsonl"),
         ),
         "more images than memory": Case(
             "train --data {p}/mixed --out {o}",

@@ -17,6 +17,7 @@ from tarflow.cli import COMMANDS, main, parse
 from tarflow.cli import train as train_command
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--width", "64", "--layers", "1", "--patch-size", "8", "--batch-size", "4", "--steps", "1"]
 TINY += ["--sample-every", "0", "--evaluate-images", "4"]
 
@@ -107,3 +108,15 @@ def test_a_negative_flag_says_what_it_does_itself(command: str, capsys: pytest.C
     for option in re.split(r"\n(?=--)", text):
         if option.startswith("--no-"):
             assert "(default: False)" in " ".join(option.split()), option
+
+
+def test_what_resuming_promises_holds_on_a_gpu_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """Bit for bit is of a CPU: a GPU adds up in its own order (docs/reliability.md)."""
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "continue the run in --out, on a CPU bit for bit" in words
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "CHANGELOG.md"):
+        for sentence in re.split(r"(?<=[.;|])\s", page.read_text()):
+            if re.search(r"resum|--resume", sentence) and "bit for bit" in sentence:
+                assert "CPU" in sentence, f"{page.name}: {sentence}"

@@ -49,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # the program, and no caller that goes on afterwards
         leave_when_interrupted()
     with standard_streams():
+        words = list(sys.argv[1:] if argv is None else argv)
         try:
-            return _answer(list(sys.argv[1:] if argv is None else argv))
+            return _answer(words)
         except BadArguments as error:
             return _fail(str(error))
         except KeyboardInterrupt:
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception as error:
             if os.environ.get("TARFLOW_DEBUG"):
                 raise
-            return _explain(error)
+            return _explain(error, next(iter(words), ""))
 
 
 def _answer(argv: list[str]) -> int:
@@ -160,10 +161,9 @@ def _overview() -> str:
     return f"usage: tarflow COMMAND [OPTIONS]   (tarflow COMMAND --help; tarflow --version)\n\n{DESCRIPTION}\n\n{rows}"
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception, command: str = "") -> int:
     """One line for an error that a user can do something about; anything else is a defect of ours and says so."""
-    import torch
-
+    from tarflow.cli.memory import advice, is_out_of_memory
     from tarflow.ranks import Elsewhere
     from tarflow.sampling.sample import SamplingError
     from tarflow.training.rollcall import RankLost
@@ -180,8 +180,8 @@ def _explain(error: Exception) -> int:
         if not error.spoken_for:
             _fail(f"{error}; go on from the last checkpoint with --resume")
         return 1
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        return _fail("out of memory; lower --batch-size, or the size of the model")
+    if is_out_of_memory(error):
+        return _fail(f"out of memory {advice(error, command)}")
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return _fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
     if isinstance(error, ValueError | OSError | SamplingError | Diverged):

@@ -31,14 +31,15 @@ class Train:
       torchrun --nproc_per_node=8 -m tarflow train --recipe imagenet64 --data imagenet64/ --out runs/imagenet64
 
     A run directory is left: config.json, model.safetensors (the best averaged weights), metrics.jsonl, samples/,
-    checkpoints/. Ctrl-C and SIGTERM save before leaving. Options not given come from the recipe, and are shown here as
+    checkpoints/. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save before leaving; Ctrl-C again, 5 seconds later or more, leaves
+    without. Options not given come from the recipe, and are shown here as
     their defaults.
     """
 
     out: Annotated[Path, tyro.conf.arg(help="the run directory")]
     recipe: Annotated[str | None, tyro.conf.arg(help="name of a recipe, or the path of a .toml file")] = None
     resume: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="continue the run in --out, bit for bit")
+        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="continue the run in --out, on a CPU bit for bit")
     ] = False
     init: Annotated[
         str | None, tyro.conf.arg(help="start from the weights of a run, a directory or an official .pth file")

@@ -67,8 +67,8 @@ def train(
         config: from `tarflow.training.setup.resolve`.
         splits: training and held-out images.
         out: the run directory; must not hold a run unless `resume`.
-        resume: go on from the newest sound checkpoint in `out`, bit for bit as if nothing had happened (on the same
-            device and number of threads); from the start where there is none yet.
+        resume: go on from the newest sound checkpoint in `out` as if nothing had happened: on a CPU, with the same
+            number of threads, bit for bit; from the start where there is none yet.
         init: weights to start from (see `start_from`).
         report: called after every step with its number, and with the metrics where they are logged, and with those of
             every evaluation and sample sheet. Of several processes (`torchrun`), which all call this with the same
