@@ -34,7 +34,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tarflow.training.fabric import Engine
 
 from tarflow import __version__, recipes
 from tarflow.data.feed import Feed
@@ -43,6 +42,7 @@ from tarflow.data.load import load, load_or_stream
 from tarflow.data.prepare import prepare
 from tarflow.data.request import Request
 from tarflow.training.directory import RunDirectory
+from tarflow.training.engine import Engine
 from tarflow.training.setup import resolve
 from tarflow.training.trainer import Trainer
 

@@ -60,6 +60,7 @@ IMPOSSIBLE = [
     "train --data digits --patch-size 5 --image-size 64 --out {o}",
     "train --recipe digits --width 65 --out {o}",
     "train --recipe digits --accumulate 3 --out {o}",
+    "train --recipe digits --precision tf32 --device cpu --out {o}",
     "train --recipe digits --held-out-fraction 2 --out {o}",
     "train --recipe digits --optimizer muon --strategy fsdp --out {o}",
     "train --data digits --init {p}/run --width 128 --out {o}",

@@ -73,6 +73,7 @@ def run(args: Any) -> None:
     from tarflow.cli.progress import Progress
     from tarflow.devices import pick_device
     from tarflow.ranks import Ranks
+    from tarflow.training.engine import check_device
     from tarflow.training.setup import check_architecture, check_sections, check_sections_resumable, open_data, resolve
     from tarflow.training.trainer import train
 
@@ -90,7 +91,7 @@ def run(args: Any) -> None:
         inherited = {k: v for k, v in to_dict(init.config).items() if k != "num_classes"}
         sections["model"] = inherited | {k: v for k, v in _overrides(args).items() if k in inherited}
         check_architecture(init.config, from_dict(TarFlowConfig, sections["model"], "model"))
-    check_sections(sections, ranks)  # what cannot work whatever the data are
+    check_device(check_sections(sections, ranks), ranks, device)  # what cannot work whatever the data are
     if resuming:
         check_sections_resumable(checkpoint.read_config(args.out), sections, args.out)
     with Progress(quiet=not ranks.first) as progress:

@@ -91,9 +91,8 @@ def leave_when_interrupted() -> None:
 
 
 def _ignore() -> None:
-    handlers = _numbers_and_handlers()
-    if any(isinstance(handler, _Handler) for _, handler in handlers):
-        for signum, _ in handlers:  # all of them: on its way out Fabric sets that of SIGINT anew
+    for signum, handler in _numbers_and_handlers():
+        if isinstance(handler, _Handler):
             signal.signal(signum, signal.SIG_IGN)
 
 

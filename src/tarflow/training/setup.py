@@ -50,8 +50,8 @@ def open_data(sections: Sections, progress: Callable[[int, int], None] | None = 
     )
 
 
-def check_sections(sections: Sections, ranks: Ranks = ALONE) -> None:
-    """Raise ConfigError naming the field where a recipe's sections cannot work, whatever the data are.
+def check_sections(sections: Sections, ranks: Ranks = ALONE) -> TrainingConfig:
+    """The training that is asked for; ConfigError naming the field where the sections cannot work, whatever the data.
 
     It costs nothing, and is to be done before the data are read. `resolve` says the rest.
     """
@@ -63,6 +63,7 @@ def check_sections(sections: Sections, ranks: Ranks = ALONE) -> None:
     if model.get("image_size") is None and isinstance(model.get("patch_size"), int):
         model["image_size"] = max(1, model["patch_size"])  # one patch: any images that fit have a whole number of them
     from_dict(TarFlowConfig, model, "model")
+    return training
 
 
 def _training(sections: Sections) -> TrainingConfig:
