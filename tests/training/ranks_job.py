@@ -22,7 +22,7 @@ import torch
 import torch._dynamo  # which the first step of an optimizer imports, for seconds; once, before forking
 import torch.distributed.fsdp
 import torch.distributed.tensor
-from tarflow.training.fabric import Engine  # noqa: F401 - imported once, before forking
+from tarflow.training.engine import Engine  # noqa: F401 - imported once, before forking
 
 from tarflow import checkpoint
 from tarflow.config import ConfigError
