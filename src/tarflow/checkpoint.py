@@ -1,6 +1,6 @@
 """What a run leaves on disk, and how it is opened again.
 
-    RUN/config.json           sections model, data, training, and the id of the run
+    RUN/config.json           sections model, data, training (with the id of the run)
     RUN/model.safetensors     the averaged (EMA) weights with the best held-out likelihood so far
     RUN/metrics.jsonl         one JSON object a line
     RUN/samples/              sample sheets from fixed noise

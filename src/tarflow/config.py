@@ -205,6 +205,8 @@ class TrainingConfig:
     sample_every: int = option(1000, help="steps between two sample sheets; 0 draws none")
     save_every: int = option(1000, help="steps between two checkpoints")
     keep_last: int = option(2, help="checkpoints kept beside the best one")
+    # Drawn when the run begins. Two runs of one config have equal ones.
+    run: str | None = field(default=None, compare=False, metadata={"help": "the run that a checkpoint belongs to"})
 
     def __post_init__(self) -> None:
         coerce_fields(self)
@@ -270,15 +272,11 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run's `config.json`: three sections, of which the last two are missing where only a model was saved, and an id.
-
-    The id is drawn when a run begins, and stands in each of its checkpoints, so that none of another is taken for it.
-    """
+    """The three sections of a run's `config.json`. The last two are missing where only a model was saved."""
 
     model: TarFlowConfig
     data: DataConfig | None = None
     training: TrainingConfig | None = None
-    id: str | None = field(default=None, compare=False)  # two runs of one config have equal ones
 
     def __post_init__(self) -> None:
         coerce_fields(self)

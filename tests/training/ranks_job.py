@@ -22,7 +22,6 @@ import torch
 import torch._dynamo  # which the first step of an optimizer imports, for seconds; once, before forking
 import torch.distributed.fsdp
 import torch.distributed.tensor
-from tarflow.training.engine import Engine  # noqa: F401 - imported once, before forking
 
 from tarflow import checkpoint
 from tarflow.config import ConfigError
@@ -31,6 +30,7 @@ from tarflow.data.request import Request
 from tarflow.ranks import Elsewhere
 from tarflow.training import build, rollcall, trainer
 from tarflow.training.compiling import compile_layers
+from tarflow.training.engine import Engine  # noqa: F401 - imported once, before forking
 from tarflow.training.interrupt import Interrupted
 from tarflow.training.setup import resolve
 from tarflow.training.trainer import train

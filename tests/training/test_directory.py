@@ -22,6 +22,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def identity(path: Path) -> str | None:
+    training = checkpoint.read_config(path).training
+    assert training is not None
+    return training.run
+
+
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of another seed, with checkpoints at steps 4 and 8, and the best and last ones."""
@@ -96,12 +102,12 @@ def test_the_identity_is_drawn_once_and_changes_nothing(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for run in (first, second):
         train(run_config(steps=6), splits(), run)
-    ids = [checkpoint.read_config(run).id for run in (first, second)]
+    ids = [identity(run) for run in (first, second)]
     assert None not in ids and ids[0] != ids[1]
     assert_bitwise_equal(run_weights(first), run_weights(second))
     train(run_config(steps=6), splits(), first, resume=True)
-    assert checkpoint.read_config(first).id == ids[0]
-    assert {checkpoint.read_config(path).id for path in checkpoint.checkpoints(first)} == {ids[0]}
+    assert identity(first) == ids[0]
+    assert {identity(path) for path in checkpoint.checkpoints(first)} == {ids[0]}
 
 
 def test_a_run_from_before_there_were_identities_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,11 +122,11 @@ def test_a_run_from_before_there_were_identities_goes_on(tmp_path: Path, monkeyp
     import torch
 
     for path in checkpoint.checkpoints(run):
-        forget(lambda config: config.pop("id"), path / "config.json")
+        forget(lambda config: config["training"].pop("run"), path / "config.json")
         state = checkpoint.load_state(path)
         del state["run"]
         torch.save(state, path / "state.pt")
         (path / "digests.json").unlink()
-    forget(lambda config: config.pop("id"), run / "config.json")
+    forget(lambda config: config["training"].pop("run"), run / "config.json")
     train(run_config(steps=6), splits(), run, resume=True)
-    assert checkpoint.read_config(run).id is None
+    assert identity(run) is None

@@ -14,7 +14,7 @@ from tarflow import recipes
 from tarflow.config import ConfigError, DataConfig, TarFlowConfig, TrainingConfig, check_value, from_dict, to_dict
 
 SECTIONS = {"model": TarFlowConfig, "data": DataConfig, "training": TrainingConfig}
-DERIVED = ("levels", "class_names", "num_classes")  # follow from the data
+DERIVED = ("levels", "class_names", "num_classes", "run")  # follow from the data, or are drawn
 NAMES = {"source": "data"}
 
 

@@ -48,15 +48,18 @@ def open_directory(out: Path, config: RunConfig) -> tuple[RunConfig, Path | None
     if (out / checkpoint.CONFIG_FILE).exists():
         stored = checkpoint.read_config(out)
         check_resumable(stored, config, out)
-        config = dataclasses.replace(config, id=stored.id)
+        identity = stored.training.run if stored.training else None
     else:
-        config = dataclasses.replace(config, id=uuid.uuid4().hex)
+        identity = uuid.uuid4().hex
+    assert config.training is not None
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, run=identity))
     latest = checkpoint.sound_checkpoint(out)
     for path in checkpoint.checkpoints(out):
-        found = config.id
+        found = identity
         with contextlib.suppress(ValueError, OSError):  # a damaged one, which is passed over
-            found = checkpoint.read_config(path).id
-        _check_identity(found, config.id, path)
+            training = checkpoint.read_config(path).training
+            found = training.run if training else None
+        _check_identity(found, identity, path)
     checkpoint.write_config(out, config)
     return config, latest
 

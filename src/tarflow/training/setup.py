@@ -119,6 +119,8 @@ def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
     for section in ("model", "data", "training"):
         for name, value in (before[section] or {}).items():
             now = (after[section] or {}).get(name)
+            if (section, name) == ("training", "run"):  # which is not asked for, but found
+                continue
             if name == "storage":  # "auto" is that of a run from before there were streams
                 value, now = ("memory" if given == "auto" else given for given in (value, now))
             if value != now and name not in RESUMABLE:

@@ -278,7 +278,7 @@ class Trainer:
             "best_step": self.best_step,
             "best_score": self.best_score,
             "seconds": self.seconds,
-            "run": self.config.id,
+            "run": self.training.run,
             "data": self.fingerprint,
             "flow": self.flow.state_dict(),
             "ema_updates": self.ema.updates,
@@ -287,7 +287,7 @@ class Trainer:
         return gathered(state, self.ranks.first)
 
     def restore(self, state: dict[str, Any], origin: Path) -> None:
-        check_state(state, self.optimizer, origin / checkpoint.STATE_FILE, self.config.id)
+        check_state(state, self.optimizer, origin / checkpoint.STATE_FILE, self.training.run)
         if state["data"] != self.fingerprint:
             raise ConfigError(f"data.source: the training images are not those that {origin} was trained on")
         load_weights(self.flow, split_weights(state["flow"], self.flow), origin / checkpoint.STATE_FILE)
