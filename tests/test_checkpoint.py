@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,23 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) 
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
     with pytest.raises(ConfigError, match=r"metrics\.jsonl:2"):
         checkpoint.read_metrics(tmp_path)
+
+
+def test_metrics_that_are_not_finite_are_null_on_the_disk(tmp_path: Path) -> None:
+    """RFC 8259 knows no NaN. A step that is not finite has some, and an evaluation of one image."""
+    values = {"step": 1, "loss": math.nan, "standard_error": math.inf, "parts": [1.0, -math.inf]}
+    checkpoint.append_metrics(tmp_path, values)
+    file = tmp_path / checkpoint.METRICS_FILE
+    assert file.read_text() == '{"step": 1, "loss": null, "standard_error": null, "parts": [1.0, null]}\n'
+    (entry,) = checkpoint.read_metrics(tmp_path)
+    assert entry["step"] == 1 and math.isnan(entry["loss"]) and math.isnan(entry["standard_error"])
+    file.write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1.0}\n')  # as they once were
+    checkpoint.rewind_metrics(tmp_path, 1)
+    assert file.read_text() == '{"step": 1, "loss": null}\n'
+
+
+def test_json_is_written_in_one_place() -> None:
+    """So that none of it holds NaN: by `to_json`, but for messages between processes."""
+    source = Path(checkpoint.__file__).parent
+    writers = {path.name for path in source.rglob("*.py") if re.search(r"json\.dumps?\(", path.read_text())}
+    assert writers == {"jsontext.py", "rollcall.py"}

@@ -16,6 +16,8 @@ BENCHMARKS = SOURCE.parent.parent / "benchmarks"
 ROOMS = [
     "fields",
     "config",
+    "jsontext",
+    "locks",
     "storage",
     "seeding",
     "devices",

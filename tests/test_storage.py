@@ -294,3 +294,9 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatc
     monkeypatch.setattr(fcntl, "flock", flock)
     with storage.exclusive(tmp_path):
         storage.check_not_in_use(tmp_path)
+
+
+def test_a_text_with_bytes_that_are_no_text_is_written_readably(tmp_path: Path) -> None:
+    """Such as the name of a class folder in latin-1, in a report that was all the work."""
+    storage.write_text(tmp_path / "a.html", os.fsdecode(b"caf\xe9 \xcf\x83"))
+    assert (tmp_path / "a.html").read_text(encoding="utf-8") == "caf\\udce9 σ"

@@ -1,6 +1,6 @@
 """What a run leaves on disk, and how it is opened again.
 
-    RUN/config.json           sections model, data, training
+    RUN/config.json           sections model, data, training (with the id of the run)
     RUN/model.safetensors     the averaged (EMA) weights with the best held-out likelihood so far
     RUN/metrics.jsonl         one JSON object a line
     RUN/samples/              sample sheets from fixed noise
@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ import torch
 
 from tarflow import storage
 from tarflow.config import ConfigError, RunConfig, from_dict, to_dict
+from tarflow.jsontext import to_json
 from tarflow.model.flow import CONFIG_FILE as CONFIG_FILE
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow, read_json, read_weights
 from tarflow.sampling.calibrate import Calibration
@@ -281,12 +283,12 @@ def remove_old_checkpoints(run: Path, keep_last: int, best_step: int | None) -> 
 
 
 def append_metrics(run: Path, values: dict[str, Any]) -> None:
-    """Add one line to `metrics.jsonl`."""
-    storage.append_text(run / METRICS_FILE, json.dumps(values) + "\n")
+    """Add one line to `metrics.jsonl`; a number that is not finite is null there."""
+    storage.append_text(run / METRICS_FILE, to_json(values) + "\n")
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; a last line cut off by a kill is left out."""
+    """The lines of `metrics.jsonl`, with NaN for null; a last line cut off by a kill is left out."""
     path = Path(run) / METRICS_FILE
     lines = path.read_bytes().splitlines() if path.is_file() else []
     entries = []
@@ -299,11 +301,11 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise ConfigError(f"{path}:{number}: expected a JSON object with a step; remove the line") from None
         else:
-            entries.append(entry)
+            entries.append({name: math.nan if value is None else value for name, value in entry.items()})
     return entries
 
 
 def rewind_metrics(run: Path, step: int) -> None:
     """Drop the lines after `step`: a run resumed from there writes them again."""
     entries = [entry for entry in read_metrics(run) if entry["step"] <= step]
-    storage.write_text(run / METRICS_FILE, "".join(json.dumps(entry) + "\n" for entry in entries))
+    storage.write_text(run / METRICS_FILE, "".join(to_json(entry) + "\n" for entry in entries))

@@ -7,7 +7,8 @@ what the command line and the documentation show.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal, TypeAlias
 
 from tarflow.fields import ConfigError as ConfigError
@@ -157,7 +158,9 @@ class TrainingConfig:
     )
     noise_std: float = option(0.05, help="σ of the gaussian noise, in units where pixels span -1 to 1")  # ImageNet-64
     steps: int | None = option(None, help="optimizer steps; or give epochs")
-    epochs: float | None = option(None, help="passes over the training images; or give steps")
+    epochs: float | None = option(
+        None, help="passes over the training images, of which the last batch is filled up; or give steps"
+    )
     batch_size: int = option(256, help="images an optimizer step, over all devices")
     optimizer: Literal["adamw", "muon"] = option(
         "adamw", help="adamw, the paper's; muon: Muon for the matrices inside the Transformers, AdamW for the rest"
@@ -202,6 +205,8 @@ class TrainingConfig:
     sample_every: int = option(1000, help="steps between two sample sheets; 0 draws none")
     save_every: int = option(1000, help="steps between two checkpoints")
     keep_last: int = option(2, help="checkpoints kept beside the best one")
+    # Drawn when the run begins. Two runs of one config have equal ones.
+    run: str | None = field(default=None, compare=False, metadata={"help": "the run that a checkpoint belongs to"})
 
     def __post_init__(self) -> None:
         coerce_fields(self)
@@ -246,6 +251,23 @@ class TrainingConfig:
             raise ConfigError(
                 f"steps and epochs: expected one of them, got steps={self.steps} and epochs={self.epochs}"
             )
+
+    def steps_of(self, epochs: float, num_images: int) -> int:
+        """The steps in which all of `num_images` images are seen `epochs` times: ceil(epochs · images / batch_size).
+
+        Batches go on from one epoch into the next, so that only the last one of all is filled up.
+
+        >>> TrainingConfig(batch_size=64).steps_of(10, 18)
+        3
+        """
+        return math.ceil(Fraction(repr(epochs)) * num_images / self.batch_size)
+
+    def total_steps(self, num_images: int) -> int:
+        """The steps of a training on `num_images` images, by `steps` or `epochs`, one of which is given."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return self.steps_of(self.epochs, num_images)
 
 
 @dataclass(frozen=True)

@@ -293,6 +293,11 @@ def in_use(patch: pytest.MonkeyPatch, out: Path) -> None:
     patch.setattr(fcntl, "flock", refuse)
 
 
+def a_link_for_a_lock(patch: pytest.MonkeyPatch, out: Path) -> None:
+    out.mkdir()
+    (out / ".lock").symlink_to(Path(__file__))
+
+
 def being_prepared(patch: pytest.MonkeyPatch, out: Path) -> None:
     """As when another process makes it; tests/data/test_prepared.py has a real one."""
     in_use(patch, out)
@@ -324,6 +329,12 @@ GROUPS: dict[str, dict[str, Case]] = {
         "unknown option": Case(
             "sample {p}/run --out {o}.png --guidence 2", ["--guidence"], "Options stand in `tarflow COMMAND --help`."
         ),
+        "nearly an option": Case("train --stepss 5", ["--stepss", "--steps"], "Take the name it proposes."),
+        "a misspelt negative": Case(
+            "evaluate {p}/run --no-clasify", ["--no-clasify", "--no-classify"], "Take the name it proposes."
+        ),
+        "an option without its value": Case("train --recipe --out {o}", ["--recipe"], "Give the value."),
+        "a command alone": Case("train", ["--out"], "Give what the message names."),
         "not a number": Case("sample {p}/run --out {o}.png -n five", ["five", "-n"], "Give a whole number."),
         "no samples": Case("sample {p}/run --out {o}.png -n 0", ["-n", "0"], "Ask for one or more."),
         "no batch": Case(
@@ -513,6 +524,13 @@ GROUPS: dict[str, dict[str, Case]] = {
             in_use,
             ("out/.lock",),
         ),
+        "a lock that is a link": Case(
+            "train --recipe digits --out {o}",
+            ["out/.lock", "link", "remove it"],
+            "Remove it; somebody has put it there.",
+            a_link_for_a_lock,
+            ("out/.lock",),
+        ),
         "no sound checkpoint": Case(
             "train --resume --out {p}/stopped",
             ["stopped", "step-1/model.safetensors: missing"],
@@ -526,6 +544,11 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "start from garbage": Case(
             "train --data digits --init {p}/garbage.pth --out {o}", ["garbage.pth"], "Give a run or a checkpoint."
+        ),
+        "another width than the weights to start from": Case(
+            "train --data {p}/nowhere --init {p}/run --width 64 --out {o}",
+            ["model.width", "64"],
+            "Leave `--width` out.",
         ),
         "start from nothing": Case("train --data digits --init {p}/nowhere --out {o}", ["nowhere"], "Check the path."),
     },
@@ -818,6 +841,13 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "out of memory": Case(
             "sample {p}/run --out {o}.png", ["out of memory", "--batch-size"], "Lower `--batch-size`.", full_memory
+        ),
+        "GPU out of memory in training": Case(
+            "train --recipe {p}/small.toml --data digits --out {o}",
+            ["activations", "--accumulate", "--batch-size"],
+            "Raise `--accumulate`, and `--resume`; it is the same run up to rounding.",
+            full_gpu,
+            ("out/config.json", "out/metrics.jsonl"),
         ),
         "more images than memory": Case(
             "train --data {p}/mixed --out {o}",

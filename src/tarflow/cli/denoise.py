@@ -72,7 +72,14 @@ def run(args: Denoise) -> None:
         raise ValueError(
             f"{args.run}: not trained with gaussian noise, so there is none that it could remove; give --noise-std"
         )
+    if not sigma > 0:
+        raise ValueError(f"--noise-std: expected a positive sigma, got {sigma}")
+    for name in ("limit", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {value}")
     model = run.config.model
+    label = class_number(run, args.label) if model.num_classes and args.label != "data" else None
     named = run.class_names if model.num_classes and args.label == "data" else None
     images, skipped = load_all(
         args.path,
@@ -85,13 +92,11 @@ def run(args: Denoise) -> None:
     for name, reason in skipped:
         print(f"skipped {name}: {reason}", file=sys.stderr)
     if args.limit is not None:
-        if args.limit < 1:
-            raise ValueError(f"--limit: expected a positive number, got {args.limit}")
         images = images.subset(torch.arange(min(args.limit, len(images))))
     y, by = None, "unconditional"
     if model.num_classes:
-        if args.label != "data":
-            y, by = torch.full((len(images),), class_number(run, args.label)), f"class {args.label}"
+        if label is not None:
+            y, by = torch.full((len(images),), label), f"class {args.label}"
         else:
             y, by = images.labels, "the labels of the data" if images.labels is not None else "the null class"
     clean = scale_pixels(images.images, run.levels)

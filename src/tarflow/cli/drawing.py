@@ -59,14 +59,14 @@ class Drawing:
     rule: Annotated[
         Literal["paper", "stable"] | None, tyro.conf.arg(help="how the branches are combined; paper when not given")
     ] = None
-    denoise: Annotated[bool, tyro.conf.arg(help="clean the samples by one step of the score")] = True
+    denoise: Annotated[bool, tyro.conf.arg(help="clean samples by one step of the score, or leave them noisy")] = True
     noise_std: Annotated[
         float | None, tyro.conf.arg(help="σ of the denoising, instead of the one stored with the model")
     ] = None
-    defaults: Annotated[
+    no_defaults: Annotated[
         tyro.conf.FlagCreatePairsOff[bool],
-        tyro.conf.arg(help="use what `tarflow sweep` found best (RUN/sampling.json) where nothing is given"),
-    ] = True
+        tyro.conf.arg(help="leave out what `tarflow sweep` found best (RUN/sampling.json) where nothing is given"),
+    ] = False
 
 
 def setting_of(args: Drawing, run: Run) -> Setting:
@@ -81,7 +81,7 @@ def setting_of(args: Drawing, run: Run) -> Setting:
     given = (args.guidance, args.schedule, args.temperature, args.rule)
     if not args.guidance and any(value is not None for value in given[1:]):
         raise ValueError("--guidance: 0 guides nothing; --temperature, --rule and --schedule need a scale above 0")
-    stored = open_setting(run) if args.defaults else None
+    stored = None if args.no_defaults else open_setting(run)
     if stored is not None and stored.weights != weights_digest(run.path):
         print(f"{run.path}/sampling.json: not used, found for other weights; `tarflow sweep` again", file=sys.stderr)
         stored = None
@@ -131,11 +131,12 @@ def labels_of(run: Run, names: tuple[str, ...], n: int) -> Tensor | None:
 
 def class_number(run: Run, name: str) -> int:
     """The label of a class given by name or number; -1 for `null`."""
+    from tarflow.data.labels import class_finder
     from tarflow.model.block import NULL_CLASS
 
     names = run.class_names
-    if name in names:
-        return names.index(name)
+    if (number := class_finder(names)(name)) is not None:
+        return number
     if name == "null":
         return NULL_CLASS
     if name.isdecimal() and int(name) < len(names):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+
+from tarflow.jsontext import to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,10 +60,10 @@ class Evaluate:
     limit: Annotated[int | None, tyro.conf.arg(help="only so many images, chosen by the seed")] = None
     seed: Annotated[int, tyro.conf.arg(help="seed of the noise")] = 0
     batch_size: Annotated[int | None, tyro.conf.arg(help="images scored at once")] = None
-    classify: Annotated[
+    no_classify: Annotated[
         tyro.conf.FlagCreatePairsOff[bool],
-        tyro.conf.arg(help="classify by Bayes' rule too, where model and data have classes: one more pass for each"),
-    ] = True
+        tyro.conf.arg(help="leave out the classification by Bayes' rule, which takes one more pass for each class"),
+    ] = False
     float64: Annotated[int, tyro.conf.arg(help="images scored again in float64; 0 scores none")] = 16
     by_patch: Annotated[
         tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="the score of each patch, too; doubles the time")
@@ -84,6 +85,16 @@ def options(argv: Sequence[str]) -> type:
     return Evaluate
 
 
+def _check(args: Evaluate) -> None:
+    """Raise ValueError naming the option, before anything is read."""
+    if args.float64 < 0:
+        raise ValueError(f"--float64: expected 0 or more images, got {args.float64}")
+    for name in ("draws", "limit", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {value}")
+
+
 def run(args: Evaluate) -> None:
     from tarflow.checkpoint import open_run
     from tarflow.cli.progress import Progress
@@ -95,8 +106,7 @@ def run(args: Evaluate) -> None:
     from tarflow.evaluation.likelihood import evaluate_likelihood
     from tarflow.evaluation.run_data import open_all, open_splits
 
-    if args.float64 < 0:
-        raise ValueError(f"--float64: expected 0 or more images, got {args.float64}")
+    _check(args)
     run = open_run(args.run, pick_device(args.device))
     model, data, training = run.config.model, run.config.data, run.config.training
     if data is None or training is None:
@@ -113,8 +123,6 @@ def run(args: Evaluate) -> None:
         else:
             images, split = (splits.train, "train") if args.split == "train" else (splits.held_out, "held-out")
         if args.limit is not None:
-            if args.limit < 1:
-                raise ValueError(f"--limit: expected a positive number, got {args.limit}")
             images = images.choice(args.limit, args.seed)
         others = {name: _others(args, run, images, name) for name in args.against}
         if same or splits.own_split:
@@ -158,7 +166,7 @@ def run(args: Evaluate) -> None:
                 progress=progress.scoring,
             )
             values["by_patch"] = [[_finite(v) for v in row] for row in patches.tolist()]
-        if args.classify and model.num_classes and images.labels is not None:
+        if not args.no_classify and model.num_classes and images.labels is not None:
             values |= evaluate_bayes(
                 run.flow,
                 images.images,
@@ -177,7 +185,7 @@ def run(args: Evaluate) -> None:
     variant = splits.variant or (data.variant if same else "")
     values |= {"data": source, "split": split, "run": str(args.run)}
     values |= {"data_variant": variant or None, "trained_on_variant": data.variant or None}
-    print(json.dumps(values, indent=2))
+    print(to_json(values, indent=2))
 
 
 def _by_class(run: Run, result: Likelihood, images: ImageSet) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +11,7 @@ import tyro
 
 from tarflow.cli.drawing import Drawing, Sampler, Solving, labels_of, setting_of
 from tarflow.cli.real_images import Judging, open_judge
+from tarflow.jsontext import to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +92,7 @@ def run(args: Quality) -> None:
         "figures": {name: figure.to_dict() for name, figure in figures.items()},
         **of_pixels,
     }
-    print(json.dumps(values, indent=2))
+    print(to_json(values, indent=2))
 
 
 def compared_by_pixels(pixels: Tensor, y: Tensor | None, splits: Splits) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import tyro
 
 from tarflow.cli.drawing import Sampler, Solving, labels_of
 from tarflow.cli.real_images import Judging, open_judge
+from tarflow.jsontext import to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,9 +63,10 @@ class Sweep:
         tyro.conf.arg(help="the figure that decides which setting is the best"),
     ] = "FD"
     judging: Annotated[Judging, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Judging)
-    save: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="keep the best setting in RUN/sampling.json")
-    ] = True
+    no_save: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool],
+        tyro.conf.arg(help="leave RUN/sampling.json as it is, instead of keeping the best setting there"),
+    ] = False
     out: Annotated[Path | None, tyro.conf.arg(help="directory for table and plot; RUN/sweep when not given")] = None
     seed: Annotated[int, tyro.conf.arg(help="seed of the samples")] = 0
     solving: Annotated[Solving, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Solving)
@@ -138,8 +139,8 @@ def run(args: Sweep) -> None:
     storage.write_text(out / "sweep.md", table)
     storage.write_text(out / "sweep.svg", sweep_chart(rows, name, args.by))
     stored = StoredSetting(key["weights"], best.setting, name, best.figures[name].value, args.n, len(rows))
-    saved = save_setting(run, stored) if args.save else None
+    saved = None if args.no_save else save_setting(run, stored)
     print(table, end="", file=sys.stderr)
     print(f"best: {stored}; with other noise {again[name].value:.4g}", file=sys.stderr)
     print(f"table and plot in {out}; default {f'kept in {saved}' if saved else 'not kept'}", file=sys.stderr)
-    print(json.dumps({"run": str(args.run), "rows": [row.to_dict() for row in rows], **more}, indent=2))
+    print(to_json({"run": str(args.run), "rows": [row.to_dict() for row in rows], **more}, indent=2))

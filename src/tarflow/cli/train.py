@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 
 from tarflow import recipes
-from tarflow.config import ConfigError, DataConfig, TarFlowConfig, TrainingConfig, check_value, to_dict
+from tarflow.config import ConfigError, DataConfig, TarFlowConfig, TrainingConfig, check_value, from_dict, to_dict
 
 SECTIONS = {"model": TarFlowConfig, "data": DataConfig, "training": TrainingConfig}
-DERIVED = ("levels", "class_names", "num_classes")  # follow from the data
+DERIVED = ("levels", "class_names", "num_classes", "run")  # follow from the data, or are drawn
 NAMES = {"source": "data"}
 
 
@@ -31,14 +31,15 @@ class Train:
       torchrun --nproc_per_node=8 -m tarflow train --recipe imagenet64 --data imagenet64/ --out runs/imagenet64
 
     A run directory is left: config.json, model.safetensors (the best averaged weights), metrics.jsonl, samples/,
-    checkpoints/. Ctrl-C and SIGTERM save before leaving. Options not given come from the recipe, and are shown here as
+    checkpoints/. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save before leaving; Ctrl-C again, 5 seconds later or more, leaves
+    without. Options not given come from the recipe, and are shown here as
     their defaults.
     """
 
     out: Annotated[Path, tyro.conf.arg(help="the run directory")]
     recipe: Annotated[str | None, tyro.conf.arg(help="name of a recipe, or the path of a .toml file")] = None
     resume: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="continue the run in --out, bit for bit")
+        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="continue the run in --out, on a CPU bit for bit")
     ] = False
     init: Annotated[
         str | None, tyro.conf.arg(help="start from the weights of a run, a directory or an official .pth file")
@@ -63,7 +64,7 @@ def options(argv: Sequence[str]) -> type:
             fields.append((entry.name, Annotated[hint, about], dataclasses.field(default=value)))
     cls = dataclasses.make_dataclass("Train", fields, bases=(Train,))
     cls.__doc__ = Train.__doc__
-    cls.base = sections  # type: ignore[attr-defined]
+    cls.base, cls.typed = sections, _typed(argv)  # type: ignore[attr-defined]
     return cls
 
 
@@ -72,12 +73,14 @@ def run(args: Any) -> None:
     from tarflow.cli.progress import Progress
     from tarflow.devices import pick_device
     from tarflow.ranks import Ranks
-    from tarflow.training.setup import open_data, resolve
+    from tarflow.training.engine import check_device
+    from tarflow.training.setup import check_architecture, check_sections, check_sections_resumable, open_data, resolve
     from tarflow.training.trainer import train
 
     device, ranks = pick_device(args.device), Ranks.from_environment()
     checkpoint.check_free(args.out, resume=args.resume)  # before the data are read, which may take long
-    storage.check_not_in_use(args.out)
+    if ranks.first:  # the test takes the lock for a moment: another rank's would find this one's
+        storage.check_not_in_use(args.out)
     resuming = args.resume and (args.out / checkpoint.CONFIG_FILE).exists()
     sections = _sections(args, resuming)
     if not resuming and args.recipe is None and "source" not in _overrides(args) and args.init is None:
@@ -87,6 +90,10 @@ def run(args: Any) -> None:
         init = open_weights(args.init)
         inherited = {k: v for k, v in to_dict(init.config).items() if k != "num_classes"}
         sections["model"] = inherited | {k: v for k, v in _overrides(args).items() if k in inherited}
+        check_architecture(init.config, from_dict(TarFlowConfig, sections["model"], "model"))
+    check_device(check_sections(sections, ranks), ranks, device)  # what cannot work whatever the data are
+    if resuming:
+        check_sections_resumable(checkpoint.read_config(args.out), sections, args.out)
     with Progress(quiet=not ranks.first) as progress:
         try:
             splits = open_data(sections, progress.loading)
@@ -131,19 +138,26 @@ def _base(argv: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _peek(argv: Sequence[str], name: str) -> str | None:
     """The value of an option before the options are known."""
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
-        if word == name:
-            return following
-        if word.startswith(f"{name}="):
-            return word.partition("=")[2]
-    return None
+    value = None
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        if word == name and not following.startswith("--"):  # else the parser says that its value is missing
+            value = following or None
+        elif word.startswith(f"{name}="):
+            value = word.partition("=")[2]
+    return value
+
+
+def _typed(argv: Sequence[str]) -> set[str]:
+    """The fields that stand on the command line, whatever their value."""
+    words = {word[2:].partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")}
+    words |= {word.removeprefix("no-") for word in words}
+    names = {entry.name for cls in SECTIONS.values() for entry in dataclasses.fields(cls)}
+    return {name for name in names if NAMES.get(name, name).replace("_", "-") in words}
 
 
 def _overrides(args: Any) -> dict[str, Any]:
-    """The fields that the command line set to something else than the recipe does."""
-    own = {entry.name for entry in dataclasses.fields(Train)}
-    entries = [entry for entry in dataclasses.fields(args) if entry.name not in own]
-    return {e.name: getattr(args, e.name) for e in entries if getattr(args, e.name) != e.default}
+    """The fields that the command line set: what was typed counts, also where the recipe says the same."""
+    return {entry.name: getattr(args, entry.name) for entry in dataclasses.fields(args) if entry.name in args.typed}
 
 
 def _sections(args: Any, resuming: bool) -> dict[str, dict[str, Any]]:

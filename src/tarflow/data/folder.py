@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from tarflow.data.errors import DataError
 from tarflow.data.imagenet import oord_variant
 from tarflow.data.images import SUFFIXES
+from tarflow.data.labels import composed
 from tarflow.data.records import SPLIT_ORDER, Group, Part, Source, Split, split_of
 
 _GROUP = 64  # files that a stream opens one after the other
@@ -127,7 +128,7 @@ def _split_folders(root: Path, paths: Sequence[PurePosixPath]) -> dict[Split, st
 
 def _label(paths: Iterable[PurePosixPath], root: Path, depth: int) -> tuple[list[str] | None, tuple[str, ...]]:
     """The class of each image, the name of its folder `depth` below where paths start, or None; and all classes."""
-    names = [path.parts[depth] if len(path.parts) > depth + 1 else None for path in paths]
+    names = [composed(path.parts[depth]) if len(path.parts) > depth + 1 else None for path in paths]
     classes = tuple(sorted({name for name in names if name is not None}))
     if not classes:
         return None, ()

@@ -119,6 +119,13 @@ class Engine:
         return self.model.no_sync()
 
 
+def check_device(config: TrainingConfig, ranks: Ranks, device: torch.device) -> None:
+    """Raise the ConfigError that `Engine` would, before anything is read and before any rank waits for another."""
+    products_of(config, device)
+    if not ranks.alone:
+        _device_of_rank(ranks, device)
+
+
 def _device_of_rank(ranks: Ranks, device: torch.device) -> torch.device:
     """The device of this rank; ConfigError where there is none."""
     if device.type not in ("cpu", "cuda"):

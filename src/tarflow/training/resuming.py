@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +32,36 @@ _NUMBERS: dict[str, tuple[type, ...]] = {
 _SETTINGS = ("orthogonal", "factor", "betas", "eps", "weight_decay", "amsgrad", "maximize")
 
 
-def open_directory(out: Path, config: RunConfig) -> Path | None:
-    """Make `out` ready for a run with `config`; the checkpoint to go on from, None where there is none yet.
+def open_directory(out: Path, config: RunConfig) -> tuple[RunConfig, Path | None]:
+    """Make `out` ready for a run with `config`; what its config is, and the checkpoint to go on from, None without one.
 
+    The config is the given one with the identity of the run: that of the run in `out`, a new one where none is there.
     What a killed process left half-written is cleared away. Damaged checkpoints are passed over with a `DamageWarning`.
 
     Raises:
         ConfigError: the config differs from that of the run in `out`.
-        ValueError: there are checkpoints, and none is sound.
+        ValueError: there are checkpoints, and none is sound, or one is of another run.
     """
     (out / checkpoint.CHECKPOINTS).mkdir(exist_ok=True)
     for folder in (out, out / checkpoint.CHECKPOINTS, out / checkpoint.SAMPLES):
         storage.remove_leftovers(folder)
     if (out / checkpoint.CONFIG_FILE).exists():
-        check_resumable(checkpoint.read_config(out), config, out)
+        stored = checkpoint.read_config(out)
+        check_resumable(stored, config, out)
+        identity = stored.training.run if stored.training else None
+    else:
+        identity = uuid.uuid4().hex
+    assert config.training is not None
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, run=identity))
     latest = checkpoint.sound_checkpoint(out)
+    for path in checkpoint.checkpoints(out):
+        found = identity
+        with contextlib.suppress(ValueError, OSError):  # a damaged one, which is passed over
+            training = checkpoint.read_config(path).training
+            found = training.run if training else None
+        _check_identity(found, identity, path)
     checkpoint.write_config(out, config)
-    return latest
+    return config, latest
 
 
 def rewind_directory(out: Path, latest: Path | None, step: int, best_step: int | None) -> None:
@@ -79,8 +95,14 @@ def _restore_best(run: Path, best_step: int | None) -> None:
             shutil.copyfile(source / WEIGHTS_FILE, temporary)
 
 
-def check_state(state: Any, optimizer: torch.optim.Optimizer, file: Path) -> None:
-    """Raise ValueError naming `file` where `state` is not what a training with `optimizer` saves.
+def _check_identity(found: Any, run: str | None, where: Path) -> None:
+    """Raise ValueError unless what lies `where` is of the run with this identity."""
+    if found != run:
+        raise ValueError(f"{where}: of another run (id {found}) than that of this directory (id {run}); remove it")
+
+
+def check_state(state: Any, optimizer: torch.optim.Optimizer, file: Path, run: str | None) -> None:
+    """Raise ValueError naming `file` where `state` is not what a training with `optimizer` saves, of the `run`.
 
     The weights in it are checked when they are loaded.
     """
@@ -90,6 +112,7 @@ def check_state(state: Any, optimizer: torch.optim.Optimizer, file: Path) -> Non
         value = state.get(name)
         if name not in state or not isinstance(value, kinds) or isinstance(value, bool):
             raise ValueError(f"{file}: {name}: expected {kinds[0].__name__}, got {value!r}")
+    _check_identity(state.get("run"), run, file)
     if file.parent.name != f"step-{state['step']}" or math.isnan(state["best_score"]):
         got = f"step {state['step']} and {state['best_score']}"
         raise ValueError(f"{file}: expected the step of its directory and a score, got {got}")

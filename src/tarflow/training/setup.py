@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from tarflow.data.load import Splits, load_or_stream
 from tarflow.data.request import Request
 from tarflow.data.streamed import StreamedSplits
 from tarflow.model.flow import TarFlow
-from tarflow.ranks import Ranks
+from tarflow.ranks import ALONE, Ranks
 
 Sections = Mapping[str, Mapping[str, Any]]
 
@@ -51,6 +50,29 @@ def open_data(sections: Sections, progress: Callable[[int, int], None] | None = 
     )
 
 
+def check_sections(sections: Sections, ranks: Ranks = ALONE) -> TrainingConfig:
+    """The training that is asked for; ConfigError naming the field where the sections cannot work, whatever the data.
+
+    It costs nothing, and is to be done before the data are read. `resolve` says the rest.
+    """
+    model = dict(sections.get("model", {}))
+    check_fields(TarFlowConfig, model, "model")  # a misspelt field before what it leaves missing
+    training = _training(sections)
+    from_dict(DataConfig, sections.get("data", {}), "data")
+    check_shares(training, ranks)
+    if model.get("image_size") is None and isinstance(model.get("patch_size"), int):
+        model["image_size"] = max(1, model["patch_size"])  # one patch: any images that fit have a whole number of them
+    from_dict(TarFlowConfig, model, "model")
+    return training
+
+
+def _training(sections: Sections) -> TrainingConfig:
+    training = from_dict(TrainingConfig, sections.get("training", {}), "training")
+    if training.steps is None and training.epochs is None:
+        raise ConfigError("training.steps: missing; give steps or epochs")
+    return training
+
+
 def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
     """The config of a run: what the recipe says, and what follows from the data where it says nothing.
 
@@ -58,9 +80,7 @@ def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
     """
     train = splits.train
     check_fields(TarFlowConfig, sections.get("model", {}), "model")  # a misspelt field before what it leaves missing
-    training = from_dict(TrainingConfig, sections.get("training", {}), "training")
-    if training.steps is None and training.epochs is None:
-        raise ConfigError("training.steps: missing; give steps or epochs")
+    training = _training(sections)
     data = from_dict(DataConfig, sections.get("data", {}), "data")
     conditional = data.conditional and train.labels is not None and len(train.class_names) > 0
     data = dataclasses.replace(
@@ -96,9 +116,11 @@ RESUMABLE = (
 def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
     """Raise ConfigError naming the first field in which they differ, but for those that may change on resuming."""
     before, after = to_dict(stored), to_dict(wanted)
-    for section in before:
+    for section in ("model", "data", "training"):
         for name, value in (before[section] or {}).items():
             now = (after[section] or {}).get(name)
+            if (section, name) == ("training", "run"):  # which is not asked for, but found
+                continue
             if name == "storage":  # "auto" is that of a run from before there were streams
                 value, now = ("memory" if given == "auto" else given for given in (value, now))
             if value != now and name not in RESUMABLE:
@@ -106,6 +128,14 @@ def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
                     f"{section}.{name}: the run in {run} has {value!r}, got {now!r}; "
                     f"a resumed run may change only {', '.join(RESUMABLE)}"
                 )
+
+
+def check_sections_resumable(stored: RunConfig, sections: Sections, run: Path) -> None:
+    """`check_resumable` for the sections of a run that is resumed, before its data are read."""
+    wanted = {name: dict(sections.get(name) or {}) for name in ("model", "data", "training")}
+    if stored.data is not None and wanted["data"].get("storage") == "auto":  # which says what it is with the data
+        wanted["data"]["storage"] = stored.data.storage
+    check_resumable(stored, from_dict(RunConfig, wanted), run)
 
 
 def check_agreement(config: RunConfig, splits: Splits | StreamedSplits, ranks: Ranks) -> None:
@@ -130,14 +160,19 @@ def check_shares(training: TrainingConfig, ranks: Ranks) -> None:
 
 def step_counts(training: TrainingConfig, num_images: int) -> tuple[int, int]:
     """(steps in all, steps of warm-up) for a data set of `num_images`."""
-    epoch = max(1, num_images // training.batch_size)
-    if training.steps is not None:
-        steps = training.steps
-    else:
-        assert training.epochs is not None
-        steps = math.ceil(training.epochs * epoch)
-    warmup = epoch if training.warmup_steps is None else training.warmup_steps
+    steps = training.total_steps(num_images)
+    warmup = training.steps_of(1, num_images) if training.warmup_steps is None else training.warmup_steps
     return steps, min(warmup, steps)
+
+
+def check_architecture(source: TarFlowConfig, wanted: TarFlowConfig) -> None:
+    """Raise ConfigError naming the field where a flow that is `wanted` cannot start from the weights of another."""
+    for entry in dataclasses.fields(TarFlowConfig):
+        have, want = getattr(source, entry.name), getattr(wanted, entry.name)
+        if entry.name == "image_size":
+            have, want = source.image_shape, wanted.image_shape
+        if entry.name not in ("num_classes", "log_scale_bound") and have != want:
+            raise ConfigError(f"model.{entry.name}: the weights to start from have {have}, got {want}")
 
 
 @torch.no_grad()
@@ -147,12 +182,7 @@ def start_from(flow: TarFlow, source: TarFlow) -> None:
     Other classes start from what the source does without a label: each new class has the mean of the old embeddings,
     and a model without classes adds that mean to its positions. Raises ConfigError naming the field that differs.
     """
-    for entry in dataclasses.fields(TarFlowConfig):
-        have, want = getattr(source.config, entry.name), getattr(flow.config, entry.name)
-        if entry.name == "image_size":
-            have, want = source.config.image_shape, flow.config.image_shape
-        if entry.name not in ("num_classes", "log_scale_bound") and have != want:
-            raise ConfigError(f"model.{entry.name}: the weights to start from have {have}, got {want}")
+    check_architecture(source.config, flow.config)
     tensors = source.state_dict()
     old, new = source.config.num_classes, flow.config.num_classes
     if old != new:

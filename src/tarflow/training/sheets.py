@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -17,10 +19,12 @@ from tarflow.sampling.sample import SamplingError, sample
 SHEET_IMAGES = 100
 
 
-def draw_sheet(flow: TarFlow, config: RunConfig, path: Path, ranks: Ranks) -> str:
+def draw_sheet(
+    flow: TarFlow, config: RunConfig, path: Path, ranks: Ranks, writing: Callable[[], AbstractContextManager[None]]
+) -> str:
     """Draw a sheet and write it to `path`, on rank 0; says where it is, or why there is none. All ranks must call it.
 
-    An image is drawn by one rank, from the noise that it has where there is one process.
+    An image is drawn by one rank, from the noise that it has where there is one process. It is written in `writing`.
     """
     assert config.training is not None and config.data is not None
     drawn = ranks.gather(_draw_share(flow, config, ranks.share(SHEET_IMAGES)))
@@ -29,9 +33,10 @@ def draw_sheet(flow: TarFlow, config: RunConfig, path: Path, ranks: Ranks) -> st
             return f"none ({part})"
 
     def write() -> None:
-        path.parent.mkdir(exist_ok=True)
         images = torch.cat([part for part in drawn if isinstance(part, Tensor)])
-        save_sheet(path, images, columns=columns_by_class(config.model.num_classes))
+        with writing():
+            path.parent.mkdir(exist_ok=True)
+            save_sheet(path, images, columns=columns_by_class(config.model.num_classes))
 
     ranks.on_first(write)
     return str(path)
