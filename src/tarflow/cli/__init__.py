@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tarflow.data.errors import DataWarning
 from tarflow.storage import DamageWarning
 
 LONGEST = 1000  # characters of an error
@@ -103,17 +104,18 @@ def _one_line(box: str) -> str:
 
 @contextlib.contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Damaged files that were passed over are always said, without the line of our code that Python adds."""
+    """Damaged files that were passed over, and doubts about data, are always said, without a line of our code."""
     usual = warnings.showwarning
 
     def show(message: Any, category: type[Warning], *where: Any, **named: Any) -> None:
-        if issubclass(category, DamageWarning):
+        if issubclass(category, DamageWarning | DataWarning):
             print(f"tarflow: warning: {message}", file=sys.stderr)
         else:
             usual(message, category, *where, **named)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", DamageWarning)
+        warnings.simplefilter("always", DataWarning)
         warnings.showwarning = show
         yield
 

@@ -57,6 +57,12 @@ class Score:
             "their mean (white) to the most likely (blue), each on its own scale; doubles the time"
         ),
     ] = None
+    data: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="where the images of the run's training are now, for the percentiles; where they were when not given"
+        ),
+    ] = None
     draws: Annotated[int, tyro.conf.arg(help="draws of the noise for each image")] = 4
     seed: Annotated[int, tyro.conf.arg(help="seed of the noise")] = 0
     batch_size: Annotated[int | None, tyro.conf.arg(help="images scored at once")] = None
@@ -191,7 +197,12 @@ def _reference(args: Score, run: Run, scoring: Scoring, progress: Progress) -> A
 
     try:
         found = held_out_scores(
-            run, scoring, batch_size=_batch_size(args, run), loading=progress.loading, progress=progress.scoring
+            run,
+            scoring,
+            source=args.data,
+            batch_size=_batch_size(args, run),
+            loading=progress.loading,
+            progress=progress.scoring,
         )
     except (ValueError, OSError) as error:
         reason = " ".join(str(error).split())

@@ -14,7 +14,8 @@ from tarflow import recipes
 from tarflow.config import ConfigError, DataConfig, TarFlowConfig, TrainingConfig, check_value, to_dict
 
 SECTIONS = {"model": TarFlowConfig, "data": DataConfig, "training": TrainingConfig}
-DERIVED = ("levels", "class_names", "num_classes")  # follow from the data
+# Fields that follow from the data.
+DERIVED = ("levels", "class_names", "num_classes", "place", "train_digest", "held_out_digest")
 NAMES = {"source": "data"}
 
 
@@ -70,7 +71,9 @@ def options(argv: Sequence[str]) -> type:
 def run(args: Any) -> None:
     from tarflow import checkpoint, storage
     from tarflow.cli.progress import Progress
+    from tarflow.data.identity import MOVED
     from tarflow.devices import pick_device
+    from tarflow.evaluation.run_data import known_images
     from tarflow.ranks import Ranks
     from tarflow.training.setup import open_data, resolve
     from tarflow.training.trainer import train
@@ -87,13 +90,14 @@ def run(args: Any) -> None:
         init = open_weights(args.init)
         inherited = {k: v for k, v in to_dict(init.config).items() if k != "num_classes"}
         sections["model"] = inherited | {k: v for k, v in _overrides(args).items() if k in inherited}
+    known = known_images(checkpoint.read_config(args.out).data, args.out) if resuming else None
     with Progress(quiet=not ranks.first) as progress:
         try:
-            splits = open_data(sections, progress.loading)
+            splits = open_data(sections, progress.loading, known)
         except FileNotFoundError as error:
             if not resuming:
                 raise
-            raise FileNotFoundError(f"{error}; where the data have moved, name their new place by --data") from None
+            raise FileNotFoundError(f"{error}; {MOVED}") from None
         for name, reason in splits.skipped:
             progress.say(f"skipped {name}: {reason}")
         config = resolve(sections, splits)
@@ -155,6 +159,8 @@ def _sections(args: Any, resuming: bool) -> dict[str, dict[str, Any]]:
         sections[section][name] = value
     if len({"steps", "epochs"} & overrides.keys()) == 1:  # one given by hand replaces the other of the recipe
         sections["training"].pop("epochs" if "steps" in overrides else "steps", None)
+    if "source" in overrides:
+        sections["data"].pop("place", None)
     if not resuming:
         for name in DERIVED:
             sections["data"].pop(name, None)

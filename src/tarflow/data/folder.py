@@ -148,7 +148,13 @@ def _part(
         Group(len(some), functools.partial(_absolute, root, some))
         for some in (paths[k : k + _GROUP] for k in range(0, len(paths), _GROUP))
     )
-    return Part(split, [str(path) for path in paths], numbers, lambda: (root / path for path in paths), groups)
+
+    def choose(rows: Sequence[int]) -> Part:
+        some = None if labels is None else [labels[row] for row in rows]
+        return _part(split, root, [paths[row] for row in rows], some, classes)
+
+    names = [str(path) for path in paths]
+    return Part(split, names, numbers, lambda: (root / path for path in paths), groups, choose)
 
 
 def _absolute(root: Path, paths: Sequence[PurePosixPath]) -> Sequence[Path]:

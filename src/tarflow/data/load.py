@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
@@ -64,6 +65,20 @@ def load(
     return Splits(found.train.loaded(), found.held_out.loaded(), found.own_split, (), found.variant)
 
 
+def _opened(source: str, request: Request) -> Source:
+    """The source, with those of its records that are to be seen."""
+    opened = open_source(source)
+    if request.only is None:
+        return opened
+    only = request.only
+    chosen = [part.chosen([row for row, name in enumerate(part.names) if name in only]) for part in opened.parts]
+    parts = tuple(part for part in chosen if part.names)
+    if not parts:
+        raise DataError(f"{source}: holds none of the images that are asked for")
+    holders = {name.rpartition(":")[0] for part in parts for name in part.names}
+    return dataclasses.replace(opened, parts=parts, files=tuple(f for f in opened.files if f.name in holders))
+
+
 def _load(source: str, opened: Source, request: Request, held_out_fraction: float, split_seed: int) -> Splits:
     own = own_split(opened)
     sets, skipped = _read(source, opened, own or opened.parts, request)
@@ -93,7 +108,7 @@ def load_or_stream(
         if storage == "stream":
             raise DataError(f"storage: {source} is prepared, and mapped into memory: leave stream out")
         return open_prepared(source, request)
-    opened = open_source(source)
+    opened = _opened(source, request)
     if is_streamed(source, opened, request, storage):
         return open_streamed(source, opened, request, held_out_fraction=held_out_fraction, split_seed=split_seed)
     return _load(source, opened, request, held_out_fraction, split_seed)

@@ -19,6 +19,7 @@ class Request:
     class_names: tuple[str, ...] | None = None
     skip_bad: bool = False
     progress: Callable[[int, int], None] | None = None
+    only: frozenset[str] | None = None  # names of the records that are seen; None sees all
 
     def __post_init__(self) -> None:
         size = self.size

@@ -17,7 +17,7 @@ from tarflow.data.assemble import THREADS, in_order, read_one
 from tarflow.data.batches import seeded_permutation
 from tarflow.data.decode import Spec
 from tarflow.data.errors import DataError
-from tarflow.data.fingerprint import files_digest
+from tarflow.data.fingerprint import places_digest
 from tarflow.data.labels import label_tensors
 from tarflow.data.pixels import requantize
 from tarflow.data.records import Group, Part, Source
@@ -121,8 +121,14 @@ class StreamedSet:
         return self.choice(max(1, LOADED_BYTES // (channels * height * width)), 0)
 
     def digest(self) -> str:
-        """Of the files' names and sizes, of labels and split, and of what a record becomes: not of the pixels."""
-        digest = hashlib.blake2b(repr((self.files, self.spec, self.levels)).encode(), digest_size=16)
+        """Of the files (`places_digest`), of labels, split and groups, and of what a record becomes: not of the pixels.
+
+        Whether size and channels were asked for or are the data's own makes no difference: where they are kept with a
+        run, they are asked for when it goes on.
+        """
+        groups = tuple(group.rows for group in self.groups)
+        facts = (self.files, groups, self.spec.shape, self.spec.levels, self.levels)
+        digest = hashlib.blake2b(repr(facts).encode(), digest_size=16)
         digest.update(self.rows.numpy().data)
         if self.labels is not None:
             digest.update(self.labels.numpy().data)
@@ -201,7 +207,7 @@ def open_streamed(
     labels, class_names = label_tensors(
         source, opened, labelled, [range(len(part.names)) for part in parts], request.class_names
     )
-    files = files_digest(opened, times=False)
+    files = places_digest(replace(opened, parts=tuple(parts)))
     levels = request.levels or opened.levels
 
     def some(number: int, rows: Tensor) -> StreamedSet:

@@ -11,6 +11,9 @@ import torch
 
 from tarflow import checkpoint, storage
 from tarflow.config import RunConfig
+from tarflow.data.identity import write_names
+from tarflow.data.load import Splits
+from tarflow.data.streamed import StreamedSplits
 from tarflow.model.flow import WEIGHTS_FILE
 from tarflow.training.optimizer import moments_of
 from tarflow.training.setup import check_resumable
@@ -29,8 +32,8 @@ _NUMBERS: dict[str, tuple[type, ...]] = {
 _SETTINGS = ("orthogonal", "factor", "betas", "eps", "weight_decay", "amsgrad", "maximize")
 
 
-def open_directory(out: Path, config: RunConfig) -> Path | None:
-    """Make `out` ready for a run with `config`; the checkpoint to go on from, None where there is none yet.
+def open_directory(out: Path, config: RunConfig, splits: Splits | StreamedSplits) -> Path | None:
+    """Make `out` ready for a run with `config` on `splits`; the checkpoint to go on from, None where there is none yet.
 
     What a killed process left half-written is cleared away. Damaged checkpoints are passed over with a `DamageWarning`.
 
@@ -45,6 +48,7 @@ def open_directory(out: Path, config: RunConfig) -> Path | None:
         check_resumable(checkpoint.read_config(out), config, out)
     latest = checkpoint.sound_checkpoint(out)
     checkpoint.write_config(out, config)
+    write_names(out, splits)
     return latest
 
 

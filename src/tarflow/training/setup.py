@@ -20,6 +20,7 @@ from tarflow.config import (
     from_dict,
     to_dict,
 )
+from tarflow.data.identity import MOVED, Known, located, open_known, place_of
 from tarflow.data.load import Splits, load_or_stream
 from tarflow.data.request import Request
 from tarflow.data.streamed import StreamedSplits
@@ -29,8 +30,13 @@ from tarflow.ranks import Ranks
 Sections = Mapping[str, Mapping[str, Any]]
 
 
-def open_data(sections: Sections, progress: Callable[[int, int], None] | None = None) -> Splits | StreamedSplits:
-    """Load the data that the sections `data` and `model` (image size, channels) of a recipe ask for."""
+def open_data(
+    sections: Sections, progress: Callable[[int, int], None] | None = None, known: Known | None = None
+) -> Splits | StreamedSplits:
+    """Load the data that the sections `data` and `model` (image size, channels) of a recipe ask for.
+
+    Raises ConfigError where they are not those that are `known`, of a run that is to go on.
+    """
     data = from_dict(DataConfig, sections.get("data", {}), "data")
     model = sections.get("model", {})
     size = model.get("image_size")
@@ -42,13 +48,20 @@ def open_data(sections: Sections, progress: Callable[[int, int], None] | None = 
         skip_bad=data.skip_bad,
         progress=progress,
     )
-    return load_or_stream(
-        data.source,
-        request,
-        storage=data.storage,
-        held_out_fraction=data.held_out_fraction,
-        split_seed=data.split_seed,
-    )
+    options: dict[str, Any] = {
+        "storage": data.storage,
+        "held_out_fraction": data.held_out_fraction,
+        "split_seed": data.split_seed,
+    }
+    if known is None:
+        return load_or_stream(located(data), request, **options)
+    found, difference = open_known(located(data), request, known, **options)
+    if difference is not None:
+        raise ConfigError(
+            f"data.source: {data.source}: the training images are not those that {known.run} was trained on: "
+            f"{difference}; {MOVED}"
+        )
+    return found
 
 
 def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
@@ -68,6 +81,9 @@ def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
         levels=train.levels,
         class_names=train.class_names if conditional else (),
         variant=data.variant or splits.variant,
+        place=data.place or place_of(data.source),
+        train_digest=train.digest(),
+        held_out_digest=splits.held_out.digest(),
         storage="stream" if isinstance(splits, StreamedSplits) else "memory",  # what "auto" came to, for resuming
     )
 
@@ -91,6 +107,7 @@ RESUMABLE = (
     *("source", "workers", "skip_bad"),
     *("accumulate", "checkpoint_activations", "compile", "strategy"),
 )
+OF_THE_IMAGES = ("place", "train_digest", "held_out_digest")  # which are held against the images, and not typed
 
 
 def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
@@ -101,7 +118,7 @@ def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
             now = (after[section] or {}).get(name)
             if name == "storage":  # "auto" is that of a run from before there were streams
                 value, now = ("memory" if given == "auto" else given for given in (value, now))
-            if value != now and name not in RESUMABLE:
+            if value != now and name not in RESUMABLE and name not in OF_THE_IMAGES:
                 raise ConfigError(
                     f"{section}.{name}: the run in {run} has {value!r}, got {now!r}; "
                     f"a resumed run may change only {', '.join(RESUMABLE)}"

@@ -92,7 +92,7 @@ def train(
             out.mkdir(parents=True, exist_ok=True)
             held.enter_context(storage.exclusive(out))
             checkpoint.check_free(out, resume=resume)  # another may have come and gone in between
-            return open_directory(out, config)
+            return open_directory(out, config, splits)
 
         with naming_the_lost(ranks):
             check_agreement(config, splits, ranks)
