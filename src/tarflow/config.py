@@ -139,6 +139,10 @@ class DataConfig:
     shuffle_window: int = option(8192, help="images that a stream shuffles together, and holds encoded in memory")
     workers: int = option(2, help="processes that decode a stream; 0 decodes between the steps")
     variant: str = option("", help="which of several versions of the data set; what its files tell when not given")
+    image_column: str = option("", help="column of Parquet files with the images; found by its name when not given")
+    label_column: str = option(
+        "", help="column of Parquet files with the labels, or none; found by its name when not given"
+    )
     place: str = option("", help="where `source` was when it was trained on, from the root of the file system")
     train_digest: str = option("", help="of the images that were trained on, and their labels")
     held_out_digest: str = option("", help="of those that were held out")

@@ -106,8 +106,12 @@ def _one_line(box: str) -> str:
 def _warnings_in_one_line() -> Iterator[None]:
     """Damaged files that were passed over, and doubts about data, are always said, without a line of our code."""
     usual = warnings.showwarning
+    said: set[str] = set()  # a command may open the same data several times
 
     def show(message: Any, category: type[Warning], *where: Any, **named: Any) -> None:
+        if issubclass(category, DataWarning) and str(message) in said:
+            return
+        said.add(str(message))
         if issubclass(category, DamageWarning | DataWarning):
             print(f"tarflow: warning: {message}", file=sys.stderr)
         else:

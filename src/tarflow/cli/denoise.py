@@ -60,8 +60,10 @@ def run(args: Denoise) -> None:
     from tarflow.cli.output import SampleWriter
     from tarflow.data.load import load_all
     from tarflow.data.pixels import dequantize, scale_pixels
+    from tarflow.data.request import Reading
     from tarflow.devices import pick_device
     from tarflow.evaluation.psnr import psnr
+    from tarflow.evaluation.run_data import check_output
     from tarflow.sampling.denoise import denoise
     from tarflow.seeding import seeded_generator
 
@@ -72,6 +74,8 @@ def run(args: Denoise) -> None:
         raise ValueError(
             f"{args.run}: not trained with gaussian noise, so there is none that it could remove; give --noise-std"
         )
+    if args.out.suffix.lower() != ".npz":
+        check_output(run, "--out", args.out, args.path)
     model = run.config.model
     named = run.class_names if model.num_classes and args.label == "data" else None
     images, skipped = load_all(
@@ -81,6 +85,7 @@ def run(args: Denoise) -> None:
         levels=run.levels,
         class_names=named,
         skip_bad=args.skip_bad,
+        reading=None if run.config.data is None else Reading.of(run.config.data, strict=False),
     )
     for name, reason in skipped:
         print(f"skipped {name}: {reason}", file=sys.stderr)

@@ -78,9 +78,11 @@ def run(args: Score) -> None:
     from tarflow.checkpoint import open_run
     from tarflow.cli.drawing import class_number
     from tarflow.cli.progress import Progress
+    from tarflow.data.request import Reading
     from tarflow.data.stream import open_stream
     from tarflow.devices import pick_device
     from tarflow.evaluation.held_out import scoring_of
+    from tarflow.evaluation.run_data import check_output
 
     _check(args)
     run = open_run(args.run, pick_device(args.device))
@@ -91,7 +93,15 @@ def run(args: Score) -> None:
         raise ValueError(f"--class: {args.run} is an unconditional model")
     label = None if args.label is None else class_number(run, args.label)
     scoring = scoring_of(run, label, draws=args.draws, seed=args.seed)
-    stream = open_stream(args.path, image_size=model.image_shape, channels=model.channels, levels=run.levels)
+    stream = open_stream(
+        args.path,
+        image_size=model.image_shape,
+        channels=model.channels,
+        levels=run.levels,
+        reading=None if run.config.data is None else Reading.of(run.config.data, strict=False),
+    )
+    if args.maps is not None:
+        check_output(run, "--maps", args.maps, args.path)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress())

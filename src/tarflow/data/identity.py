@@ -14,10 +14,11 @@ from pathlib import Path
 from tarflow import storage as files
 from tarflow.config import DataConfig
 from tarflow.data.errors import DataError, DataWarning
+from tarflow.data.folder import is_run
 from tarflow.data.load import Splits, load_or_stream
 from tarflow.data.prepared import is_prepared
 from tarflow.data.request import Request
-from tarflow.data.sources import open_source
+from tarflow.data.sources import is_folder_of_images, open_source
 from tarflow.data.streamed import Storage, StreamedSplits
 
 SPLIT_FILE = "split.json.gz"
@@ -75,7 +76,7 @@ def open_known(
     names = None if is_prepared(source) else known.names()
     difference = "their pixels, labels or split have changed"
     if names is not None:
-        here = frozenset(name for part in open_source(source).parts for name in part.names)
+        here = frozenset(name for part in open_source(source, request.reading).parts for name in part.names)
         missing = names - here
         if missing:
             difference = f"{len(missing)} of {len(names)} are missing, the first is {min(missing)}"
@@ -134,3 +135,17 @@ def read_names(run: Path) -> frozenset[str] | None:
     except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, RecursionError):
         return None
     return names if names and all(isinstance(name, str) for name in names) else None
+
+
+def check_outside(option: str, out: Path, source: str) -> None:
+    """Raise DataError naming the option where images are to be written into a folder of images, of which they would
+    become more; a run that lies in there is none of it."""
+    place = place_of(source)
+    root, target = Path(place).resolve(), out.resolve()
+    if not place or not target.is_relative_to(root) or not is_folder_of_images(place):
+        return
+    between = [target, *target.parents]
+    for folder in between[: between.index(root)]:
+        if folder.is_dir() and is_run(set(os.listdir(folder))):
+            return
+    raise DataError(f"{option} {out}: in {source}, whose images it would be taken for: expected another place")

@@ -12,7 +12,7 @@ from tarflow.data.labels import label_tensors
 from tarflow.data.pixels import requantize
 from tarflow.data.prepared import is_prepared, open_all_prepared, open_prepared
 from tarflow.data.records import Part, Source
-from tarflow.data.request import Request
+from tarflow.data.request import Reading, Request
 from tarflow.data.sets import ImageSet as ImageSet
 from tarflow.data.sets import Splits as Splits
 from tarflow.data.sources import open_source
@@ -31,6 +31,7 @@ def load(
     split_seed: int = 0,
     skip_bad: bool = False,
     storage: Storage = "memory",
+    reading: Reading | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Splits:
     """The training and the held-out images of `source`.
@@ -51,6 +52,7 @@ def load(
         skip_bad: leave out records that cannot be read, and list them in `skipped`, instead of an error.
         storage: "memory"; or "stream", for as many as fit into `streamed.LOADED_BYTES` of a set that does not fit into
             memory, chosen by a seed; or "auto" (see `load_or_stream`).
+        reading: the columns of Parquet files, where it is to be others than those that are found.
         progress: called with (images decoded, of how many) every few images.
 
     Raises:
@@ -58,7 +60,7 @@ def load(
         DataError (a ValueError): one line that names the file or option, what was expected and what was found.
     """
     check_fraction(held_out_fraction)
-    request = Request(image_size, channels, levels, class_names, skip_bad, progress)
+    request = Request(image_size, channels, levels, class_names, skip_bad, progress, reading or Reading())
     found = load_or_stream(source, request, storage=storage, held_out_fraction=held_out_fraction, split_seed=split_seed)
     if isinstance(found, Splits):
         return found
@@ -67,7 +69,7 @@ def load(
 
 def _opened(source: str, request: Request) -> Source:
     """The source, with those of its records that are to be seen."""
-    opened = open_source(source)
+    opened = open_source(source, request.reading)
     if request.only is None:
         return opened
     only = request.only
@@ -75,7 +77,7 @@ def _opened(source: str, request: Request) -> Source:
     parts = tuple(part for part in chosen if part.names)
     if not parts:
         raise DataError(f"{source}: holds none of the images that are asked for")
-    holders = {name.rpartition(":")[0] for part in parts for name in part.names}
+    holders = {name.rpartition(":")[0].rpartition("/")[2] for part in parts for name in part.names}
     return dataclasses.replace(opened, parts=parts, files=tuple(f for f in opened.files if f.name in holders))
 
 
@@ -120,18 +122,20 @@ def load_held_out(
     image_size: tuple[int, int],
     channels: int,
     levels: int,
+    class_names: tuple[str, ...] | None = None,
     held_out_fraction: float,
     split_seed: int,
     skip_bad: bool = False,
     storage: Storage = "memory",
+    reading: Reading | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageSet:
     """`load(…).held_out`, without decoding what is trained on where the data have a split of their own.
 
     Arguments and errors are those of `load`.
     """
-    request = Request(image_size, channels, levels, None, skip_bad, progress)
-    opened = None if is_prepared(source) else open_source(source)
+    request = Request(image_size, channels, levels, class_names, skip_bad, progress, reading or Reading())
+    opened = None if is_prepared(source) else open_source(source, request.reading)
     if opened and storage == "stream":
         streamed = open_streamed(source, opened, request, held_out_fraction=held_out_fraction, split_seed=split_seed)
         return streamed.held_out.loaded()
@@ -143,9 +147,11 @@ def load_held_out(
         image_size=image_size,
         channels=channels,
         levels=levels,
+        class_names=class_names,
         held_out_fraction=held_out_fraction,
         split_seed=split_seed,
         skip_bad=skip_bad,
+        reading=reading,
         progress=progress,
     ).held_out
 
@@ -158,16 +164,17 @@ def load_all(
     levels: int | None = None,
     class_names: tuple[str, ...] | None = None,
     skip_bad: bool = False,
+    reading: Reading | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ImageSet, tuple[tuple[str, str], ...]]:
     """Every image of every split of `source` (training, validation, test), and (name, reason) of those skipped.
 
     Arguments and errors are those of `load`.
     """
-    request = Request(image_size, channels, levels, class_names, skip_bad, progress)
+    request = Request(image_size, channels, levels, class_names, skip_bad, progress, reading or Reading())
     if is_prepared(source):
         return open_all_prepared(source, request), ()
-    opened = open_source(source)
+    opened = open_source(source, request.reading)
     sets, skipped = _read(source, opened, opened.parts, request)
     return _concatenate(sets), skipped
 

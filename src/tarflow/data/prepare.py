@@ -116,7 +116,8 @@ def prepare(
     times, or else the same contents.
 
     Args:
-        source, held_out_fraction, split_seed: as for `load`. request: its image size, channels, levels, `skip_bad`.
+        source, held_out_fraction, split_seed: as for `load`. request: its image size, channels, levels, `skip_bad`,
+            `reading`.
         variant: a name for this version of the data set, in place of what its files say.
         force: replace what was prepared otherwise.
         progress: called with what is being done and (how many, of how many).
@@ -132,8 +133,11 @@ def prepare(
         raise FileExistsError(f"{out}: expected a directory by its own name, which is made new")
     if is_prepared(source):
         raise DataError(f"{source}: is prepared already; expected the images that it was made of")
-    opened = open_source(source)
-    asked = Asked(request.image_size, request.channels, request.levels, held_out_fraction, split_seed, variant)
+    opened, how = open_source(source, request.reading), request.reading
+    asked = Asked(
+        *(request.image_size, request.channels, request.levels, held_out_fraction, split_seed, variant),
+        *(how.image_column, how.label_column),
+    )
     files = files_digest(opened)
 
     def known() -> Manifest | None:

@@ -47,6 +47,8 @@ class Asked:
     held_out_fraction: float
     split_seed: int
     variant: str
+    image_column: str = ""
+    label_column: str = ""
 
     def __post_init__(self) -> None:
         _coerce(self)

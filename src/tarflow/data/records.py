@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,17 +136,6 @@ class Source:
     levels: int = 256
     files: tuple[Location, ...] = ()
     variant: str = ""
-
-
-def split_of(name: str) -> Split | None:
-    """The split that a folder's or a file's name speaks of, in any case and with a size or without, or None.
-
-    >>> split_of("Valid"), split_of("train_64x64"), split_of("cats")
-    ('validation', 'train', None)
-    """
-    splits: dict[str, Split] = {"train": "train", "test": "test"}
-    splits |= {"val": "validation", "valid": "validation", "validation": "validation"}
-    return splits.get(re.sub(r"_\d+x\d+$", "", name.lower()))
 
 
 SPLIT_ORDER: tuple[Split, ...] = ("train", "validation", "test", "all")

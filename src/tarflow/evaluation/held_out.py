@@ -22,6 +22,7 @@ from tarflow.data.fingerprint import files_digest
 from tarflow.data.hub import PREFIX
 from tarflow.data.identity import located, place_of
 from tarflow.data.prepared import MANIFEST_FILE, is_prepared, read_manifest
+from tarflow.data.request import Reading
 from tarflow.data.sources import KNOWN_NAMES, open_source
 from tarflow.evaluation.run_data import open_held_out, stored_data
 from tarflow.evaluation.scores import LabelPolicy, Progress, score_images
@@ -117,7 +118,7 @@ def held_out_scores(
         "max_images": MAX_IMAGES,
     }
     path = run.path / HELD_OUT_FILE
-    known, files = _read(path), _files(source or located(data))
+    known, files = _read(path), _files(source or located(data), Reading.of(data))
     if known is not None and known["key"] == key and files in (None, known.get("files")):
         return torch.tensor([-math.inf if v is None else v for v in known["scores"]], dtype=torch.float64)
     images = open_held_out(run, source, progress=loading).images
@@ -159,7 +160,7 @@ def scoring_of(run: Run, label: int | None, *, draws: int, seed: int) -> Scoring
     return Scoring("null", None, draws, seed) if label == NULL_CLASS else Scoring("given", label, draws, seed)
 
 
-def _files(source: str) -> str | None:
+def _files(source: str, reading: Reading) -> str | None:
     """What changes when the files of a source do; None where they are not to be had."""
     if source in KNOWN_NAMES:
         return source
@@ -169,7 +170,7 @@ def _files(source: str) -> str | None:
         if is_prepared(place):
             manifest = Path(place) / MANIFEST_FILE
             return f"{manifest.stat().st_mtime_ns} {read_manifest(Path(place)).held_out_digest}"
-        return files_digest(open_source(place))
+        return files_digest(open_source(place, reading))
     except (OSError, ValueError):
         return ""  # whoever opens it says what is wrong
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from tarflow.checkpoint import CHECKPOINTS, Run
 from tarflow.config import DataConfig
-from tarflow.data.identity import MOVED, Known, located, open_known, place_of, read_names, refuse
+from tarflow.data.identity import MOVED, Known, check_outside, located, open_known, place_of, read_names, refuse
 from tarflow.data.load import ImageSet, Splits, load_all, load_held_out
 from tarflow.data.prepared import is_prepared
-from tarflow.data.request import Request
+from tarflow.data.request import Reading, Request
 from tarflow.data.sources import open_source
 from tarflow.data.split import own_split
 from tarflow.data.streamed import Storage
@@ -40,14 +40,15 @@ def is_own_place(data: DataConfig, source: str) -> bool:
     return place == data.place if place and data.place else source == data.source
 
 
-def image_options(run: Run) -> dict[str, Any]:
-    """The arguments of `load` and its like that make any images into those that the run's model takes."""
+def image_options(run: Run, *, own: bool = False) -> dict[str, Any]:
+    """The arguments of `load` and its like that make any images, or the run's own, into those that its model takes."""
     model, data = run.config.model, stored_data(run)
     return {
         "image_size": model.image_shape,
         "channels": model.channels,
         "levels": run.levels,
         "class_names": data.class_names or None,
+        "reading": Reading.of(data, strict=own),
     }
 
 
@@ -91,10 +92,12 @@ def _open(
     known = known_images(data, run.path)
     storage: Storage = data.storage if own or known is not None else "auto"
     where = located(data) if source is None else source
-    if storage == "stream" and not own and not _can_be_streamed(where):
+    if storage == "stream" and not own and not _can_be_streamed(where, Reading.of(data, strict=own)):
         storage = "auto"
     request = Request(
-        **image_options(run), skip_bad=data.skip_bad if own and skip_bad is None else bool(skip_bad), progress=progress
+        **image_options(run, own=own),
+        skip_bad=data.skip_bad if own and skip_bad is None else bool(skip_bad),
+        progress=progress,
     )
     stored = known or Known(str(run.path), "", "", lambda: None)
     try:
@@ -115,8 +118,8 @@ def _open(
     return Splits(found.train.loaded(), found.held_out.loaded(), found.own_split, (), found.variant), difference
 
 
-def _can_be_streamed(source: str) -> bool:
-    return not is_prepared(source) and all(part.groups is not None for part in open_source(source).parts)
+def _can_be_streamed(source: str, reading: Reading) -> bool:
+    return not is_prepared(source) and all(part.groups is not None for part in open_source(source, reading).parts)
 
 
 def open_all(run: Run, source: str, *, skip_bad: bool | None = None) -> ImageSet:
@@ -132,13 +135,14 @@ def open_held_out(run: Run, source: str | None = None, progress: Loading | None 
     known = known_images(data, run.path)
     where = located(data) if source is None else source
     try:
-        decodes_less = data.storage != "stream" and not is_prepared(where) and own_split(open_source(where)) is not None
+        mapped_or_streamed = is_prepared(where) or data.storage == "stream"
+        decodes_less = not mapped_or_streamed and own_split(open_source(where, Reading.of(data))) is not None
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; {MOVED}") from None
     if decodes_less:
         found = load_held_out(
             where,
-            **image_options(run),
+            **image_options(run, own=True),
             held_out_fraction=data.held_out_fraction,
             split_seed=data.split_seed,
             skip_bad=data.skip_bad,
@@ -148,3 +152,10 @@ def open_held_out(run: Run, source: str | None = None, progress: Loading | None 
         if known is None or found.digest() == known.held_out:
             return found
     return open_splits(run, source, progress=progress).held_out
+
+
+def check_output(run: Run, option: str, out: Path, *sources: str) -> None:
+    """Raise DataError where images are to be written among those that the run was trained on, or into `sources`."""
+    own = [] if run.config.data is None else [located(run.config.data)]
+    for source in (*own, *sources):
+        check_outside(option, out, source)

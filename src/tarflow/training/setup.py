@@ -22,7 +22,7 @@ from tarflow.config import (
 )
 from tarflow.data.identity import MOVED, Known, located, open_known, place_of
 from tarflow.data.load import Splits, load_or_stream
-from tarflow.data.request import Request
+from tarflow.data.request import Reading, Request
 from tarflow.data.streamed import StreamedSplits
 from tarflow.model.flow import TarFlow
 from tarflow.ranks import Ranks
@@ -47,6 +47,7 @@ def open_data(
         class_names=data.class_names or None,
         skip_bad=data.skip_bad,
         progress=progress,
+        reading=Reading.of(data),
     )
     options: dict[str, Any] = {
         "storage": data.storage,
