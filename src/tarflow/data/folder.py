@@ -81,7 +81,7 @@ class Others:
         """One more file."""
         self.count += 1
         suffix = os.path.splitext(name)[1].lower()
-        if not name.startswith(".") and suffix not in _NO_PICTURES | SUFFIXES and (suffix or not name.isupper()):
+        if not name.startswith(".") and suffix not in _NO_PICTURES | SUFFIXES and (suffix or not (name.isalpha() and name.isupper())):
             self.suffixes[suffix or "without a suffix"] += 1
 
     def kinds(self) -> str:
@@ -93,7 +93,7 @@ class Others:
         if self.suffixes:
             count = sum(self.suffixes.values())
             warnings.warn(
-                f"{root}: left out: {count} files that are not read ({self.kinds()})", DataWarning, stacklevel=3
+                f"{root}: left out: {count} file{'s'[: count > 1]} not read ({self.kinds()})", DataWarning, stacklevel=3
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from tarflow.config import (
     from_dict,
     to_dict,
 )
+from tarflow.data.errors import DataWarning
 from tarflow.data.identity import MOVED, Known, located, open_known, place_of
 from tarflow.data.load import Splits, load_or_stream
 from tarflow.data.request import Reading, Request
-from tarflow.data.streamed import StreamedSplits
+from tarflow.data.sets import ImageSet
+from tarflow.data.streamed import StreamedSet, StreamedSplits
 from tarflow.model.flow import TarFlow
 from tarflow.ranks import Ranks
 
@@ -77,6 +80,8 @@ def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
         raise ConfigError("training.steps: missing; give steps or epochs")
     data = from_dict(DataConfig, sections.get("data", {}), "data")
     conditional = data.conditional and train.labels is not None and len(train.class_names) > 0
+    if conditional:
+        _warn_of_gaps(data.source, train)
     data = dataclasses.replace(
         data,
         levels=train.levels,
@@ -97,6 +102,20 @@ def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
         raise ConfigError(f"model.num_classes: the data have {classes} classes to learn, got {model['num_classes']}")
 
     return RunConfig(from_dict(TarFlowConfig, model, "model"), data, training)
+
+
+def _warn_of_gaps(source: str, train: ImageSet | StreamedSet) -> None:
+    """A `DataWarning` that names the classes without a training image: nothing is learned of them."""
+    assert train.labels is not None
+    counts = torch.bincount(train.labels[train.labels >= 0], minlength=len(train.class_names))
+    empty = [name for name, count in zip(train.class_names, counts.tolist(), strict=False) if not count]
+    if empty:
+        few = ", ".join(empty[:10]) + (", …" if len(empty) > 10 else "")
+        warnings.warn(
+            f"{source}: {len(empty)} of {len(train.class_names)} classes have no training image: {few}",
+            DataWarning,
+            stacklevel=3,
+        )
 
 
 # What decides when something is written, not where the weights go; where the data lie, for their digest is checked; who
