@@ -32,11 +32,13 @@ class TarFlowConfig:
     16
     """
 
-    image_size: int | tuple[int, int] = option(help="height and width in pixels, one number for a square")
+    image_size: int | tuple[int, int] = option(
+        help="height and width in pixels, one number for a square; that of the data, or a recipe's, when not given"
+    )
     patch_size: int = option(help="side of a square patch in pixels; smaller is better and slower")
     width: int = option(help="channels of the Transformers, a multiple of the head dimension")
     layers: tuple[int, ...] = option(help="Transformer layers of each block, one entry a block")
-    channels: int = option(3, help="channels of the images: 1 is grey, 3 is RGB")
+    channels: int = option(3, help="channels of the images: 1 is grey, 3 is RGB; those of the data when not given")
     num_classes: int = option(0, help="number of classes, 0 for an unconditional model")
     transform: Literal["affine", "additive"] = option(
         "affine", help="affine (shift and scale) or additive (the volume-preserving variant)"

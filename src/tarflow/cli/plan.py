@@ -103,11 +103,12 @@ def _config(args: Plan) -> tuple[RunConfig, int | None]:
         from tarflow.cli.progress import Progress
         from tarflow.data.feed import ON_DEVICE_BYTES
         from tarflow.data.sets import ImageSet
-        from tarflow.training.setup import open_data, resolve
+        from tarflow.training.setup import follow_data, open_data, resolve
 
         sections["data"]["source"] = args.data
         sections["model"] |= given
         with Progress() as progress:
+            sections = follow_data(sections, given)
             splits = open_data(sections, progress.loading)
         run, train = resolve(sections, splits), splits.train
         if isinstance(train, ImageSet) and train.mapped and train.images.nbytes > ON_DEVICE_BYTES:

@@ -64,7 +64,7 @@ def options(argv: Sequence[str]) -> type:
             fields.append((entry.name, Annotated[hint, about], dataclasses.field(default=value)))
     cls = dataclasses.make_dataclass("Train", fields, bases=(Train,))
     cls.__doc__ = Train.__doc__
-    cls.base = sections  # type: ignore[attr-defined]
+    cls.base, cls.typed = sections, _typed(argv)  # type: ignore[attr-defined]
     return cls
 
 
@@ -75,7 +75,7 @@ def run(args: Any) -> None:
     from tarflow.devices import pick_device
     from tarflow.evaluation.run_data import known_images
     from tarflow.ranks import Ranks
-    from tarflow.training.setup import open_data, resolve
+    from tarflow.training.setup import follow_data, open_data, resolve
     from tarflow.training.trainer import train
 
     device, ranks = pick_device(args.device), Ranks.from_environment()
@@ -93,6 +93,8 @@ def run(args: Any) -> None:
     known = known_images(checkpoint.read_config(args.out).data, args.out) if resuming else None
     with Progress(quiet=not ranks.first) as progress:
         try:
+            if not resuming and init is None:
+                sections = follow_data(sections, args.typed)
             splits = open_data(sections, progress.loading, known)
         except FileNotFoundError as error:
             if not resuming:
@@ -143,11 +145,18 @@ def _peek(argv: Sequence[str], name: str) -> str | None:
     return None
 
 
+def _typed(argv: Sequence[str]) -> frozenset[str]:
+    """The fields that the command line names, also where it gives them the value of the recipe."""
+    fields = {name: field for field, name in NAMES.items()}
+    words = [word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
+    return frozenset(fields.get(word, word) for word in (w.removeprefix("no_") for w in words))
+
+
 def _overrides(args: Any) -> dict[str, Any]:
-    """The fields that the command line set to something else than the recipe does."""
+    """The fields that the command line gave."""
     own = {entry.name for entry in dataclasses.fields(Train)}
     entries = [entry for entry in dataclasses.fields(args) if entry.name not in own]
-    return {e.name: getattr(args, e.name) for e in entries if getattr(args, e.name) != e.default}
+    return {e.name: getattr(args, e.name) for e in entries if e.name in args.typed}
 
 
 def _sections(args: Any, resuming: bool) -> dict[str, dict[str, Any]]:

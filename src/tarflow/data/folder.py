@@ -81,7 +81,11 @@ class Others:
         """One more file."""
         self.count += 1
         suffix = os.path.splitext(name)[1].lower()
-        if not name.startswith(".") and suffix not in _NO_PICTURES | SUFFIXES and (suffix or not (name.isalpha() and name.isupper())):
+        if (
+            not name.startswith(".")
+            and suffix not in _NO_PICTURES | SUFFIXES
+            and (suffix or not (name.isalpha() and name.isupper()))
+        ):
             self.suffixes[suffix or "without a suffix"] += 1
 
     def kinds(self) -> str:

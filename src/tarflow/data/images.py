@@ -63,6 +63,16 @@ def decode(data: bytes, channels: int | None = None) -> Image.Image:
         raise DataError(f"damaged or truncated: {' '.join(detail.split())}") from None
 
 
+def size_of(data: bytes | Path) -> tuple[int, int] | None:
+    """(H, W) of the image in a file or its contents, upright, from its head alone; None where it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_formats()) as opened:
+            width, height = opened.size
+            return (width, height) if opened.getexif().get(_ORIENTATION, 1) >= 5 else (height, width)
+    except Exception:  # whoever reads all of it says what is wrong
+        return None
+
+
 def convert(image: Image.Image, channels: int | None) -> Image.Image:
     """A grey or RGB image as grey (channels 1) or RGB (channels 3), or as it is (None)."""
     mode = {None: image.mode, 1: "L", 3: "RGB"}[channels]

@@ -7,13 +7,16 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.parquet_files import find_parquet, find_parquet_below
-from tarflow.data.prepared import is_prepared, prepared_source
+from tarflow.data.prepared import is_prepared, prepared_source, read_manifest
 from tarflow.data.records import Source
 from tarflow.data.request import Reading
 
 _FILES = {"parquet": "Parquet files", "idx": "IDX files", "batches": "batches of ImageNet"}
+GROUPS_PROBED, PROBED = 32, 512  # groups, and images in them, whose heads are read to learn the size of all
 KNOWN_NAMES = ("digits", "fashion-mnist")
 
 
@@ -38,6 +41,27 @@ def open_source(source: str, reading: Reading | None = None) -> Source:
         hint = f"; perhaps {near[0]}?" if near else ""
         raise FileNotFoundError(f"{source!r}: no such path, nor one of the known names {', '.join(KNOWN_NAMES)}{hint}")
     return _open_folder(path, reading) if path.is_dir() else _open_file(path, reading)
+
+
+def common_size(source: str, reading: Reading | None = None) -> tuple[int, int] | None:
+    """(H, W) of the images, where all of the `PROBED` that are looked at agree; else None. Nothing is decoded."""
+    from tarflow.data.images import size_of
+
+    if is_prepared(source):
+        return read_manifest(Path(source).expanduser()).shape[1:]
+    sizes = set()
+    for part in open_source(source, reading).parts:
+        groups = part.groups or ()
+        far = source.startswith("hub:")  # of which one group is enough to wait for
+        some = groups[:1] if far else groups[:: max(1, len(groups) // GROUPS_PROBED)]
+        for contents in (group.read() for group in some):
+            for content in contents[:: max(1, len(contents) * len(some) // PROBED)]:
+                if isinstance(content, bytes | Path):
+                    sizes.add(size_of(content))
+        if not groups and isinstance(content := next(part.contents(), None), np.ndarray):
+            sizes.add(content.shape[1:])  # rows of an array, all alike
+    sizes.discard(None)
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def is_folder_of_images(source: str) -> bool:

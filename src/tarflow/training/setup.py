@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from tarflow.config import (
 from tarflow.data.errors import DataWarning
 from tarflow.data.identity import MOVED, Known, located, open_known, place_of
 from tarflow.data.load import Splits, load_or_stream
+from tarflow.data.prepared import is_prepared
 from tarflow.data.request import Reading, Request
 from tarflow.data.sets import ImageSet
+from tarflow.data.sources import common_size
 from tarflow.data.streamed import StreamedSet, StreamedSplits
 from tarflow.model.flow import TarFlow
 from tarflow.ranks import Ranks
@@ -64,6 +66,36 @@ def open_data(
         raise ConfigError(
             f"data.source: {data.source}: the training images are not those that {known.run} was trained on: "
             f"{difference}; {MOVED}"
+        )
+    return found
+
+
+def follow_data(sections: Sections, typed: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The sections with the data's own channels and size, where those of the recipe were not `typed`.
+
+    A recipe's size is the largest: smaller images keep theirs, if patches divide it, and are enlarged only with a
+    `DataWarning`. Images of several sizes get the recipe's, and a prepared set has its own.
+    """
+    found = {name: dict(values) for name, values in sections.items()}
+    model = found.setdefault("model", {})
+    if "channels" not in typed:
+        model.pop("channels", None)
+    data = from_dict(DataConfig, found.get("data", {}), "data")
+    size, patch = model.get("image_size"), model.get("patch_size")
+    own = common_size(located(data), Reading.of(data))
+    if size is None or own is None:
+        return found
+    height, width = (size, size) if isinstance(size, int) else size
+    if "image_size" not in typed and (
+        is_prepared(located(data))
+        or (own[0] <= height and own[1] <= width and not (patch and (own[0] % patch or own[1] % patch)))
+    ):
+        model["image_size"] = own[0] if own[0] == own[1] else own
+    elif own[0] < height or own[1] < width:
+        warnings.warn(
+            f"{data.source}: images of {own[0]}x{own[1]} are enlarged to {height}x{width}; --image-size takes another",
+            DataWarning,
+            stacklevel=2,
         )
     return found
 
