@@ -145,6 +145,11 @@ class DataConfig:
     label_column: str = option(
         "", help="column of Parquet files with the labels, or none; found by its name when not given"
     )
+    value_range: tuple[float, float] | Literal["full", "auto", "percentile"] = option(
+        "full",
+        help="of images of more than 8 bits, which values become black and white: two numbers; full, all of 16 bits; "
+        "auto, the least and the greatest that there are; percentile, all but one in a thousand at either end",
+    )
     place: str = option("", help="where `source` was when it was trained on, from the root of the file system")
     train_digest: str = option("", help="of the images that were trained on, and their labels")
     held_out_digest: str = option("", help="of those that were held out")
@@ -153,6 +158,8 @@ class DataConfig:
         coerce_fields(self)
         check(2 <= self.levels <= 256, "levels", "2 to 256", self.levels)
         check(0 < self.held_out_fraction < 1, "held_out_fraction", "between 0 and 1", self.held_out_fraction)
+        values = self.value_range
+        check(isinstance(values, str) or values[0] < values[1], "value_range", "a lower number, then a higher", values)
         check(self.shuffle_window >= 1, "shuffle_window", "a positive number", self.shuffle_window)
         check(self.workers >= 0, "workers", "0 or more", self.workers)
 

@@ -51,6 +51,13 @@ class Prepare:
     label_column: Annotated[
         str, tyro.conf.arg(help="column of Parquet files with the labels, or none; found by its name when not given")
     ] = ""
+    value_range: Annotated[
+        tuple[float, float] | Literal["full", "auto", "percentile"],
+        tyro.conf.arg(
+            help="of images of more than 8 bits, which values become black and white: two numbers; full, all of 16 "
+            "bits; auto, the least and the greatest that there are; percentile, all but one in a thousand at either end"
+        ),
+    ] = "full"
     variant: Annotated[
         str,
         tyro.conf.arg(help="name of this version of the data set, in place of what its files tell; kept in results"),
@@ -92,7 +99,7 @@ def run(args: Prepare | Check) -> None:
         with Progress() as progress:
             manifest = check_prepared(args.check, progress.checking)
         return print(f"{args.check}: sound: {_summary(manifest)}")
-    reading = Reading(args.image_column, args.label_column)
+    reading = Reading(args.image_column, args.label_column, args.value_range)
     request = Request(args.image_size, args.channels, args.levels, skip_bad=args.skip_bad, reading=reading)
     with Progress() as progress:
         manifest, known = prepare(

@@ -93,8 +93,8 @@ def run(args: Any) -> None:
     known = known_images(checkpoint.read_config(args.out).data, args.out) if resuming else None
     with Progress(quiet=not ranks.first) as progress:
         try:
-            if not resuming and init is None:
-                sections = follow_data(sections, args.typed)
+            if not resuming:
+                sections = follow_data(sections, args.typed | ({"image_size", "channels"} if init else set()))
             splits = open_data(sections, progress.loading, known)
         except FileNotFoundError as error:
             if not resuming:

@@ -131,7 +131,7 @@ def read_names(run: Path) -> frozenset[str] | None:
         with gzip.open(run / SPLIT_FILE) as file:
             text = file.read(_MOST_BYTES + 1)
         values = json.loads(text) if len(text) <= _MOST_BYTES else None
-        names = frozenset([*values["train"], *values["held_out"]])
+        names = frozenset([*values["train"], *values["held_out"]]) if isinstance(values, dict) else frozenset()
     except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, RecursionError):
         return None
     return names if names and all(isinstance(name, str) for name in names) else None

@@ -15,9 +15,10 @@ from tarflow.data.records import Part, Source
 from tarflow.data.request import Reading, Request
 from tarflow.data.sets import ImageSet as ImageSet
 from tarflow.data.sets import Splits as Splits
-from tarflow.data.sources import open_source
+from tarflow.data.sources import open_measured
 from tarflow.data.split import check_fraction, own_split, seeded_split
 from tarflow.data.streamed import Storage, StreamedSplits, is_streamed, open_streamed
+from tarflow.data.value_range import Values
 
 
 def load(
@@ -52,7 +53,7 @@ def load(
         skip_bad: leave out records that cannot be read, and list them in `skipped`, instead of an error.
         storage: "memory"; or "stream", for as many as fit into `streamed.LOADED_BYTES` of a set that does not fit into
             memory, chosen by a seed; or "auto" (see `load_or_stream`).
-        reading: the columns of Parquet files, where it is to be others than those that are found.
+        reading: the columns of Parquet files, where it is to be others than those that are found; the range of values.
         progress: called with (images decoded, of how many) every few images.
 
     Raises:
@@ -69,7 +70,7 @@ def load(
 
 def _opened(source: str, request: Request) -> Source:
     """The source, with those of its records that are to be seen."""
-    opened = open_source(source, request.reading)
+    opened = open_measured(source, request.reading)
     if request.only is None:
         return opened
     only = request.only
@@ -135,7 +136,7 @@ def load_held_out(
     Arguments and errors are those of `load`.
     """
     request = Request(image_size, channels, levels, class_names, skip_bad, progress, reading or Reading())
-    opened = None if is_prepared(source) else open_source(source, request.reading)
+    opened = None if is_prepared(source) else open_measured(source, request.reading)
     if opened and storage == "stream":
         streamed = open_streamed(source, opened, request, held_out_fraction=held_out_fraction, split_seed=split_seed)
         return streamed.held_out.loaded()
@@ -174,7 +175,7 @@ def load_all(
     request = Request(image_size, channels, levels, class_names, skip_bad, progress, reading or Reading())
     if is_prepared(source):
         return open_all_prepared(source, request), ()
-    opened = open_source(source, request.reading)
+    opened = open_measured(source, request.reading)
     sets, skipped = _read(source, opened, opened.parts, request)
     return _concatenate(sets), skipped
 
@@ -191,6 +192,7 @@ def _read(
         levels=source.levels,
         image_size=request.size,
         channels=request.channels,
+        values=Values(source.value_range),
         skip_bad=request.skip_bad,
         progress=request.progress,
         new_stack=lambda part: Stack(len(part.names)),

@@ -12,6 +12,7 @@ from typing import IO, Any, Literal, Protocol, TypeAlias, overload
 import numpy as np
 
 from tarflow.data.errors import DataError
+from tarflow.data.value_range import ValueRange
 
 Split: TypeAlias = Literal["train", "validation", "test", "all"]
 
@@ -128,7 +129,8 @@ class Source:
     """All splits of a source, training first. `class_names` None: a label is its own name.
 
     `files` are those that the records lie in; none where each record is a file of its own, or none is. `variant` names
-    which of several versions of a data set this is, where its files tell.
+    which of several versions of a data set this is, where its files tell. `value_range` is that of images of more than
+    8 bits.
     """
 
     parts: tuple[Part, ...]
@@ -136,6 +138,7 @@ class Source:
     levels: int = 256
     files: tuple[Location, ...] = ()
     variant: str = ""
+    value_range: ValueRange = "full"
 
 
 SPLIT_ORDER: tuple[Split, ...] = ("train", "validation", "test", "all")

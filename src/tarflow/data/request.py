@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tarflow.config import DataConfig
 from tarflow.data.errors import DataError
 from tarflow.data.pixels import check_levels
+from tarflow.data.value_range import ValueRange
 
 NO_COLUMN = "none"  # as the name of a column: no such column is read
 
@@ -18,17 +19,19 @@ class Reading:
 
     Attributes:
         image_column, label_column: of Parquet files; "" finds out, and "none" reads no labels.
+        value_range: of images of more than 8 bits, see `data.value_range`.
         strict: whether such a column must be there; a run's columns are only looked for in other data.
     """
 
     image_column: str = ""
     label_column: str = ""
+    value_range: ValueRange = "full"
     strict: bool = True
 
     @classmethod
     def of(cls, data: DataConfig, *, strict: bool = True) -> Reading:
         """That of a run's data."""
-        return cls(data.image_column, data.label_column, strict)
+        return cls(data.image_column, data.label_column, data.value_range, strict)
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import itertools
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.parquet_files import find_parquet, find_parquet_below
 from tarflow.data.prepared import is_prepared, prepared_source, read_manifest
-from tarflow.data.records import Source
-from tarflow.data.request import Reading
+from tarflow.data.records import Content, Source
+from tarflow.data.request import NO_COLUMN, Reading
+from tarflow.data.value_range import measure
 
 _FILES = {"parquet": "Parquet files", "idx": "IDX files", "batches": "batches of ImageNet"}
 GROUPS_PROBED, PROBED = 32, 512  # groups, and images in them, whose heads are read to learn the size of all
@@ -23,6 +26,7 @@ KNOWN_NAMES = ("digits", "fashion-mnist")
 def open_source(source: str, reading: Reading | None = None) -> Source:
     """Find out what `source` is, and scan it; nothing is decoded yet. `reading` says how its records are read."""
     reading = reading or Reading()
+    _check_columns(source, reading)
     if source == "digits":
         from tarflow.data.digits import open_digits
 
@@ -43,6 +47,32 @@ def open_source(source: str, reading: Reading | None = None) -> Source:
     return _open_folder(path, reading) if path.is_dir() else _open_file(path, reading)
 
 
+def _check_columns(source: str, reading: Reading) -> None:
+    """Raise `DataError` where columns are asked for of what has none."""
+    given = [name for name in (reading.image_column, reading.label_column) if name not in ("", NO_COLUMN)]
+    path = Path(source).expanduser()
+    if not given or not reading.strict or source.startswith("hub:") or (path.is_file() and path.suffix == ".parquet"):
+        return
+    if source in KNOWN_NAMES or (
+        path.exists() and not (path.is_dir() and _folder_kind(path) in ("parquet", "prepared"))
+    ):
+        raise DataError(f"{source}: has no column {given[0]!r}, as only Parquet files have any")
+
+
+def open_measured(source: str, reading: Reading) -> Source:
+    """`open_source` whose range of values is one of numbers, or "full"."""
+    from tarflow.data.images import raw_values
+
+    opened, value_range = open_source(source, reading), reading.value_range
+    if value_range in ("auto", "percentile"):
+
+        def read(content: Content) -> Any:
+            return raw_values(content) if isinstance(content, bytes | Path) else None
+
+        value_range = measure(source, opened, value_range, read)
+    return dataclasses.replace(opened, value_range=value_range)
+
+
 def common_size(source: str, reading: Reading | None = None) -> tuple[int, int] | None:
     """(H, W) of the images, where all of the `PROBED` that are looked at agree; else None. Nothing is decoded."""
     from tarflow.data.images import size_of
@@ -58,8 +88,9 @@ def common_size(source: str, reading: Reading | None = None) -> tuple[int, int] 
             for content in contents[:: max(1, len(contents) * len(some) // PROBED)]:
                 if isinstance(content, bytes | Path):
                     sizes.add(size_of(content))
-        if not groups and isinstance(content := next(part.contents(), None), np.ndarray):
-            sizes.add(content.shape[1:])  # rows of an array, all alike
+        for row in itertools.islice(() if groups else part.contents(), 1):
+            if isinstance(row, np.ndarray):
+                sizes.add(row.shape[1:])  # as all of the array
     sizes.discard(None)
     return sizes.pop() if len(sizes) == 1 else None
 

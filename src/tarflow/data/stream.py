@@ -18,6 +18,7 @@ from tarflow.data.pixels import check_levels, requantize
 from tarflow.data.records import Content
 from tarflow.data.request import NO_COLUMN, Reading
 from tarflow.data.sources import is_folder_of_images, open_source
+from tarflow.data.value_range import Values
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Stream:
     channels: int
     own_levels: int
     levels: int
+    values: Values
 
     def __iter__(self) -> Generator[Record, None, None]:
         """Records in order, a few hundred ahead of what was asked for. `close` ends the reading."""
@@ -56,11 +58,12 @@ class Stream:
                     yield Record(index, name, None, str(read))
                 else:
                     yield Record(index, name, read)
+        self.values.say(self.source)
 
     def _read(self, record: tuple[str, Content]) -> tuple[str, Tensor | DataError]:
         name, content = record
         try:
-            pixels = torch.tensor(read_one(content, self.own_levels, self.image_size, self.channels))
+            pixels = torch.tensor(read_one(content, self.own_levels, self.image_size, self.channels, self.values))
         except DataError as error:
             return name, error
         return name, pixels if self.levels == self.own_levels else requantize(pixels, self.own_levels, self.levels)
@@ -86,6 +89,8 @@ def open_stream(
     if channels not in (1, 3):
         raise DataError(f"channels: expected 1 (grey) or 3 (RGB), got {channels}")
     check_levels(levels)
+    reading = reading or Reading()
+    values = Values(reading.value_range)
     if is_folder_of_images(source):
         root = Path(source).expanduser()
         others = Others()
@@ -97,9 +102,9 @@ def open_stream(
         if total == 0:
             open_source(source)  # raises the error that names what else is there
         others.say(root)
-        return Stream(source, total, files, image_size, channels, 256, levels)
+        return Stream(source, total, files, image_size, channels, 256, levels, values)
 
-    opened = open_source(source, dataclasses.replace(reading or Reading(), label_column=NO_COLUMN))
+    opened = open_source(source, dataclasses.replace(reading, label_column=NO_COLUMN))
     total = sum(len(part.names) for part in opened.parts)
     if total == 0:
         raise DataError(f"{source}: holds no images")
@@ -107,4 +112,4 @@ def open_stream(
     def rows() -> Iterator[tuple[str, Content]]:
         return (row for part in opened.parts for row in zip(part.names, part.contents(), strict=True))
 
-    return Stream(source, total, rows, image_size, channels, opened.levels, levels)
+    return Stream(source, total, rows, image_size, channels, opened.levels, levels, values)

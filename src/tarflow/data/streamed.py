@@ -24,10 +24,12 @@ from tarflow.data.records import Group, Part, Source
 from tarflow.data.request import Request
 from tarflow.data.sets import ImageSet
 from tarflow.data.split import own_split, seeded_split
+from tarflow.data.value_range import Values
 
 Storage: TypeAlias = Literal["auto", "memory", "stream"]
 
 MEMORY_SHARE = 0.5  # of the machine's memory that images may take before they are streamed
+VALUE_PROBES = 4  # the same, where only the range of their values is not known
 PROBES = 32  # records that are decoded to learn the shape of all, spread over the set
 LOADED_BYTES = 1 << 30  # images of a streamed set that are brought into memory to score or to compare with
 
@@ -127,7 +129,7 @@ class StreamedSet:
         run, they are asked for when it goes on.
         """
         groups = tuple(group.rows for group in self.groups)
-        facts = (self.files, groups, self.spec.shape, self.spec.levels, self.levels)
+        facts = (self.files, groups, self.spec.shape, self.spec.levels, self.levels, self.spec.value_range)
         digest = hashlib.blake2b(repr(facts).encode(), digest_size=16)
         digest.update(self.rows.numpy().data)
         if self.labels is not None:
@@ -178,7 +180,7 @@ def is_streamed(source: str, opened: Source, request: Request, storage: Storage)
     size, channels = request.size, request.channels or 3
     if size is None:
         try:
-            channels, *size = probe(source, parts, opened.levels, request)  # type: ignore[assignment]
+            channels, *size = probe(source, parts, opened.levels, request, Values(opened.value_range))  # type: ignore[assignment]
         except DataError:
             return False  # whoever reads all of it says best what is wrong
     bytes_needed = sum(len(part.names) for part in parts) * channels * math.prod(size or ())
@@ -202,7 +204,10 @@ def open_streamed(
     for part in parts:
         if not part.names:
             raise DataError(f"{source}: holds no images")
-    spec = Spec(probe(source, parts, opened.levels, request), opened.levels, request.size, request.channels)
+    values = Values(opened.value_range)
+    shape = probe(source, parts, opened.levels, request, values)
+    values.say(source)
+    spec = Spec(shape, opened.levels, request.size, request.channels, opened.value_range)
     labelled = [replace(part, labels=_known(part, opened.class_names)) for part in parts]
     labels, class_names = label_tensors(
         source, opened, labelled, [range(len(part.names)) for part in parts], request.class_names
@@ -225,23 +230,28 @@ def open_streamed(
     return StreamedSplits(some(0, split[0]), some(0, split[1]), False, opened.variant)
 
 
-def probe(source: str, parts: Sequence[Part], levels: int, request: Request) -> tuple[int, int, int]:
+def probe(
+    source: str, parts: Sequence[Part], levels: int, request: Request, values: Values | None = None
+) -> tuple[int, int, int]:
     """The shape (C, H, W) that images are to have: as asked for, or as the first image of some groups have it.
 
-    Raises `DataError` where sizes differ, or none can be read.
+    `values` is told the values of those. Raises `DataError` where sizes differ, or none can be read.
     """
-    if request.size is not None and request.channels is not None:
-        return request.channels, *request.size
+    asked = (request.channels, *request.size) if request.size is not None and request.channels is not None else None
+    if asked is not None and values is None:
+        return asked
     groups = [group for part in parts for group in part.groups or ()]
-    step = max(1, len(groups) // PROBES)
+    step = max(1, len(groups) // (PROBES if asked is None else VALUE_PROBES))
     found, problem = [], "no images"
     for group in groups[::step]:
         for content in group.read():
             try:
-                found.append(read_one(content, levels, request.size, request.channels).shape)
+                found.append(read_one(content, levels, request.size, request.channels, values).shape)
                 break
             except DataError as error:
                 problem = str(error)
+    if asked is not None:
+        return asked
     if not found:
         raise DataError(f"{source}: none of the first images can be read: {problem}")
     sizes = sorted({shape[1:] for shape in found})

@@ -24,11 +24,12 @@ from tarflow.config import (
 from tarflow.data.errors import DataWarning
 from tarflow.data.identity import MOVED, Known, located, open_known, place_of
 from tarflow.data.load import Splits, load_or_stream
-from tarflow.data.prepared import is_prepared
+from tarflow.data.prepared import is_prepared, read_manifest
 from tarflow.data.request import Reading, Request
 from tarflow.data.sets import ImageSet
-from tarflow.data.sources import common_size
+from tarflow.data.sources import common_size, open_measured
 from tarflow.data.streamed import StreamedSet, StreamedSplits
+from tarflow.data.value_range import ValueRange
 from tarflow.model.flow import TarFlow
 from tarflow.ranks import Ranks
 
@@ -71,7 +72,7 @@ def open_data(
 
 
 def follow_data(sections: Sections, typed: Collection[str]) -> dict[str, dict[str, Any]]:
-    """The sections with the data's own channels and size, where those of the recipe were not `typed`.
+    """The sections with the data's own channels, size and range of values, where they were not `typed`.
 
     A recipe's size is the largest: smaller images keep theirs, if patches divide it, and are enlarged only with a
     `DataWarning`. Images of several sizes get the recipe's, and a prepared set has its own.
@@ -81,6 +82,8 @@ def follow_data(sections: Sections, typed: Collection[str]) -> dict[str, dict[st
     if "channels" not in typed:
         model.pop("channels", None)
     data = from_dict(DataConfig, found.get("data", {}), "data")
+    if data.value_range in ("auto", "percentile") or is_prepared(located(data)):
+        found["data"]["value_range"] = _measured(data)
     size, patch = model.get("image_size"), model.get("patch_size")
     own = common_size(located(data), Reading.of(data))
     if size is None or own is None:
@@ -98,6 +101,20 @@ def follow_data(sections: Sections, typed: Collection[str]) -> dict[str, dict[st
             stacklevel=2,
         )
     return found
+
+
+def _measured(data: DataConfig) -> ValueRange:
+    """The range of values that a prepared set has, or that "auto" and "percentile" come to."""
+    where = located(data)
+    if not is_prepared(where):
+        return open_measured(where, Reading.of(data)).value_range
+    manifest = read_manifest(Path(where).expanduser())
+    if data.value_range not in ("full", manifest.value_range, manifest.asked.value_range):
+        raise ConfigError(
+            f"data.value_range: {data.source} was prepared with {manifest.value_range}, got {data.value_range}; "
+            "prepare it anew with another"
+        )
+    return manifest.value_range
 
 
 def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
