@@ -218,6 +218,7 @@ class TrainingConfig:
     sample_every: int = option(1000, help="steps between two sample sheets; 0 draws none")
     save_every: int = option(1000, help="steps between two checkpoints")
     keep_last: int = option(2, help="checkpoints kept beside the best one")
+    init_from: str = option("", help="the weights that the run started from, and their digest; none where it is empty")
 
     def __post_init__(self) -> None:
         coerce_fields(self)
