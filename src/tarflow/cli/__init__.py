@@ -109,7 +109,8 @@ def _warnings_in_one_line() -> Iterator[None]:
     said: set[str] = set()  # a command may open the same data several times
 
     def show(message: Any, category: type[Warning], *where: Any, **named: Any) -> None:
-        if issubclass(category, DataWarning) and str(message) in said:
+        of_another_rank = os.environ.get("RANK", "0") != "0"  # all of them open the data
+        if issubclass(category, DataWarning) and (str(message) in said or of_another_rank):
             return
         said.add(str(message))
         if issubclass(category, DamageWarning | DataWarning):

@@ -92,6 +92,8 @@ def run(args: Any) -> None:
     if args.init is not None and not resuming:
         init, said = _start_from(args, sections)
     known = known_images(checkpoint.read_config(args.out).data, args.out) if resuming else None
+    if known is not None and "source" in args.typed:  # data that are named have to be the same, no more and no less
+        known = dataclasses.replace(known, names=lambda: None)
     with Progress(quiet=not ranks.first) as progress:
         try:
             if not resuming:

@@ -65,7 +65,7 @@ def open_data(
     found, difference = open_known(located(data), request, known, **options)
     if difference is not None:
         raise ConfigError(
-            f"data.source: {data.source}: the training images are not those that {known.run} was trained on: "
+            f"data.source: the training images are not those that {known.run} was trained on: {data.source}: "
             f"{difference}; {MOVED}"
         )
     return found
