@@ -73,8 +73,6 @@ def test_sizes_that_do_not_fit_get_the_recipes_with_a_word(tmp_path: Path, capsy
     Image.new("L", (6, 4)).save(odd / "other.png")
     assert train(odd, tmp_path / "c") == 0 and model(tmp_path / "c").image_size == 8
     assert "enlarged" not in capsys.readouterr().err
-    assert train("digits", tmp_path / "d", "--held-out-fraction", "0.01") == 0
-    assert (model(tmp_path / "d").image_size, model(tmp_path / "d").channels) == (8, 1)
 
 
 def test_a_plan_follows_the_data_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
