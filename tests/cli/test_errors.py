@@ -546,6 +546,9 @@ GROUPS: dict[str, dict[str, Case]] = {
             ["data.source", "unlabelled", "changed", "--data"],
             "Put them back, or name their new place.",
         ),
+        "a run among its own images": Case(
+            "train --data {p}/unlabelled --out {p}/unlabelled", ["--out", "unlabelled"], "Give another `--out`."
+        ),
         "start from garbage": Case(
             "train --data digits --init {p}/garbage.pth --out {o}", ["garbage.pth"], "Give a run or a checkpoint."
         ),

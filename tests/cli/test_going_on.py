@@ -41,6 +41,11 @@ def test_init_keeps_the_noise_of_its_weights_and_leaves_a_trace(
         traces.add(after.init_from.partition(" (")[2])
         assert "starts from weights" not in capsys.readouterr().err
         assert resume(tmp_path / f"{name}-on") == 0 and training(tmp_path / f"{name}-on").init_from == after.init_from
+    again = tmp_path / "uniform-on"
+    assert resume(again, "--init", str(tmp_path / "uniform")) == 0, "the same command once more"
+    capsys.readouterr()
+    assert resume(again, "--init", str(tmp_path / "gaussian")) == 2
+    assert f"the run in {again} started from {tmp_path / 'uniform'} (" in capsys.readouterr().err
     assert len(traces) == 2, "the weights, not only the name"
     other = ["--init", str(tmp_path / "uniform"), "--noise", "gaussian", "--noise-std", "0.05"]
     assert train(photos, tmp_path / "other", *other) == 0

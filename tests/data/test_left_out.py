@@ -88,3 +88,15 @@ def test_images_are_not_written_among_those_of_the_run(tmp_path: Path, capsys: p
     assert main(["sample", str(run), "-n", "2", "--out", str(classes / "some.npz")]) == 0
     (classes / "some.npz").unlink()
     assert load_all(str(classes))[0].class_names == ("cat", "dog")
+
+
+def test_a_run_does_not_begin_in_a_folder_of_its_own_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("cat", "dog"):
+        write_images(tmp_path / "classes" / name, 12)
+    for out in (tmp_path / "classes", tmp_path / "classes" / "cat"):
+        assert train(tmp_path / "classes", out) == 2
+        said = capsys.readouterr().err
+        assert f"--out {out}: holds images of {tmp_path / 'classes'}: expected a directory of its own" in said
+    assert sorted(path.name for path in (tmp_path / "classes").iterdir()) == ["cat", "dog"]
+    (tmp_path / "classes" / "run").mkdir()
+    assert train(tmp_path / "classes", tmp_path / "classes" / "run") == 0

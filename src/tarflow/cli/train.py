@@ -73,7 +73,7 @@ def options(argv: Sequence[str]) -> type:
 def run(args: Any) -> None:
     from tarflow import checkpoint, storage
     from tarflow.cli.progress import Progress
-    from tarflow.data.identity import MOVED
+    from tarflow.data.identity import MOVED, check_run_place
     from tarflow.devices import pick_device
     from tarflow.evaluation.run_data import known_images
     from tarflow.ranks import Ranks
@@ -91,12 +91,20 @@ def run(args: Any) -> None:
     init, said = None, list[str]()
     if args.init is not None and not resuming:
         init, said = _start_from(args, sections)
-    known = known_images(checkpoint.read_config(args.out).data, args.out) if resuming else None
+    stored = checkpoint.read_config(args.out) if resuming else None
+    if args.init is not None and stored is not None and stored.training is not None:
+        began = stored.training.init_from
+        if not began.startswith(f"{args.init} ("):
+            raise ConfigError(
+                f"--init {args.init}: the run in {args.out} started from {began or 'no other weights'}; leave it out"
+            )
+    known = None if stored is None else known_images(stored.data, args.out)
     if known is not None and "source" in args.typed:  # data that are named have to be the same, no more and no less
         known = dataclasses.replace(known, names=lambda: None)
     with Progress(quiet=not ranks.first) as progress:
         try:
             if not resuming:
+                check_run_place(args.out, sections["data"].get("source", "digits"))
                 sections = follow_data(sections, args.typed | ({"image_size", "channels"} if init else set()))
             splits = open_data(sections, progress.loading, known)
         except FileNotFoundError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tarflow import storage as files
 from tarflow.config import DataConfig
 from tarflow.data.errors import DataError, DataWarning
-from tarflow.data.folder import is_run
+from tarflow.data.folder import image_paths, is_run
 from tarflow.data.load import Splits, load_or_stream
 from tarflow.data.prepared import is_prepared
 from tarflow.data.request import Request
@@ -135,6 +135,16 @@ def read_names(run: Path) -> frozenset[str] | None:
     except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, RecursionError):
         return None
     return names if names and all(isinstance(name, str) for name in names) else None
+
+
+def check_run_place(out: Path, source: str) -> None:
+    """Raise DataError where a new run would lie in a folder that holds some of its own images: as a run's directory it
+    would be left out of them. An own directory among the images may be one."""
+    place = place_of(source)
+    if not place or not out.is_dir() or not out.resolve().is_relative_to(Path(place).resolve()):
+        return
+    if is_folder_of_images(place) and next(image_paths(out), None) is not None:
+        raise DataError(f"--out {out}: holds images of {source}: expected a directory of its own")
 
 
 def check_outside(option: str, out: Path, source: str) -> None:
