@@ -22,7 +22,7 @@ from tarflow.data.sources import is_folder_of_images, open_source
 from tarflow.data.streamed import Storage, StreamedSplits
 
 SPLIT_FILE = "split.json.gz"
-_MOST_BYTES = 1 << 30  # of names, which is fifteen million files or so: what is larger is something else
+_MOST_BYTES = 1 << 28  # of names, some five million: of more, or of what only claims to be names, none are read
 MOVED = "where the data have moved, name their new place by --data"
 
 
