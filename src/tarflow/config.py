@@ -33,11 +33,13 @@ class TarFlowConfig:
     16
     """
 
-    image_size: int | tuple[int, int] = option(help="height and width in pixels, one number for a square")
+    image_size: int | tuple[int, int] = option(
+        help="height and width in pixels, one number for a square; that of the data, or a recipe's, when not given"
+    )
     patch_size: int = option(help="side of a square patch in pixels; smaller is better and slower")
     width: int = option(help="channels of the Transformers, a multiple of the head dimension")
     layers: tuple[int, ...] = option(help="Transformer layers of each block, one entry a block")
-    channels: int = option(3, help="channels of the images: 1 is grey, 3 is RGB")
+    channels: int = option(3, help="channels of the images: 1 is grey, 3 is RGB; those of the data when not given")
     num_classes: int = option(0, help="number of classes, 0 for an unconditional model")
     transform: Literal["affine", "additive"] = option(
         "affine", help="affine (shift and scale) or additive (the volume-preserving variant)"
@@ -140,11 +142,25 @@ class DataConfig:
     shuffle_window: int = option(8192, help="images that a stream shuffles together, and holds encoded in memory")
     workers: int = option(2, help="processes that decode a stream; 0 decodes between the steps")
     variant: str = option("", help="which of several versions of the data set; what its files tell when not given")
+    image_column: str = option("", help="column of Parquet files with the images; found by its name when not given")
+    label_column: str = option(
+        "", help="column of Parquet files with the labels, or none; found by its name when not given"
+    )
+    value_range: tuple[float, float] | Literal["full", "auto", "percentile"] = option(
+        "full",
+        help="of images of more than 8 bits, which values become black and white: two numbers; full, all of 16 bits; "
+        "auto, the least and the greatest that there are; percentile, all but one in a thousand at either end",
+    )
+    place: str = option("", help="where `source` was when it was trained on, from the root of the file system")
+    train_digest: str = option("", help="of the images that were trained on, and their labels")
+    held_out_digest: str = option("", help="of those that were held out")
 
     def __post_init__(self) -> None:
         coerce_fields(self)
         check(2 <= self.levels <= 256, "levels", "2 to 256", self.levels)
         check(0 < self.held_out_fraction < 1, "held_out_fraction", "between 0 and 1", self.held_out_fraction)
+        values = self.value_range
+        check(isinstance(values, str) or values[0] < values[1], "value_range", "a lower number, then a higher", values)
         check(self.shuffle_window >= 1, "shuffle_window", "a positive number", self.shuffle_window)
         check(self.workers >= 0, "workers", "0 or more", self.workers)
 
@@ -207,6 +223,7 @@ class TrainingConfig:
     keep_last: int = option(2, help="checkpoints kept beside the best one")
     # Drawn when the run begins. Two runs of one config have equal ones.
     run: str | None = field(default=None, compare=False, metadata={"help": "the run that a checkpoint belongs to"})
+    init_from: str = option("", help="the weights that the run started from, and their digest; none where it is empty")
 
     def __post_init__(self) -> None:
         coerce_fields(self)

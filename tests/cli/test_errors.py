@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -139,6 +141,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source = DataConfig(source=str(root / "unlabelled"), held_out_fraction=share)
         write_config(root / name, RunConfig(few.config, source, TrainingConfig(steps=1)))
 
+    shutil.copytree(root / "begun", root / "changed")
+    config["data"] |= {"source": str(root / "unlabelled"), "place": str(root / "unlabelled")}
+    config["data"] |= {"train_digest": "those", "held_out_digest": "of others"}
+    (root / "changed" / "config.json").write_text(json.dumps(config))
+    flow = tarflow.TarFlow(tarflow.TarFlowConfig(**config["model"]))
+    flow.save_weights(root / "changed" / "model.safetensors")
+
     (root / "empty").mkdir()
     (root / "documents").mkdir()
     (root / "documents" / "notes.txt").write_text("no image")
@@ -165,6 +174,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(root / "labels.npz", images=np.zeros((2, 4, 4), np.uint8), labels=np.array([0, 2**40]))
     np.savez(root / "floats.npz", images=np.zeros((2, 4, 4)))
     (root / "garbage.parquet").write_bytes(b"no table")
+    two = {"image": [b""], "fine_label": [0], "coarse_label": [0]}
+    pq.write_table(pa.table(two), root / "labels.parquet")
+    for split in ("train", "test"):
+        image(f"bottle/bottle/{split}/0.png", 4, 4), image(f"twice/{split}A/0.png", 4, 4)
+        image(f"twice/{split}B/0.png", 4, 4)
+        image(f"either/{split}{'-images' if split == 'test' else ''}/0.png", 4, 4)
+    image("wide/0.png", 4, 4)
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(root / "wide" / "1.tif")
     prepare("digits", root / "prepared", Request())
     prepare("digits", root / "damaged", Request())
     (root / "pickled").mkdir()
@@ -542,6 +559,14 @@ GROUPS: dict[str, dict[str, Case]] = {
         "data that have moved": Case(
             "train --resume --out {p}/moved", ["gone", "--data"], "Name their new place; they are known by a digest."
         ),
+        "other data in their place": Case(
+            "train --resume --out {p}/changed",
+            ["data.source", "unlabelled", "changed", "--data"],
+            "Put them back, or name their new place.",
+        ),
+        "a run among its own images": Case(
+            "train --data {p}/unlabelled --out {p}/unlabelled", ["--out", "unlabelled"], "Give another `--out`."
+        ),
         "start from garbage": Case(
             "train --data digits --init {p}/garbage.pth --out {o}", ["garbage.pth"], "Give a run or a checkpoint."
         ),
@@ -581,6 +606,32 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "a class that training lacks": Case(
             "train --data {p}/unseen --out {o}", ["dog", "train"], "Add it to the training folder, or remove it."
+        ),
+        "splits inside of a class": Case(
+            "train --data {p}/bottle --out {o}", ["bottle", "train/ and test/"], "Give the folder that holds them."
+        ),
+        "splits or classes": Case(
+            "train --data {p}/either --out {o}", ["test-images/", "train/"], "Name them alike, or otherwise."
+        ),
+        "two folders for one split": Case(
+            "train --data {p}/twice --out {o}", ["testA/", "testB/", "test split"], "Give one of them at a time."
+        ),
+        "several columns of labels": Case(
+            "train --data {p}/labels.parquet --out {o}",
+            ["fine_label", "coarse_label", "--label-column"],
+            "Choose one, or `none`.",
+        ),
+        "a column that is not there": Case(
+            "train --data {p}/labels.parquet --label-column species --out {o}", ["species", "fine_label"], "The same."
+        ),
+        "a column of a folder": Case(
+            "train --data {p}/unlabelled --label-column species --out {o}", ["unlabelled", "species"], "Leave it out."
+        ),
+        "pixels without a range": Case(
+            "train --data {p}/wide --out {o}", ["1.tif", "--value-range"], "Give the range that they have."
+        ),
+        "a range that is none": Case(
+            "train --data {p}/wide --value-range 9 5 --out {o}", ["value_range", "9", "5"], "The lower one first."
         ),
         "an archive that is none": Case("train --data {p}/garbage.npz --out {o}", ["garbage.npz"], "Write it again."),
         "an archive without images": Case(
@@ -641,7 +692,7 @@ GROUPS: dict[str, dict[str, Case]] = {
             ["1.png: not an image", "skip_bad"],
             "Remove it, or add `--skip-bad`, and `--resume`.",
             while_it_runs,
-            ("out/config.json", "out/metrics.jsonl"),
+            ("out/config.json", "out/metrics.jsonl", "out/split.json.gz"),
         ),
         "no window to shuffle": Case(
             "train --recipe digits --shuffle-window 0 --out {o}", ["shuffle_window", "0"], "Give some thousand."
@@ -733,6 +784,9 @@ GROUPS: dict[str, dict[str, Case]] = {
         "a negative number in float64": Case(
             "evaluate {p}/unconditional --data {p}/mixed --float64 -1", ["--float64", "-1"], "0 scores none."
         ),
+        "data that have changed": Case(
+            "evaluate {p}/changed", ["unlabelled", "changed", "--data"], "Put them back, or name their new place."
+        ),
         "no data stored": Case("evaluate {p}/model-only", ["model-only", "data"], "Give a run that was trained here."),
         "denoise with a model of exact images": Case(
             "denoise {p}/uniform digits --out {o}", ["uniform", "--noise-std"], "Use a run of Gaussian noise."
@@ -766,6 +820,9 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "score with no draws": Case(
             "score {p}/run {p}/mixed --draws 0 --out {o}.csv", ["draws", "0"], "Give one or more; 4 is usual."
+        ),
+        "maps among the images": Case(
+            "score {p}/run {p}/mixed --maps {p}/mixed/maps --out {o}.csv", ["--maps", "mixed"], "Give another place."
         ),
         "maps into a file": Case(
             "score {p}/run {p}/mixed --maps {p}/bad.toml --out {o}.csv", ["bad.toml"], "Give a new directory."
@@ -872,7 +929,7 @@ GROUPS: dict[str, dict[str, Case]] = {
             ["out/checkpoints/step-1", "room on the disk"],
             "Make room, then `--resume`.",
             full_disk_for_state,
-            ("out/config.json", "out/metrics.jsonl", "out/model.safetensors"),
+            ("out/config.json", "out/metrics.jsonl", "out/model.safetensors", "out/split.json.gz"),
         ),
         "a directory that is read-only": Case(
             "sample {p}/run -n 2 --out {o}.png", ["out.png", "Permission denied"], "Give another `--out`.", read_only

@@ -21,10 +21,11 @@ from tarflow import checkpoint
 from tarflow.checkpoint import write_config
 from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
-from tarflow.data.load import load, load_held_out
+from tarflow.data.load import load
 from tarflow.data.noise import noisy_images
-from tarflow.evaluation import held_out, run_data
+from tarflow.evaluation import held_out
 from tarflow.evaluation.held_out import HELD_OUT_FILE
+from tarflow.evaluation.run_data import open_held_out
 from tarflow.seeding import seeded_generator
 
 
@@ -148,9 +149,9 @@ def test_the_reference_is_kept_and_computed_again_when_it_is_stale(place: Path, 
 
     def counted(*args: Any, **options: Any) -> Any:
         calls.append(args)
-        return load_held_out(*args, **options)
+        return open_held_out(*args, **options)
 
-    monkeypatch.setattr(run_data, "load_held_out", counted)
+    monkeypatch.setattr(held_out, "open_held_out", counted)
     first = score(place, "run", place / "photos")
     kept = (place / "run" / HELD_OUT_FILE).read_text()
     assert score(place, "run", place / "photos") == first

@@ -12,6 +12,7 @@ from flow_cases import build
 from tarflow import TarFlow
 from tarflow.config import ConfigError, TrainingConfig
 from tarflow.data.batches import batch_indices
+from tarflow.data.errors import DataWarning
 from tarflow.training.setup import check_resumable, resolve, start_from, step_counts
 from training_cases import MODEL, TRAINING, run_config, splits
 
@@ -39,6 +40,15 @@ def test_contradictions_and_unknown_fields_are_refused_by_name(section: str, fie
     sections[section][field] = value
     with pytest.raises(ConfigError, match=rf"{section}\.{field}"):
         resolve(sections, splits())
+
+
+def test_classes_without_a_training_image_are_named() -> None:
+    found = splits()
+    gaps = dataclasses.replace(found.train, class_names=("dark", "light", "blue", "red"))
+    sections = {"model": MODEL, "training": TRAINING}
+    with pytest.warns(DataWarning, match="2 of 4 classes have no training image: blue, red"):
+        resolve(sections, dataclasses.replace(found, train=gaps))
+    resolve(sections | {"data": {"conditional": False}}, dataclasses.replace(found, train=gaps))
 
 
 def test_steps_or_epochs_are_needed() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tarflow.cli.streams import standard_streams
+from tarflow.data.errors import DataWarning
 from tarflow.storage import DamageWarning
 from tarflow.training.interrupt import Interrupted, leave_when_interrupted
 
@@ -140,17 +141,23 @@ def _one_line(box: str) -> str:
 
 @contextlib.contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Damaged files that were passed over are always said, without the line of our code that Python adds."""
+    """Damaged files that were passed over, and doubts about data, are always said, without a line of our code."""
     usual = warnings.showwarning
+    said: set[str] = set()  # a command may open the same data several times
 
     def show(message: Any, category: type[Warning], *where: Any, **named: Any) -> None:
-        if issubclass(category, DamageWarning):
+        of_another_rank = os.environ.get("RANK", "0") != "0"  # all of them open the data
+        if issubclass(category, DataWarning) and (str(message) in said or of_another_rank):
+            return
+        said.add(str(message))
+        if issubclass(category, DamageWarning | DataWarning):
             print(f"tarflow: warning: {message}", file=sys.stderr)
         else:
             usual(message, category, *where, **named)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", DamageWarning)
+        warnings.simplefilter("always", DataWarning)
         warnings.showwarning = show
         yield
 

@@ -60,8 +60,10 @@ def run(args: Denoise) -> None:
     from tarflow.cli.output import SampleWriter
     from tarflow.data.load import load_all
     from tarflow.data.pixels import dequantize, scale_pixels
+    from tarflow.data.request import Reading
     from tarflow.devices import pick_device
     from tarflow.evaluation.psnr import psnr
+    from tarflow.evaluation.run_data import check_output
     from tarflow.sampling.denoise import denoise
     from tarflow.seeding import seeded_generator
 
@@ -78,6 +80,8 @@ def run(args: Denoise) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {value}")
+    if args.out.suffix.lower() != ".npz":
+        check_output(run, "--out", args.out, args.path)
     model = run.config.model
     label = class_number(run, args.label) if model.num_classes and args.label != "data" else None
     named = run.class_names if model.num_classes and args.label == "data" else None
@@ -88,6 +92,7 @@ def run(args: Denoise) -> None:
         levels=run.levels,
         class_names=named,
         skip_bad=args.skip_bad,
+        reading=None if run.config.data is None else Reading.of(run.config.data, strict=False),
     )
     for name, reason in skipped:
         print(f"skipped {name}: {reason}", file=sys.stderr)

@@ -101,12 +101,13 @@ def _config(args: Plan) -> tuple[RunConfig, int | None]:
     given = {name: getattr(args, name) for name in OF_MODEL if getattr(args, name) is not None}
     if args.data is not None:
         from tarflow.cli.progress import Progress
-        from tarflow.training.setup import check_sections, open_data, resolve
+        from tarflow.training.setup import check_sections, follow_data, open_data, resolve
 
         sections["data"]["source"] = args.data
         sections["model"] |= given
         check_sections(sections)
         with Progress() as progress:
+            sections = follow_data(sections, given)
             splits = open_data(sections, progress.loading)
         run, train = resolve(sections, splits), splits.train
         return run, len(train) if args.images is None else args.images

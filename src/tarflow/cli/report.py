@@ -31,6 +31,10 @@ class Report:
     out: Annotated[
         Path | None, tyro.conf.arg(help="the directory to write; `report` in the first RUN when not given")
     ] = None
+    data: Annotated[
+        str | None,
+        tyro.conf.arg(help="where the images of the runs' training are now; where they were then when not given"),
+    ] = None
     images: Annotated[int, tyro.conf.arg(help="images in a row of a figure; fewer is faster")] = 10
     limit: Annotated[int, tyro.conf.arg(help="held-out images that are scored; of more, a seeded choice")] = 1000
     seed: Annotated[int, tyro.conf.arg(help="seed of the samples and of the noise")] = 0
@@ -49,7 +53,7 @@ def run(args: Report) -> None:
 
     if not args.runs:
         raise ValueError("RUN: expected at least one run to report on")
-    settings = Settings(args.images, args.limit, args.seed)
+    settings = Settings(args.images, args.limit, args.seed, args.data)
     with Progress() as progress:
         page = write_report(args.runs, args.out, settings=settings, device=pick_device(args.device), say=progress.say)
     print(page)

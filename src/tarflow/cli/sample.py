@@ -56,10 +56,13 @@ def run(args: Sample) -> None:
     from tarflow.cli.progress import Progress
     from tarflow.data.images import columns_by_class
     from tarflow.devices import pick_device
+    from tarflow.evaluation.run_data import check_output
 
     if args.n < 1:
         raise ValueError(f"-n: expected a positive number, got {args.n}")
     run = open_run(args.run, pick_device(args.device))
+    if args.out.suffix.lower() != ".npz":
+        check_output(run, "--out", args.out)
     y = labels_of(run, args.classes, args.n)
     setting = setting_of(args.drawing, run)
     sampler = Sampler(run, args.solving)

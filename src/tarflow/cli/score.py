@@ -57,6 +57,12 @@ class Score:
             "their mean (white) to the most likely (blue), each on its own scale; doubles the time"
         ),
     ] = None
+    data: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="where the images of the run's training are now, for the percentiles; where they were when not given"
+        ),
+    ] = None
     draws: Annotated[int, tyro.conf.arg(help="draws of the noise for each image")] = 4
     seed: Annotated[int, tyro.conf.arg(help="seed of the noise")] = 0
     batch_size: Annotated[int | None, tyro.conf.arg(help="images scored at once")] = None
@@ -72,9 +78,11 @@ def run(args: Score) -> None:
     from tarflow.checkpoint import open_run
     from tarflow.cli.drawing import class_number
     from tarflow.cli.progress import Progress
+    from tarflow.data.request import Reading
     from tarflow.data.stream import open_stream
     from tarflow.devices import pick_device
     from tarflow.evaluation.held_out import scoring_of
+    from tarflow.evaluation.run_data import check_output
 
     _check(args)
     run = open_run(args.run, pick_device(args.device))
@@ -85,7 +93,15 @@ def run(args: Score) -> None:
         raise ValueError(f"--class: {args.run} is an unconditional model")
     label = None if args.label is None else class_number(run, args.label)
     scoring = scoring_of(run, label, draws=args.draws, seed=args.seed)
-    stream = open_stream(args.path, image_size=model.image_shape, channels=model.channels, levels=run.levels)
+    stream = open_stream(
+        args.path,
+        image_size=model.image_shape,
+        channels=model.channels,
+        levels=run.levels,
+        reading=None if run.config.data is None else Reading.of(run.config.data, strict=False),
+    )
+    if args.maps is not None:
+        check_output(run, "--maps", args.maps, args.path)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress())
@@ -191,7 +207,12 @@ def _reference(args: Score, run: Run, scoring: Scoring, progress: Progress) -> A
 
     try:
         found = held_out_scores(
-            run, scoring, batch_size=_batch_size(args, run), loading=progress.loading, progress=progress.scoring
+            run,
+            scoring,
+            source=args.data,
+            batch_size=_batch_size(args, run),
+            loading=progress.loading,
+            progress=progress.scoring,
         )
     except (ValueError, OSError) as error:
         reason = " ".join(str(error).split())

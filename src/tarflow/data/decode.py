@@ -22,6 +22,7 @@ import numpy as np
 from tarflow.data.assemble import read_one
 from tarflow.data.errors import DataError
 from tarflow.data.records import Content
+from tarflow.data.value_range import ValueRange, Values
 
 GRACE = 5.0  # seconds that a worker goes on after SIGTERM
 # What ends a whole job, or warns it: see `training.interrupt`.
@@ -52,10 +53,11 @@ class Spec:
     levels: int
     size: tuple[int, int] | None
     channels: int | None
+    value_range: ValueRange = "full"
 
     def read(self, content: Content) -> Any:
         """The pixels of one record. Raises `DataError` with the reason alone, `WrongShape` where it is unlike."""
-        pixels = read_one(content, self.levels, self.size, self.channels)
+        pixels = read_one(content, self.levels, self.size, self.channels, Values(self.value_range))
         channels, height, width = self.shape
         if pixels.shape[1:] != (height, width):
             found = "x".join(map(str, pixels.shape[1:]))

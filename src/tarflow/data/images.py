@@ -2,7 +2,8 @@
 
 Whatever a file holds becomes 8-bit grey (mode L) or RGB:
 
-- 16-bit grey is divided by 257 and rounded, so that white stays white (Pillow's `convert` saturates instead);
+- 16-bit grey is divided by 257 and rounded, so that white stays white (Pillow's `convert` saturates instead), or
+  spread over a range of values that was asked for (`value_range`);
 - transparency is laid over white, the paper that drawings and logos on a transparent ground are made for (black ink
   over black would vanish);
 - RGB to grey is luma (ITU-R 601-2), grey to RGB repeats the value;
@@ -14,6 +15,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tarflow.data.errors import DataError
+from tarflow.data.value_range import Values
 from tarflow.storage import replacing_file
 
 if TYPE_CHECKING:
@@ -35,10 +38,11 @@ SUFFIXES = frozenset(
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
-def decode(data: bytes, channels: int | None = None) -> Image.Image:
+def decode(data: bytes, channels: int | None = None, values: Values | None = None) -> Image.Image:
     """The image in `data`, the contents of a file, as mode L (channels 1) or RGB (channels 3).
 
-    Without `channels`, grey stays grey; a palette of greys is grey, an RGB image that happens to look grey is RGB.
+    `values` says how more than 8 bits become levels; None takes all 16. Without `channels`, grey stays grey; a palette
+    of greys is grey, an RGB image that happens to look grey is RGB.
     Raises `DataError` with the reason alone, for the caller knows the file's name: empty, not an image, truncated,
     a size beyond Pillow's limit (`Image.MAX_IMAGE_PIXELS`; Pillow itself only warns up to twice that), no fixed range.
     """
@@ -51,7 +55,7 @@ def decode(data: bytes, channels: int | None = None) -> Image.Image:
                 raise DataError(_too_large(f"{height}x{width}"))
             opened.load()  # everything is read here: nothing below can meet a truncated file
             upright = ImageOps.exif_transpose(opened) if opened.getexif().get(_ORIENTATION, 1) != 1 else opened
-            return convert(_flatten(upright), channels)
+            return convert(_flatten(upright, values or Values("full")), channels)
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -61,6 +65,19 @@ def decode(data: bytes, channels: int | None = None) -> Image.Image:
     except Exception as error:  # on damaged bytes Pillow's readers raise whatever their parsers meet
         detail = str(error) or type(error).__name__
         raise DataError(f"damaged or truncated: {' '.join(detail.split())}") from None
+
+
+def size_of(data: bytes | Path) -> tuple[int, int] | None:
+    """(H, W) of the image in a file or its contents, upright, from its head alone; None where it cannot be read."""
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_formats()) as opened,
+        ):
+            width, height = opened.size
+            return (width, height) if opened.getexif().get(_ORIENTATION, 1) >= 5 else (height, width)
+    except Exception:  # whoever reads all of it says what is wrong
+        return None
 
 
 def convert(image: Image.Image, channels: int | None) -> Image.Image:
@@ -140,15 +157,13 @@ def from_array(pixels: Any) -> Image.Image:
     return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
-def _flatten(image: Image.Image) -> Image.Image:
+def _flatten(image: Image.Image, values: Values) -> Image.Image:
     """Any image as mode L or RGB."""
     mode = image.mode
     if mode in ("L", "RGB") and "transparency" not in image.info:
         return image
-    if mode.startswith("I"):
-        return _from_16_bit(image)
-    if mode == "F":
-        raise DataError("floating-point pixels, which have no fixed range: expected whole numbers")
+    if has_more_bits(mode):
+        return _from_many_bits(image, values)
     if "transparency" in image.info or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         grey = mode in ("1", "L", "LA", "La")
         layer = image.convert("LA" if grey else "RGBA")
@@ -161,12 +176,23 @@ def _flatten(image: Image.Image) -> Image.Image:
     return flat
 
 
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    """`round(v/257)` of values 0..65535, in any of the modes I, I;16, I;16B, ..."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise DataError(f"whole numbers from {values.min()} to {values.max()}: expected at most 16 bits")
-    grey = ((values + 128) // 257).astype(np.uint8)
+def has_more_bits(mode: str) -> bool:
+    """Whether images of this mode have values of more than 8 bits: I, I;16, I;16B, F."""
+    return mode.startswith("I") or mode == "F"
+
+
+def raw_values(data: bytes | Path) -> Any:
+    """The values (H, W) of an image of more than 8 bits; None of another, or of what cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_formats()) as opened:
+            return np.asarray(opened) if has_more_bits(opened.mode) else None
+    except Exception:  # whoever reads all of it says what is wrong
+        return None
+
+
+def _from_many_bits(image: Image.Image, how: Values) -> Image.Image:
+    values = np.asarray(image)
+    grey = how.to_levels(values if image.mode == "F" else values.astype(np.int64))
     key = image.info.get("transparency")  # one value is transparent
     if isinstance(key, int):
         grey[values == key] = 255

@@ -39,8 +39,9 @@ from tarflow.data.prepared import (
 from tarflow.data.records import Part, Source
 from tarflow.data.request import Request
 from tarflow.data.sets import SetDigest
-from tarflow.data.sources import open_source
+from tarflow.data.sources import open_measured
 from tarflow.data.split import check_fraction, own_split, seeded_split
+from tarflow.data.value_range import Values
 
 _COPY_BYTES = 1 << 24  # pixels that are copied at a time
 PREPROCESSING = (
@@ -116,7 +117,8 @@ def prepare(
     times, or else the same contents.
 
     Args:
-        source, held_out_fraction, split_seed: as for `load`. request: its image size, channels, levels, `skip_bad`.
+        source, held_out_fraction, split_seed: as for `load`. request: its image size, channels, levels, `skip_bad`,
+            `reading`.
         variant: a name for this version of the data set, in place of what its files say.
         force: replace what was prepared otherwise.
         progress: called with what is being done and (how many, of how many).
@@ -132,8 +134,11 @@ def prepare(
         raise FileExistsError(f"{out}: expected a directory by its own name, which is made new")
     if is_prepared(source):
         raise DataError(f"{source}: is prepared already; expected the images that it was made of")
-    opened = open_source(source)
-    asked = Asked(request.image_size, request.channels, request.levels, held_out_fraction, split_seed, variant)
+    opened, how = open_measured(source, request.reading), request.reading
+    asked = Asked(
+        *(request.image_size, request.channels, request.levels, held_out_fraction, split_seed, variant),
+        *(how.image_column, how.label_column, how.value_range),
+    )
     files = files_digest(opened)
 
     def known() -> Manifest | None:
@@ -200,6 +205,7 @@ def _write(
         levels=opened.levels,
         image_size=request.size,
         channels=request.channels,
+        values=Values(opened.value_range),
         skip_bad=request.skip_bad,
         progress=_named(progress, "reading"),
         new_stack=new_stack,
@@ -273,6 +279,7 @@ def _write(
         own_split=own is not None,
         preprocessing=PREPROCESSING,
         skipped=tuple(skipped),
+        value_range=opened.value_range,
     )
     storage.write_json(folder / MANIFEST_FILE, to_dict(manifest))
     facts[MANIFEST_FILE] = storage.file_facts(folder / MANIFEST_FILE)

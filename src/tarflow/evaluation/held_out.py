@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,12 @@ from torch import Tensor
 from tarflow import storage
 from tarflow.checkpoint import Run
 from tarflow.data.batches import seeded_permutation
+from tarflow.data.fingerprint import files_digest
+from tarflow.data.hub import PREFIX
+from tarflow.data.identity import located, place_of
+from tarflow.data.prepared import MANIFEST_FILE, is_prepared, read_manifest
+from tarflow.data.request import Reading
+from tarflow.data.sources import KNOWN_NAMES, open_source
 from tarflow.evaluation.run_data import open_held_out, stored_data
 from tarflow.evaluation.scores import LabelPolicy, Progress, score_images
 from tarflow.model.block import NULL_CLASS
@@ -83,6 +90,7 @@ def held_out_scores(
     run: Run,
     scoring: Scoring,
     *,
+    source: str | None = None,
     batch_size: int | None = None,
     loading: Progress | None = None,
     progress: Progress | None = None,
@@ -90,7 +98,12 @@ def held_out_scores(
     """`score_pixels` of the held-out images of the run's own data, a seeded `MAX_IMAGES` of them where there are more.
 
     They are kept in RUN/held_out_scores.json beside what they depend on (the weights' digest, `scoring`, the data and
-    their split), and computed again where any of that differs. Where the run cannot be written to they are not kept.
+    their split), and computed again where any of that differs. Where the files are not what they were, by names, sizes
+    and times, the images are read again and held against what the run knows of them. Data that are gone say nothing
+    against scores that were kept. Where the run cannot be written to they are not kept.
+
+    Args:
+        source: where the data are now, if they have moved.
 
     Raises:
         ValueError, OSError: the data of the training cannot be read, or are not known.
@@ -98,23 +111,23 @@ def held_out_scores(
     data = stored_data(run)
     key = asdict(scoring) | {
         "weights": _digest(run),
-        "source": data.source,
+        "data": data.held_out_digest or data.source,
         "levels": run.levels,
         "held_out_fraction": data.held_out_fraction,
         "split_seed": data.split_seed,
         "max_images": MAX_IMAGES,
     }
     path = run.path / HELD_OUT_FILE
-    known = _read(path)
-    if known is not None and known["key"] == key:
+    known, files = _read(path), _files(source or located(data), Reading.of(data))
+    if known is not None and known["key"] == key and files in (None, known.get("files")):
         return torch.tensor([-math.inf if v is None else v for v in known["scores"]], dtype=torch.float64)
-    images = open_held_out(run, loading).images
+    images = open_held_out(run, source, progress=loading).images
     if len(images) > MAX_IMAGES:
         images = images[seeded_permutation(len(images), "held-out scores")[:MAX_IMAGES]]
     scores = score_pixels(run, images, scoring, batch_size=batch_size, progress=progress)
     values = [v if math.isfinite(v) else None for v in scores.tolist()]
     with contextlib.suppress(OSError):  # someone else's run: computed again next time
-        storage.write_json(path, {"key": key, "scores": values})
+        storage.write_json(path, {"key": key, "files": files, "scores": values})
     return scores
 
 
@@ -145,6 +158,21 @@ def scoring_of(run: Run, label: int | None, *, draws: int, seed: int) -> Scoring
     if label is None:
         return Scoring("marginal", None, draws, seed)
     return Scoring("null", None, draws, seed) if label == NULL_CLASS else Scoring("given", label, draws, seed)
+
+
+def _files(source: str, reading: Reading) -> str | None:
+    """What changes when the files of a source do; None where they are not to be had."""
+    if source in KNOWN_NAMES:
+        return source
+    if source.startswith(PREFIX) or not (place := place_of(source)):
+        return None
+    try:
+        if is_prepared(place):
+            manifest = Path(place) / MANIFEST_FILE
+            return f"{manifest.stat().st_mtime_ns} {read_manifest(Path(place)).held_out_digest}"
+        return files_digest(open_source(place, reading))
+    except (OSError, ValueError):
+        return ""  # whoever opens it says what is wrong
 
 
 def _digest(run: Run) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from tarflow import __version__, storage
 from tarflow.checkpoint import Run, open_run
+from tarflow.evaluation.run_data import check_output
 from tarflow.report import extremes, facts, figures
 from tarflow.report.content import Figure, Parts, Section, Strip, png, sheet
 from tarflow.report.page import Chapter, page
@@ -63,6 +64,8 @@ def write_report(
             raise ValueError(f"{run.path}: expected images of 1 or 3 channels, got {run.config.model.channels}")
     subjects = subjects_of(runs, settings or Settings())
     out = Path(paths[0]) / "report" if out is None else Path(out)
+    for run in runs:
+        check_output(run, "--out", out)
     (out / PICTURES).mkdir(parents=True, exist_ok=True)
     chapters = [_chapter(subject, say or (lambda text: None)) for subject in subjects]
     closing = [_section("resolutions", "Samples at several resolutions", lambda: resolutions(subjects))]

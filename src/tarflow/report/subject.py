@@ -37,11 +37,13 @@ class Settings:
         images: in a row of a figure.
         limit: held-out images that are scored; of more, a seeded choice.
         seed: of samples and of the noise on images.
+        data: where the images of the training are now; None is where they were.
     """
 
     images: int = 10
     limit: int = 1000
     seed: int = 0
+    data: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("images", "limit"):
@@ -90,7 +92,7 @@ class Subject:
     def _opened(self) -> Splits | str:
         _ = self.data  # Unavailable, with the reason, where there is none
         try:
-            return open_splits(self.run)
+            return open_splits(self.run, self.settings.data)
         except (OSError, ValueError) as error:  # moved, deleted, or no longer what it was: the rest can still be shown
             return f"The data cannot be read here ({error})."
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from tarflow import checkpoint, locks
 from tarflow.config import RunConfig
+from tarflow.data.load import Splits
+from tarflow.data.streamed import StreamedSplits
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow
 from tarflow.ranks import ALONE, Ranks
 from tarflow.training.resuming import open_directory, rewind_directory
@@ -27,8 +29,10 @@ class RunDirectory:
         self._held = contextlib.ExitStack()
         self._hold: locks.Hold | None = None
 
-    def open(self, config: RunConfig, *, resume: bool) -> tuple[RunConfig, Path | None]:
-        """Take the directory over for a run with `config`, on all ranks.
+    def open(
+        self, config: RunConfig, splits: Splits | StreamedSplits, *, resume: bool
+    ) -> tuple[RunConfig, Path | None]:
+        """Take the directory over for a run with `config` on `splits`, on all ranks.
 
         Returns the config with the run's identity, and the checkpoint to go on from, None where there is none.
         """
@@ -37,7 +41,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self._hold = self._held.enter_context(locks.exclusive(self.path))
             checkpoint.check_free(self.path, resume=resume)  # another may have come and gone in between
-            return open_directory(self.path, config)
+            return open_directory(self.path, config, splits)
 
         return self.ranks.on_first(take_over)
 

@@ -13,10 +13,13 @@ from typing import Any
 import torch
 
 from tarflow import checkpoint, storage
-from tarflow.config import RunConfig
+from tarflow.config import ConfigError, RunConfig
+from tarflow.data.identity import write_names
+from tarflow.data.load import Splits
+from tarflow.data.streamed import StreamedSplits
 from tarflow.model.flow import WEIGHTS_FILE
 from tarflow.training.optimizer import moments_of
-from tarflow.training.setup import check_resumable
+from tarflow.training.setup import check_resumable, step_counts
 
 # What the state of a run holds besides the weights and the optimizer, and of which type.
 _NUMBERS: dict[str, tuple[type, ...]] = {
@@ -32,8 +35,8 @@ _NUMBERS: dict[str, tuple[type, ...]] = {
 _SETTINGS = ("orthogonal", "factor", "betas", "eps", "weight_decay", "amsgrad", "maximize")
 
 
-def open_directory(out: Path, config: RunConfig) -> tuple[RunConfig, Path | None]:
-    """Make `out` ready for a run with `config`; what its config is, and the checkpoint to go on from, None without one.
+def open_directory(out: Path, config: RunConfig, splits: Splits | StreamedSplits) -> tuple[RunConfig, Path | None]:
+    """Make `out` ready for a run on `splits`; what its config is, and the checkpoint to go on from, None without one.
 
     The config is the given one with the identity of the run: that of the run in `out`, a new one where none is there.
     What a killed process left half-written is cleared away. Damaged checkpoints are passed over with a `DamageWarning`.
@@ -61,7 +64,31 @@ def open_directory(out: Path, config: RunConfig) -> tuple[RunConfig, Path | None
             found = training.run if training else None
         _check_identity(found, identity, path)
     checkpoint.write_config(out, config)
+    write_names(out, splits)
     return config, latest
+
+
+def extend(out: Path, config: RunConfig, num_images: int) -> str | None:
+    """Let the run in `out` go on to the steps or epochs of `config`; what that means, None where they are its own.
+
+    The learning rate follows the schedule of the longer run from here on, so that the run is another one than if it had
+    been begun with so many steps. Raises ConfigError: fewer steps than were taken, or another change besides.
+    """
+    stored = checkpoint.read_config(out)
+    assert stored.training is not None and config.training is not None
+    more = dataclasses.replace(stored.training, steps=config.training.steps, epochs=config.training.epochs)
+    if more == stored.training:
+        return None
+    longer = dataclasses.replace(stored, training=more)
+    check_resumable(longer, config, out)
+    before, after = (step_counts(training, num_images)[0] for training in (stored.training, more))
+    latest = checkpoint.latest_checkpoint(out)
+    taken = 0 if latest is None else int(latest.name.removeprefix("step-"))
+    if after < taken:
+        raise ConfigError(f"training.steps: the run in {out} has taken {taken} steps, got {after}: expected no fewer")
+    with storage.exclusive(out):
+        checkpoint.write_config(out, longer)
+    return f"{after} steps instead of {before}; the learning rate follows the schedule of {after} from step {taken} on"
 
 
 def rewind_directory(out: Path, latest: Path | None, step: int, best_step: int | None) -> None:

@@ -91,7 +91,7 @@ def train(
     with collect_signals() as stop, contextlib.closing(RunDirectory(out, ranks)) as directory:
         with naming_the_lost(ranks):
             check_agreement(config, splits, ranks)
-            config, latest = directory.open(config, resume=resume)
+            config, latest = directory.open(config, splits, resume=resume)
             trainer = Trainer(config, splits, directory, engine, report or (lambda metrics: None), init)
             if latest is not None:
                 trainer.restore(checkpoint.load_state(latest), latest)
