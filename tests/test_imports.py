@@ -17,6 +17,7 @@ ROOMS = [
     "fields",
     "config",
     "storage",
+    "destination",
     "seeding",
     "devices",
     "ranks",

@@ -399,6 +399,9 @@ GROUPS: dict[str, dict[str, Case]] = {
         "unknown kind of output": Case(
             "sample {p}/run --out {o}.jpg", [".jpg"], "A sheet is `.png`, an archive `.npz`; else a directory."
         ),
+        "samples among other files": Case(
+            "sample {p}/run --out {p}/documents", ["documents", "notes.txt", "empty"], "Give a new or empty directory."
+        ),
     },
     "Quality and sweeps": {
         "quality without its extra": Case(

@@ -28,7 +28,7 @@ class Denoise:
         tyro.conf.Positional[Path], tyro.conf.arg(help="a run, a directory with a model, or one step-N", metavar="RUN")
     ]
     path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="the noisy images", metavar="PATH")]
-    out: Annotated[Path, tyro.conf.arg(help="a directory, sheet.png or images.npz")]
+    out: Annotated[Path, tyro.conf.arg(help="a new directory, sheet.png or images.npz")]
     noise_std: Annotated[float | None, tyro.conf.arg(help="σ, instead of the one stored with the model")] = None
     label: Annotated[
         str,
@@ -57,7 +57,7 @@ def run(args: Denoise) -> None:
 
     from tarflow.checkpoint import open_run
     from tarflow.cli.drawing import class_number
-    from tarflow.cli.output import SampleWriter
+    from tarflow.cli.output import SampleWriter, check_out
     from tarflow.data.load import load_all
     from tarflow.data.pixels import dequantize, scale_pixels
     from tarflow.devices import pick_device
@@ -65,6 +65,7 @@ def run(args: Denoise) -> None:
     from tarflow.sampling.denoise import denoise
     from tarflow.seeding import seeded_generator
 
+    check_out(args.out)
     device = pick_device(args.device)
     run = open_run(args.run, device)
     sigma = args.noise_std if args.noise_std is not None else run.sigma

@@ -29,7 +29,10 @@ class Report:
         tyro.conf.arg(help="runs, directories with a model, or single step-N", metavar="RUN [RUN ...]"),
     ]
     out: Annotated[
-        Path | None, tyro.conf.arg(help="the directory to write; `report` in the first RUN when not given")
+        Path | None,
+        tyro.conf.arg(
+            help="the directory to write, `report` in the first RUN when not given; an older report there is replaced"
+        ),
     ] = None
     images: Annotated[int, tyro.conf.arg(help="images in a row of a figure; fewer is faster")] = 10
     limit: Annotated[int, tyro.conf.arg(help="held-out images that are scored; of more, a seeded choice")] = 1000

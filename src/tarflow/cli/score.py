@@ -103,14 +103,16 @@ def run(args: Score) -> None:
 
 def _check(args: Score) -> None:
     """Raise ValueError naming the option, before anything is read."""
+    from tarflow.destination import check_vacant
+
     if args.out.suffix.lower() != ".csv" or args.out.is_dir():
         raise ValueError(f"--out {args.out}: expected the name of a .csv file")
     if args.draws < 1:
         raise ValueError(f"--draws: expected a positive number, got {args.draws}")
     if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"--batch-size: expected a positive number, got {args.batch_size}")
-    if args.maps is not None and args.maps.exists() and (not args.maps.is_dir() or any(args.maps.iterdir())):
-        raise FileExistsError(f"--maps {args.maps}: expected a new or an empty directory")
+    if args.maps is not None:
+        check_vacant(args.maps, "--maps")
     if args.maps is not None and not args.maps.parent.is_dir():
         raise FileNotFoundError(f"--maps {args.maps}: {args.maps.parent} is no directory")
 

@@ -22,6 +22,8 @@ from tarflow.sampling.setting import Setting
 SCALES = (0.0, 0.5, 1.0, 2.0, 3.0)  # the paper's best with classes are 1 to 3
 UNCONDITIONAL_SCALES = (0.0, 0.1, 0.2, 0.5)  # and 0.2 without, at this temperature
 UNCONDITIONAL_TEMPERATURE = 0.3
+SWEEP = "sweep"  # the directory in a run
+SWEEP_FILES = ("sweep.json", "sweep.md", "sweep.svg")
 
 Draw: TypeAlias = Callable[[Setting, int], Tensor]
 """draw(setting, seed): samples as uint8 pixels (N, C, H, W)."""
@@ -130,24 +132,47 @@ def best_row(rows: Sequence[Row], judge: Judge, by: Kind = "FD") -> Row:
     return min(measured, key=lambda row: sign * row.figures[judge.extractor.figure(by)].value)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What a file of `write_rows` holds: its key, its rows, and what was said of them when the sweep was done."""
+
+    key: dict[str, Any]
+    rows: list[Row]
+    more: dict[str, Any]
+
+    def replaced_by(self, key: dict[str, Any], settings: Sequence[Setting]) -> str | None:
+        """What is lost when a sweep of other settings, or of another key, is written over this one; None where nothing
+        is."""
+        differs = sorted(name for name in self.key.keys() | key.keys() if self.key.get(name) != key.get(name))
+        if differs:
+            return f"{len(self.rows)} settings measured with other {', '.join(differs)}"
+        lost = sum(row.setting not in settings for row in self.rows)
+        return f"{lost} of {len(self.rows)} settings measured before, which are not in this grid" if lost else None
+
+
 def read_rows(path: Path, key: dict[str, Any]) -> list[Row]:
     """The rows of a file of `write_rows` with the same `key`: none where it is missing, or is of something else."""
+    stored = read_sweep(path)
+    return stored.rows if stored is not None and stored.key == key else []
+
+
+def read_sweep(path: Path) -> Stored | None:
+    """What `write_rows` left in a file; None where it is missing, damaged, or written by another version."""
     if not path.is_file():
-        return []
+        return None
     try:
         stored = read_json(path)
-        if stored["key"] != key:
-            return []
-        return [
+        rows = [
             Row(
                 from_dict(Setting, row["setting"]),
-                {name: _figure(values) for name, values in row["figures"].items()},
+                {str(name): _figure(values) for name, values in row["figures"].items()},
                 str(row["failed"]),
             )
             for row in stored["rows"]
         ]
+        return Stored(dict(stored["key"]), rows, {k: v for k, v in stored.items() if k not in ("key", "rows")})
     except (ValueError, KeyError, TypeError, AttributeError):
-        return []  # written by another version, or damaged: measured again
+        return None
 
 
 def _figure(values: dict[str, Any]) -> Figure:

@@ -9,9 +9,10 @@ import torch
 
 from tarflow import __version__, storage
 from tarflow.checkpoint import Run, open_run
+from tarflow.destination import check_vacant
 from tarflow.report import extremes, facts, figures
 from tarflow.report.content import Figure, Parts, Section, Strip, png, sheet
-from tarflow.report.page import Chapter, page
+from tarflow.report.page import MARK, Chapter, page
 from tarflow.report.subject import Say, Settings, Subject, Unavailable, slug
 
 PAGE = "report.html"
@@ -46,15 +47,17 @@ def write_report(
     Args:
         paths: runs, hub directories or single checkpoints.
         out: a directory, made where it is missing; None is `report` in the first of the runs. The page is written last
-            and whole or not at all, and an older one is replaced.
-        say: called with a line before each section.
+            and whole or not at all. An older report there is replaced, pictures and all.
+        say: called with a line before each section, and with one where a report is replaced.
 
     Returns:
         The path of the page.
 
     Raises:
         FileNotFoundError, ValueError: a path that is no run, or no path at all; images that are neither grey nor RGB.
+        FileExistsError: what would be replaced in `out` is not of an older report.
     """
+    say = say or (lambda text: None)
     if not paths:
         raise ValueError("expected at least one run to report on")
     runs = [open_run(path, device) for path in paths]
@@ -63,17 +66,31 @@ def write_report(
             raise ValueError(f"{run.path}: expected images of 1 or 3 channels, got {run.config.model.channels}")
     subjects = subjects_of(runs, settings or Settings())
     out = Path(paths[0]) / "report" if out is None else Path(out)
-    (out / PICTURES).mkdir(parents=True, exist_ok=True)
-    chapters = [_chapter(subject, say or (lambda text: None)) for subject in subjects]
+    if _holds_report(out):
+        say(f"{out / PAGE}: replaced by this report, with its pictures")
+    out.mkdir(parents=True, exist_ok=True)
+    chapters = [_chapter(subject, say) for subject in subjects]
     closing = [_section("resolutions", "Samples at several resolutions", lambda: resolutions(subjects))]
     if len(subjects) == 1:
         closing = []
-    for section in [*closing, *(s for chapter in chapters for s in chapter.sections)]:
-        for part in section.parts:
-            if isinstance(part, Figure):
-                _write_figure(out / PICTURES, part, section.name)
+    with storage.replacing_directory(out / PICTURES) as pictures:
+        for section in [*closing, *(s for chapter in chapters for s in chapter.sections)]:
+            for part in section.parts:
+                if isinstance(part, Figure):
+                    _write_figure(pictures, part, section.name)
     storage.write_text(out / PAGE, page(chapters, closing, _footer(subjects)))
     return out / PAGE
+
+
+def _holds_report(out: Path) -> bool:
+    """Whether there is an older report in `out`. FileExistsError where something else goes by one of its names."""
+    pictures = out / PICTURES
+    check_vacant(pictures, ours=[p.name for p in pictures.glob("*.png")])
+    if not (out / PAGE).exists():
+        return False
+    if not (out / PAGE).is_file() or MARK not in (out / PAGE).read_text(encoding="utf-8", errors="replace"):
+        raise FileExistsError(f"{out / PAGE}: not written by `tarflow report`; give another --out")
+    return True
 
 
 def subjects_of(runs: Sequence[Run], settings: Settings) -> list[Subject]:
@@ -139,8 +156,7 @@ def _section(name: str, title: str, compute: Callable[[], Parts]) -> Section:
 def _write_figure(folder: Path, figure: Figure, section: str) -> None:
     """One PNG file a figure, its strips below each other."""
     prefix = section.removesuffix(section.rpartition("-")[2])  # that of the run
-    with storage.replacing_file(folder / f"{prefix}{figure.name}.png") as temporary:
-        temporary.write_bytes(png(sheet([strip.images for strip in figure.strips])))
+    (folder / f"{prefix}{figure.name}.png").write_bytes(png(sheet([strip.images for strip in figure.strips])))
 
 
 def _footer(subjects: Sequence[Subject]) -> str:
