@@ -9,8 +9,8 @@ from pathlib import Path
 def check_vacant(path: str | Path, option: str = "", *, ours: Collection[str] = ()) -> None:
     """Raise FileExistsError unless `path` is missing, or a directory that holds nothing but entries named in `ours`.
 
-    Hidden entries do not count: systems leave them where somebody has looked at a directory. `option` is what `path` was
-    given by.
+    Hidden entries do not count: systems leave them where somebody has looked at a directory. `option` is what `path`
+    was given by.
     """
     path = Path(path)
     name = f"{option} {path}".lstrip()

@@ -27,7 +27,7 @@ class Demo:
     """Train two small flows on scikit-learn's 8x8 digits, one for samples and one for likelihoods; then score, sample
     and denoise, and check the samples by a classifier that saw only real digits. Takes a few minutes on two cores.
 
-    Leaves report.html with its pictures, samples.png, denoising.png, figures.json and both runs in --out, a new or empty
+    Leaves report.html with its pictures, samples.png, denoising.png, figures.json and both runs in --out, a new
     directory. Interrupted, it goes on where it was; done already, it makes all but the runs again.
 
     Examples:

@@ -24,7 +24,7 @@ class Sample:
       tarflow sample runs/cifar10 -n 50000 --seed 1 --out samples.npz
 
     A name ending in .png is one sheet; in .npz, arrays `images` (N, H, W, C) uint8 and `labels`; anything else is a new
-    or empty directory for PNG files. Samples of a model that was trained with Gaussian noise are denoised with its σ. Where
+    directory for PNG files. Samples of a model that was trained with Gaussian noise are denoised with its σ. Where
     `tarflow sweep` has found the best guidance and denoising, those are the default, and a line on stderr says so.
     """
 
