@@ -58,6 +58,7 @@ def run(args: Denoise) -> None:
     from tarflow.checkpoint import open_run
     from tarflow.cli.drawing import class_number
     from tarflow.cli.output import SampleWriter, check_out
+    from tarflow.cli.progress import Progress
     from tarflow.data.load import load_all
     from tarflow.data.pixels import dequantize, scale_pixels
     from tarflow.devices import pick_device
@@ -75,14 +76,16 @@ def run(args: Denoise) -> None:
         )
     model = run.config.model
     named = run.class_names if model.num_classes and args.label == "data" else None
-    images, skipped = load_all(
-        args.path,
-        image_size=model.image_shape,
-        channels=model.channels,
-        levels=run.levels,
-        class_names=named,
-        skip_bad=args.skip_bad,
-    )
+    with Progress() as progress:
+        images, skipped = load_all(
+            args.path,
+            image_size=model.image_shape,
+            channels=model.channels,
+            levels=run.levels,
+            class_names=named,
+            skip_bad=args.skip_bad,
+            progress=progress.loading,
+        )
     for name, reason in skipped:
         print(f"skipped {name}: {reason}", file=sys.stderr)
     if args.limit is not None:

@@ -72,6 +72,7 @@ def run(args: Any) -> None:
     from tarflow.cli.progress import Progress
     from tarflow.devices import pick_device
     from tarflow.ranks import Ranks
+    from tarflow.report.facts import duration
     from tarflow.training.setup import open_data, resolve
     from tarflow.training.trainer import train
 
@@ -103,7 +104,7 @@ def run(args: Any) -> None:
     if not ranks.first:
         return
     print(
-        f"{args.out}: {result.steps} steps in {result.seconds:.0f} s, best held-out {result.best_score:.4f} {measure} "
+        f"{args.out}: {result.steps} steps in {duration(result.seconds)}, best held-out {result.best_score:.4f} {measure} "
         f"at step {result.best_step}, {result.skipped} steps skipped",
         file=sys.stderr,
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tarflow.data.noise import Noise, check_noise, noisy_images
-from tarflow.evaluation.scores import Progress, check_policy, default_batch_size, in_passes, under_each_class
+from tarflow.evaluation.scores import Progress, beyond, check_policy, default_batch_size, under_each_class
 from tarflow.evaluation.shares import standard_error
 from tarflow.model.flow import TarFlow
 from tarflow.seeding import seeded_generator
@@ -50,16 +50,14 @@ class BayesClassification:
         return {k: v if math.isfinite(v) else None for k, v in zip(BAYES_KEYS, values, strict=True)}
 
 
-def log_posterior(
-    flow: TarFlow, x: Tensor, *, prior: Tensor | None = None, progress: Progress | None = None
-) -> Tensor:
+def log_posterior(flow: TarFlow, x: Tensor, *, prior: Tensor | None = None, progress: Progress | None = None) -> Tensor:
     """log p(y|x) = log p(x|y) + log p(y) - log Σ_y' p(x|y') p(y'), nats, (B, K), on the model's device.
 
     Every image goes through the flow once a class; gradients are not kept.
 
     Args:
         flow: a conditional model. x: (B, C, H, W), floating; as many are encoded at once.
-        progress: called with (passes of an image, of how many).
+        progress: see `scores.Progress`.
         prior: p(y), (K,), such as the frequencies of the classes; None: all alike.
 
     Raises:
@@ -98,7 +96,7 @@ def evaluate_bayes(
 
     Args:
         images: (N, C, H, W) uint8. labels: (N,), each a class. prior: see `log_posterior`.
-        progress: called with (done, total), in images times draws.
+        progress: see `scores.Progress`.
 
     Raises:
         ValueError: an unconditional model, an image without a label, or arguments that do not fit each other.
@@ -112,7 +110,7 @@ def evaluate_bayes(
     step = default_batch_size(flow) if batch_size is None else batch_size
     if step < 1:
         raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
-    count = len(images)
+    count, classes = len(images), flow.config.num_classes
     confidence, correct, loss = (torch.empty(draws, count, dtype=torch.float64) for _ in range(3))
     for start in range(0, count, step):
         rows = slice(start, min(start + step, count))
@@ -120,7 +118,7 @@ def evaluate_bayes(
         for draw in range(draws):
             generators = [seeded_generator(seed, "evaluation", draw, k) for k in range(rows.start, rows.stop)]
             x = noisy_images(images[rows], levels, noise, noise_std, generators)
-            passed = in_passes(progress, start * draws + draw * len(y), len(y), count * draws)
+            passed = beyond(progress, (start * draws + draw * len(y)) * classes, count * draws * classes)
             posterior = log_posterior(flow, x, prior=prior, progress=passed).cpu().double()  # (b, K)
             best = posterior.max(dim=1)
             confidence[draw, rows] = best.values.exp()

@@ -236,15 +236,17 @@ def unit_name(key: str) -> str:
 def duration(seconds: float) -> str:
     """Seconds in words.
 
-    >>> duration(36.3), duration(151.7), duration(8000)
-    ('36 s', '2 min 32 s', '2 h 13 min')
+    >>> duration(36.3), duration(151.7), duration(8000), duration(400_000)
+    ('36 s', '2 min 32 s', '2 h 13 min', '4 d 15 h')
     """
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
 
 
 def cards(facts: list[tuple[str, str]]) -> Markup:
