@@ -104,8 +104,8 @@ def run(args: Any) -> None:
     if not ranks.first:
         return
     print(
-        f"{args.out}: {result.steps} steps in {duration(result.seconds)}, best held-out {result.best_score:.4f} {measure} "
-        f"at step {result.best_step}, {result.skipped} steps skipped",
+        f"{args.out}: {result.steps} steps in {duration(result.seconds)}, best held-out {result.best_score:.4f} "
+        f"{measure} at step {result.best_step}, {result.skipped} steps skipped",
         file=sys.stderr,
     )
 

@@ -22,8 +22,8 @@ Progress: TypeAlias = Callable[[int, int], None]
 """progress(done, total), in passes of an image through the flow: images times draws, and times classes where an image
 goes through it once a class."""
 
-CPU_TOKENS = 1 << 11  # patches of pairs of image and class at once there: more do not fit into the caches
 BATCH_TOKENS = 1 << 14  # patches encoded at once where the batch size is ours to choose: 64 images of 256
+CPU_TOKENS = 1 << 11  # at most of them at once on a CPU: more take up to 1.4 times as long, being beyond its caches
 
 
 def score_images(
@@ -131,7 +131,7 @@ def log_likelihood(
     if policy == "marginal":
         scores = under_each_class(flow, flow.log_prob, x, batch_size=batch_size, progress=progress)
         return scores.logsumexp(dim=1) - math.log(flow.config.num_classes)
-    parts = []
+    batch_size, parts = _pass_size(flow, batch_size), []
     # Autocast would lower the products: a score is in the precision of the weights.
     with torch.no_grad(), torch.autocast(flow.device.type, enabled=False):
         for start in range(0, len(x), batch_size):
@@ -154,15 +154,14 @@ def under_each_class(
     """`compute(x, y)` of every image (N, C, H, W) under every class, (N, K, …), on the model's device, no gradients.
 
     Pairs of image and class go through the flow `batch_size` at a time at most, so that few images under many classes
-    take a few full passes and not K thin ones: one image under 100 classes takes a twentieth of the time on an H200, and
-    half of it on a CPU. Nothing is shared between the classes of an image: a class is added to every
+    take a few full passes and not K thin ones: one image under 100 classes takes a twentieth of the time on an H200,
+    and half of it on a CPU. Nothing is shared between the classes of an image: a class is added to every
     token before the first layer, and what comes before it, one product of D by W a token, is a ten-thousandth of the
     work (0.01 % of the products at patch 2, width 256 and 6 blocks of 6 layers).
     """
     classes, device = flow.config.num_classes, flow.device
     total = len(x) * classes
-    if device.type == "cpu":
-        batch_size = min(batch_size, max(1, CPU_TOKENS // flow.config.num_patches))
+    batch_size = _pass_size(flow, batch_size)
     parts = []
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         for start in range(0, total, batch_size):
@@ -199,6 +198,13 @@ def _checked_batch_size(flow: TarFlow, batch_size: int | None) -> int:
     if batch_size < 1:
         raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
     return batch_size
+
+
+def _pass_size(flow: TarFlow, batch_size: int) -> int:
+    """How many of a batch go through the flow at once."""
+    if flow.device.type != "cpu":
+        return batch_size
+    return min(batch_size, max(1, CPU_TOKENS // flow.config.num_patches))
 
 
 def _check_pixels(images: Tensor, levels: int) -> None:
