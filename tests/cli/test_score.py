@@ -273,7 +273,7 @@ def test_images_are_ranked_by_what_was_asked_for(by: str, place: Path) -> None:
 def test_what_was_found_best_against_others_is_the_default_and_is_said(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Flat images have so short a code that complexity tells them from noise, and likelihood takes them for the best."""
+    """Flat images have so short a code that complexity tells them from noise, and likelihood does not."""
     (place / "flat").mkdir()
     for i in range(6):
         Image.new("L", (4, 4), 100 + i).save(place / "flat" / f"{i}.png")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tarflow import storage
-from tarflow.data.images import save_png, save_sheet
+from tarflow.data.images import class_captions, save_png, save_sheet
 from tarflow.data.pixels import to_8bit, to_pixels
 from tarflow.destination import check_vacant
 
@@ -73,7 +73,8 @@ class SampleWriter:
             return
         images = torch.cat(self.kept)
         if self.out.suffix.lower() == ".png":
-            save_sheet(self.out, images, columns=self.columns)
+            captions = None if self.labels is None else class_captions(self.labels, self.run.class_names)
+            save_sheet(self.out, images, columns=self.columns, captions=captions)
             return
         arrays = {"images": images.permute(0, 2, 3, 1).numpy()}
         if self.labels is not None:
