@@ -38,7 +38,8 @@ class Progress:
         self.stage = ""
         self.spoke = self.mark = time.monotonic()  # of the last line, and of when the stage had done what had `begun`
         self.ended = self.mark  # when the stage before told of something last
-        self.begun = self.done = self.total = 0
+        self.begun = self.total = 0
+        self.done = 0.0
         self.rate = 0.0
         self.text = ""  # of the last step whose metrics were read
         self.unread = 0
@@ -75,7 +76,7 @@ class Progress:
         """Those of the run's own held-out images, which are kept."""
         self._advance("scoring held-out images", done, total, "passes")
 
-    def sampling(self, done: int, total: int) -> None:
+    def sampling(self, done: float, total: int) -> None:
         """Images drawn so far; those that are on their way count by the share of the blocks that they are through."""
         self._advance("sampling", done, total, "images")
 
@@ -112,7 +113,7 @@ class Progress:
             return self.say(f"step {step}: {', '.join(facts)}")
         if self.stage != "training":
             self._stage("training", metrics["step"])  # now: what took the time until here is no measure of a step
-            self.done = self.total = 0
+            self.done, self.total = 0.0, 0
             if metrics["step"] > 1:
                 self.say(f"resumed: from step {metrics['step'] - 1}")
         if "loss" in metrics:  # of most steps there is the number alone: reading more would stop the device
@@ -131,7 +132,7 @@ class Progress:
         self.mark = time.monotonic() if began is None else began
         self.spoke = self.mark + FIRST_SECONDS - LINE_SECONDS
 
-    def _advance(self, verb: str, done: int, total: int, unit: str = "", text: str = "") -> None:
+    def _advance(self, verb: str, done: float, total: int, unit: str = "", text: str = "") -> None:
         now = time.monotonic()
         if verb != self.stage or done < self.done or self.done == self.total > 0:  # or the next of the same kind
             self._stage(verb, began=self.ended)
@@ -139,14 +140,14 @@ class Progress:
         left = ""
         if self.begun < done < total:
             left = f"{duration((now - self.mark) / (done - self.begun) * (total - done))} left"
-        parts = [f"{verb} {done}/{total} {unit}".rstrip(), text, left]
+        parts = [f"{verb} {int(done)}/{total} {unit}".rstrip(), text, left]
         if self.draws:
             self._draw(done, total, parts)
         elif now - self.spoke > LINE_SECONDS:
             self.spoke = now
             self.say("  ".join(part for part in parts if part))
 
-    def _draw(self, done: int, total: int, parts: list[str]) -> None:
+    def _draw(self, done: float, total: int, parts: list[str]) -> None:
         """Draw the line again, with a bar as long as there is room for: no part of it is cut off at the margin."""
         width = self.console.width
         what, text, left = parts

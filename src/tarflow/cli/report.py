@@ -48,11 +48,13 @@ def run(args: Report) -> None:
     from tarflow.cli.progress import Progress
     from tarflow.devices import pick_device
     from tarflow.report.build import write_report
-    from tarflow.report.subject import Settings
+    from tarflow.report.subject import Settings, Watch
 
     if not args.runs:
         raise ValueError("RUN: expected at least one run to report on")
     settings = Settings(args.images, args.limit, args.seed)
     with Progress() as progress:
-        page = write_report(args.runs, args.out, settings=settings, device=pick_device(args.device), say=progress.say)
+        watch = Watch(progress.loading, progress.scoring, progress.sampling)
+        device = pick_device(args.device)
+        page = write_report(args.runs, args.out, settings=settings, device=device, say=progress.say, watch=watch)
     print(page)

@@ -59,7 +59,8 @@ class Score:
         Path | None,
         tyro.conf.arg(
             help="a new directory: each image beside its patches' log-likelihoods, from the least likely (red) over "
-            "their mean (white) to the most likely (blue), each on its own scale; doubles the time"
+            "their mean (white) to the most likely (blue), each on its own scale (the first and the last patch, which "
+            "some blocks leave as they are, stand apart); doubles the time"
         ),
     ] = None
     by: Annotated[

@@ -85,7 +85,17 @@ def run(args: Sweep) -> None:
     from tarflow.destination import check_vacant
     from tarflow.devices import pick_device
     from tarflow.evaluation.quality import LEAST
-    from tarflow.evaluation.sweep import SWEEP, SWEEP_FILES, best_row, grid, read_rows, read_sweep, sweep, write_rows
+    from tarflow.evaluation.sweep import (
+        SWEEP,
+        SWEEP_FILES,
+        best_row,
+        edges,
+        grid,
+        read_rows,
+        read_sweep,
+        sweep,
+        write_rows,
+    )
     from tarflow.report.sweep import sweep_chart, sweep_table
     from tarflow.sampling.setting import StoredSetting
 
@@ -133,9 +143,11 @@ def run(args: Sweep) -> None:
         rows = sweep(settings, draw, judge, run.levels, seed=args.seed, known=known, done=done)
         best = best_row(rows, judge, args.by)
         again = judge.figures(draw(best.setting, args.seed + 1), run.levels)
+    at_edge = edges([row.setting for row in rows], best.setting)
     more: dict[str, Any] = {
         "by": name,
         "best": to_dict(best.setting),
+        "at_edge": at_edge,
         "again": {figure: value.to_dict() for figure, value in again.items()},
         "extractor": {"name": judge.extractor.name, "description": judge.extractor.description},
     }
@@ -147,5 +159,7 @@ def run(args: Sweep) -> None:
     saved = save_setting(run, stored) if args.save else None
     print(table, end="", file=sys.stderr)
     print(f"best: {stored}; with other noise {again[name].value:.4g}", file=sys.stderr)
+    for edge in at_edge:
+        print(edge, file=sys.stderr)
     print(f"table and plot in {out}; default {f'kept in {saved}' if saved else 'not kept'}", file=sys.stderr)
     print(json.dumps({"run": str(args.run), "rows": [row.to_dict() for row in rows], **more}, indent=2))

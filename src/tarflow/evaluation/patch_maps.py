@@ -88,6 +88,19 @@ def patch_log_likelihood(
         return mean - divergence[:, None, None] / flow.config.num_patches
 
 
+def ends_of_a_map(flow: TarFlow) -> str:
+    """Why the first and the last patch of a map stand apart, in words for whoever looks at one."""
+    forward, count = sum(not block.flipped for block in flow.blocks), len(flow.blocks)
+    if flow.config.num_patches == 1:
+        return "There is one patch, which no block changes."
+    return (
+        "The patches at the top left and at the bottom right stand apart. Every block leaves the first patch of its "
+        f"order as it is: {forward} of the {count} blocks do so with the one at the top left, {count - forward} with "
+        "the one at the bottom right. Those two are changed by fewer blocks than the others, and are no sign of "
+        "something odd where they are red, or blue, in every map."
+    )
+
+
 def mean_patch_maps(
     flow: TarFlow,
     images: Tensor,

@@ -150,6 +150,25 @@ class Stored:
         return f"{lost} of {len(self.rows)} settings measured before, which are not in this grid" if lost else None
 
 
+def edges(settings: Sequence[Setting], best: Setting) -> list[str]:
+    """In a sentence each, on which sides the grid ends at the best setting, so that a better one may lie beyond.
+
+    No guidance, and no denoising, are no edge: there is nothing below. Neither is a value that was the only one tried.
+    """
+    guided = best.scale > 0
+    axes: list[tuple[str, float | None, set[float]]] = [
+        ("scale of the guidance", best.scale, {s.scale for s in settings}),
+        ("temperature", best.temperature if guided else None, {s.temperature for s in settings if s.scale}),
+        ("σ of the denoising", best.denoise, {s.denoise or 0.0 for s in settings}),
+    ]
+    found = []
+    for name, value, tried in axes:
+        if value and len(tried) > 1 and value in (min(tried), max(tried)):
+            end = "largest" if value == max(tried) else "smallest"
+            found.append(f"the best {name}, {value:g}, is the {end} that was tried: a better one may lie beyond it")
+    return found
+
+
 def read_rows(path: Path, key: dict[str, Any]) -> list[Row]:
     """The rows of a file of `write_rows` with the same `key`: none where it is missing, or is of something else."""
     stored = read_sweep(path)
@@ -165,7 +184,7 @@ def read_sweep(path: Path) -> Stored | None:
         rows = [
             Row(
                 from_dict(Setting, row["setting"]),
-                {str(name): _figure(values) for name, values in row["figures"].items()},
+                {str(name): Figure.from_dict(values) for name, values in row["figures"].items()},
                 str(row["failed"]),
             )
             for row in stored["rows"]
@@ -173,15 +192,6 @@ def read_sweep(path: Path) -> Stored | None:
         return Stored(dict(stored["key"]), rows, {k: v for k, v in stored.items() if k not in ("key", "rows")})
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _figure(values: dict[str, Any]) -> Figure:
-    """A figure of a file. Raises ValueError or TypeError where a number is none."""
-    figure = Figure(**values)
-    for name, value in vars(figure).items():
-        if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
-            raise ValueError(f"{name}: expected a number, got {value!r}")
-    return figure
 
 
 def write_rows(path: Path, key: dict[str, Any], rows: Sequence[Row], **more: Any) -> None:
