@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,31 @@ def test_what_was_measured_for_other_weights_is_not_shown(run: Path) -> None:
     assert "Nothing was measured" in page.section("quality") and "3.25" not in page.section("quality")
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "[]", '{"weights": "W", "measured": {"a": {"figures": {"FD-a": {"value": "x"}}}}}']
-)
+def damaged(figure: dict[str, Any], setting: dict[str, Any] | None = None) -> str:
+    entry = {"setting": setting or {}, "figures": {"FD-a": figure}}
+    return json.dumps({"weights": "W", "measured": {"a": entry}})
+
+
+FIGURE = {"value": 1.0, "samples": 20, "floor": 1.0, "floor_samples": 20, "value_at_floor_samples": 1.0}
+DAMAGED = {
+    "no JSON": "{",
+    "a list": "[]",
+    "no measurement": '{"weights": "W", "measured": {"a": 3}}',
+    "no figures": '{"weights": "W", "measured": {"a": {"setting": {}, "figures": {}}}}',
+    "a figure that is a word": damaged(FIGURE | {"value": "x"}),
+    "a figure of 400 digits": damaged(FIGURE | {"floor": 10**400}),
+    "a field too many": damaged(FIGURE | {"ceiling": 1.0}),
+    "no such setting": damaged(FIGURE, {"scale": -1}),
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_file_counts_as_nothing(text: str, run: Path) -> None:
     (run / QUALITY_FILE).write_text(text.replace("W", weights_digest(run)))
     assert kept_quality(open_run(run)) == {}
+    sound = damaged(FIGURE).replace("W", weights_digest(run))
+    (run / QUALITY_FILE).write_text(sound)
+    assert kept_quality(open_run(run)) == json.loads(sound)["measured"]
 
 
 def test_samples_are_drawn_as_the_stored_default_says(run: Path) -> None:

@@ -165,6 +165,10 @@ def run(args: Evaluate) -> None:
             )
             values["by_patch"] = [[_finite(v) for v in row] for row in patches.tolist()]
         if args.classify and model.num_classes and images.labels is not None:
+            if model.num_classes > 20:
+                progress.say(
+                    f"classifying takes a pass for each of {model.num_classes} classes; --no-classify does not"
+                )
             values |= evaluate_bayes(
                 run.flow,
                 images.images,

@@ -130,6 +130,9 @@ def run(args: Sweep) -> None:
         def draw(setting: Setting, seed: int) -> Tensor:
             return sampler.pixels(args.n, y, setting, seed, progress.sampling)
 
+        def features(done: int, total: int) -> None:
+            progress.preparing("features of samples", done, total)
+
         def done(rows: list[Row]) -> None:
             write_rows(out / "sweep.json", key, rows)
             last = rows[-1]
@@ -140,9 +143,9 @@ def run(args: Sweep) -> None:
         if before is not None and (lost := before.replaced_by(key, settings)) is not None:
             progress.say(f"{out / 'sweep.json'}: replaced: {lost}")
         known = read_rows(out / "sweep.json", key)
-        rows = sweep(settings, draw, judge, run.levels, seed=args.seed, known=known, done=done)
+        rows = sweep(settings, draw, judge, run.levels, seed=args.seed, known=known, done=done, progress=features)
         best = best_row(rows, judge, args.by)
-        again = judge.figures(draw(best.setting, args.seed + 1), run.levels)
+        again = judge.figures(draw(best.setting, args.seed + 1), run.levels, features)
     at_edge = edges([row.setting for row in rows], best.setting)
     more: dict[str, Any] = {
         "by": name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -11,18 +10,21 @@ from torch import Tensor
 
 from tarflow import storage
 from tarflow.checkpoint import Run, weights_digest
+from tarflow.config import from_dict
 from tarflow.data.batches import seeded_permutation
 from tarflow.evaluation.distances import frechet_distance, kernel_distance, moments
 from tarflow.evaluation.features import Extractor
 from tarflow.evaluation.manifolds import manifolds
 from tarflow.evaluation.reference import Progress, Reference
 from tarflow.model.flow import read_json
+from tarflow.sampling.setting import Setting
 
 Kind: TypeAlias = Literal["FD", "KD", "precision", "recall", "density", "coverage"]
 KINDS: tuple[Kind, ...] = ("FD", "KD", "precision", "recall", "density", "coverage")
 LOWER_IS_BETTER: tuple[Kind, ...] = ("FD", "KD")
 LEAST = 12  # samples or real images: a neighbourhood takes five others, a kernel distance two halves
 QUALITY_FILE = "quality.json"
+LARGEST = 1e300  # of a figure: what is larger is damage, and an integer of 400 digits no float
 MAX_NEIGHBOURHOODS = 5_000  # features on either side of precision, recall, density and coverage
 
 
@@ -56,7 +58,7 @@ class Figure:
         """What `to_dict` made. Raises ValueError or TypeError where a number is none."""
         figure = cls(**values)
         for name, value in vars(figure).items():
-            if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
+            if value is not None and not (type(value) in (int, float) and abs(value) < LARGEST):
                 raise ValueError(f"{name}: expected a number, got {value!r}")
         return figure
 
@@ -143,8 +145,10 @@ def kept_quality(run: Run) -> dict[str, dict[str, Any]]:
         if stored.get("weights") != weights_digest(run.path):
             return {}
         for entry in stored["measured"].values():
-            for values in entry["figures"].values():
-                Figure.from_dict(values)
+            from_dict(Setting, entry["setting"])
+            figures = [Figure.from_dict(values) for values in entry["figures"].values()]
+            if not figures:
+                return {}
         return dict(stored["measured"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}

@@ -95,23 +95,25 @@ def sweep(
     seed: int = 0,
     known: Sequence[Row] = (),
     done: Callable[[list[Row]], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
     """Measure every setting with the samples of one seed, so that all of them start from the same noise.
 
     Args:
         known: rows of an earlier sweep that was interrupted; their settings are not drawn again.
-        done: called with all rows so far after each that is new.
+        done: called with all rows so far after each that is new. progress: told of the features of its samples.
 
     A setting whose samples are not finite has a row that says so.
     """
     found: list[Row] = []
+    told = () if progress is None else (progress,)
     before = {row.setting: row for row in known}
     for setting in settings:
         if setting in before:
             found.append(before[setting])
             continue
         try:
-            row = Row(setting, judge.figures(draw(setting, seed), levels))
+            row = Row(setting, judge.figures(draw(setting, seed), levels, *told))
         except SamplingError as error:
             row = Row(setting, {}, str(error))
         found.append(row)

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from tarflow.checkpoint import weights_digest
+from tarflow.config import from_dict
 from tarflow.evaluation.quality import KINDS, LOWER_IS_BETTER, Figure, Kind, kept_quality
 from tarflow.evaluation.sweep import SWEEP, Row, edges, read_sweep
 from tarflow.report.content import Drawing, Parts
 from tarflow.report.markup import table
 from tarflow.report.subject import Subject, Unavailable
 from tarflow.report.sweep import sweep_panels
+from tarflow.sampling.setting import Setting
 
 OF_PIXELS = {  # what `tarflow quality` says besides distances of features: (what it is, what is good)
     "agreement": ("share of samples of the class they were meant to show", "1, or as held-out images"),
@@ -106,10 +108,7 @@ def _better(name: str) -> str:
 
 
 def _setting(entry: dict[str, Any]) -> str:
-    """The setting of a measurement in words, as far as it can be read."""
-    from tarflow.config import from_dict
-    from tarflow.sampling.setting import Setting
-
+    """The setting of a measurement in words."""
     return str(from_dict(Setting, entry["setting"]))
 
 
