@@ -57,7 +57,9 @@ class Progress:
         self.console.print(text, markup=False)
 
     def loading(self, done: int, total: int) -> None:
-        """Images read so far."""
+        """Images read so far; what came before the first of them, such as imports, is no measure of reading."""
+        if self.stage != "reading":
+            self._stage("reading", done)
         self._advance("reading", done, total, "images")
 
     def preparing(self, what: str, done: int, total: int) -> None:
@@ -113,7 +115,6 @@ class Progress:
             return self.say(f"step {step}: {', '.join(facts)}")
         if self.stage != "training":
             self._stage("training", metrics["step"])  # now: what took the time until here is no measure of a step
-            self.done, self.total = 0.0, 0
             if metrics["step"] > 1:
                 self.say(f"resumed: from step {metrics['step'] - 1}")
         if "loss" in metrics:  # of most steps there is the number alone: reading more would stop the device
@@ -128,7 +129,7 @@ class Progress:
         if self.task is not None:
             self.bar.remove_task(self.task)
             self.task = None
-        self.stage, self.begun = name, begun
+        self.stage, self.begun, self.done, self.total = name, begun, 0.0, 0
         self.mark = time.monotonic() if began is None else began
         self.spoke = self.mark + FIRST_SECONDS - LINE_SECONDS
 
