@@ -121,7 +121,7 @@ def held_out_scores(
     for entry in kept:
         if entry["key"] == key:
             scores = torch.tensor([-math.inf if v is None else v for v in entry["scores"]], dtype=torch.float64)
-            return HeldOut(scores, torch.tensor(entry["code_bits"], dtype=torch.float64))
+            return HeldOut(scores, torch.tensor(entry["code_bits"], dtype=torch.float64, device="cpu"))
     images = open_held_out(run, loading).images
     if len(images) > MAX_IMAGES:
         images = images[seeded_permutation(len(images), "held-out scores")[:MAX_IMAGES]]
