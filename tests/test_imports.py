@@ -19,6 +19,7 @@ ROOMS = [
     "jsontext",
     "locks",
     "storage",
+    "destination",
     "seeding",
     "devices",
     "ranks",

@@ -6,6 +6,7 @@
     RUN/samples/              sample sheets from fixed noise
     RUN/solvers.json          which solver decodes each block fastest, as measured by `tarflow sample`
     RUN/sampling.json         guidance and denoising that `tarflow sweep` found best, the defaults of `tarflow sample`
+    RUN/sweep/                what that sweep measured
     RUN/checkpoints/step-N/   config.json, model.safetensors (EMA weights of that step), state.pt (the rest, to resume),
                               digests.json (sizes and digests of the three, by which damage is found)
 
@@ -155,6 +156,9 @@ def check_free(out: str | Path, *, resume: bool) -> None:
     latest = latest_checkpoint(out)
     if not resume and ((out / CONFIG_FILE).exists() or latest is not None):
         raise FileExistsError(f"{out}: holds a run already; continue it with --resume, or give another --out")
+    for name in (WEIGHTS_FILE, METRICS_FILE, SAMPLES):
+        if not resume and (out / name).exists():
+            raise FileExistsError(f"{out}: holds {name}, which a run would write over; give another --out")
     if latest is not None and not (out / CONFIG_FILE).exists():
         raise FileNotFoundError(f"{out / CONFIG_FILE}: missing; copy that of {latest} to its place")
 

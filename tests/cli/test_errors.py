@@ -86,6 +86,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     a_run_but("bad-defaults")
     stored = {"weights": "", "setting": {"scal": 1}, "figure": "", "value": 0, "samples": 1, "compared": 1}
     (root / "bad-defaults" / "sampling.json").write_text(json.dumps(stored))
+    best = {"weights": "", "labels": "none", "detector": "beauty", "auroc": 0.9, "against": ["inverted"]}
+    (root / "bad-defaults" / "detector.json").write_text(json.dumps(best))
     a_run_but("other-version", config=json.dumps(config).encode())
 
     weights = load((root / "run" / "model.safetensors").read_bytes())
@@ -426,6 +428,9 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "unknown kind of output": Case(
             "sample {p}/run --out {o}.jpg", [".jpg"], "A sheet is `.png`, an archive `.npz`; else a directory."
+        ),
+        "samples among other files": Case(
+            "sample {p}/run --out {p}/documents", ["documents", "notes.txt", "empty"], "Give a new or empty directory."
         ),
     },
     "Quality and sweeps": {
@@ -817,6 +822,11 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "score under a class that is not there": Case(
             "score {p}/unconditional {p}/mixed --class 1 --out {o}.csv", ["unconditional"], "Leave `--class` out."
+        ),
+        "score by a default that is damaged": Case(
+            "score {p}/bad-defaults {p}/mixed --out {o}.csv",
+            ["bad-defaults/detector.json", "beauty", "typicality"],
+            "Remove the file, or `tarflow evaluate --against` again.",
         ),
         "score with no draws": Case(
             "score {p}/run {p}/mixed --draws 0 --out {o}.csv", ["draws", "0"], "Give one or more; 4 is usual."

@@ -124,6 +124,8 @@ def test_a_sweep_leaves_a_table_a_plot_and_a_default(run: Path, capsys: pytest.C
     best = found["rows"][values.index(min(values))]
     assert found["best"] == best["setting"]
     assert found["again"]["FD-Classifier"]["value"] not in values  # other noise
+    assert len(found["at_edge"]) == bool(best["setting"]["scale"]) + bool(best["setting"]["denoise"]) > 0
+    assert all(edge in said.splitlines() for edge in found["at_edge"])
     stored = open_setting(open_run(run))
     assert stored is not None and stored.setting == Setting(**best["setting"])
     assert (stored.figure, stored.value, stored.samples, stored.compared) == ("FD-Classifier", min(values), 20, 6)

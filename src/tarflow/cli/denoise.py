@@ -28,7 +28,7 @@ class Denoise:
         tyro.conf.Positional[Path], tyro.conf.arg(help="a run, a directory with a model, or one step-N", metavar="RUN")
     ]
     path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="the noisy images", metavar="PATH")]
-    out: Annotated[Path, tyro.conf.arg(help="a directory, sheet.png or images.npz")]
+    out: Annotated[Path, tyro.conf.arg(help="a new directory, sheet.png or images.npz")]
     noise_std: Annotated[float | None, tyro.conf.arg(help="σ, instead of the one stored with the model")] = None
     label: Annotated[
         str,
@@ -57,7 +57,8 @@ def run(args: Denoise) -> None:
 
     from tarflow.checkpoint import open_run
     from tarflow.cli.drawing import class_number
-    from tarflow.cli.output import SampleWriter
+    from tarflow.cli.output import SampleWriter, check_out
+    from tarflow.cli.progress import Progress
     from tarflow.data.load import load_all
     from tarflow.data.pixels import dequantize, scale_pixels
     from tarflow.data.request import Reading
@@ -67,6 +68,7 @@ def run(args: Denoise) -> None:
     from tarflow.sampling.denoise import denoise
     from tarflow.seeding import seeded_generator
 
+    check_out(args.out)
     device = pick_device(args.device)
     run = open_run(args.run, device)
     sigma = args.noise_std if args.noise_std is not None else run.sigma
@@ -85,15 +87,17 @@ def run(args: Denoise) -> None:
     model = run.config.model
     label = class_number(run, args.label) if model.num_classes and args.label != "data" else None
     named = run.class_names if model.num_classes and args.label == "data" else None
-    images, skipped = load_all(
-        args.path,
-        image_size=model.image_shape,
-        channels=model.channels,
-        levels=run.levels,
-        class_names=named,
-        skip_bad=args.skip_bad,
-        reading=None if run.config.data is None else Reading.of(run.config.data, strict=False),
-    )
+    with Progress() as progress:
+        images, skipped = load_all(
+            args.path,
+            image_size=model.image_shape,
+            channels=model.channels,
+            levels=run.levels,
+            class_names=named,
+            skip_bad=args.skip_bad,
+            reading=None if run.config.data is None else Reading.of(run.config.data, strict=False),
+            progress=progress.loading,
+        )
     for name, reason in skipped:
         print(f"skipped {name}: {reason}", file=sys.stderr)
     if args.limit is not None:

@@ -161,7 +161,7 @@ class Sampler:
         self.calibration = open_calibration(run) if solving.solver == "auto" else None
 
     def batches(
-        self, n: int, y: Tensor | None, setting: Setting, seed: int, progress: Callable[[int, int], None]
+        self, n: int, y: Tensor | None, setting: Setting, seed: int, progress: Callable[[float, int], None]
     ) -> Iterator[SampleBatch]:
         """The batches of n samples as they finish; arguments are checked at once. `progress` counts images."""
         from tarflow.sampling.sample import sample_batches
@@ -178,12 +178,12 @@ class Sampler:
             window=self.solving.window,
             tol=self.solving.tol,
             calibration=self.calibration,
-            progress=lambda done, total: progress(n * done // total, n),
+            progress=lambda done, total: progress(n * done / total, n),
         )
         return self._counted(batches)
 
     def pixels(
-        self, n: int, y: Tensor | None, setting: Setting, seed: int, progress: Callable[[int, int], None]
+        self, n: int, y: Tensor | None, setting: Setting, seed: int, progress: Callable[[float, int], None]
     ) -> Tensor:
         """n samples as they would be written: (n, C, H, W) uint8 at the levels of the data, on the CPU."""
         import torch

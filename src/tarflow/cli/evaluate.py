@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tarflow.checkpoint import Run
     from tarflow.cli.progress import Progress
     from tarflow.data.sets import ImageSet
+    from tarflow.evaluation.anomalies import Anomalies
+    from tarflow.evaluation.held_out import Scoring
     from tarflow.evaluation.likelihood import Likelihood
 
 
@@ -39,7 +41,8 @@ class Evaluate:
     error (15 bins) and log-loss (nats) as `bayes_…`; else those are null.
 
     `--against` tries the flow as a detector of images that do not belong: the area under the ROC curve (AUROC) of the
-    likelihood, and of two corrections of it, because likelihoods mislead; see docs/tutorials/likelihoods.md.
+    likelihood, and of two corrections of it, because likelihoods mislead; see docs/tutorials/likelihoods.md. Tried on
+    the run's own held-out images, the best of the three is kept in RUN/detector.json, and `tarflow score` ranks by it.
     """
 
     run: Annotated[
@@ -75,6 +78,9 @@ class Evaluate:
             "`shuffled` (their pixels in another order)"
         ),
     ] = ()
+    save: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="keep what --against finds best in RUN/detector.json")
+    ] = True
     skip_bad: Annotated[
         tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="leave out files that cannot be read")
     ] = False
@@ -127,7 +133,7 @@ def run(args: Evaluate) -> None:
             images, split = (splits.train, "train") if args.split == "train" else (splits.held_out, "held-out")
         if args.limit is not None:
             images = images.choice(args.limit, args.seed)
-        others = {name: _others(args, run, images, name) for name in args.against}
+        others = {name: _others(args, run, images, name, progress) for name in args.against}
         if same or splits.own_split:
             yardstick = fit_yardstick(splits.train.images, run.levels, training.noise, training.noise_std)
         else:
@@ -170,6 +176,10 @@ def run(args: Evaluate) -> None:
             )
             values["by_patch"] = [[_finite(v) for v in row] for row in patches.tolist()]
         if not args.no_classify and model.num_classes and images.labels is not None:
+            if model.num_classes > 20:
+                progress.say(
+                    f"classifying takes a pass for each of {model.num_classes} classes; --no-classify does not"
+                )
             values |= evaluate_bayes(
                 run.flow,
                 images.images,
@@ -182,9 +192,13 @@ def run(args: Evaluate) -> None:
                 batch_size=args.batch_size,
                 progress=progress.scoring,
             ).to_dict()
-        values["against"] = {
-            name: _against(args, run, result, images, other, progress) for name, other in others.items()
-        } or None
+        scoring = _scoring(args, run, result)
+        detected = {
+            name: _against(args, run, result, scoring, images, other, progress) for name, other in others.items()
+        }
+        values["against"] = {name: {"labels": scoring.labels, **d.to_dict()} for name, d in detected.items()} or None
+        if detected and same and split == "held-out":
+            _keep_best(args, run, scoring.labels, detected, progress)
     variant = splits.variant or (data.variant if same else "")
     values |= {"data": source, "split": split, "run": str(args.run)}
     values |= {"data_variant": variant or None, "trained_on_variant": data.variant or None}
@@ -205,7 +219,7 @@ def _by_class(run: Run, result: Likelihood, images: ImageSet) -> dict[str, Any] 
     }
 
 
-def _others(args: Evaluate, run: Run, images: ImageSet, name: str) -> Tensor:
+def _others(args: Evaluate, run: Run, images: ImageSet, name: str, progress: Progress) -> Tensor:
     """Images that do not belong, (N, C, H, W) uint8, by their name or path, or made of those that do."""
     from tarflow.data.load import load_all
     from tarflow.evaluation.anomalies import TRANSFORMS
@@ -213,35 +227,61 @@ def _others(args: Evaluate, run: Run, images: ImageSet, name: str) -> Tensor:
 
     if name in TRANSFORMS:
         return TRANSFORMS[name](images.images, run.levels, args.seed)
-    found = load_all(name, **image_options(run) | {"class_names": None}, skip_bad=args.skip_bad)[0]
+    options = image_options(run) | {"class_names": None, "skip_bad": args.skip_bad, "progress": progress.loading}
+    found = load_all(name, **options)[0]
     return (found if args.limit is None else found.choice(args.limit, args.seed)).images
 
 
+def _scoring(args: Evaluate, run: Run, result: Likelihood) -> Scoring:
+    """Under what images are compared with others: labels that both sets have, none of their own."""
+    from tarflow.evaluation.held_out import Scoring, scoring_of
+
+    if result.labels == "null":
+        return Scoring("null", None, args.draws, args.seed)
+    return scoring_of(run, None, draws=args.draws, seed=args.seed)
+
+
 def _against(
-    args: Evaluate, run: Run, result: Likelihood, images: ImageSet, outside: Tensor, progress: Progress
-) -> dict[str, Any]:
-    """The flow as a detector of images `outside`, under labels that both sets have: none of their own."""
+    args: Evaluate,
+    run: Run,
+    result: Likelihood,
+    scoring: Scoring,
+    images: ImageSet,
+    outside: Tensor,
+    progress: Progress,
+) -> Anomalies:
+    """The flow as a detector of images `outside`."""
     from tarflow.evaluation.anomalies import detect
-    from tarflow.evaluation.held_out import Scoring, score_pixels, scoring_of
+    from tarflow.evaluation.held_out import score_pixels
     from tarflow.evaluation.likelihood import to_bits_per_dim
 
-    scoring = scoring_of(run, None, draws=args.draws, seed=args.seed)
-    if result.labels == "null":
-        scoring = Scoring("null", None, args.draws, args.seed)
     options: dict[str, Any] = {"batch_size": args.batch_size, "progress": progress.scoring}
     inside = (
         result.scores.mean(dim=0)
         if scoring.labels == result.labels
         else score_pixels(run, images.images, scoring, **options)
     )
-    detected = detect(
+    return detect(
         inside,
         score_pixels(run, outside, scoring, **options),
         images.images,
         outside,
         offset=to_bits_per_dim(0.0, run.levels, run.noise),
     )
-    return {"labels": scoring.labels, **detected.to_dict()}
+
+
+def _keep_best(args: Evaluate, run: Run, labels: str, detected: dict[str, Anomalies], progress: Progress) -> None:
+    """Keep the detector that did best with the run, and say so; or why it is not kept."""
+    from tarflow.evaluation.detector import best_detector, save_detector
+
+    best = best_detector(run, labels, detected)
+    kept = "not kept"
+    if args.save:
+        try:
+            kept = f"kept in {save_detector(run, best)}: `tarflow score` ranks by it from now on"
+        except OSError as error:  # someone else's run
+            kept = f"not kept, {run.path} cannot be written to ({error.strerror})"
+    progress.say(f"{best}; {kept}")
 
 
 def _finite(value: float) -> float | None:

@@ -33,7 +33,8 @@ class Quality:
     the same N. The name of the extractor is a part of every figure's name; FID and KID are those of Inception alone.
 
     Where model and data have classes, a classifier says whether samples show the intended one, and distances between
-    pixels how varied they are; their distances to the nearest training images say whether they are new.
+    pixels how varied they are; their distances to the nearest training images say whether they are new. What is
+    measured is kept in RUN/quality.json, for the report.
     """
 
     run: Annotated[
@@ -56,7 +57,7 @@ def run(args: Quality) -> None:
     from tarflow.cli.progress import Progress
     from tarflow.config import to_dict
     from tarflow.devices import pick_device
-    from tarflow.evaluation.quality import LEAST
+    from tarflow.evaluation.quality import LEAST, keep_quality
 
     if args.n < LEAST:
         raise ValueError(f"-n: expected at least {LEAST} samples to measure, got {args.n}")
@@ -92,6 +93,7 @@ def run(args: Quality) -> None:
         "figures": {name: figure.to_dict() for name, figure in figures.items()},
         **of_pixels,
     }
+    keep_quality(run, values)
     print(to_json(values, indent=2))
 
 

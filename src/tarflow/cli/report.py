@@ -29,7 +29,10 @@ class Report:
         tyro.conf.arg(help="runs, directories with a model, or single step-N", metavar="RUN [RUN ...]"),
     ]
     out: Annotated[
-        Path | None, tyro.conf.arg(help="the directory to write; `report` in the first RUN when not given")
+        Path | None,
+        tyro.conf.arg(
+            help="the directory to write, `report` in the first RUN when not given; an older report there is replaced"
+        ),
     ] = None
     data: Annotated[
         str | None,
@@ -49,11 +52,13 @@ def run(args: Report) -> None:
     from tarflow.cli.progress import Progress
     from tarflow.devices import pick_device
     from tarflow.report.build import write_report
-    from tarflow.report.subject import Settings
+    from tarflow.report.subject import Settings, Watch
 
     if not args.runs:
         raise ValueError("RUN: expected at least one run to report on")
     settings = Settings(args.images, args.limit, args.seed, args.data)
     with Progress() as progress:
-        page = write_report(args.runs, args.out, settings=settings, device=pick_device(args.device), say=progress.say)
+        watch = Watch(progress.loading, progress.scoring, progress.sampling)
+        device = pick_device(args.device)
+        page = write_report(args.runs, args.out, settings=settings, device=device, say=progress.say, watch=watch)
     print(page)

@@ -34,7 +34,8 @@ class Sweep:
     RUN/sweep, prints one JSON object, and writes the best setting to RUN/sampling.json, which `tarflow sample RUN` uses
     from then on. The best of many is flattered by the choice: it is measured again with other noise, as `again`.
 
-    Interrupted, it keeps what it has measured, and goes on from there when it is called again.
+    Interrupted, it keeps what it has measured, and goes on from there when it is called again. An older sweep of other
+    settings is replaced, which a line on stderr says.
     """
 
     run: Annotated[
@@ -82,9 +83,20 @@ def run(args: Sweep) -> None:
     from tarflow.checkpoint import open_run, save_setting, weights_digest
     from tarflow.cli.progress import Progress
     from tarflow.config import to_dict
+    from tarflow.destination import check_vacant
     from tarflow.devices import pick_device
     from tarflow.evaluation.quality import LEAST
-    from tarflow.evaluation.sweep import best_row, grid, read_rows, sweep, write_rows
+    from tarflow.evaluation.sweep import (
+        SWEEP,
+        SWEEP_FILES,
+        best_row,
+        edges,
+        grid,
+        read_rows,
+        read_sweep,
+        sweep,
+        write_rows,
+    )
     from tarflow.report.sweep import sweep_chart, sweep_table
     from tarflow.sampling.setting import StoredSetting
 
@@ -102,8 +114,9 @@ def run(args: Sweep) -> None:
     )
     y = labels_of(run, (), args.n)
     with Progress() as progress:
+        out = args.out or run.path / SWEEP
+        check_vacant(out, "--out", ours=SWEEP_FILES)
         judge, _ = open_judge(run, args.judging, progress)
-        out = args.out or run.path / "sweep"
         out.mkdir(parents=True, exist_ok=True)
         key: dict[str, Any] = {
             "weights": weights_digest(run.path),
@@ -118,19 +131,27 @@ def run(args: Sweep) -> None:
         def draw(setting: Setting, seed: int) -> Tensor:
             return sampler.pixels(args.n, y, setting, seed, progress.sampling)
 
+        def features(done: int, total: int) -> None:
+            progress.preparing("features of samples", done, total)
+
         def done(rows: list[Row]) -> None:
             write_rows(out / "sweep.json", key, rows)
             last = rows[-1]
             found = f"{name} {last.figures[name].value:.4g}" if last.figures else f"failed: {last.failed}"
             progress.say(f"{len(rows)}/{len(settings)}  {last.setting}: {found}")
 
+        before = read_sweep(out / "sweep.json")
+        if before is not None and (lost := before.replaced_by(key, settings)) is not None:
+            progress.say(f"{out / 'sweep.json'}: replaced: {lost}")
         known = read_rows(out / "sweep.json", key)
-        rows = sweep(settings, draw, judge, run.levels, seed=args.seed, known=known, done=done)
+        rows = sweep(settings, draw, judge, run.levels, seed=args.seed, known=known, done=done, progress=features)
         best = best_row(rows, judge, args.by)
-        again = judge.figures(draw(best.setting, args.seed + 1), run.levels)
+        again = judge.figures(draw(best.setting, args.seed + 1), run.levels, features)
+    at_edge = edges([row.setting for row in rows], best.setting)
     more: dict[str, Any] = {
         "by": name,
         "best": to_dict(best.setting),
+        "at_edge": at_edge,
         "again": {figure: value.to_dict() for figure, value in again.items()},
         "extractor": {"name": judge.extractor.name, "description": judge.extractor.description},
     }
@@ -142,5 +163,7 @@ def run(args: Sweep) -> None:
     saved = None if args.no_save else save_setting(run, stored)
     print(table, end="", file=sys.stderr)
     print(f"best: {stored}; with other noise {again[name].value:.4g}", file=sys.stderr)
+    for edge in at_edge:
+        print(edge, file=sys.stderr)
     print(f"table and plot in {out}; default {f'kept in {saved}' if saved else 'not kept'}", file=sys.stderr)
     print(to_json({"run": str(args.run), "rows": [row.to_dict() for row in rows], **more}, indent=2))

@@ -78,6 +78,7 @@ def run(args: Any) -> None:
     from tarflow.devices import pick_device
     from tarflow.evaluation.run_data import known_images
     from tarflow.ranks import Ranks
+    from tarflow.report.facts import duration
     from tarflow.training.engine import check_device
     from tarflow.training.resuming import extend
     from tarflow.training.setup import (
@@ -138,8 +139,8 @@ def run(args: Any) -> None:
     if not ranks.first:
         return
     print(
-        f"{args.out}: {result.steps} steps in {result.seconds:.0f} s, best held-out {result.best_score:.4f} {measure} "
-        f"at step {result.best_step}, {result.skipped} steps skipped",
+        f"{args.out}: {result.steps} steps in {duration(result.seconds)}, best held-out {result.best_score:.4f} "
+        f"{measure} at step {result.best_step}, {result.skipped} steps skipped",
         file=sys.stderr,
     )
 

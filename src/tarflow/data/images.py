@@ -16,11 +16,12 @@ import functools
 import io
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from tarflow.data.errors import DataError
 from tarflow.data.value_range import Values
@@ -35,6 +36,7 @@ SUFFIXES = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".avif"}
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
+CAPTION = 14  # pixels of a line of text below an image
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -134,16 +136,53 @@ def columns_by_class(classes: int) -> int | None:
     return classes if 2 <= classes <= 20 else None
 
 
-def save_sheet(path: str | Path, images: Tensor, columns: int | None = None, zoom: int | None = None) -> None:
+def class_captions(labels: Sequence[int], names: Sequence[str]) -> list[str] | None:
+    """What stands below each image of a sheet: the name of its class, where there are too many for a column each.
+
+    None where the columns are the classes. A name that is not in Latin letters, which the font has not, is a number.
+    """
+    if columns_by_class(len(names)) is not None or len(names) < 2:
+        return None
+    latin = [name.encode("latin-1", "replace").decode("latin-1") == name for name in names]
+    shown = [name if latin[k] else str(k) for k, name in enumerate(names)]
+    return ["null" if label < 0 else shown[label] for label in labels]
+
+
+def captioned(images: Tensor, captions: Sequence[str]) -> Tensor:
+    """Images (N, C, H, W) uint8 with a line of text below each, black on white, cut to their width: (N, C, H+14, W)."""
+    import torch
+
+    font, width = ImageFont.load_default(), images.shape[-1]
+
+    def line(text: str) -> Any:
+        cut = text
+        while cut and font.getlength(cut if cut == text else f"{cut}…") > width - 2:
+            cut = cut[:-1]
+        strip = Image.new("L", (width, CAPTION), "white")
+        ImageDraw.Draw(strip).text((1, 0), cut if cut == text else f"{cut}…", "black", font)
+        return torch.from_numpy(np.array(strip))
+
+    lines = {text: line(text) for text in set(captions)}
+    strips = torch.stack([lines[text] for text in captions])[:, None].expand(-1, images.shape[1], -1, -1)
+    return torch.cat([images.cpu(), strips], dim=2)
+
+
+def save_sheet(
+    path: str | Path,
+    images: Tensor,
+    columns: int | None = None,
+    zoom: int | None = None,
+    captions: Sequence[str] | None = None,
+) -> None:
     """Write `images` (N, C, H, W) uint8 as one PNG sheet, whole or not at all.
 
     `columns` None makes it about square. Each pixel becomes zoom x zoom; None enlarges small images to 32 pixels or
-    more, because a browser would blur them.
+    more, because a browser would blur them, and to 64 where they have `captions`, one each.
     """
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
-    zoom = zoom or max(1, math.ceil(32 / images.shape[-2]))
+    zoom = zoom or max(1, math.ceil((64 if captions else 32) / images.shape[-2]))
     enlarged = images.repeat_interleave(zoom, dim=-2).repeat_interleave(zoom, dim=-1)
-    save_png(path, grid(enlarged, columns))
+    save_png(path, grid(captioned(enlarged, captions) if captions else enlarged, columns))
 
 
 def to_array(image: Image.Image) -> Any:

@@ -23,6 +23,7 @@ from tarflow.data.fingerprint import content_digest, files_digest
 from tarflow.data.labels import label_tensors
 from tarflow.data.pixels import requantize
 from tarflow.data.prepared import (
+    FILES,
     FORMAT,
     LABELS_FILE,
     MANIFEST_FILE,
@@ -42,6 +43,7 @@ from tarflow.data.sets import SetDigest
 from tarflow.data.sources import open_measured
 from tarflow.data.split import check_fraction, own_split, seeded_split
 from tarflow.data.value_range import Values
+from tarflow.destination import check_vacant
 
 _COPY_BYTES = 1 << 24  # pixels that are copied at a time
 PREPROCESSING = (
@@ -145,6 +147,8 @@ def prepare(
         """That of what is there and may stay. FileExistsError where `out` may not be replaced."""
         if out.exists() and not is_prepared(str(out)) and (not out.is_dir() or any(out.iterdir())):
             raise FileExistsError(f"{out}: expected a new directory, or one that `tarflow prepare` made")
+        if is_prepared(str(out)) and force:
+            check_vacant(out, ours=FILES)  # what somebody put beside them would go with them
         if not is_prepared(str(out)) or force:
             return None
         return _still_good(source, opened, out, asked, files, request.skip_bad, progress)

@@ -34,6 +34,7 @@ from tarflow.data.sets import ImageSet, Splits
 
 MANIFEST_FILE, PIXELS_FILE, LABELS_FILE = "prepared.json", "pixels.npy", "labels.npy"
 NAMES_FILE, OFFSETS_FILE = "names.bin", "names.npy"
+FILES = (MANIFEST_FILE, PIXELS_FILE, LABELS_FILE, NAMES_FILE, OFFSETS_FILE, storage.DIGESTS_FILE)
 FORMAT = 1
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tarflow.data.images import from_array
+from tarflow.evaluation.shares import standard_error
 from tarflow.seeding import seeded_generator
 
 PNG_FRAME = 57  # bytes of a PNG file that hold no pixels: signature 8, IHDR 25, the frames of IDAT and IEND 12 each
@@ -30,7 +31,8 @@ class Detection:
     Attributes:
         auroc: the chance that an image that belongs has the higher score, ties counting half: ½ is a guess, and less
             than ½ is wrong more often than right.
-        standard_error: of it, over both sets of images (DeLong et al. 1988); NaN where a set has one image.
+        standard_error: of it, over both sets of images (DeLong et al. 1988); NaN where a set has one image, and where
+            all are told apart or none is: the estimate is 0 there, which it is not.
     """
 
     auroc: float
@@ -131,7 +133,7 @@ def auroc(inside: Tensor, outside: Tensor) -> Detection:
     above = _share_below(inside, outside)  # (n,)
     below = 1 - _share_below(outside, inside)  # (m,)
     variance = above.var() / len(above) + below.var() / len(below) if min(len(above), len(below)) > 1 else math.nan
-    return Detection(float(above.mean()), math.sqrt(float(variance)))
+    return Detection(float(above.mean()), standard_error(float(variance)))
 
 
 def code_bits(images: Tensor) -> Tensor:

@@ -99,6 +99,16 @@ class GaussianYardstick:
         return (
             f"Gaussian with full covariance, Ledoit-Wolf shrinkage {self.shrinkage:.4g}, "
             f"fitted to {self.images} training images, noise added analytically; it uses no labels"
+        ) + (f"; {self.warning}" if self.warning else "")
+
+    @property
+    def warning(self) -> str:
+        """Why it is a weak yardstick, in words; empty where it is none."""
+        if self.images > len(self.mean):
+            return ""
+        return (
+            f"weak: {self.images} images of {len(self.mean)} numbers are too few for a covariance, which is singular "
+            "but for its shrinkage and noise, and to be better than that says little"
         )
 
 

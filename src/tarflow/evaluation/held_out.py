@@ -24,12 +24,14 @@ from tarflow.data.identity import located, place_of
 from tarflow.data.prepared import MANIFEST_FILE, is_prepared, read_manifest
 from tarflow.data.request import Reading
 from tarflow.data.sources import KNOWN_NAMES, open_source
+from tarflow.evaluation.anomalies import code_bits
 from tarflow.evaluation.run_data import open_held_out, stored_data
 from tarflow.evaluation.scores import LabelPolicy, Progress, score_images
 from tarflow.model.block import NULL_CLASS
 from tarflow.model.flow import WEIGHTS_FILE
 
 HELD_OUT_FILE = "held_out_scores.json"
+MAX_SCORINGS = 8  # that are kept: under no label, under the null class, under one class …
 MAX_IMAGES = 2_000  # held-out images that are scored: a percentile is then good to about one in a hundred
 
 
@@ -86,6 +88,14 @@ def score_options(run: Run, count: int, scoring: Scoring) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """What is known of a run's held-out images: log p, nats, and bits in a lossless code, (n,) float64 each."""
+
+    scores: Tensor
+    code_bits: Tensor
+
+
 def held_out_scores(
     run: Run,
     scoring: Scoring,
@@ -94,13 +104,14 @@ def held_out_scores(
     batch_size: int | None = None,
     loading: Progress | None = None,
     progress: Progress | None = None,
-) -> Tensor:
+) -> HeldOut:
     """`score_pixels` of the held-out images of the run's own data, a seeded `MAX_IMAGES` of them where there are more.
 
     They are kept in RUN/held_out_scores.json beside what they depend on (the weights' digest, `scoring`, the data and
-    their split), and computed again where any of that differs. Where the files are not what they were, by names, sizes
-    and times, the images are read again and held against what the run knows of them. Data that are gone say nothing
-    against scores that were kept. Where the run cannot be written to they are not kept.
+    their split), those of the last `MAX_SCORINGS` scorings, and computed again where any of that differs. Where the
+    files are not what they were, by names, sizes and times, the images are read again and held against what the run
+    knows of them. Data that are gone say nothing against scores that were kept. Where the run cannot be written to they
+    are not kept.
 
     Args:
         source: where the data are now, if they have moved.
@@ -109,7 +120,7 @@ def held_out_scores(
         ValueError, OSError: the data of the training cannot be read, or are not known.
     """
     data = stored_data(run)
-    key = asdict(scoring) | {
+    origin = {
         "weights": _digest(run),
         "data": data.held_out_digest or data.source,
         "levels": run.levels,
@@ -117,18 +128,23 @@ def held_out_scores(
         "split_seed": data.split_seed,
         "max_images": MAX_IMAGES,
     }
+    key = asdict(scoring) | origin
     path = run.path / HELD_OUT_FILE
-    known, files = _read(path), _files(source or located(data), Reading.of(data))
-    if known is not None and known["key"] == key and files in (None, known.get("files")):
-        return torch.tensor([-math.inf if v is None else v for v in known["scores"]], dtype=torch.float64)
+    files = _files(source or located(data), Reading.of(data))
+    kept = [entry for entry in _read(path) if entry["key"].items() >= origin.items()]
+    for entry in kept:
+        if entry["key"] == key and files in (None, entry.get("files")):
+            scores = torch.tensor([-math.inf if v is None else v for v in entry["scores"]], dtype=torch.float64)
+            return HeldOut(scores, torch.tensor(entry["code_bits"], dtype=torch.float64, device="cpu"))
     images = open_held_out(run, source, progress=loading).images
     if len(images) > MAX_IMAGES:
         images = images[seeded_permutation(len(images), "held-out scores")[:MAX_IMAGES]]
-    scores = score_pixels(run, images, scoring, batch_size=batch_size, progress=progress)
+    scores, code = score_pixels(run, images, scoring, batch_size=batch_size, progress=progress), code_bits(images)
     values = [v if math.isfinite(v) else None for v in scores.tolist()]
+    newest = {"key": key, "files": files, "scores": values, "code_bits": code.tolist()}
     with contextlib.suppress(OSError):  # someone else's run: computed again next time
-        storage.write_json(path, {"key": key, "files": files, "scores": values})
-    return scores
+        storage.write_json(path, newest | {"earlier": kept[: MAX_SCORINGS - 1]})
+    return HeldOut(scores, code)
 
 
 def ranks(scores: Any) -> Any:
@@ -175,18 +191,34 @@ def _files(source: str, reading: Reading) -> str | None:
         return ""  # whoever opens it says what is wrong
 
 
+def passes_an_image(run: Run, scoring: Scoring) -> int:
+    """How often an image goes through the flow for each draw of its noise."""
+    return run.config.model.num_classes if scoring.labels == "marginal" else 1
+
+
 def _digest(run: Run) -> str:
     with open(run.path / WEIGHTS_FILE, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: Any) -> Any:
-    """What was kept; None where there is nothing, or nothing that can be used."""
+def _read(path: Any) -> list[dict[str, Any]]:
+    """What was kept, the newest first; empty where there is nothing, or nothing that can be used."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(known, dict) or "key" not in known or not isinstance(known.get("scores"), list):
-        return None
-    numbers = all(score is None or type(score) in (int, float) for score in known["scores"])
-    return known if numbers and known["scores"] else None
+        return []
+    if not isinstance(known, dict) or not isinstance(known.get("earlier"), list):
+        return []
+    entries = [{name: known.get(name) for name in ("key", "files", "scores", "code_bits")}, *known["earlier"]]
+    return entries if all(map(_is_entry, entries)) else []
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether this is a key with as many scores, numbers or null, as numbers of bits, and one at least."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("key"), dict):
+        return False
+    scores, code = entry.get("scores"), entry.get("code_bits")
+    if not isinstance(scores, list) or not isinstance(code, list) or len(scores) != len(code) or not scores:
+        return False
+    numbers = [*(v for v in scores if v is not None), *code]
+    return all(type(v) in (int, float) and abs(v) < 1e300 for v in numbers)

@@ -34,7 +34,9 @@ def samples(subject: Subject) -> Parts:
         else:
             name = subject.class_name(row)
             strips.append(Strip(name, images, f"{len(images)} samples of class {name}."))
-    caption = f"{len(shown)} samples, {_how(subject)}, seed {subject.settings.seed}, none picked out."
+    caption = f"{len(shown)} samples, {how(subject)}, seed {subject.settings.seed}, none picked out."
+    if subject.stored_setting is not None:
+        caption += f" That is the run's default: {subject.stored_setting}."
     classes = subject.run.config.model.num_classes
     if classes > CLASSES:
         caption += f" The first {CLASSES} of {classes} classes."
@@ -53,7 +55,8 @@ def guidance(subject: Subject) -> Parts:
     for scale in scales:
         guide = Guidance(scale, temperature=temperature) if scale else None
         try:
-            x = sample(run.flow, n, y, guide, subject.settings.seed, denoise=run.sigma)
+            told = subject.watch.drawing(n)
+            x = sample(run.flow, n, y, guide, subject.settings.seed, denoise=run.sigma, progress=told)
         except SamplingError as error:
             failed.append(f"w = {scale:g}: {error}.")
             continue
@@ -67,7 +70,8 @@ def guidance(subject: Subject) -> Parts:
         f"patches ({_denoised(subject)}; seed {subject.settings.seed})."
     )
     if by_class:
-        caption += " Columns go through the classes."
+        names = [subject.class_name(int(k)) for k in y] if y is not None else []
+        caption += f" Columns go through the classes: {', '.join(names)}."
     if not strips:
         raise Unavailable("No sample was finite. " + " ".join(failed))
     return [Figure("guidance", strips, caption), *failed]
@@ -104,7 +108,7 @@ def denoising(subject: Subject) -> Parts:
         )
         parts.append(Figure("denoising", strips, caption))
     try:
-        raw, cleaned_samples = _spread(subject.raw_samples, n), _spread(subject.samples, n)
+        raw, cleaned_samples = _spread(subject.raw_samples, n), _spread(subject.plain_samples, n)
     except Unavailable as reason:
         return [*parts, str(reason)]
     strips = [
@@ -151,7 +155,7 @@ def neighbours(subject: Subject) -> Parts:
         Strip("nearest", found, "Below each sample the training image that is nearest to it."),
     ]
     caption = (
-        f"Samples ({_how(subject)}), and below each the nearest of {len(train):,} training images by the Euclidean "
+        f"Samples ({how(subject)}), and below each the nearest of {len(train):,} training images by the Euclidean "
         f"distance of levels, {float(distances.min()):.1f} to {float(distances.max()):.1f} here; 0 would be a copy."
     )
     try:
@@ -165,8 +169,14 @@ def neighbours(subject: Subject) -> Parts:
     return [Figure("neighbours", strips, caption)]
 
 
-def _how(subject: Subject) -> str:
-    return f"unguided, {_denoised(subject)}"
+def how(subject: Subject) -> str:
+    """How the samples of a run are drawn, in words."""
+    setting = subject.setting
+    cleaned = "not denoised" if setting.denoise is None else f"denoised with σ = {setting.denoise:g}"
+    if setting.guidance is None:
+        return f"unguided, {cleaned}"
+    warm = "" if setting.temperature == 1 else f", temperature {setting.temperature:g}"
+    return f"guided with scale {setting.scale:g} ({setting.schedule}, rule {setting.rule}{warm}), {cleaned}"
 
 
 def _denoised(subject: Subject) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tarflow.config import RunConfig
-from tarflow.data.images import columns_by_class, save_sheet
+from tarflow.data.images import class_captions, columns_by_class, save_sheet
 from tarflow.data.pixels import to_8bit, to_pixels
 from tarflow.model.flow import TarFlow
 from tarflow.ranks import Ranks
@@ -32,11 +32,15 @@ def draw_sheet(
         if isinstance(part, str):  # weights on their way may overflow: no reason to end a run
             return f"none ({part})"
 
+    names = config.data.class_names or tuple(map(str, range(config.model.num_classes)))
+
     def write() -> None:
         images = torch.cat([part for part in drawn if isinstance(part, Tensor)])
+        classes = config.model.num_classes
+        named = class_captions([k % classes for k in range(len(images))], names) if classes else None
         with writing():
             path.parent.mkdir(exist_ok=True)
-            save_sheet(path, images, columns=columns_by_class(config.model.num_classes))
+            save_sheet(path, images, columns=columns_by_class(classes), captions=named)
 
     ranks.on_first(write)
     return str(path)
