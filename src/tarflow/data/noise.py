@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tarflow.data.pixels import dequantize, scale_pixels
+from tarflow.fields import real
 
 Noise: TypeAlias = Literal["gaussian", "uniform"]
 
@@ -73,8 +73,8 @@ def check_noise(noise: str, noise_std: float) -> None:
     """Raise a ValueError unless the noise is known and, where it is Gaussian, σ is a positive number."""
     if noise not in ("gaussian", "uniform"):
         raise ValueError(f"noise: expected 'gaussian' or 'uniform', got {noise!r}")
-    if noise == "gaussian" and not (math.isfinite(noise_std) and noise_std > 0):
-        raise ValueError(f"noise_std: expected a positive number, got {noise_std}")
+    if noise == "gaussian":
+        real("noise_std", noise_std, "a positive number", lambda value: value > 0)
 
 
 def _draw(shape: Sequence[int], noise: Noise, generator: torch.Generator) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tarflow.data.noise import Noise, check_noise, noisy_images
 from tarflow.evaluation.scores import check_policy, default_batch_size
+from tarflow.fields import integer
 from tarflow.model.flow import TarFlow
 from tarflow.seeding import seeded_generator
 
@@ -105,11 +106,10 @@ def evaluate_bayes(
     if not flow.config.num_classes:
         raise ValueError("bayes classifier: expected a conditional model, got one without classes")
     check_policy(flow, labels, "given", len(images))
+    draws = integer("draws", draws)
     if len(images) < 1 or draws < 1:
         raise ValueError(f"expected at least one image and one draw, got {len(images)} and {draws}")
-    step = default_batch_size(flow) if batch_size is None else batch_size
-    if step < 1:
-        raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
+    step = default_batch_size(flow) if batch_size is None else integer("batch_size", batch_size, 1)
     count = len(images)
     confidence, correct, loss = (torch.empty(draws, count, dtype=torch.float64) for _ in range(3))
     for start in range(0, count, step):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tarflow.data.noise import Noise, check_noise, noisy_images
 from tarflow.evaluation.scores import LabelPolicy, check_policy, default_batch_size, default_label_policy
+from tarflow.fields import integer
 from tarflow.model.flow import TarFlow
 from tarflow.seeding import seeded_generator
 
@@ -102,6 +103,7 @@ def mean_patch_maps(
     are those of `score_images`.
     """
     check_noise(noise, noise_std)
+    draws = integer("draws", draws, 1)
     numbers = range(len(images)) if indices is None else indices
     step = batch_size or default_batch_size(flow)
     parts = []

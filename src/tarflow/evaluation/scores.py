@@ -12,6 +12,7 @@ from torch import Tensor
 from tarflow.data.noise import Noise, check_noise, noisy_images
 from tarflow.data.pixels import check_levels
 from tarflow.evaluation.gaussian import GaussianYardstick
+from tarflow.fields import integer
 from tarflow.model.block import NULL_CLASS
 from tarflow.model.flow import TarFlow
 from tarflow.ranks import Ranks
@@ -48,8 +49,7 @@ def score_images(
     check_noise(noise, noise_std)
     check_levels(levels)
     _check_pixels(images, levels)
-    if draws < 1:
-        raise ValueError(f"draws: expected a positive number, got {draws}")
+    draws = integer("draws", draws, 1)
     policy = label_policy or default_label_policy(flow, labels)
     check_policy(flow, labels, policy, len(images))
     batch_size = _checked_batch_size(flow, batch_size)
@@ -153,9 +153,7 @@ def default_batch_size(flow: TarFlow) -> int:
 def _checked_batch_size(flow: TarFlow, batch_size: int | None) -> int:
     if batch_size is None:
         return default_batch_size(flow)
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
-    return batch_size
+    return integer("batch_size", batch_size, 1)
 
 
 def _marginal(flow: TarFlow, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from tarflow import storage
 from tarflow.config import TarFlowConfig, from_dict, to_dict
 from tarflow.evaluation.quality import LOWER_IS_BETTER, Figure, Judge, Kind
+from tarflow.fields import real
 from tarflow.model.flow import read_json
 from tarflow.sampling.sample import SamplingError
 from tarflow.sampling.setting import Setting
@@ -67,8 +68,7 @@ def grid(
     temperatures = temperatures or ((1.0,) if by_class else (UNCONDITIONAL_TEMPERATURE,))
     strengths = strengths or ((0.0,) if sigma is None else (1.0,))
     for strength in strengths:
-        if not (math.isfinite(strength) and strength >= 0):
-            raise ValueError(f"denoising strength: expected 0 or more, as a multiple of σ, got {strength}")
+        real("denoising strength", strength, "0 or more, as a multiple of σ", lambda value: value >= 0)
         if strength > 0 and sigma is None:
             raise ValueError(f"denoising strength {strength}: the model was not trained with Gaussian noise")
     settings: dict[Setting, None] = {}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from tarflow.devices import free_bytes, without_autocast
+from tarflow.devices import free_bytes
+from tarflow.fields import integer, real
 from tarflow.model.flow import TarFlow
 
 GRAPH_BYTES = 1 << 30  # activations that are kept for the gradient at once, where the batch size is ours to choose
@@ -39,8 +39,7 @@ def denoise(
         ValueError: images, labels or sigma do not fit.
     """
     check_sigma(sigma)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
+    batch_size = None if batch_size is None else integer("batch_size", batch_size, 1)
     flow.check_images(x)
     y = flow.check_labels(y, len(x))
     per_image, room = graph_bytes(flow), max(GRAPH_BYTES, int(GRAPH_SHARE * (free_bytes(flow.device) or 0)))
@@ -67,8 +66,7 @@ def graph_bytes(flow: TarFlow) -> int:
 
 def check_sigma(sigma: float) -> None:
     """Raise ValueError unless σ is a positive number."""
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"sigma: expected a positive number, got {sigma}")
+    real("sigma", sigma, "a positive number", lambda value: value > 0)
 
 
 def _denoise_chunk(flow: TarFlow, x: Tensor, sigma: float, y: Tensor | None, by_block: bool) -> Tensor:

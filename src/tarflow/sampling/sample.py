@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from tarflow.fields import integer
 from tarflow.model.flow import TarFlow
 from tarflow.sampling.calibrate import Calibration, Choice, calibrated_decode, calibration_key, remembered
 from tarflow.sampling.captured import Captured
@@ -127,12 +128,10 @@ def sample_batches(
     first: int = 0,
 ) -> Iterator[SampleBatch]:
     """As `sample`, but yields a `SampleBatch` as each batch finishes. Arguments are checked before the first one."""
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
+    batch_size = None if batch_size is None else integer("batch_size", batch_size, 1)
     if solver not in get_args(Solver):
         raise ValueError(f"solver: expected one of {', '.join(map(repr, get_args(Solver)))}, got {solver!r}")
-    if first < 0:
-        raise ValueError(f"first: expected 0 or more, got {first}")
+    n, seed, first = integer("n", n, 1), integer("seed", seed), integer("first", first, 0)
     if window is not None and solver != "jacobi":
         raise ValueError(f"window: only solver 'jacobi' has one to choose, got solver {solver!r}")
     if tol is not None and solver == "sequential":
@@ -153,8 +152,7 @@ def check_arguments(
     flow: TarFlow, n: int, y: Tensor | None, guidance: Guidance | None, denoise: float | None, noise: Tensor | None
 ) -> Tensor | None:
     """Raise ValueError unless what is to be drawn fits the model and each other; return the labels, checked."""
-    if n < 1:
-        raise ValueError(f"n: expected a positive number of samples, got {n}")
+    integer("n", n, 1)
     if denoise is not None:
         check_sigma(denoise)
     y = flow.check_labels(y, n)
