@@ -78,8 +78,7 @@ def load_official(
         origin, content = str(path_or_state_dict), read_torch_file(Path(path_or_state_dict), _EXPECTED)
     tensors = _check_tensors(content, origin)
     config = _read_config(tensors, image_size, origin)
-    with torch.device("meta"):  # no memory, and no random numbers drawn: every value comes from the file
-        flow = TarFlow(config)
+    flow = TarFlow(config, device="meta")  # no memory, no random numbers: every value comes from the file
     _check_values(tensors, flow, origin)
     like, names = flow.state_dict(), _names(flow)
     dtype = functools.reduce(torch.promote_types, (tensors[official].dtype for official in names))
@@ -168,10 +167,11 @@ def _to_official_shape(official: str, tensor: Tensor) -> Tensor:
 
 def _constants(config: TarFlowConfig) -> dict[str, Tensor]:
     """What official checkpoints hold besides, with the only value that it may have."""
-    mask = torch.ones(config.num_patches, config.num_patches).tril()
+    kind: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
+    mask = torch.ones(config.num_patches, config.num_patches, **kind).tril()
     constants = {f"blocks.{block}.attn_mask": mask for block in range(len(config.layers))}
     if config.transform == "affine":
-        constants["var"] = torch.ones(config.num_patches, config.patch_dim)
+        constants["var"] = torch.ones(config.num_patches, config.patch_dim, **kind)
     return constants
 
 

@@ -126,7 +126,7 @@ def labels_of(run: Run, names: tuple[str, ...], n: int) -> Tensor | None:
             raise ValueError(f"--classes: {run.path} is an unconditional model")
         return None
     wanted = [class_number(run, name) for name in names] or list(range(run.config.model.num_classes))
-    return torch.tensor([wanted[k % len(wanted)] for k in range(n)])
+    return torch.tensor([wanted[k % len(wanted)] for k in range(n)], device="cpu", dtype=torch.int64)
 
 
 def class_number(run: Run, name: str) -> int:

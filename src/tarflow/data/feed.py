@@ -138,7 +138,7 @@ class _Stream:
         sizes = (starts[1:] - starts[:-1]).tolist()
         self.used = [number for number, size in enumerate(sizes) if size]  # the others are held out
         self.starts = starts[self.used].tolist()
-        first = torch.tensor([0, *(group.rows for group in images.groups)]).cumsum(0)
+        first = torch.tensor([0, *(group.rows for group in images.groups)], device="cpu", dtype=torch.int64).cumsum(0)
         self.first = first[self.used].tolist()
         self.order = StreamOrder([sizes[number] for number in self.used], window, seed)
         self.held: dict[int, Sequence[Content]] = {}
@@ -152,7 +152,7 @@ class _Stream:
         result = torch.from_numpy(pixels)
         for number, error in bad:
             places[number], result[number] = self._instead(*places[number], error)
-        indices = torch.tensor([self.starts[group] + row for group, row in places])
+        indices = torch.tensor([self.starts[group] + row for group, row in places], device="cpu", dtype=torch.int64)
         return self.images.out(result), indices
 
     def _hold(self, segments: Sequence[Segment]) -> None:
@@ -176,7 +176,7 @@ class _Stream:
             if other > row:
                 try:
                     pixels = self.images.spec.read(self._content(group, other % size))
-                    return (group, other % size), torch.tensor(pixels)
+                    return (group, other % size), torch.tensor(pixels, device="cpu", dtype=torch.uint8)
                 except DataError as found:
                     error = found
             if isinstance(error, WrongShape) or not self.images.skip_bad:

@@ -39,7 +39,7 @@ def label_tensors(
     if top >= MOST_CLASSES:
         raise DataError(f"{where}: label {top}: expected the number of a class, counted from 0, below {MOST_CLASSES}")
     labels = [
-        torch.tensor(part.labels, dtype=torch.int64)[torch.tensor(chosen)]
+        torch.tensor([(part.labels or ())[place] for place in chosen], device="cpu", dtype=torch.int64)
         for part, chosen in zip(parts, kept, strict=True)
     ]
     every = torch.cat(labels)
@@ -60,7 +60,7 @@ def _mapping(where: str, names: Sequence[str], used: set[int], class_names: tupl
     for label in sorted(used):
         if names[label] not in index:
             raise DataError(f"{where}: unknown class {names[label]!r}: expected one of {_few(class_names)}")
-    return torch.tensor([index.get(name, -1) for name in names])
+    return torch.tensor([index.get(name, -1) for name in names], device="cpu", dtype=torch.int64)
 
 
 def _few(names: Sequence[str]) -> str:

@@ -60,7 +60,7 @@ def noisy_images(
     elif len(generator) != len(pixels):
         raise ValueError(f"generator: expected one, or {len(pixels)}, one an image, got {len(generator)}")
     elif not generator:
-        drawn = torch.empty(pixels.shape)
+        drawn = torch.empty(pixels.shape, device=pixels.device, dtype=torch.float32)
     else:
         drawn = torch.stack([_draw(pixels.shape[1:], noise, each) for each in generator])
     drawn = drawn.to(pixels.device)
@@ -78,5 +78,6 @@ def check_noise(noise: str, noise_std: float) -> None:
 
 
 def _draw(shape: Sequence[int], noise: Noise, generator: torch.Generator) -> Tensor:
-    draw = torch.rand if noise == "uniform" else torch.randn
-    return draw(shape, generator=generator, device=generator.device, dtype=torch.float32)
+    if noise == "uniform":
+        return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float32)
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)

@@ -71,7 +71,7 @@ def requantize(pixels: Tensor, levels: int, new_levels: int) -> Tensor:
     check_levels(new_levels)
     if levels == new_levels:
         return pixels.clone()
-    k = torch.arange(levels, device=pixels.device)
+    k = torch.arange(levels, device=pixels.device, dtype=torch.int64)
     table = ((2 * k * (new_levels - 1) + levels - 1) // (2 * (levels - 1))).to(torch.uint8)  # in whole numbers
     # An index takes 4 bytes a pixel: in slices, so that a large data set does not need five times its size.
     parts = [table[part.int()] for part in pixels.reshape(-1).split(1 << 24)]

@@ -138,7 +138,7 @@ def code_bits(images: Tensor) -> Tensor:
     """Bits of each image (N, C, H, W) uint8 in a lossless code, the shorter of PNG without its frame and zlib: (N,)
     float64. Levels are coded as they are.
     """
-    return torch.tensor([8.0 * _code_bytes(image) for image in images.cpu()], dtype=torch.float64)
+    return torch.tensor([8.0 * _code_bytes(image) for image in images.cpu()], device="cpu", dtype=torch.float64)
 
 
 def inverted(images: Tensor, levels: int, seed: int = 0) -> Tensor:
@@ -151,7 +151,8 @@ def shuffled(images: Tensor, levels: int, seed: int = 0) -> Tensor:
     count, channels, height, width = images.shape
     flat = images.flatten(2).clone()
     for k in range(count):
-        order = torch.randperm(height * width, generator=seeded_generator(seed, "shuffled", k))
+        generator = seeded_generator(seed, "shuffled", k)
+        order = torch.randperm(height * width, generator=generator, device="cpu", dtype=torch.int64)
         flat[k] = flat[k, :, order]
     return flat.view(count, channels, height, width)
 

@@ -67,7 +67,9 @@ def log_posterior(flow: TarFlow, x: Tensor, *, prior: Tensor | None = None) -> T
         raise ValueError("bayes classifier: expected a conditional model, got one without classes")
     x = x.to(flow.device)
     with torch.no_grad(), torch.autocast(flow.device.type, enabled=False):
-        scores = [flow.log_prob(x, torch.full((len(x),), k)) for k in range(classes)]
+        scores = [
+            flow.log_prob(x, torch.full((len(x),), k, device=x.device, dtype=torch.int64)) for k in range(classes)
+        ]
     joint = torch.stack(scores, dim=1)
     if prior is not None:
         joint = joint + _checked_prior(prior, classes).to(joint).log()
@@ -111,7 +113,7 @@ def evaluate_bayes(
         raise ValueError(f"expected at least one image and one draw, got {len(images)} and {draws}")
     step = default_batch_size(flow) if batch_size is None else integer("batch_size", batch_size, 1)
     count = len(images)
-    confidence, correct, loss = (torch.empty(draws, count, dtype=torch.float64) for _ in range(3))
+    confidence, correct, loss = (torch.empty(draws, count, device="cpu", dtype=torch.float64) for _ in range(3))
     for start in range(0, count, step):
         rows = slice(start, min(start + step, count))
         y = labels[rows].cpu().long()
@@ -156,7 +158,9 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 
         return math.nan
     place = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1
     # n_b/n |accuracy - confidence| is |Σ (correct - confidence)| / n, bin by bin.
-    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, correct.double() - confidence.double())
+    gap = torch.zeros(bins, device=place.device, dtype=torch.float64).index_add_(
+        0, place, correct.double() - confidence.double()
+    )
     return float(gap.abs().sum()) / len(confidence)
 
 

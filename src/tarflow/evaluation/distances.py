@@ -47,7 +47,7 @@ def moments(features: Tensor) -> Moments:
     """
     check_features("features", features, least=2)
     count, dims = features.shape
-    mean = sum((part.double().sum(dim=0) for part in features.split(CHUNK_ROWS)), torch.zeros(())) / count
+    mean = torch.stack([part.double().sum(dim=0) for part in features.split(CHUNK_ROWS)]).sum(dim=0) / count
     assert isinstance(mean, Tensor)
     if count <= dims:
         return Moments(count, mean, ((features.double() - mean) / math.sqrt(count - 1)).T)
@@ -122,7 +122,7 @@ def kernel_distance(
     if not 2 <= size <= n // 2:
         raise ValueError(f"size: expected 2 to {n // 2}, half of the smaller set, got {size}")
     subsets = integer("subsets", subsets, 2)
-    found = torch.empty(subsets, dtype=torch.float64)
+    found = torch.empty(subsets, device="cpu", dtype=torch.float64)
     for number in range(subsets):
         parts = []
         for name, features in (("x", x), ("y", y)):

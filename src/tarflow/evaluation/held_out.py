@@ -69,7 +69,9 @@ def score_options(run: Run, count: int, scoring: Scoring) -> dict[str, Any]:
             f"{run.path}: no section `training` in its config.json says the noise that images are scored in"
         )
     return {
-        "labels": None if scoring.label is None else torch.full((count,), scoring.label),
+        "labels": None
+        if scoring.label is None
+        else torch.full((count,), scoring.label, device="cpu", dtype=torch.int64),
         "levels": run.levels,
         "noise": training.noise,
         "noise_std": training.noise_std,
@@ -107,7 +109,7 @@ def held_out_scores(
     path = run.path / HELD_OUT_FILE
     known = _read(path)
     if known is not None and known["key"] == key:
-        return torch.tensor([-math.inf if v is None else v for v in known["scores"]], dtype=torch.float64)
+        return torch.tensor([-math.inf if v is None else v for v in known["scores"]], device="cpu", dtype=torch.float64)
     images = open_held_out(run, loading).images
     if len(images) > MAX_IMAGES:
         images = images[seeded_permutation(len(images), "held-out scores")[:MAX_IMAGES]]

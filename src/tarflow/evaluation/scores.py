@@ -56,7 +56,7 @@ def score_images(
     numbers = range(len(images)) if indices is None else indices
     if len(numbers) != len(images):
         raise ValueError(f"indices: expected {len(images)}, one an image, got {len(numbers)}")
-    scores = torch.empty(draws, len(images), dtype=torch.float64)
+    scores = torch.empty(draws, len(images), device="cpu", dtype=torch.float64)
     yardstick_scores = torch.empty_like(scores) if yardstick else None
     for start in range(0, len(images), batch_size):
         rows = slice(start, min(start + batch_size, len(images)))
@@ -83,7 +83,8 @@ def score_shares(
         return score_images(flow, images, labels, draws=draws, **options)
     rows = ranks.share(len(images))
     count = 2 if options.get("yardstick") else 1
-    found = torch.zeros(count, draws, len(images), dtype=torch.float64)  # 0 where another rank has the score
+    shape = (count, draws, len(images))
+    found = torch.zeros(shape, device="cpu", dtype=torch.float64)  # 0 where another rank has the score
     if rows.start < rows.stop:
         share = None if labels is None else labels[rows]
         numbers = range(len(images))[rows]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tarflow import storage
 from tarflow.data.batches import batch_indices
-from tarflow.evaluation.features import Extractor, unit_pixels
+from tarflow.evaluation.features import FLOAT32, Extractor, unit_pixels
 from tarflow.seeding import seeded_generator
 
 DIMS = 64
@@ -37,12 +37,12 @@ class SmallNetwork(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, 32, 3, padding=1)
-        self.second = nn.Conv2d(32, 64, 3, stride=2, padding=1)
-        self.third = nn.Conv2d(64, 64, 3, stride=2, padding=1)
-        self.last = nn.Linear(64 * 4, DIMS)
-        self.classify = nn.Linear(DIMS, classes)
-        self.scale = nn.Buffer(torch.ones(()))
+        self.first = nn.Conv2d(3, 32, 3, padding=1, **FLOAT32)
+        self.second = nn.Conv2d(32, 64, 3, stride=2, padding=1, **FLOAT32)
+        self.third = nn.Conv2d(64, 64, 3, stride=2, padding=1, **FLOAT32)
+        self.last = nn.Linear(64 * 4, DIMS, **FLOAT32)
+        self.classify = nn.Linear(DIMS, classes, **FLOAT32)
+        self.scale = nn.Buffer(torch.ones((), **FLOAT32))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.activations(x) / self.scale

@@ -79,7 +79,7 @@ def grid(
         # Without guidance there is no rule to it: one setting, however many rules are tried.
         kept = Setting(scale, schedule, temperature, rule, denoise) if scale else Setting(denoise=denoise)
         if kept.guidance is not None:
-            kept.guidance.check(torch.zeros(1, dtype=torch.int64) if by_class else None, config)
+            kept.guidance.check(torch.zeros(1, device="cpu", dtype=torch.int64) if by_class else None, config)
         settings[kept] = None
     return list(settings)
 

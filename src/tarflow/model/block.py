@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,18 +30,26 @@ class Block(nn.Module):
     first. Source: TarFlow, arXiv 2412.06329, section 3.
     """
 
-    def __init__(self, config: TarFlowConfig, layers: int, flipped: bool) -> None:
+    def __init__(
+        self,
+        config: TarFlowConfig,
+        layers: int,
+        flipped: bool,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.flipped = flipped
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
         width, outputs = config.width, config.patch_dim * (2 if config.transform == "affine" else 1)
-        self.proj_in = nn.Linear(config.patch_dim, width)
-        self.position = nn.Parameter(torch.randn(config.num_patches, width) * 1e-2)  # in raster order
+        self.proj_in = nn.Linear(config.patch_dim, width, **made)
+        self.position = nn.Parameter(torch.randn(config.num_patches, width, **made) * 1e-2)  # in raster order
         self.class_embedding: nn.Parameter | None = None
         if config.num_classes:
-            self.class_embedding = nn.Parameter(torch.randn(config.num_classes, width) * 1e-2)
-        self.layers = nn.ModuleList(Layer(width, config.head_dim, config.expansion) for _ in range(layers))
-        self.proj_out = nn.Linear(width, outputs)
+            self.class_embedding = nn.Parameter(torch.randn(config.num_classes, width, **made) * 1e-2)
+        self.layers = nn.ModuleList(Layer(width, config.head_dim, config.expansion, **made) for _ in range(layers))
+        self.proj_out = nn.Linear(width, outputs, **made)
         nn.init.zeros_(self.proj_out.weight)  # every block starts as a constant map
 
     @property

@@ -40,12 +40,16 @@ class TarFlow(nn.Module):
 
     base_variance: Tensor | None
 
-    def __init__(self, config: TarFlowConfig) -> None:
+    def __init__(
+        self, config: TarFlowConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """New weights, from torch's global generator; where and in which dtype as any module's: None is torch's own."""
         super().__init__()
         self.config = config
-        blocks = (Block(config, layers, flipped=index % 2 == 1) for index, layers in enumerate(config.layers))
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        blocks = (Block(config, layers, index % 2 == 1, **made) for index, layers in enumerate(config.layers))
         self.blocks = cast("list[Block]", nn.ModuleList(blocks))  # which has no type for its elements
-        variance = torch.ones(config.num_patches, config.patch_dim) if config.transform == "additive" else None
+        variance = torch.ones(config.num_patches, config.patch_dim, **made) if config.transform == "additive" else None
         self.register_buffer("base_variance", variance)
 
     @property
@@ -163,11 +167,11 @@ class TarFlow(nn.Module):
         if not z.is_floating_point():
             raise ValueError(f"{name}: expected floating-point values, got {z.dtype}")
 
-    def check_labels(self, y: Tensor | None, batch: int) -> Tensor | None:
+    def check_labels(self, y: Any, batch: int) -> Tensor | None:
         """Return labels as int64 on this model's device; raise ValueError where they are not (batch,) known classes."""
         if y is None:
             return None
-        y = torch.as_tensor(y)
+        y = y if isinstance(y, Tensor) else as_labels(y)
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or tuple(y.shape) != (batch,):
             raise ValueError(f"y: expected ({batch},) integer labels, got {tuple(y.shape)} of {y.dtype}")
         if batch and (int(y.min()) < NULL_CLASS or int(y.max()) >= self.config.num_classes):
@@ -210,10 +214,19 @@ class TarFlow(nn.Module):
         if not isinstance(sections, dict) or "model" not in sections:
             raise ConfigError(f"{directory / CONFIG_FILE}: expected a section 'model'")
         config = from_dict(TarFlowConfig, sections["model"], f"{directory / CONFIG_FILE}: model")
-        with torch.device("meta"):  # no memory, and no random numbers: every value, and its dtype, is the file's
-            flow = cls(config)
+        flow = cls(config, device="meta")  # no memory, no random numbers: every value, and its dtype, is the file's
         load_weights(flow, read_weights(directory / WEIGHTS_FILE), directory / WEIGHTS_FILE, assign=True)
         return flow.to(device).eval()
+
+
+def as_labels(y: Any) -> Tensor:
+    """Labels that came as a tensor, an array, a sequence or one int, as a tensor of their own dtype."""
+    if isinstance(y, Tensor):
+        return y
+    try:
+        return torch.as_tensor(y, device="cpu", dtype=None)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"y: expected integer labels, got {y!r}") from None
 
 
 def read_json(path: Path) -> Any:

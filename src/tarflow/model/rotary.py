@@ -25,8 +25,8 @@ def rotation_table(
     """
     # Made in no mode of the caller's: a table of inference mode could not be used in training afterwards.
     with torch.inference_mode(False), torch.no_grad():
-        waves = BASE ** -torch.linspace(0, 1, head_dim // 4, dtype=torch.float64)
-        rows, columns = (torch.arange(n, dtype=torch.float64) for n in grid)
+        waves = BASE ** -torch.linspace(0, 1, head_dim // 4, device="cpu", dtype=torch.float64)
+        rows, columns = (torch.arange(n, device="cpu", dtype=torch.float64) for n in grid)
         places = torch.cartesian_prod(rows, columns)  # (T, 2), in raster order
         angles = (places.unsqueeze(2) * waves * math.pi).flatten(1)
         angles = angles.flip(0) if flipped else angles

@@ -102,7 +102,10 @@ def resolutions(subjects: Sequence[Subject]) -> Parts:
             missing.append(f"{subject.name}: {reason}")
             continue
         # Spread over the classes, and as many as a row has.
-        chosen = torch.linspace(0, len(drawn) - 1, min(subject.settings.images, len(drawn))).round().long()
+        chosen = torch.linspace(
+            0, len(drawn) - 1, min(subject.settings.images, len(drawn)), device="cpu", dtype=torch.float32
+        )
+        chosen = chosen.round().long()
         alt = f"{len(chosen)} samples of {subject.name}, {height} by {width} pixels."
         strips.append(Strip(f"{subject.name}, {height}×{width}", subject.shown(drawn[chosen]), alt))
     if not strips:

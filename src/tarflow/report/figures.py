@@ -45,7 +45,7 @@ def guidance(subject: Subject) -> Parts:
     """The same noise under growing guidance."""
     run, n = subject.run, subject.settings.images
     classes = run.config.model.num_classes
-    y = torch.arange(n) % classes if classes else None
+    y = torch.arange(n, device="cpu", dtype=torch.int64) % classes if classes else None
     by_class = classes > 1
     scales = SCALES if by_class else UNCONDITIONAL_SCALES
     temperature = 1.0 if by_class else TEMPERATURE
@@ -84,7 +84,7 @@ def denoising(subject: Subject) -> Parts:
     assert sigma is not None
     parts: Parts = []
     try:
-        held_out = subject.held_out.subset(torch.arange(min(n, len(subject.held_out))))
+        held_out = subject.held_out.subset(range(min(n, len(subject.held_out))))
     except Unavailable as reason:
         parts.append(str(reason))
     else:
@@ -120,7 +120,7 @@ def traces(subject: Subject) -> Parts:
     run = subject.run
     count = min(TRACED, subject.settings.images)
     classes = run.config.model.num_classes
-    y = torch.arange(count) % classes if classes else None
+    y = torch.arange(count, device="cpu", dtype=torch.int64) % classes if classes else None
     try:
         stages = trace(run.flow, count, y, seed=subject.settings.seed, denoise=run.sigma)
     except SamplingError as error:
@@ -175,7 +175,7 @@ def _denoised(subject: Subject) -> str:
 
 def _spread(x: Tensor, count: int) -> Tensor:
     """`count` of the samples (n, …), evenly spread over the classes that they go through."""
-    return x[torch.linspace(0, len(x) - 1, min(count, len(x))).round().long()]
+    return x[torch.linspace(0, len(x) - 1, min(count, len(x)), device=x.device, dtype=torch.float32).round().long()]
 
 
 def _continuous(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from tarflow.model.flow import TarFlow
+from tarflow.model.flow import TarFlow, as_labels
 from tarflow.sampling.sample import sample
 
 SEEDS = 1 << 62  # seeds that a draw from the global generator chooses from
@@ -56,7 +56,7 @@ class FlowDistribution(Distribution):
 
     def __init__(self, flow: TarFlow, y: Tensor | int | None = None, validate_args: bool | None = None) -> None:
         self.flow = flow
-        self.y = None if y is None else torch.as_tensor(y)
+        self.y = None if y is None else as_labels(y)
         if self.y is not None:
             checked = flow.check_labels(self.y.reshape(-1), self.y.numel())
             assert checked is not None
@@ -100,7 +100,7 @@ class FlowDistribution(Distribution):
             tarflow.SamplingError: an image was not finite, time and again.
         """
         shape = torch.Size(sample_shape) + self.batch_shape
-        seed = int(torch.randint(SEEDS, (), dtype=torch.int64))
+        seed = int(torch.randint(SEEDS, (), device="cpu", dtype=torch.int64))
         if shape.numel() == 0:
             dtype = torch.promote_types(self.flow.dtype, torch.float32)
             return torch.empty(*shape, *self.event_shape, dtype=dtype, device=self.flow.device)

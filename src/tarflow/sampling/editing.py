@@ -101,14 +101,14 @@ def interpolate(
     if (y0 is None) != (y1 is None):
         given, missing = ("y0", "y1") if y1 is None else ("y1", "y0")
         raise ValueError(f"{missing}: expected a label, because {given} has one; {NULL_CLASS} is the null class")
-    ends = flow.check_labels(None if y0 is None else torch.tensor([y0, y1]), 2)
+    ends = flow.check_labels(None if y0 is None else [y0, y1], 2)
 
     z, _ = flow.encode(torch.stack([x0, x1]), ends)
     t = torch.linspace(0, 1, steps, dtype=z.dtype, device=z.device).view(-1, 1, 1)  # (steps, 1, 1)
     u = z / flow.base_std()  # standard normal
     start, end = _arc(u, t) if spherical else (1 - t, t)
     u = start * u[0] + end * u[1]  # (steps, T, D)
-    y = None if ends is None else ends[(2 * torch.arange(steps, device=ends.device) >= steps - 1).long()]
+    y = None if ends is None else ends[(t.flatten() >= 0.5).long()]
     return _finite(flow.to_images(_invert_all(flow, flow.blocks, u * flow.base_std(), y)))
 
 
@@ -167,7 +167,7 @@ def resample(flow: TarFlow, x: Tensor, keep: int, y: Tensor | None = None, *, bl
     w = flow.to_patches(x)
     for each in before:
         w, _ = each.encode(w, y)
-    noise = draw_noise(flow, torch.arange(len(x)), seed) if len(x) else w
+    noise = draw_noise(flow, torch.arange(len(x), device="cpu", dtype=torch.int64), seed) if len(x) else w
     drawn = _invert_all(flow, after, latents_of(flow, noise).to(w.dtype), y)
     reorder = flow.blocks[block].reorder
     mixed = reorder(torch.cat([reorder(w)[:, :keep], reorder(drawn)[:, keep:]], dim=1))

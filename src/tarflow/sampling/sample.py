@@ -187,11 +187,11 @@ class _Draw:
 
     def batch(self, first: int, end: int) -> SampleBatch:
         """Images first … end-1, those that are not finite drawn again alone."""
-        indices = torch.arange(first, end)
+        indices = torch.arange(first, end, device="cpu", dtype=torch.int64)
         redraws = torch.zeros_like(indices)
         iterations, residual = [0] * len(self.flow.blocks), 0.0
         images = None
-        todo = torch.arange(len(indices))  # rows of this batch that are still to be drawn
+        todo = indices - first  # rows of this batch that are still to be drawn
         for attempt in range(MAX_ATTEMPTS):
             which = indices[todo]
             labels = None if self.y is None else self.y[which.to(self.y.device)]

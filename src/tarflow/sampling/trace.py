@@ -47,7 +47,7 @@ def trace(
     """
     integer("seed", seed)
     y = check_arguments(flow, n, y, guidance, denoise, noise)
-    noise = draw_noise(flow, torch.arange(n), seed) if noise is None else noise
+    noise = draw_noise(flow, torch.arange(n, device="cpu", dtype=torch.int64), seed) if noise is None else noise
     stages = [flow.to_images(latents_of(flow, noise))]
     stages += [flow.to_images(solution.x) for solution in decode(flow, noise, y, guidance)]
     if denoise is not None:
