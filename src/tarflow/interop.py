@@ -40,6 +40,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _EXPECTED = "expected the state dict of an apple/ml-tarflow Model, names to tensors, as train.py saves in *_model_*.pth"
 
 
+@torch.inference_mode(False)  # where weights would be made that nothing can be differentiated through
 def load_official(
     path_or_state_dict: str | os.PathLike[str] | Mapping[str, Tensor],
     image_size: int | tuple[int, int] | None = None,

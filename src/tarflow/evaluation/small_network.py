@@ -80,7 +80,8 @@ def open_classifier(
         )
     if len(labels.unique()) < 2 or int(labels.min()) < 0:
         raise ValueError(f"extractor 'classifier': expected at least two classes, got {sorted(set(labels.tolist()))}")
-    network = SmallNetwork(int(labels.max()) + 1)
+    with torch.inference_mode(False):
+        network = SmallNetwork(int(labels.max()) + 1)
     digest = hashlib.blake2b(
         f"{DESCRIPTION}\0{BATCH_SIZE}\0{LEARNING_RATE}\0{images.shape}\0{levels}".encode(), digest_size=16
     )
@@ -121,7 +122,7 @@ def train(network: SmallNetwork, images: Tensor, labels: Tensor, levels: int) ->
         nn.init.uniform_(parameter, -bound, bound, generator=generator)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
     network.train()
-    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         for step in range(STEPS):
             chosen = batch_indices(len(images), BATCH_SIZE, step, 0)
             logits = network.classify(network.activations(prepare(images[chosen], levels)))

@@ -54,8 +54,8 @@ class Block(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        return self.proj_in.weight.dtype
+        """The dtype of the weights, by the positions: a layer may have been replaced by one without a weight."""
+        return self.position.dtype
 
     @property
     def product_dtype(self) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -40,6 +41,7 @@ class TarFlow(nn.Module):
 
     base_variance: Tensor | None
 
+    @torch.inference_mode(False)  # where weights would be made that nothing can be differentiated through
     def __init__(
         self, config: TarFlowConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
@@ -60,6 +62,21 @@ class TarFlow(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
         return self.blocks[0].dtype
+
+    @property
+    def in_inference_mode(self) -> bool:
+        """Whether some weights were made in `torch.inference_mode`, by a copy or a cast there: no gradient flows."""
+        return any(tensor.is_inference() for tensor in (*self.parameters(), *self.buffers()))
+
+    @torch.inference_mode(False)  # a copy or a cast is a flow as good as the first, wherever it was made
+    def __deepcopy__(self, memo: dict[int, Any]) -> TarFlow:
+        new = memo[id(self)] = type(self).__new__(type(self))
+        new.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return new
+
+    @torch.inference_mode(False)
+    def _apply(self, fn: Any, recurse: bool = True) -> TarFlow:
+        return super()._apply(fn, recurse)
 
     # --- the flow ------------------------------------------------------------------------------------------------
 
@@ -204,6 +221,7 @@ class TarFlow(nn.Module):
             save_file(tensors, temporary, metadata={"format": "pt"})
 
     @classmethod
+    @torch.inference_mode(False)  # as above
     def from_pretrained(cls, directory: str | Path, *, device: torch.device | str = "cpu") -> TarFlow:
         """Load what `save_pretrained`, a training run or `tarflow convert` left in a directory; in eval mode.
 

@@ -123,7 +123,8 @@ def remembered(flow: TarFlow) -> Calibration:
 
     Timings and nothing else: no sample depends on it beyond the tolerance of the solvers.
     """
-    version = sum(parameter._version for parameter in flow.parameters())
+    # What was made in inference mode counts no versions. A choice of weights that changed is slower, and not wrong.
+    version = sum(0 if parameter.is_inference() else parameter._version for parameter in flow.parameters())
     known = _REMEMBERED.get(flow)
     if known is None or known[0] != version:
         known = _REMEMBERED[flow] = (version, Calibration())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,9 @@ def denoise(
     batch_size = None if batch_size is None else integer("batch_size", batch_size, 1)
     flow.check_images(x)
     y = flow.check_labels(y, len(x))
+    if flow.in_inference_mode:
+        with torch.inference_mode(False):
+            flow = copy.deepcopy(flow)  # the weights as tensors that can be differentiated through
     per_image, room = graph_bytes(flow), max(GRAPH_BYTES, int(GRAPH_SHARE * (free_bytes(flow.device) or 0)))
     by_block = per_image > room
     if batch_size is None:

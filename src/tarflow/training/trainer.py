@@ -50,6 +50,7 @@ class TrainingResult:
     seconds: float
 
 
+@torch.inference_mode(False)  # whatever mode the caller is in: this also lets gradients flow
 def train(
     config: RunConfig,
     splits: Splits | StreamedSplits,
@@ -87,6 +88,7 @@ def train(
     engine = Engine(config.training, torch.device(device))  # here the ranks meet; none has written anything before
     ranks = engine.ranks
     with contextlib.ExitStack() as held:
+        held.enter_context(torch.autocast(torch.device(device).type, enabled=False))  # the config says the precision
 
         def take_over() -> Path | None:
             out.mkdir(parents=True, exist_ok=True)
