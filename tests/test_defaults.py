@@ -52,7 +52,8 @@ PIXELS = torch.randint(0, 16, (12, 1, 4, 4), generator=torch.Generator().manual_
 CLASSES = torch.arange(12) % 3
 SPLITS = splits()
 FEATURES = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
-OFFICIAL = to_official(tarflow.TarFlow(TarFlowConfig(8, patch_size=2, width=64, layers=(1, 1)), dtype=torch.float32))
+SHAPE: dict[str, Any] = dict(image_size=8, patch_size=2, width=64, layers=(1, 1), log_scale_bound=None)
+OFFICIAL = to_official(tarflow.TarFlow(TarFlowConfig(**SHAPE), dtype=torch.float32))
 MEASURE: dict[str, Any] = {"levels": 16, "noise": "uniform"}
 GUIDED = tarflow.Guidance(1.0, temperature=0.7, rule="stable")
 

@@ -15,6 +15,7 @@ _HOMES = {
     "TarFlowConfig": "tarflow.config",
     "TarFlow": "tarflow.model.flow",
     "NULL_CLASS": "tarflow.model.block",
+    "second_order": "tarflow.model.derivatives",
     "Calibration": "tarflow.sampling.calibrate",
     "Guidance": "tarflow.sampling.guidance",
     "SampleBatch": "tarflow.sampling.sample",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from tarflow.config import TarFlowConfig as TarFlowConfig
     from tarflow.interop import load_official as load_official
     from tarflow.model.block import NULL_CLASS as NULL_CLASS
+    from tarflow.model.derivatives import second_order as second_order
     from tarflow.model.flow import TarFlow as TarFlow
     from tarflow.sampling.calibrate import Calibration as Calibration
     from tarflow.sampling.denoise import denoise as denoise

@@ -69,7 +69,8 @@ def load_official(
             of the wrong shape. Also where `image_size` does not fit T and P.
 
     >>> import tarflow
-    >>> config = tarflow.TarFlowConfig(image_size=8, channels=1, patch_size=2, width=64, layers=(2, 1), num_classes=3)
+    >>> shape = dict(image_size=8, channels=1, patch_size=2, width=64, layers=(2, 1), num_classes=3)
+    >>> config = tarflow.TarFlowConfig(**shape, log_scale_bound=None)  # as all of them are
     >>> load_official(to_official(tarflow.TarFlow(config))).config == config
     True
     """
@@ -240,6 +241,7 @@ def _read_config(tensors: dict[str, Tensor], image_size: Any, origin: str) -> Ta
             channels=channels,
             num_classes=shape("blocks.0.class_embed", 3)[0] if "blocks.0.class_embed" in tensors else 0,
             transform="affine" if outputs == 2 * patch_dim else "additive",
+            log_scale_bound=None,
             head_dim=HEAD_DIM,
             expansion=hidden // width,
         )

@@ -94,7 +94,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "garbage.pth").write_bytes(b"not a checkpoint")
     torch.save({"layer.weight": torch.zeros(3, 3)}, root / "foreign.pth")
     torch.save({"layer.weight": Code(root / "ran")}, root / "pickle.pth")
-    state = to_official(tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=4, width=64, layers=(1,))))
+    state = to_official(
+        tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=4, width=64, layers=(1,), log_scale_bound=None))
+    )
     torch.save(state, root / "official.pth")
     torch.save({name: torch.full_like(tensor, torch.nan) for name, tensor in state.items()}, root / "nan.pth")
     torch.save(dict(list(state.items())[:-1]), root / "cut.pth")

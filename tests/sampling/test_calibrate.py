@@ -184,7 +184,7 @@ def test_it_is_kept_beside_the_weights_it_belongs_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("solver", ["auto", "sequential", "jacobi"])
-@pytest.mark.parametrize("name", ["conditional", "one_token", "unequal_depths"])
+@pytest.mark.parametrize("name", ["conditional", "two_tokens", "unequal_depths"])
 def test_progress_goes_forward_to_the_end(name: str, solver: Any) -> None:
     flow, told = build(name), []
     for _ in range(2):  # measured, then not

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import cast
+import math
 from typing import Any
 
 import torch
@@ -17,6 +18,10 @@ from tarflow.model.transformer import Layer
 
 NULL_CLASS = -1
 """The label of no class: its embedding is the mean of all class embeddings."""
+
+
+SHARE_OF_RANGE = 0.9
+"""Of the exponents that a dtype has: an unbounded log-scale ends at ±80 in float32, beyond which e^±v is no number."""
 
 
 class Block(nn.Module):
@@ -137,7 +142,7 @@ class Block(nn.Module):
 
     def bound(self, log_scale: Tensor) -> Tensor:
         """The log-scale that is used: a·tanh(v/a) where the config bounds it, v itself where not."""
-        a = self.config.log_scale_bound
+        a = self.config.bound
         return log_scale if a is None else a * torch.tanh(log_scale / a)
 
     def encode(self, x: Tensor, y: Tensor | None = None, recompute: Recompute = "nothing") -> tuple[Tensor, Tensor]:
@@ -154,10 +159,12 @@ class Block(nn.Module):
     def _affine(self, x: Tensor, y: Tensor | None, recompute: Recompute = "nothing") -> tuple[Tensor, Tensor]:
         """z (B, T, D) in raster order, and the log-scale (B, T-1, D) of patches 1 … T-1 of the block's own order."""
         x = self.reorder(x)
-        if x.shape[1] == 1:  # nothing to condition on: z_0 = x_0
-            return x, x[:, 1:]
         shift, log_scale = self.conditioner(x[:, :-1], self.context(y), recompute=recompute)  # of patches 1 … T-1
         log_scale = self.bound(log_scale)
+        if self.config.transform == "affine":
+            largest = SHARE_OF_RANGE * math.log(torch.finfo(log_scale.dtype).max)
+            if self.config.bound is None or self.config.bound > largest:
+                log_scale = log_scale.clamp(-largest, largest)
         z = torch.cat([x[:, :1], (x[:, 1:] - shift) * torch.exp(-log_scale)], dim=1)
         return self.reorder(z), log_scale
 

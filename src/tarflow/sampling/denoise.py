@@ -97,14 +97,17 @@ def _score(flow: TarFlow, x: Tensor, y: Tensor | None) -> Tensor:
 
 def _score_by_block(flow: TarFlow, x: Tensor, y: Tensor | None) -> Tensor:
     """The same by the chain rule, block after block: what each was given is kept, what is inside it computed again."""
-    inputs = [flow.to_patches(x.detach())]
+    z, inside = flow.in_range(flow.to_patches(x.detach()))
+    inputs = [z]
     with torch.no_grad():
         for block in flow.blocks:
-            inputs.append(block.encode(inputs[-1], y)[0])
+            z, still = flow.in_range(block.encode(z, y)[0])
+            inputs.append(z)
+            inside = inside & still
     z = inputs.pop().requires_grad_()
     (score,) = torch.autograd.grad(flow.base_log_prob(z).sum(), [z])
     for block in reversed(flow.blocks):
         below = inputs.pop().requires_grad_()
         above, ladj = block.encode(below, y)
         (score,) = torch.autograd.grad((above * score).sum() + ladj.sum(), [below])
-    return flow.to_images(score)
+    return flow.to_images(torch.where(inside.view(-1, 1, 1), score, 0))  # as through the whole flow: no gradient

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from tarflow.model.flow import TarFlow, as_labels
+from tarflow.model.checks import as_labels
+from tarflow.model.flow import TarFlow
 from tarflow.sampling.sample import sample
 
 SEEDS = 1 << 62  # seeds that a draw from the global generator chooses from
