@@ -21,9 +21,8 @@ from tarflow.model import rotary
 from tarflow.training.trainer import train
 from training_cases import assert_bitwise_equal, run_config, run_weights, splits
 
-OFFICIAL = to_official(
-    tarflow.TarFlow(tarflow.TarFlowConfig(8, patch_size=2, width=64, layers=(1, 1), log_scale_bound=None))
-)
+SHAPE: dict[str, Any] = dict(image_size=8, patch_size=2, width=64, layers=(1, 1), num_classes=2, log_scale_bound=None)
+OFFICIAL = to_official(tarflow.TarFlow(tarflow.TarFlowConfig(**SHAPE)))
 
 
 def flow() -> tarflow.TarFlow:

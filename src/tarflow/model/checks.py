@@ -56,7 +56,7 @@ def check_labels(y: Any, batch: int, config: TarFlowConfig, device: torch.device
     if told(unknown.any()):
         known = f"0 to {config.num_classes - 1}" if config.num_classes else "no class (unconditional model)"
         raise ValueError(f"y: expected {known}, or {NULL_CLASS} for the null class, got {y[unknown][0].item()}")
-    return torch.where(y < NULL_CLASS, config.num_classes + 1, y).to(device)
+    return torch.where(unknown, config.num_classes + 1, y).to(device)
 
 
 def as_labels(y: Any) -> Tensor:
