@@ -13,12 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tarflow.fields import integer
+
 MAX_LEVELS = 256  # a level is one byte
 
 
 def check_levels(levels: int) -> None:
     """Raise a ValueError unless `levels` is a number of values that a pixel of one byte can have."""
-    if not 2 <= levels <= MAX_LEVELS:
+    if not 2 <= integer("levels", levels) <= MAX_LEVELS:
         raise ValueError(f"levels: expected 2 to {MAX_LEVELS}, got {levels}")
 
 

@@ -14,6 +14,7 @@ from tarflow.data.pixels import check_levels
 from tarflow.evaluation.gaussian import GaussianYardstick
 from tarflow.fields import integer
 from tarflow.model.block import NULL_CLASS
+from tarflow.model.checks import check_tensor
 from tarflow.model.flow import TarFlow
 from tarflow.ranks import Ranks
 from tarflow.seeding import seeded_generator
@@ -169,6 +170,7 @@ def _marginal(flow: TarFlow, x: Tensor) -> Tensor:
 
 
 def _check_pixels(images: Tensor, levels: int) -> None:
+    check_tensor("images", images, "(N, C, H, W) uint8")
     if images.ndim != 4 or images.dtype != torch.uint8 or len(images) == 0:
         got = f"{tuple(images.shape)} {images.dtype}"
         raise ValueError(f"images: expected at least one, (N, C, H, W) uint8, got {got}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tarflow.config import TarFlowConfig
+from tarflow.fields import own_number
 from tarflow.model.block import NULL_CLASS
 
 PIXELS_FROM = 8.0
@@ -19,7 +20,7 @@ def check_images(x: Any, config: TarFlowConfig) -> None:
     """Raise ValueError unless x is a floating tensor (B, C, H, W) of this model's size; warn where it holds pixels."""
     height, width = config.image_shape
     expected = (config.channels, height, width)
-    _check_tensor("x", x, f"images (B, {', '.join(map(str, expected))})")
+    check_tensor("x", x, f"images (B, {', '.join(map(str, expected))})")
     if x.ndim != 4 or tuple(x.shape[1:]) != expected:
         raise ValueError(f"x: expected images (B, {', '.join(map(str, expected))}), got {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -34,7 +35,7 @@ def check_images(x: Any, config: TarFlowConfig) -> None:
 def check_latents(z: Any, config: TarFlowConfig, name: str) -> None:
     """Raise ValueError unless z, called `name`, is a floating tensor (B, T, D) of this model's size."""
     expected = (config.num_patches, config.patch_dim)
-    _check_tensor(name, z, f"latents (B, {expected[0]}, {expected[1]})")
+    check_tensor(name, z, f"latents (B, {expected[0]}, {expected[1]})")
     if z.ndim != 3 or tuple(z.shape[1:]) != expected:
         raise ValueError(f"{name}: expected latents (B, {expected[0]}, {expected[1]}), got {tuple(z.shape)}")
     if not z.is_floating_point():
@@ -63,6 +64,8 @@ def as_labels(y: Any) -> Tensor:
     """Labels that came as a tensor, an array, a sequence or one int, as a tensor of their own dtype."""
     if isinstance(y, Tensor):
         return y
+    if isinstance(y, list | tuple) and any(isinstance(own_number(label), bool) for label in y):
+        raise ValueError(f"y: expected integer labels, got a boolean among {y!r}")
     try:
         return torch.as_tensor(y, device="cpu", dtype=None)
     except (TypeError, ValueError, RuntimeError):
@@ -81,7 +84,8 @@ def told(condition: Tensor) -> bool:
         return False
 
 
-def _check_tensor(name: str, value: Any, expected: str) -> None:
+def check_tensor(name: str, value: Any, expected: str) -> None:
+    """Raise ValueError, with what was `expected`, unless a value is a tensor."""
     if not isinstance(value, Tensor):
         raise ValueError(
             f"{name}: expected a tensor of {expected}, got {type(value).__module__}.{type(value).__name__}; "

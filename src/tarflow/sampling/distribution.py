@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from tarflow.model.checks import as_labels
+from tarflow.model.checks import as_labels, check_tensor
 from tarflow.model.flow import TarFlow
 from tarflow.sampling.sample import sample
 
@@ -82,8 +82,9 @@ class FlowDistribution(Distribution):
         Raises:
             ValueError: images of another size or dtype, a shape that does not broadcast, or (where validated) NaN.
         """
+        expected = ", ".join(map(str, self.event_shape))
+        check_tensor("value", value, f"images (..., {expected})")
         if value.shape[-3:] != self.event_shape:
-            expected = ", ".join(map(str, self.event_shape))
             raise ValueError(f"value: expected images (..., {expected}), got {tuple(value.shape)}")
         if self._validate_args and value.numel():  # torch's check cannot reshape nothing
             self._validate_sample(value)

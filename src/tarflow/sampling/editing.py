@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tarflow.fields import integer
 from tarflow.model.block import NULL_CLASS, Block
+from tarflow.model.checks import check_tensor
 from tarflow.model.flow import TarFlow
 from tarflow.sampling.decode import default_batch_size, draw_noise, invert, latents_of
 from tarflow.sampling.sample import SamplingError
@@ -92,10 +94,11 @@ def interpolate(
     >>> walk.shape, torch.allclose(walk[0], x0, atol=1e-5), torch.allclose(walk[-1], x1, atol=1e-5)
     (torch.Size([5, 1, 8, 8]), True, True)
     """
-    if steps < 2:
+    if integer("steps", steps) < 2:
         raise ValueError(f"steps: expected at least 2, both ends, got {steps}")
     shape = (flow.config.channels, *flow.config.image_shape)
     for name, x in (("x0", x0), ("x1", x1)):
+        check_tensor(name, x, f"one image {shape}")
         if tuple(x.shape) != shape:
             raise ValueError(f"{name}: expected one image {shape}, got {tuple(x.shape)}")
     if (y0 is None) != (y1 is None):
@@ -155,6 +158,7 @@ def resample(flow: TarFlow, x: Tensor, keep: int, y: Tensor | None = None, *, bl
     (True, False)
     """
     length, count = flow.config.num_patches, len(flow.blocks)
+    keep, block = integer("keep", keep), integer("block", block)
     if not 0 <= keep <= length:
         raise ValueError(f"keep: expected 0 to {length} patches, got {keep}")
     if not -count <= block < count:

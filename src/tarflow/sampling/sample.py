@@ -157,6 +157,8 @@ def check_arguments(
         check_sigma(denoise)
     y = flow.check_labels(y, n)
     if guidance is not None:
+        if not isinstance(guidance, Guidance):
+            raise ValueError(f"guidance: expected tarflow.Guidance(scale=…) or None, got {guidance!r}")
         guidance.check(y, flow.config)
     if noise is not None:
         flow.check_latents(noise, "noise")
