@@ -57,7 +57,7 @@ class Feed:
         workers: int = 0,
     ) -> None:
         self.device = numbered(device)
-        self.batch_size, self.seed, self.rows = batch_size, seed, rows
+        self.batch_size, self.seed, self.rows, self.count = batch_size, seed, rows, len(images)
         self.labels = images.labels if labelled else None
         self.skipped: dict[str, str] = {}  # name and reason of the bad records met so far, in this process
         self._said = 0  # how many of those `newly_skipped` has given
@@ -70,6 +70,10 @@ class Feed:
             self.images = images.images.to(self.device) if _fits(images.images, self.device) else images.images
             self.labels = None if self.labels is None else self.labels.to(self.images.device)
             self.background = self.images.device != self.device
+
+    def __len__(self) -> int:
+        """How many images are learned from."""
+        return self.count
 
     def batch(self, step: int) -> Batch:
         """The batch of a step; of the step after the last one asked for, it is waiting already."""
