@@ -16,7 +16,7 @@ _HOMES = {
     "TarFlow": "tarflow.model.flow",
     "NULL_CLASS": "tarflow.model.block",
     "second_order": "tarflow.model.derivatives",
-    "Calibration": "tarflow.sampling.calibrate",
+    "Calibration": "tarflow.sampling.choices",
     "Guidance": "tarflow.sampling.guidance",
     "SampleBatch": "tarflow.sampling.sample",
     "SamplingError": "tarflow.sampling.sample",
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tarflow.model.block import NULL_CLASS as NULL_CLASS
     from tarflow.model.derivatives import second_order as second_order
     from tarflow.model.flow import TarFlow as TarFlow
-    from tarflow.sampling.calibrate import Calibration as Calibration
+    from tarflow.sampling.choices import Calibration as Calibration
     from tarflow.sampling.denoise import denoise as denoise
     from tarflow.sampling.distribution import FlowDistribution as FlowDistribution
     from tarflow.sampling.editing import interpolate as interpolate

@@ -149,6 +149,8 @@ class Sampler:
 
     Attributes:
         redraws: samples so far that were drawn again because they were not finite.
+        clipped_pixels, clipped_images: of what `pixels` made of them last, the share of numbers that no pixel can be,
+            and that were clipped, and of the images that hold one.
     """
 
     def __init__(self, run: Run, solving: Solving) -> None:
@@ -158,6 +160,7 @@ class Sampler:
         self.run, self.solving, self.redraws = run, solving, 0
         self.flow = narrowed(run.flow) if solving.dtype == "bf16" else run.flow
         self.calibration = open_calibration(run) if solving.solver == "auto" else None
+        self.clipped_pixels = self.clipped_images = 0.0
 
     def batches(
         self, n: int, y: Tensor | None, setting: Setting, seed: int, progress: Callable[[int, int], None]
@@ -184,14 +187,19 @@ class Sampler:
     def pixels(
         self, n: int, y: Tensor | None, setting: Setting, seed: int, progress: Callable[[int, int], None]
     ) -> Tensor:
-        """n samples as they would be written: (n, C, H, W) uint8 at the levels of the data, on the CPU."""
+        """n samples as they would be written: (n, C, H, W) uint8 at the levels of the data, on the CPU, clipped."""
         import torch
 
-        from tarflow.data.pixels import to_pixels
+        from tarflow.data.pixels import clipped, to_pixels
 
-        batches = self.batches(n, y, setting, seed, progress)
-        pixels = [to_pixels(batch.images.cpu(), self.run.levels, self.run.noise) for batch in batches]
+        pixels, beyond = [], []
+        for batch in self.batches(n, y, setting, seed, progress):
+            x = batch.images.cpu()
+            pixels.append(to_pixels(x, self.run.levels, self.run.noise))
+            beyond.append(clipped(x, self.run.levels, self.run.noise).flatten(1).double().mean(dim=1))
         self.keep_calibration()
+        shares = torch.cat(beyond)
+        self.clipped_pixels, self.clipped_images = float(shares.mean()), float((shares > 0).double().mean())
         return torch.cat(pixels)
 
     def keep_calibration(self) -> None:

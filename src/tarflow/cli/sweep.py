@@ -127,11 +127,13 @@ def run(args: Sweep) -> None:
         rows = sweep(settings, draw, judge, run.levels, seed=args.seed, known=known, done=done)
         best = best_row(rows, judge, args.by)
         again = judge.figures(draw(best.setting, args.seed + 1), run.levels)
+        beyond = {"clipped_pixels": sampler.clipped_pixels, "clipped_images": sampler.clipped_images}
     more: dict[str, Any] = {
         "by": name,
         "best": to_dict(best.setting),
         "again": {figure: value.to_dict() for figure, value in again.items()},
         "extractor": {"name": judge.extractor.name, "description": judge.extractor.description},
+        **beyond,
     }
     write_rows(out / "sweep.json", key, rows, **more)
     table = sweep_table(rows, best)
@@ -141,5 +143,10 @@ def run(args: Sweep) -> None:
     saved = save_setting(run, stored) if args.save else None
     print(table, end="", file=sys.stderr)
     print(f"best: {stored}; with other noise {again[name].value:.4g}", file=sys.stderr)
+    print(
+        f"samples are judged as they are written, clipped: of the best, {100 * beyond['clipped_pixels']:.2g} % of the "
+        f"numbers, in {100 * beyond['clipped_images']:.2g} % of the images",
+        file=sys.stderr,
+    )
     print(f"table and plot in {out}; default {f'kept in {saved}' if saved else 'not kept'}", file=sys.stderr)
     print(json.dumps({"run": str(args.run), "rows": [row.to_dict() for row in rows], **more}, indent=2))

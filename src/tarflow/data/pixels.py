@@ -62,9 +62,23 @@ def to_pixels(x: Tensor, levels: int, noise: Literal["gaussian", "uniform"]) -> 
     bad = int((~torch.isfinite(x)).sum())
     if bad:
         raise ValueError(f"x: expected finite numbers, got {bad} of {x.numel()} that are not")
+    return _nearest(x, levels, noise).clamp(0, levels - 1).to(torch.uint8)
+
+
+def clipped(x: Tensor, levels: int, noise: Literal["gaussian", "uniform"]) -> Tensor:
+    """Which numbers of `x` lie beyond what a pixel can be, so that `to_pixels` clips them: bool, of the shape of x.
+
+    >>> clipped(torch.tensor([-1.001, -1.1, 0.0, 1.1]), levels=256, noise="gaussian")
+    tensor([False,  True, False,  True])
+    """
+    check_levels(levels)
+    k = _nearest(x, levels, noise)
+    return (k < 0) | (k > levels - 1)
+
+
+def _nearest(x: Tensor, levels: int, noise: Literal["gaussian", "uniform"]) -> Tensor:
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    k = torch.round((x + 1) * (levels - 1) / 2) if noise == "gaussian" else torch.floor((x + 1) * levels / 2)
-    return k.clamp(0, levels - 1).to(torch.uint8)
+    return torch.round((x + 1) * (levels - 1) / 2) if noise == "gaussian" else torch.floor((x + 1) * levels / 2)
 
 
 def requantize(pixels: Tensor, levels: int, new_levels: int) -> Tensor:

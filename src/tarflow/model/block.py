@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tarflow.data.noise import noisy_images
-from tarflow.data.pixels import scale_pixels, to_8bit, to_pixels
+from tarflow.data.pixels import clipped, scale_pixels, to_8bit, to_pixels
 from tarflow.evaluation.psnr import psnr
 from tarflow.evaluation.sample_quality import nearest, novelty
 from tarflow.report.content import Figure, Parts, Strip
@@ -34,7 +34,12 @@ def samples(subject: Subject) -> Parts:
         else:
             name = subject.class_name(row)
             strips.append(Strip(name, images, f"{len(images)} samples of class {name}."))
-    caption = f"{len(shown)} samples, {_how(subject)}, seed {subject.settings.seed}, none picked out."
+    beyond = clipped(subject.samples, subject.run.levels, subject.run.noise).flatten(1)
+    caption = (
+        f"{len(shown)} samples, {_how(subject)}, seed {subject.settings.seed}, none picked out. "
+        f"{100 * float(beyond.double().mean()):.2g} % of their numbers, in "
+        f"{100 * float(beyond.any(dim=1).double().mean()):.2g} % of the images, are no pixels, and clipped."
+    )
     classes = subject.run.config.model.num_classes
     if classes > CLASSES:
         caption += f" The first {CLASSES} of {classes} classes."

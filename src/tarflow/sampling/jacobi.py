@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tarflow.fields import integer, real
 from tarflow.model.block import Block
 from tarflow.model.flow import TarFlow
-from tarflow.fields import integer, real
 from tarflow.sampling.guidance import Predict
 from tarflow.sampling.sequential import Solution
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tarflow.fields import integer
 from tarflow.model.flow import TarFlow
-from tarflow.sampling.calibrate import Calibration, Choice, calibrated_decode, calibration_key, remembered
+from tarflow.sampling.calibrate import calibrated_decode, is_measured
 from tarflow.sampling.captured import Captured
+from tarflow.sampling.choices import Calibration, Choice, calibration_key, remembered
 from tarflow.sampling.decode import decode, default_batch_size, draw_noise
 from tarflow.sampling.denoise import check_sigma
 from tarflow.sampling.denoise import denoise as denoise_images
@@ -233,9 +234,12 @@ class _Draw:
         if self.choices is None:
             known = remembered(flow) if self.calibration is None else self.calibration
             key = calibration_key(flow, len(which), guidance, tol)
-            if len(known.choices.get(key, ())) != len(flow.blocks):  # not measured, or a damaged file
+            batches = (self.n - int(which[0])) / len(which)
+            if not is_measured(known.choices.get(key, ()), flow, batches):
                 measured: list[Choice] = []
-                yield from calibrated_decode(flow, noise, labels, guidance, tol, measured, progress, self.captured)
+                yield from calibrated_decode(
+                    flow, noise, labels, guidance, tol, measured, progress, self.captured, batches
+                )
                 known.choices[key] = tuple(measured)
                 self.choices = measured
                 return
