@@ -28,6 +28,7 @@ ROOMS = [
     "interop",
     "evaluation",
     "training",
+    "runs",
     "planning",
     "report",
     "web",
