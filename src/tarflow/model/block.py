@@ -48,10 +48,10 @@ class Block(nn.Module):
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         width, outputs = config.width, config.patch_dim * (2 if config.transform == "affine" else 1)
         self.proj_in = nn.Linear(config.patch_dim, width, **made)
-        self.position = nn.Parameter(torch.randn(config.num_patches, width, **made) * 1e-2)  # in raster order
+        self.position = nn.Parameter(_small(config.num_patches, width, **made))  # in raster order
         self.class_embedding: nn.Parameter | None = None
         if config.num_classes:
-            self.class_embedding = nn.Parameter(torch.randn(config.num_classes, width, **made) * 1e-2)
+            self.class_embedding = nn.Parameter(_small(config.num_classes, width, **made))
         self.layers = nn.ModuleList(Layer(width, config.head_dim, config.expansion, **made) for _ in range(layers))
         self.proj_out = nn.Linear(width, outputs, **made)
         nn.init.zeros_(self.proj_out.weight)  # every block starts as a constant map
@@ -206,3 +206,9 @@ class Block(nn.Module):
         if table is None:
             return None
         return table[0][start : start + count], table[1][start : start + count]
+
+
+def _small(rows: int, width: int, **made: Any) -> Tensor:
+    """N(0, 0.01²), (rows, W). On the meta device without the product, for which PyTorch would import its compiler."""
+    table = torch.randn(rows, width, **made)
+    return table if table.is_meta else table * 1e-2
