@@ -20,7 +20,7 @@ X, Y, Z = images(FLOW, 2, dtype=torch.float32), labels(FLOW, 2), latents(FLOW, 2
 PIXELS = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
 
 BOOLEANS: dict[str, tuple[Callable[[], object], str]] = {
-    "denoise=True": (lambda: tarflow.sample(FLOW, 2, denoise=True), "sigma: expected a positive number, .* got True"),
+    "denoise=True": (lambda: tarflow.sample(FLOW, 2, denoise=True), "sigma: expected a positive number, got True"),
     "n=True": (lambda: tarflow.sample(FLOW, True), "n: expected a whole number, got True"),
     "seed=True": (lambda: tarflow.sample(FLOW, 2, seed=True), "seed: expected a whole number, got True"),
     "batch_size=True": (lambda: tarflow.sample(FLOW, 2, batch_size=True), "batch_size: expected a whole number"),

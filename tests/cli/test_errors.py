@@ -479,7 +479,10 @@ GROUPS: dict[str, dict[str, Case]] = {
             "train --recipe digits --out {o} --width 65", ["width", "65"], "Give a multiple of 64."
         ),
         "impossible patch": Case(
-            "train --recipe digits --out {o} --patch-size 3", ["patch_size", "3"], "Give a divisor of the image size."
+            "a single patch": Case(
+            "train --recipe digits --out {o} --patch-size 8", ["model.patch_size", "two patches", "8"], "A smaller one."
+        ),
+        "train --recipe digits --out {o} --patch-size 3", ["patch_size", "3"], "Give a divisor of the image size."
         ),
         "steps and epochs": Case(
             "train --recipe digits --out {o} --steps 5 --epochs 1", ["steps", "epochs"], "Give one of them."
@@ -616,7 +619,7 @@ GROUPS: dict[str, dict[str, Case]] = {
             "Leave `--storage` out.",
         ),
         "a stream with a file that is no image": Case(
-            "train --recipe {p}/small.toml --data {p}/stream --image-size 4 --storage stream --out {o}",
+            "train --recipe {p}/small.toml --data {p}/stream --image-size 8 --storage stream --out {o}",
             ["1.png: not an image", "skip_bad"],
             "Remove it, or add `--skip-bad`, and `--resume`.",
             while_it_runs,

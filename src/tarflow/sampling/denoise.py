@@ -71,7 +71,7 @@ def graph_bytes(flow: TarFlow) -> int:
 
 def check_sigma(sigma: float) -> None:
     """Raise ValueError unless σ is a positive number."""
-    real("sigma", sigma, "a positive number, that of the noise in training", lambda value: value > 0)
+    real("sigma", sigma, "a positive number", lambda value: value > 0)
 
 
 def _denoise_chunk(flow: TarFlow, x: Tensor, sigma: float, y: Tensor | None, by_block: bool) -> Tensor:
