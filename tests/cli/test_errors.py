@@ -479,10 +479,10 @@ GROUPS: dict[str, dict[str, Case]] = {
             "train --recipe digits --out {o} --width 65", ["width", "65"], "Give a multiple of 64."
         ),
         "impossible patch": Case(
-            "a single patch": Case(
-            "train --recipe digits --out {o} --patch-size 8", ["model.patch_size", "two patches", "8"], "A smaller one."
+            "train --recipe digits --out {o} --patch-size 3", ["patch_size", "3"], "Give a divisor of the image size."
         ),
-        "train --recipe digits --out {o} --patch-size 3", ["patch_size", "3"], "Give a divisor of the image size."
+        "a single patch": Case(
+            "train --recipe digits --out {o} --patch-size 8", ["model.patch_size", "two patches", "8"], "A smaller one."
         ),
         "steps and epochs": Case(
             "train --recipe digits --out {o} --steps 5 --epochs 1", ["steps", "epochs"], "Give one of them."
