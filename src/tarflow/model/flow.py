@@ -84,11 +84,14 @@ class TarFlow(nn.Module):
 
     # --- the flow ------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, y: Tensor | None = None, recompute: Recompute = "nothing") -> tuple[Tensor, Tensor]:
-        """`encode` without its checks, which wait for the device: what training calls.
+    def forward(self, x: Tensor, y: Tensor | None = None, recompute: Recompute | None = None) -> tuple[Tensor, Tensor]:
+        """`encode` without its checks, which wait for the device.
 
-        `recompute` says what the backward pass computes again instead of keeping it; it changes no value.
+        Training says what the backward pass computes again instead of keeping it (`recompute`, which changes no value).
+        It skips a batch that is not finite, so that then no row is kept within the range of the network (`in_range`).
         """
+        if recompute is None:
+            return self._encode_in_range(x, y, lambda block, z, y: block.encode(z, y))
         z = self.to_patches(x)
         ladj = z.new_zeros(z.shape[0])  # not len(z), which is a constant to an exporter
         for block in self.blocks:
@@ -102,18 +105,19 @@ class TarFlow(nn.Module):
         An image so far from the data that the network leaves the range of its numbers has z = ∞ and ladj = 0, and no
         gradient: a density of 0. NaN stays NaN.
         """
-        return self._encode_in_range(x, y, Block.encode)
+        self.check_images(x)
+        return self(x, self.check_labels(y, x.shape[0]))
 
     def encode_patches(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `encode`, with ladj patch by patch: z (B, T, D) and (B, T), raster order; the sum over T is `ladj`."""
-        return self._encode_in_range(x, y, Block.encode_patches)
+        self.check_images(x)
+        y = self.check_labels(y, x.shape[0])
+        return self._encode_in_range(x, y, lambda block, z, y: block.encode_patches(z, y))
 
     def _encode_in_range(
         self, x: Tensor, y: Tensor | None, encode: Callable[[Block, Tensor, Tensor | None], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
         """z and ladj through all blocks, where rows that leave the range go on as zeros, which nothing overflows on."""
-        self.check_images(x)
-        y = self.check_labels(y, x.shape[0])
         z, inside = self.in_range(self.to_patches(x))
         ladj = z.new_zeros(())
         for block in self.blocks:
