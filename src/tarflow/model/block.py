@@ -64,7 +64,8 @@ class Block(nn.Module):
     @property
     def product_dtype(self) -> torch.dtype:
         """The dtype of the matrices within the layers, and of queries, keys and values: `sampling.narrow` lowers it."""
-        return cast("Layer", self.layers[0]).attention.qkv.weight.dtype
+        weight = getattr(cast("Layer", self.layers[0]).attention.qkv, "weight", None)
+        return weight.dtype if isinstance(weight, Tensor) else self.dtype  # a layer that was replaced may have none
 
     def reorder(self, x: Tensor) -> Tensor:
         """Raster order to the block's own order, or back: the flip is its own inverse. Shape (B, T, …)."""

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from tarflow.devices import free_bytes, without_autocast
-from tarflow.devices import free_bytes
 from tarflow.fields import integer, real
 from tarflow.model.flow import TarFlow
 
