@@ -31,6 +31,7 @@ ROOMS = [
     "interop",
     "evaluation",
     "training",
+    "runs",
     "planning",
     "report",
     "web",

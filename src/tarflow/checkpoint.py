@@ -33,7 +33,7 @@ from tarflow.config import ConfigError, RunConfig, from_dict, to_dict
 from tarflow.jsontext import to_json
 from tarflow.model.flow import CONFIG_FILE as CONFIG_FILE
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow, read_json, read_weights
-from tarflow.sampling.calibrate import Calibration
+from tarflow.sampling.choices import Calibration
 from tarflow.sampling.setting import StoredSetting
 from tarflow.storage import DIGESTS_FILE as DIGESTS_FILE
 

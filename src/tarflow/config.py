@@ -21,6 +21,9 @@ from tarflow.fields import to_dict as to_dict
 Recompute: TypeAlias = Literal["nothing", "elementwise", "layers"]
 """What the backward pass computes again instead of keeping it: norms and GELUs, or all of each Transformer layer."""
 
+BOUND = 4.0
+"""The bound of the log-scale where nothing is said: a factor of 55 a block. Trained models stay well within it."""
+
 # Beyond what anybody trains, and within what PyTorch can count: a damaged number is an error, not a day of waiting.
 LARGEST, MOST_LAYERS = 1 << 20, 4096
 
@@ -44,8 +47,10 @@ class TarFlowConfig:
     transform: Literal["affine", "additive"] = option(
         "affine", help="affine (shift and scale) or additive (the volume-preserving variant)"
     )
-    log_scale_bound: float | None = option(
-        None, help="bound a of the log-scale, a*tanh(v/a); unbounded when not given, as in the paper"
+    log_scale_bound: float | Literal["auto", "none"] | None = option(  # None is "none", which TOML has no word for
+        "auto",
+        help="bound a of the log-scale, a*tanh(v/a); auto: 4 where there is a log-scale; none: unbounded, the paper's, "
+        "which gives densities of 0 far from the data",
     )
     rotary: bool = option(
         False,
@@ -83,10 +88,26 @@ class TarFlowConfig:
         )
         check(sum(self.layers) <= MOST_LAYERS, "layers", f"at most {MOST_LAYERS} layers in all", self.layers)
         check(0 <= self.num_classes <= LARGEST, "num_classes", f"0 to {LARGEST}", self.num_classes)
-        bound = self.log_scale_bound
+        check(
+            self.num_patches >= 2,
+            "patch_size",
+            "two patches at least (the first is not transformed, and one alone would be N(0, 1), whatever its class)",
+            self.patch_size,
+        )
+        if self.log_scale_bound == "auto":
+            object.__setattr__(self, "log_scale_bound", BOUND if self.transform == "affine" else None)
+        elif self.log_scale_bound == "none":
+            object.__setattr__(self, "log_scale_bound", None)
+        bound = self.bound
         check(bound is None or (bound > 0 and math.isfinite(bound)), "log_scale_bound", "a positive number", bound)
         if bound is not None and self.transform == "additive":
             raise ConfigError("log_scale_bound: the additive transform has no log-scale to bound")
+
+    @property
+    def bound(self) -> float | None:
+        """The bound a of the log-scale, None where there is none: `log_scale_bound`, whose words are numbers by now."""
+        assert not isinstance(self.log_scale_bound, str)
+        return self.log_scale_bound
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -259,6 +280,7 @@ class TrainingConfig:
         check(
             len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)", self.betas
         )
+        check(-(1 << 63) <= self.seed < 1 << 64, "seed", "a number of 64 bits", self.seed)  # torch's own generator's
         if self.muon_lr is not None and self.optimizer != "muon":
             raise ConfigError(f"muon_lr: optimizer {self.optimizer} has no such learning rate; expected none, or muon")
         if self.optimizer == "muon" and self.strategy == "fsdp":

@@ -22,7 +22,9 @@ TINY = ["--image-size", "8", "--width", "64", "--blocks", "2", "--layers", "1", 
 
 
 def tiny_job(clone: Path = STAND_INS) -> Job:
-    model = TarFlowConfig(image_size=8, channels=3, patch_size=2, width=64, layers=(1, 1), num_classes=3)
+    model = TarFlowConfig(
+        image_size=8, channels=3, patch_size=2, width=64, layers=(1, 1), num_classes=3, log_scale_bound=None
+    )
     return Job(clone, model, 4, torch.device("cpu"), False)
 
 

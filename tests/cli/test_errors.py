@@ -98,7 +98,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "garbage.pth").write_bytes(b"not a checkpoint")
     torch.save({"layer.weight": torch.zeros(3, 3)}, root / "foreign.pth")
     torch.save({"layer.weight": Code(root / "ran")}, root / "pickle.pth")
-    state = to_official(tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=4, width=64, layers=(1,))))
+    state = to_official(
+        tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=4, width=64, layers=(1,), log_scale_bound=None))
+    )
     torch.save(state, root / "official.pth")
     torch.save({name: torch.full_like(tensor, torch.nan) for name, tensor in state.items()}, root / "nan.pth")
     torch.save(dict(list(state.items())[:-1]), root / "cut.pth")
@@ -512,6 +514,9 @@ GROUPS: dict[str, dict[str, Case]] = {
         "impossible patch": Case(
             "train --recipe digits --out {o} --patch-size 3", ["patch_size", "3"], "Give a divisor of the image size."
         ),
+        "a single patch": Case(
+            "train --recipe digits --out {o} --patch-size 8", ["model.patch_size", "two patches", "8"], "A smaller one."
+        ),
         "steps and epochs": Case(
             "train --recipe digits --out {o} --steps 5 --epochs 1", ["steps", "epochs"], "Give one of them."
         ),
@@ -693,7 +698,7 @@ GROUPS: dict[str, dict[str, Case]] = {
             "Leave `--storage` out.",
         ),
         "a stream with a file that is no image": Case(
-            "train --recipe {p}/small.toml --data {p}/stream --image-size 4 --storage stream --out {o}",
+            "train --recipe {p}/small.toml --data {p}/stream --image-size 8 --storage stream --out {o}",
             ["1.png: not an image", "skip_bad"],
             "Remove it, or add `--skip-bad`, and `--resume`.",
             while_it_runs,

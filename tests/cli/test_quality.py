@@ -63,6 +63,7 @@ def test_quality_prints_figures_with_names_and_floors(run: Path, capsys: pytest.
     }
     assert found["reference"]["training_images"] == 1617 and found["reference"]["held_out_images"] == 180
     assert 0 <= found["agreement"] < 0.7 and found["diversity"] > 0 and found["novelty"] > 0 and found["notes"] == []
+    assert 0 < found["clipped_pixels"] <= found["clipped_images"] <= 1
     again, _ = printed(capsys, "quality", run, "-n", 40, *FEATURES, "--guidance", 0)
     assert again["figures"] == found["figures"]
 

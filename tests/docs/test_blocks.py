@@ -117,7 +117,9 @@ def noisy_digits(place: Path) -> None:
 
 
 def official_checkpoint(place: Path) -> None:
-    config = tarflow.TarFlowConfig(image_size=16, patch_size=8, width=64, layers=(1, 1), num_classes=3)
+    config = tarflow.TarFlowConfig(
+        image_size=16, patch_size=8, width=64, layers=(1, 1), num_classes=3, log_scale_bound=None
+    )
     torch.save(to_official(tarflow.TarFlow(config)), place / "afhq_model_8_768_8_8_0.07.pth")
 
 

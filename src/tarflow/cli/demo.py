@@ -137,7 +137,7 @@ def _samples(run: Run, splits: Splits, guidance: Any, args: Demo) -> dict[str, A
     assert real.labels is not None and held_out.labels is not None
     classifier = fit_classifier(real.images, real.labels, held_out.images, held_out.labels)
     classes = len(real.class_names)
-    y = torch.arange(SAMPLES) % classes
+    y = torch.arange(SAMPLES, device="cpu", dtype=torch.int64) % classes
     figures = {}
     for name, guide, sigma in (
         ("unguided", None, None),

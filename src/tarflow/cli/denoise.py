@@ -101,19 +101,20 @@ def run(args: Denoise) -> None:
     for name, reason in skipped:
         print(f"skipped {name}: {reason}", file=sys.stderr)
     if args.limit is not None:
-        images = images.subset(torch.arange(min(args.limit, len(images))))
+        images = images.subset(range(min(args.limit, len(images))))
     y, by = None, "unconditional"
     if model.num_classes:
         if label is not None:
-            y, by = torch.full((len(images),), label), f"class {args.label}"
+            y, by = torch.full((len(images),), label, device="cpu", dtype=torch.int64), f"class {args.label}"
         else:
             y, by = images.labels, "the labels of the data" if images.labels is not None else "the null class"
     clean = scale_pixels(images.images, run.levels)
     if run.noise == "uniform":  # such a model sees a level at the middle of its interval
-        clean = dequantize(images.images, run.levels, torch.full(images.images.shape, 0.5))
+        clean = dequantize(images.images, run.levels, torch.full_like(clean, 0.5))
     noisy = clean
     if args.add_noise:
-        noisy = clean + sigma * torch.randn(clean.shape, generator=seeded_generator(args.seed, "denoise"))
+        generator = seeded_generator(args.seed, "denoise")
+        noisy = clean + sigma * torch.randn(clean.shape, generator=generator, device="cpu", dtype=torch.float32)
     columns = math.ceil(math.sqrt(len(images)))
     with SampleWriter(args.out, run, len(images), None if y is None else y.tolist(), columns) as writer:
         cleaned = denoise(run.flow, noisy.to(device), sigma, y, batch_size=args.batch_size).cpu()

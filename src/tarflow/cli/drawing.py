@@ -126,7 +126,7 @@ def labels_of(run: Run, names: tuple[str, ...], n: int) -> Tensor | None:
             raise ValueError(f"--classes: {run.path} is an unconditional model")
         return None
     wanted = [class_number(run, name) for name in names] or list(range(run.config.model.num_classes))
-    return torch.tensor([wanted[k % len(wanted)] for k in range(n)])
+    return torch.tensor([wanted[k % len(wanted)] for k in range(n)], device="cpu", dtype=torch.int64)
 
 
 def class_number(run: Run, name: str) -> int:
@@ -150,6 +150,8 @@ class Sampler:
 
     Attributes:
         redraws: samples so far that were drawn again because they were not finite.
+        clipped_pixels, clipped_images: of what `pixels` made of them last, the share of numbers that no pixel can be,
+            and that were clipped, and of the images that hold one.
     """
 
     def __init__(self, run: Run, solving: Solving) -> None:
@@ -159,6 +161,7 @@ class Sampler:
         self.run, self.solving, self.redraws = run, solving, 0
         self.flow = narrowed(run.flow) if solving.dtype == "bf16" else run.flow
         self.calibration = open_calibration(run) if solving.solver == "auto" else None
+        self.clipped_pixels = self.clipped_images = 0.0
 
     def batches(
         self, n: int, y: Tensor | None, setting: Setting, seed: int, progress: Callable[[float, int], None]
@@ -185,14 +188,19 @@ class Sampler:
     def pixels(
         self, n: int, y: Tensor | None, setting: Setting, seed: int, progress: Callable[[float, int], None]
     ) -> Tensor:
-        """n samples as they would be written: (n, C, H, W) uint8 at the levels of the data, on the CPU."""
+        """n samples as they would be written: (n, C, H, W) uint8 at the levels of the data, on the CPU, clipped."""
         import torch
 
-        from tarflow.data.pixels import to_pixels
+        from tarflow.data.pixels import clipped, to_pixels
 
-        batches = self.batches(n, y, setting, seed, progress)
-        pixels = [to_pixels(batch.images.cpu(), self.run.levels, self.run.noise) for batch in batches]
+        pixels, beyond = [], []
+        for batch in self.batches(n, y, setting, seed, progress):
+            x = batch.images.cpu()
+            pixels.append(to_pixels(x, self.run.levels, self.run.noise))
+            beyond.append(clipped(x, self.run.levels, self.run.noise).flatten(1).double().mean(dim=1))
         self.keep_calibration()
+        shares = torch.cat(beyond)
+        self.clipped_pixels, self.clipped_images = float(shares.mean()), float((shares > 0).double().mean())
         return torch.cat(pixels)
 
     def keep_calibration(self) -> None:

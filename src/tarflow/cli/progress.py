@@ -107,7 +107,7 @@ class Progress:
         if "skipped_image" in metrics:
             self.unread += 1
             return self.say(f"skipped {metrics['skipped_image']} ({self.unread} so far; another one takes its place)")
-        if "samples" in metrics or any(name.startswith("held_out") for name in metrics):
+        if "samples" in metrics or any(name.startswith(("held_out", "settled")) for name in metrics):
             step = metrics["step"]
             facts = [
                 f"{k.replace('_', ' ')} {_short(v)}" for k, v in metrics.items() if k not in ("step", "standard_error")

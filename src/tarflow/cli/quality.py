@@ -79,6 +79,8 @@ def run(args: Quality) -> None:
         "samples": args.n,
         "seed": args.seed,
         "redraws": sampler.redraws,
+        "clipped_pixels": sampler.clipped_pixels,
+        "clipped_images": sampler.clipped_images,
         "setting": to_dict(setting),
         "extractor": {
             "name": judge.extractor.name,

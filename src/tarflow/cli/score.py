@@ -132,6 +132,8 @@ def run(args: Score) -> None:
         scores, code, bad = _score(args, run, stream, scoring, rows, maps, progress)
         _finish(args, run, scoring, by, rows, scores, code, progress)
     unread = f", {bad} of them not scored (see column error)" if bad else ""
+    lost = sum(map(math.isinf, scores))
+    unread += f", {lost} of them so unlikely that their density is 0" if lost else ""
     print(f"{args.out}: {stream.total} images{unread}; labels: {_policy(run, scoring)}", file=sys.stderr)
 
 

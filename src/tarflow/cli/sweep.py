@@ -147,6 +147,7 @@ def run(args: Sweep) -> None:
         rows = sweep(settings, draw, judge, run.levels, seed=args.seed, known=known, done=done, progress=features)
         best = best_row(rows, judge, args.by)
         again = judge.figures(draw(best.setting, args.seed + 1), run.levels, features)
+        beyond = {"clipped_pixels": sampler.clipped_pixels, "clipped_images": sampler.clipped_images}
     at_edge = edges([row.setting for row in rows], best.setting)
     more: dict[str, Any] = {
         "by": name,
@@ -154,6 +155,7 @@ def run(args: Sweep) -> None:
         "at_edge": at_edge,
         "again": {figure: value.to_dict() for figure, value in again.items()},
         "extractor": {"name": judge.extractor.name, "description": judge.extractor.description},
+        **beyond,
     }
     write_rows(out / "sweep.json", key, rows, **more)
     table = sweep_table(rows, best)
@@ -165,5 +167,10 @@ def run(args: Sweep) -> None:
     print(f"best: {stored}; with other noise {again[name].value:.4g}", file=sys.stderr)
     for edge in at_edge:
         print(edge, file=sys.stderr)
+    print(
+        f"samples are judged as they are written, clipped: of the best, {100 * beyond['clipped_pixels']:.2g} % of the "
+        f"numbers, in {100 * beyond['clipped_images']:.2g} % of the images",
+        file=sys.stderr,
+    )
     print(f"table and plot in {out}; default {f'kept in {saved}' if saved else 'not kept'}", file=sys.stderr)
     print(to_json({"run": str(args.run), "rows": [row.to_dict() for row in rows], **more}, indent=2))

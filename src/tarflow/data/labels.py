@@ -40,7 +40,7 @@ def label_tensors(
     if top >= MOST_CLASSES:
         raise DataError(f"{where}: label {top}: expected the number of a class, counted from 0, below {MOST_CLASSES}")
     labels = [
-        torch.tensor(part.labels, dtype=torch.int64)[torch.tensor(chosen)]
+        torch.tensor([(part.labels or ())[place] for place in chosen], device="cpu", dtype=torch.int64)
         for part, chosen in zip(parts, kept, strict=True)
     ]
     every = torch.cat(labels)
@@ -62,7 +62,7 @@ def _mapping(where: str, names: Sequence[str], used: set[int], class_names: tupl
     for label in sorted(used):
         if found[label] is None:
             raise DataError(f"{where}: unknown class {names[label]!r}: expected one of {_few(class_names)}")
-    return torch.tensor([-1 if number is None else number for number in found])
+    return torch.tensor([-1 if number is None else number for number in found], device="cpu", dtype=torch.int64)
 
 
 def composed(name: str) -> str:

@@ -19,6 +19,7 @@ from tarflow.data.sources import open_measured
 from tarflow.data.split import check_fraction, own_split, seeded_split
 from tarflow.data.streamed import Storage, StreamedSplits, is_streamed, open_streamed
 from tarflow.data.value_range import Values
+from tarflow.fields import integer
 
 
 def load(
@@ -107,6 +108,7 @@ def load_or_stream(
             prepared directory is neither: it is mapped, whatever is asked for but "stream", which is an error.
     """
     check_fraction(held_out_fraction)
+    split_seed = integer("split_seed", split_seed)
     if is_prepared(source):
         if storage == "stream":
             raise DataError(f"storage: {source} is prepared, and mapped into memory: leave stream out")

@@ -44,6 +44,7 @@ from tarflow.data.sources import open_measured
 from tarflow.data.split import check_fraction, own_split, seeded_split
 from tarflow.data.value_range import Values
 from tarflow.destination import check_vacant
+from tarflow.fields import integer
 
 _COPY_BYTES = 1 << 24  # pixels that are copied at a time
 PREPROCESSING = (
@@ -131,6 +132,7 @@ def prepare(
         DataError: as `load`; the source changed while it was read.
     """
     check_fraction(held_out_fraction)
+    split_seed = integer("split_seed", split_seed)
     out = Path(out)
     if not out.name:
         raise FileExistsError(f"{out}: expected a directory by its own name, which is made new")

@@ -63,7 +63,8 @@ class Stream:
     def _read(self, record: tuple[str, Content]) -> tuple[str, Tensor | DataError]:
         name, content = record
         try:
-            pixels = torch.tensor(read_one(content, self.own_levels, self.image_size, self.channels, self.values))
+            found = read_one(content, self.own_levels, self.image_size, self.channels, self.values)
+            pixels = torch.tensor(found, device="cpu", dtype=torch.uint8)
         except DataError as error:
             return name, error
         return name, pixels if self.levels == self.own_levels else requantize(pixels, self.own_levels, self.levels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -81,7 +82,7 @@ class StreamedSet:
     @property
     def starts(self) -> Tensor:
         """Where in `rows` each group begins, and the end: (G + 1,)."""
-        ends = torch.tensor([0, *(group.rows for group in self.groups)]).cumsum(0)
+        ends = torch.tensor([0, *(group.rows for group in self.groups)], device="cpu", dtype=torch.int64).cumsum(0)
         return torch.searchsorted(self.rows, ends)
 
     def subset(self, indices: Tensor | Sequence[int]) -> ImageSet:
@@ -89,9 +90,9 @@ class StreamedSet:
 
         Raises `DataError` naming a bad record otherwise.
         """
-        chosen = torch.as_tensor(indices, dtype=torch.int64).sort().values
+        chosen = torch.as_tensor(indices, device="cpu", dtype=torch.int64).sort().values
         starts = self.starts.tolist()
-        first = torch.tensor([0, *(group.rows for group in self.groups)]).cumsum(0).tolist()
+        first = [0, *itertools.accumulate(group.rows for group in self.groups)]
         images, kept = [], []
         with ThreadPoolExecutor(THREADS) as pool:
             for number, group in enumerate(self.groups):
@@ -110,7 +111,7 @@ class StreamedSet:
         if not kept:
             raise DataError(f"{self.source}: none of {len(chosen)} images can be read")
         pixels = self.out(torch.stack(images))
-        labels = None if self.labels is None else self.labels[torch.tensor(kept)]
+        labels = None if self.labels is None else self.labels[torch.tensor(kept, device="cpu", dtype=torch.int64)]
         return ImageSet(pixels, labels, tuple(self.names[i] for i in kept), self.levels, self.class_names)
 
     def choice(self, count: int, seed: int) -> ImageSet:
@@ -147,7 +148,7 @@ class StreamedSet:
 
     def _try(self, content: object) -> Tensor | DataError:
         try:
-            pixels = torch.tensor(self.spec.read(content))  # type: ignore[arg-type]
+            pixels = torch.tensor(self.spec.read(content), device="cpu", dtype=torch.uint8)  # type: ignore[arg-type]
         except DataError as error:
             return error
         return pixels.expand(self.image_shape)
@@ -224,7 +225,9 @@ def open_streamed(
         return StreamedSet(source, part.groups, rows, chosen, names, spec, levels, class_names, skip, files)
 
     if own:
-        train, held_out = (some(k, torch.arange(len(part.names))) for k, part in enumerate(parts))
+        train, held_out = (
+            some(k, torch.arange(len(part.names), device="cpu", dtype=torch.int64)) for k, part in enumerate(parts)
+        )
         return StreamedSplits(train, held_out, True, opened.variant)
     split = seeded_split(source, len(parts[0].names), held_out_fraction, split_seed)
     return StreamedSplits(some(0, split[0]), some(0, split[1]), False, opened.variant)

@@ -50,6 +50,7 @@ class Anomalies:
         typicality: -|log p(x) - mean log p|, the distance from what images that belong have in the mean. Nalisnick et
             al., arXiv 1906.02994, for single images.
         inside, outside: how many images.
+        inside_not_finite, outside_not_finite: of these, how many have a density of 0, or none: the least likely.
         inside_bits, outside_bits: -log2 p a dimension, in the mean. inside_code, outside_code: L a dimension, likewise.
     """
 
@@ -62,10 +63,13 @@ class Anomalies:
     outside_bits: float
     inside_code: float
     outside_code: float
+    inside_not_finite: int = 0
+    outside_not_finite: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As `tarflow evaluate` prints it. A number that is not finite is null."""
         values: dict[str, Any] = {"images_in": self.inside, "images_out": self.outside}
+        values |= {"not_finite_in": self.inside_not_finite, "not_finite_out": self.outside_not_finite}
         for name in ("likelihood", "complexity", "typicality"):
             detection: Detection = getattr(self, name)
             values[f"auroc_{name}"] = detection.auroc
@@ -100,6 +104,7 @@ def detect(
     inside_bits, outside_bits = (
         -float(scores.double().mean()) / (dims * math.log(2)) + offset for scores in (inside, outside)
     )
+    lost = [int((~scores.isfinite()).sum()) for scores in (inside, outside)]
     finite = inside.isfinite().double().cpu()
     inside, outside = (_ordered(scores) for scores in (inside, outside))
     inside_code, outside_code = code_bits(inside_images), code_bits(outside_images)
@@ -117,6 +122,8 @@ def detect(
         outside_bits=outside_bits,
         inside_code=float(inside_code.mean()) / dims,
         outside_code=float(outside_code.mean()) / dims,
+        inside_not_finite=lost[0],
+        outside_not_finite=lost[1],
     )
 
 
@@ -140,7 +147,7 @@ def code_bits(images: Tensor) -> Tensor:
     """Bits of each image (N, C, H, W) uint8 in a lossless code, the shorter of PNG without its frame and zlib: (N,)
     float64. Levels are coded as they are.
     """
-    return torch.tensor([8.0 * _code_bytes(image) for image in images.cpu()], dtype=torch.float64)
+    return torch.tensor([8.0 * _code_bytes(image) for image in images.cpu()], device="cpu", dtype=torch.float64)
 
 
 def inverted(images: Tensor, levels: int, seed: int = 0) -> Tensor:
@@ -153,7 +160,8 @@ def shuffled(images: Tensor, levels: int, seed: int = 0) -> Tensor:
     count, channels, height, width = images.shape
     flat = images.flatten(2).clone()
     for k in range(count):
-        order = torch.randperm(height * width, generator=seeded_generator(seed, "shuffled", k))
+        generator = seeded_generator(seed, "shuffled", k)
+        order = torch.randperm(height * width, generator=generator, device="cpu", dtype=torch.int64)
         flat[k] = flat[k, :, order]
     return flat.view(count, channels, height, width)
 

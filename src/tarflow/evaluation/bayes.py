@@ -12,6 +12,7 @@ from torch import Tensor
 from tarflow.data.noise import Noise, check_noise, noisy_images
 from tarflow.evaluation.scores import Progress, beyond, check_policy, default_batch_size, under_each_class
 from tarflow.evaluation.shares import standard_error
+from tarflow.fields import integer
 from tarflow.model.flow import TarFlow
 from tarflow.seeding import seeded_generator
 
@@ -105,13 +106,12 @@ def evaluate_bayes(
     if not flow.config.num_classes:
         raise ValueError("bayes classifier: expected a conditional model, got one without classes")
     check_policy(flow, labels, "given", len(images))
+    draws = integer("draws", draws)
     if len(images) < 1 or draws < 1:
         raise ValueError(f"expected at least one image and one draw, got {len(images)} and {draws}")
-    step = default_batch_size(flow) if batch_size is None else batch_size
-    if step < 1:
-        raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
+    step = default_batch_size(flow) if batch_size is None else integer("batch_size", batch_size, 1)
     count, classes = len(images), flow.config.num_classes
-    confidence, correct, loss = (torch.empty(draws, count, dtype=torch.float64) for _ in range(3))
+    confidence, correct, loss = (torch.empty(draws, count, device="cpu", dtype=torch.float64) for _ in range(3))
     for start in range(0, count, step):
         rows = slice(start, min(start + step, count))
         y = labels[rows].cpu().long()
@@ -155,7 +155,9 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 
         return math.nan
     place = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1
     # n_b/n |accuracy - confidence| is |Σ (correct - confidence)| / n, bin by bin.
-    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, correct.double() - confidence.double())
+    gap = torch.zeros(bins, device=place.device, dtype=torch.float64).index_add_(
+        0, place, correct.double() - confidence.double()
+    )
     return float(gap.abs().sum()) / len(confidence)
 
 

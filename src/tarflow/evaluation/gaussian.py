@@ -65,12 +65,12 @@ class GaussianYardstick:
         dims, count = images[0].numel(), len(images)
         chunks = images.flatten(1).split(max(1, CHUNK_BYTES // (8 * dims)))
 
-        total = torch.zeros(dims, dtype=torch.float64)
+        total = torch.zeros(dims, device="cpu", dtype=torch.float64)
         for chunk in chunks:
             total += chunk.sum(dim=0, dtype=torch.int64).cpu()  # exact
         level_mean = total / count
 
-        scatter = torch.zeros(dims, dims, dtype=torch.float64)
+        scatter = torch.zeros(dims, dims, device="cpu", dtype=torch.float64)
         fourth = 0.0  # Σ ‖k - m‖⁴
         for chunk in chunks:  # a second pass, because Σ k kᵀ - n m mᵀ cancels
             centred = chunk.cpu().double() - level_mean

@@ -78,7 +78,9 @@ def score_options(run: Run, count: int, scoring: Scoring) -> dict[str, Any]:
             f"{run.path}: no section `training` in its config.json says the noise that images are scored in"
         )
     return {
-        "labels": None if scoring.label is None else torch.full((count,), scoring.label),
+        "labels": None
+        if scoring.label is None
+        else torch.full((count,), scoring.label, device="cpu", dtype=torch.int64),
         "levels": run.levels,
         "noise": training.noise,
         "noise_std": training.noise_std,
@@ -134,7 +136,9 @@ def held_out_scores(
     kept = [entry for entry in _read(path) if entry["key"].items() >= origin.items()]
     for entry in kept:
         if entry["key"] == key and files in (None, entry.get("files")):
-            scores = torch.tensor([-math.inf if v is None else v for v in entry["scores"]], dtype=torch.float64)
+            scores = torch.tensor(
+                [-math.inf if v is None else v for v in entry["scores"]], dtype=torch.float64, device="cpu"
+            )
             return HeldOut(scores, torch.tensor(entry["code_bits"], dtype=torch.float64, device="cpu"))
     images = open_held_out(run, source, progress=loading).images
     if len(images) > MAX_IMAGES:

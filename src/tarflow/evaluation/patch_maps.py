@@ -16,6 +16,7 @@ from tarflow.evaluation.scores import (
     default_label_policy,
     under_each_class,
 )
+from tarflow.fields import integer
 from tarflow.model.flow import TarFlow
 from tarflow.seeding import seeded_generator
 
@@ -121,12 +122,13 @@ def mean_patch_maps(
     are those of `score_images`.
     """
     check_noise(noise, noise_std)
+    draws = integer("draws", draws, 1)
     numbers = range(len(images)) if indices is None else indices
     step = batch_size or default_batch_size(flow)
     parts = []
     for start in range(0, len(images), step):
         pixels, y = images[start : start + step], None if labels is None else labels[start : start + step]
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), device="cpu", dtype=torch.float64)
         for draw in range(draws):
             generators = [seeded_generator(seed, "evaluation", draw, k) for k in numbers[start : start + step]]
             x = noisy_images(pixels, levels, noise, noise_std, generators)
@@ -181,14 +183,15 @@ def heat_map(
     colours = _colour(scaled)  # (3, rows, columns)
     for axis, (pixels, count) in enumerate(zip(image.shape[1:], patches.shape, strict=True), start=1):
         colours = colours.repeat_interleave(pixels // count, dim=axis)
-    weights = torch.tensor([0.299, 0.587, 0.114] if image.shape[0] == 3 else [1.0], dtype=torch.float64)  # ITU-R 601
+    parts = [0.299, 0.587, 0.114] if image.shape[0] == 3 else [1.0]  # ITU-R 601
+    weights = torch.tensor(parts, device="cpu", dtype=torch.float64)
     grey = (image.cpu().double() * weights[:, None, None]).sum(dim=0)
     return (opacity * colours + (1 - opacity) * grey).round().clamp(0, 255).to(torch.uint8)
 
 
 def _colour(scaled: Tensor) -> Tensor:
     """-1 … 1 to red, white, blue: (…) to (3, …), linear between the anchors."""
-    anchors = torch.tensor(ANCHORS, dtype=torch.float64)
+    anchors = torch.tensor(ANCHORS, device="cpu", dtype=torch.float64)
     place = (scaled + 1) / 2 * (len(ANCHORS) - 1)
     lower = place.floor().clamp(0, len(ANCHORS) - 2).long()
     part = (place - lower).unsqueeze(-1)

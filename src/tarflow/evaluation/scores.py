@@ -12,7 +12,9 @@ from torch import Tensor
 from tarflow.data.noise import Noise, check_noise, noisy_images
 from tarflow.data.pixels import check_levels
 from tarflow.evaluation.gaussian import GaussianYardstick
+from tarflow.fields import integer
 from tarflow.model.block import NULL_CLASS
+from tarflow.model.checks import check_tensor
 from tarflow.model.flow import TarFlow
 from tarflow.ranks import Ranks
 from tarflow.seeding import seeded_generator
@@ -50,8 +52,7 @@ def score_images(
     check_noise(noise, noise_std)
     check_levels(levels)
     _check_pixels(images, levels)
-    if draws < 1:
-        raise ValueError(f"draws: expected a positive number, got {draws}")
+    draws = integer("draws", draws, 1)
     policy = label_policy or default_label_policy(flow, labels)
     check_policy(flow, labels, policy, len(images))
     batch_size = _checked_batch_size(flow, batch_size)
@@ -59,7 +60,7 @@ def score_images(
     if len(numbers) != len(images):
         raise ValueError(f"indices: expected {len(images)}, one an image, got {len(numbers)}")
     each = flow.config.num_classes if policy == "marginal" else 1
-    scores = torch.empty(draws, len(images), dtype=torch.float64)
+    scores = torch.empty(draws, len(images), device="cpu", dtype=torch.float64)
     yardstick_scores = torch.empty_like(scores) if yardstick else None
     for start in range(0, len(images), batch_size):
         rows = slice(start, min(start + batch_size, len(images)))
@@ -86,7 +87,8 @@ def score_shares(
         return score_images(flow, images, labels, draws=draws, **options)
     rows = ranks.share(len(images))
     count = 2 if options.get("yardstick") else 1
-    found = torch.zeros(count, draws, len(images), dtype=torch.float64)  # 0 where another rank has the score
+    shape = (count, draws, len(images))
+    found = torch.zeros(shape, device="cpu", dtype=torch.float64)  # 0 where another rank has the score
     if rows.start < rows.stop:
         share = None if labels is None else labels[rows]
         numbers = range(len(images))[rows]
@@ -195,9 +197,7 @@ def default_batch_size(flow: TarFlow) -> int:
 def _checked_batch_size(flow: TarFlow, batch_size: int | None) -> int:
     if batch_size is None:
         return default_batch_size(flow)
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
-    return batch_size
+    return integer("batch_size", batch_size, 1)
 
 
 def _pass_size(flow: TarFlow, batch_size: int) -> int:
@@ -208,6 +208,7 @@ def _pass_size(flow: TarFlow, batch_size: int) -> int:
 
 
 def _check_pixels(images: Tensor, levels: int) -> None:
+    check_tensor("images", images, "(N, C, H, W) uint8")
     if images.ndim != 4 or images.dtype != torch.uint8 or len(images) == 0:
         got = f"{tuple(images.shape)} {images.dtype}"
         raise ValueError(f"images: expected at least one, (N, C, H, W) uint8, got {got}")

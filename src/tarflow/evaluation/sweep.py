@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from tarflow import storage
 from tarflow.config import TarFlowConfig, from_dict, to_dict
 from tarflow.evaluation.quality import LOWER_IS_BETTER, Figure, Judge, Kind
+from tarflow.fields import real
 from tarflow.model.flow import read_json
 from tarflow.sampling.sample import SamplingError
 from tarflow.sampling.setting import Setting
@@ -69,8 +69,7 @@ def grid(
     temperatures = temperatures or ((1.0,) if by_class else (UNCONDITIONAL_TEMPERATURE,))
     strengths = strengths or ((0.0,) if sigma is None else (1.0,))
     for strength in strengths:
-        if not (math.isfinite(strength) and strength >= 0):
-            raise ValueError(f"denoising strength: expected 0 or more, as a multiple of σ, got {strength}")
+        real("denoising strength", strength, "0 or more, as a multiple of σ", lambda value: value >= 0)
         if strength > 0 and sigma is None:
             raise ValueError(f"denoising strength {strength}: the model was not trained with Gaussian noise")
     settings: dict[Setting, None] = {}
@@ -81,7 +80,7 @@ def grid(
         # Without guidance there is no rule to it: one setting, however many rules are tried.
         kept = Setting(scale, schedule, temperature, rule, denoise) if scale else Setting(denoise=denoise)
         if kept.guidance is not None:
-            kept.guidance.check(torch.zeros(1, dtype=torch.int64) if by_class else None, config)
+            kept.guidance.check(torch.zeros(1, device="cpu", dtype=torch.int64) if by_class else None, config)
         settings[kept] = None
     return list(settings)
 

@@ -44,7 +44,8 @@ def resolutions(subjects: Sequence[Subject]) -> Parts:
             missing.append(f"{subject.name}: {reason}")
             continue
         # Spread over the classes, and as many as a row has.
-        chosen = torch.linspace(0, len(drawn) - 1, min(subject.settings.images, len(drawn))).round().long()
+        count = min(subject.settings.images, len(drawn))
+        chosen = torch.linspace(0, len(drawn) - 1, count, device="cpu", dtype=torch.float32).round().long()
         alt = f"{len(chosen)} samples of {subject.name}, {height} by {width} pixels."
         strips.append(Strip(f"{subject.name}, {height}×{width}, {how(subject)}", subject.shown(drawn[chosen]), alt))
     if not strips:

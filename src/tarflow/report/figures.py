@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tarflow.data.noise import noisy_images
-from tarflow.data.pixels import scale_pixels, to_8bit, to_pixels
+from tarflow.data.pixels import clipped, scale_pixels, to_8bit, to_pixels
 from tarflow.evaluation.psnr import psnr
 from tarflow.evaluation.sample_quality import nearest, novelty
 from tarflow.report.content import Figure, Parts, Strip
@@ -37,6 +37,11 @@ def samples(subject: Subject) -> Parts:
     caption = f"{len(shown)} samples, {how(subject)}, seed {subject.settings.seed}, none picked out."
     if subject.stored_setting is not None:
         caption += f" That is the run's default: {subject.stored_setting}."
+    beyond = clipped(subject.samples, subject.run.levels, subject.run.noise).flatten(1)
+    caption += (
+        f" {100 * float(beyond.double().mean()):.2g} % of their numbers, in "
+        f"{100 * float(beyond.any(dim=1).double().mean()):.2g} % of the images, are no pixels, and clipped."
+    )
     classes = subject.run.config.model.num_classes
     if classes > CLASSES:
         caption += f" The first {CLASSES} of {classes} classes."
@@ -47,7 +52,7 @@ def guidance(subject: Subject) -> Parts:
     """The same noise under growing guidance."""
     run, n = subject.run, subject.settings.images
     classes = run.config.model.num_classes
-    y = torch.arange(n) % classes if classes else None
+    y = torch.arange(n, device="cpu", dtype=torch.int64) % classes if classes else None
     by_class = classes > 1
     scales = SCALES if by_class else UNCONDITIONAL_SCALES
     temperature = 1.0 if by_class else TEMPERATURE
@@ -88,7 +93,7 @@ def denoising(subject: Subject) -> Parts:
     assert sigma is not None
     parts: Parts = []
     try:
-        held_out = subject.held_out.subset(torch.arange(min(n, len(subject.held_out))))
+        held_out = subject.held_out.subset(range(min(n, len(subject.held_out))))
     except Unavailable as reason:
         parts.append(str(reason))
     else:
@@ -124,7 +129,7 @@ def traces(subject: Subject) -> Parts:
     run = subject.run
     count = min(TRACED, subject.settings.images)
     classes = run.config.model.num_classes
-    y = torch.arange(count) % classes if classes else None
+    y = torch.arange(count, device="cpu", dtype=torch.int64) % classes if classes else None
     try:
         stages = trace(run.flow, count, y, seed=subject.settings.seed, denoise=run.sigma)
     except SamplingError as error:
@@ -185,7 +190,7 @@ def _denoised(subject: Subject) -> str:
 
 def _spread(x: Tensor, count: int) -> Tensor:
     """`count` of the samples (n, …), evenly spread over the classes that they go through."""
-    return x[torch.linspace(0, len(x) - 1, min(count, len(x))).round().long()]
+    return x[torch.linspace(0, len(x) - 1, min(count, len(x)), device=x.device, dtype=torch.float32).round().long()]
 
 
 def _continuous(x: Tensor) -> Tensor:

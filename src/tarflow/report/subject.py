@@ -183,7 +183,9 @@ class Subject:
         classes = self.run.config.model.num_classes
         if not classes:
             return None
-        return torch.arange(min(classes, CLASSES)).repeat_interleave(self.settings.images)
+        return torch.arange(min(classes, CLASSES), device="cpu", dtype=torch.int64).repeat_interleave(
+            self.settings.images
+        )
 
     @cached_property
     def stored_setting(self) -> StoredSetting | None:

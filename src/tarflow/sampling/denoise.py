@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import copy
 
 import torch
 from torch import Tensor
 
 from tarflow.devices import free_bytes, without_autocast
+from tarflow.fields import integer, real
 from tarflow.model.flow import TarFlow
 
 GRAPH_BYTES = 1 << 30  # activations that are kept for the gradient at once, where the batch size is ours to choose
@@ -39,10 +40,12 @@ def denoise(
         ValueError: images, labels or sigma do not fit.
     """
     check_sigma(sigma)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
+    batch_size = None if batch_size is None else integer("batch_size", batch_size, 1)
     flow.check_images(x)
     y = flow.check_labels(y, len(x))
+    if flow.in_inference_mode:
+        with torch.inference_mode(False):
+            flow = copy.deepcopy(flow)  # the weights as tensors that can be differentiated through
     per_image, room = graph_bytes(flow), max(GRAPH_BYTES, int(GRAPH_SHARE * (free_bytes(flow.device) or 0)))
     by_block = per_image > room
     if batch_size is None:
@@ -67,8 +70,7 @@ def graph_bytes(flow: TarFlow) -> int:
 
 def check_sigma(sigma: float) -> None:
     """Raise ValueError unless σ is a positive number."""
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"sigma: expected a positive number, got {sigma}")
+    real("sigma", sigma, "a positive number", lambda value: value > 0)
 
 
 def _denoise_chunk(flow: TarFlow, x: Tensor, sigma: float, y: Tensor | None, by_block: bool) -> Tensor:
@@ -94,14 +96,17 @@ def _score(flow: TarFlow, x: Tensor, y: Tensor | None) -> Tensor:
 
 def _score_by_block(flow: TarFlow, x: Tensor, y: Tensor | None) -> Tensor:
     """The same by the chain rule, block after block: what each was given is kept, what is inside it computed again."""
-    inputs = [flow.to_patches(x.detach())]
+    z, inside = flow.in_range(flow.to_patches(x.detach()))
+    inputs = [z]
     with torch.no_grad():
         for block in flow.blocks:
-            inputs.append(block.encode(inputs[-1], y)[0])
+            z, still = flow.in_range(block.encode(z, y)[0])
+            inputs.append(z)
+            inside = inside & still
     z = inputs.pop().requires_grad_()
     (score,) = torch.autograd.grad(flow.base_log_prob(z).sum(), [z])
     for block in reversed(flow.blocks):
         below = inputs.pop().requires_grad_()
         above, ladj = block.encode(below, y)
         (score,) = torch.autograd.grad((above * score).sum() + ladj.sum(), [below])
-    return flow.to_images(score)
+    return flow.to_images(torch.where(inside.view(-1, 1, 1), score, 0))  # as through the whole flow: no gradient

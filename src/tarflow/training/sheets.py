@@ -52,8 +52,8 @@ def _draw_share(flow: TarFlow, config: RunConfig, rows: slice) -> Tensor | str:
     assert training is not None and data is not None
     count = rows.stop - rows.start
     if count == 0:
-        return torch.empty(0, config.model.channels, *config.model.image_shape, dtype=torch.uint8)
-    y = (torch.arange(SHEET_IMAGES) % classes)[rows] if classes else None
+        return torch.empty(0, config.model.channels, *config.model.image_shape, device="cpu", dtype=torch.uint8)
+    y = (torch.arange(SHEET_IMAGES, device="cpu", dtype=torch.int64) % classes)[rows] if classes else None
     sigma = training.noise_std if training.noise == "gaussian" else None
     try:
         # The weights are new every time, so that measuring which solver is faster would not pay.

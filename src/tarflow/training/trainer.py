@@ -17,7 +17,8 @@ from tarflow.config import ConfigError, RunConfig
 from tarflow.data.feed import Feed
 from tarflow.data.load import Splits
 from tarflow.data.streamed import StreamedSplits
-from tarflow.evaluation.likelihood import evaluate_likelihood, to_bits_per_dim
+from tarflow.devices import without_autocast
+from tarflow.evaluation.likelihood import to_bits_per_dim
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow, load_weights, read_weights
 from tarflow.training.build import build_step
 from tarflow.training.directory import RunDirectory
@@ -27,6 +28,7 @@ from tarflow.training.objective import training_batch
 from tarflow.training.optimizer import learning_rate, set_learning_rate
 from tarflow.training.resuming import check_state
 from tarflow.training.rollcall import naming_the_lost
+from tarflow.training.scoring import one_pass, score_held_out, settle
 from tarflow.training.setup import check_agreement, step_counts
 from tarflow.training.sharding import assembled, gathered, split_moments, split_weights
 from tarflow.training.sheets import draw_sheet
@@ -51,6 +53,7 @@ class TrainingResult:
     seconds: float
 
 
+@torch.inference_mode(False)  # whatever mode the caller is in: this also lets gradients flow
 def train(
     config: RunConfig,
     splits: Splits | StreamedSplits,
@@ -88,7 +91,11 @@ def train(
     engine = Engine(config.training, torch.device(device))  # here the ranks meet; none has written anything before
     ranks = engine.ranks
     # The signals outside: torchrun sends one to those that are left, who first say who is not.
-    with collect_signals() as stop, contextlib.closing(RunDirectory(out, ranks)) as directory:
+    with (
+        collect_signals() as stop,
+        contextlib.closing(RunDirectory(out, ranks)) as directory,
+        without_autocast(engine.device),  # the config says the precision
+    ):
         with naming_the_lost(ranks):
             check_agreement(config, splits, ranks)
             config, latest = directory.open(config, splits, resume=resume)
@@ -181,6 +188,10 @@ class Trainer:
                 raise Interrupted(signum, self.step)
         if self.best_step is None:
             raise Diverged("no held-out evaluation was finite; lower the learning rate, or bound the log-scale")
+        if self.flow.base_variance is not None:
+            batches = map(self.seen, one_pass(len(self.feed), self.training.batch_size, self.total))
+            best = settle(self.out, batches, self.engine.device, self.training.accumulate, self.ranks)
+            self.best_score = self.scored(best, "settled_")
         return TrainingResult(self.total, int(self.move.skipped), self.best_step, self.best_score, self.seconds)
 
     def report_skipped(self) -> None:
@@ -192,16 +203,19 @@ class Trainer:
 
     def take_step(self) -> dict[str, Any]:
         """One optimizer step, or a skipped one where it is not finite; what was measured, as tensors on the device."""
-        training = self.training
-        pixels, labels = self.feed.batch(self.step)
-        x, y = training_batch(
-            pixels, labels, self.step, config=training, levels=self.data.levels, flip=self.data.flip, rows=self.rows
-        )
-        rate = learning_rate(self.step, config=training, steps=self.total, warmup=self.warmup)
+        x, y = self.seen(self.step)
+        rate = learning_rate(self.step, config=self.training, steps=self.total, warmup=self.warmup)
         set_learning_rate(self.optimizer, rate)
         measured = self.move(x, y)
         self.step += 1
         return measured | {"lr": rate}
+
+    def seen(self, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """This rank's rows of a step's batch, as the model sees them."""
+        data, (pixels, labels) = self.data, self.feed.batch(step)
+        return training_batch(
+            pixels, labels, step, config=self.training, levels=data.levels, flip=data.flip, rows=self.rows
+        )
 
     def read(self, measured: dict[str, Any]) -> dict[str, Any]:
         """The metrics of a step as numbers, for which the host waits. Raises Diverged where it is time to."""
@@ -231,30 +245,21 @@ class Trainer:
     def evaluate(self) -> bool:
         """Score the averaged weights on held-out images; keep them where they are the best so far."""
         flow = assembled(self.ema.flow)
-        result = evaluate_likelihood(
-            flow,
-            self.held_out.images,
-            self.held_out.labels if self.config.model.num_classes else None,
-            levels=self.data.levels,
-            noise=self.training.noise,
-            noise_std=self.training.noise_std,
-            draws=1,  # the same ones every time
-            ranks=self.ranks,
-        )
-        metrics = {
-            "step": self.step,
-            f"held_out_{self.bits_name}": result.mean,
-            "standard_error": result.standard_error,
-        }
-        self.append(metrics)
-        self.report(metrics)
-        score = self.ranks.on_first(lambda: result.mean)  # whose last bit may differ from one processor to another
+        score = self.scored(flow, "held_out_")
         if not score < self.best_score:
             return False
         self.best_step, self.best_score = self.step, score
         # Before the checkpoint that names this step as the best: killed in between, the run resumes before both.
         self.ranks.on_first(lambda: self.directory.save_best(flow))
         return True
+
+    def scored(self, flow: TarFlow, name: str) -> float:
+        """The bits of the held-out images, written down and reported under a name; the same number on all ranks."""
+        result = score_held_out(flow, self.held_out, self.config, self.ranks)
+        metrics = {"step": self.step, f"{name}{self.bits_name}": result.mean, "standard_error": result.standard_error}
+        self.append(metrics)
+        self.report(metrics)
+        return self.ranks.on_first(lambda: result.mean)  # whose last bit may differ from one processor to another
 
     def draw_samples(self) -> None:
         """A sheet of samples from the same noise every time, through the averaged weights."""
