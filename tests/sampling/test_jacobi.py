@@ -188,3 +188,40 @@ def test_a_network_that_rounds_by_the_shape_converges_all_the_same(window: int |
         want = sequential(predictor(block, None, None, block.new_cache(3)), z)
     assert found[8].iterations < 63 and found[8].residual <= 0.002
     assert float((found[8].x - want.x).abs().max()) < 0.2
+
+
+    assert found[torch.bfloat16].iterations < 63 and found[torch.bfloat16].residual <= 0.002
+    assert float((found[torch.bfloat16].x - want.x).abs().max()) < 0.2
+
+
+@pytest.mark.parametrize("name", ["unconditional", "conditional", "additive"])
+@pytest.mark.parametrize("window", [None, 5])
+def test_the_residual_is_the_largest_change_that_one_more_evaluation_makes(name: str, window: int | None) -> None:
+    flow, count, tol, seen = build(name, image_size=8), 3, 0.3, []
+    y = labels(flow, count)
+    with torch.no_grad():
+        for block in flow.blocks:
+            z = latents(flow, count)
+            found = jacobi(predictor(block, y, None, block.new_cache(count)), z, window=window, tol=tol)
+            shift, log_scale = predictor(block, y, None, block.new_cache(count))(found.x[:, :-1], 0)
+            again = torch.cat([z[:, :1], z[:, 1:] * torch.exp(log_scale) + shift], dim=1)
+            change = (again - found.x).abs() / found.x.abs().clamp(min=1)
+            assert found.residual == pytest.approx(float(change.max()), rel=1e-9, abs=1e-12)
+            seen.append(found.residual)
+    assert 1e-3 < max(seen) <= tol, "something must be left over for the largest to differ from the least"
+
+
+def test_the_residual_is_that_of_the_worst_patch_of_the_worst_iteration() -> None:
+    """Two patches that are nearly right from the start, by known amounts, and are frozen together or one by one."""
+    z = torch.zeros(1, 5, 1, dtype=torch.float64)
+    shifts = torch.tensor([0.02, 0.04, 0.01, 0.03], dtype=torch.float64).view(1, 4, 1)
+
+    def predict(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
+        shift = shifts[:, int(start) : int(start) + x.shape[1]]
+        return shift, torch.zeros_like(shift)
+
+    for window in (None, 2, 3, 4):
+        found = jacobi(predict, z, window=window, tol=0.1)
+        left_over = (found.x[:, 1:] - shifts).abs()
+        assert found.residual == pytest.approx(float(left_over.max()))
+    assert jacobi(predict, z, tol=0.1).residual == pytest.approx(0.04)

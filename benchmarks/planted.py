@@ -1,0 +1,140 @@
+"""Plants faults in a copy of the source, one at a time, and says which of them no test notices.
+
+    python -m benchmarks.planted --out benchmarks/results/planted.json
+
+Each fault of `planted.toml` is one that a person could make: a line that reads well, runs, and is wrong. It names the
+tests that have to fail with it. A fault that they let pass has survived, and a text that is no longer in the source once
+is stale: either is an exit code of 1. `--only WORD` plants those whose description or file has the word, and `--tests`
+runs other tests on them, such as a whole room's, to see whether a new fault is known to anybody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ROOT
+
+TABLE = Path(__file__).with_name("planted.toml")
+COPIED = ("src", "tests", "benchmarks", "docs", "pyproject.toml", "README.md", "CHANGELOG.md", "Makefile")
+SECONDS = 300  # that the tests of one fault may take: one that hangs them is noticed, too
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One text of one file of the package in place of another.
+
+    Attributes:
+        what: that is wrong with it. file: below src/tarflow. find: in it once. replace: what is planted there.
+        tests: files below tests/, or single tests, of which one at least has to fail.
+    """
+
+    what: str
+    file: str
+    find: str
+    replace: str
+    tests: tuple[str, ...]
+
+    def planted(self, text: str) -> str:
+        """The file's text with the fault in it. Raises ValueError where `find` is not in it exactly once."""
+        if (count := text.count(self.find)) != 1:
+            raise ValueError(f"{self.file}: expected once, found {count} times: {self.find}")
+        return text.replace(self.find, self.replace)
+
+
+def read_faults(table: Path = TABLE) -> list[Fault]:
+    """The faults of a table, in its order."""
+    entries = tomllib.loads(table.read_text(encoding="utf-8"))["fault"]
+    return [Fault(**entry | {"tests": tuple(entry["tests"])}) for entry in entries]
+
+
+def copy_tree(place: Path, root: Path = ROOT) -> Path:
+    """A copy of what the tests need in `place`, so that the source itself is never touched."""
+    for name in COPIED:
+        if (root / name).is_dir():
+            shutil.copytree(root / name, place / name, ignore=shutil.ignore_patterns("__pycache__", "_build"))
+        elif (root / name).exists():
+            shutil.copy2(root / name, place / name)
+    return place
+
+
+def try_fault(fault: Fault, place: Path, tests: Sequence[str] = ()) -> str:
+    """Plant a fault in the copy in `place`, run its tests (or others), and take it out again.
+
+    "noticed", "survived", or "stale: …" where it cannot be planted or its tests cannot be run.
+    """
+    file = place / "src" / "tarflow" / fault.file
+    sound = file.read_text(encoding="utf-8")
+    try:
+        file.write_text(fault.planted(sound), encoding="utf-8")
+        return _verdict(place, tests or fault.tests)
+    except ValueError as error:
+        return f"stale: {error}"
+    finally:
+        file.write_text(sound, encoding="utf-8")
+
+
+def _verdict(place: Path, tests: Sequence[str]) -> str:
+    """What pytest makes of these tests: it says 0 where all pass, 1 where one fails, and more where it could not run."""
+    own = {"PYTHONPATH": str(place / "src"), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
+    try:
+        done = subprocess.run(
+            [*command, *(f"tests/{name}" for name in tests)],
+            cwd=place,
+            env=os.environ | own,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return "noticed"
+    if done.returncode in (0, 1):
+        return ("survived", "noticed")[done.returncode]
+    return f"stale: {' '.join(done.stdout.split())[-300:]}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Try every fault, say how each fared, write the result, and say whether all were noticed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.planted", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="faults whose description or file has this in it")
+    parser.add_argument("--tests", nargs="+", default=[], help="run these, below tests/, in place of each fault's own")
+    parser.add_argument("--out", type=Path, help="the JSON file to write")
+    args = parser.parse_args(argv)
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        place = copy_tree(Path(temporary))
+        for fault in read_faults():
+            if args.only in fault.what or args.only in fault.file:
+                started = time.monotonic()
+                verdict = try_fault(fault, place, args.tests)
+                found.append({"what": fault.what, "file": fault.file, "tests": list(fault.tests), "verdict": verdict})
+                print(f"{verdict:9} {time.monotonic() - started:5.1f} s  {fault.file}: {fault.what}", flush=True)
+    counts = Counter(entry["verdict"].partition(":")[0] for entry in found)
+    report = {
+        "what": __doc__.splitlines()[0],
+        "command": "python -m benchmarks.planted",
+        "verdicts": dict(sorted(counts.items())),
+        "by_room": dict(sorted(Counter(entry["file"].rpartition("/")[0] or entry["file"] for entry in found).items())),
+        "faults": found,
+    }
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())))
+    return 0 if counts.keys() <= {"noticed"} else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
