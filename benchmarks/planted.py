@@ -3,9 +3,9 @@
     python -m benchmarks.planted --out benchmarks/results/planted.json
 
 Each fault of `planted.toml` is one that a person could make: a line that reads well, runs, and is wrong. It names the
-tests that have to fail with it. A fault that they let pass has survived, and a text that is no longer in the source once
-is stale: either is an exit code of 1. `--only WORD` plants those whose description or file has the word, and `--tests`
-runs other tests on them, such as a whole room's, to see whether a new fault is known to anybody.
+tests that have to fail with it. A fault that they let pass has survived, and one whose text is no longer in the source
+exactly once is stale: either is an exit code of 1. `--only WORD` plants those whose description or file has the word,
+and `--tests` runs other tests on them, such as a whole room's, to see whether anybody knows a new fault.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def try_fault(fault: Fault, place: Path, tests: Sequence[str] = ()) -> str:
 
 
 def _verdict(place: Path, tests: Sequence[str]) -> str:
-    """What pytest makes of these tests: it says 0 where all pass, 1 where one fails, and more where it could not run."""
+    """What pytest makes of these tests: 0 is that all pass, 1 that one fails, and more that it could not run them."""
     own = {"PYTHONPATH": str(place / "src"), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
     try:

@@ -1,4 +1,4 @@
-"""Pictures of the report show what they say: copies are found among training images, rows are of their class and noise."""
+"""Pictures of the report show what they say: copies are found, and rows are of their class and their noise."""
 
 from __future__ import annotations
 
@@ -183,7 +183,9 @@ def test_rows_of_extremes_and_maps_are_those_images_in_their_own_noise(kind: str
     patches = every[chosen]
     centre = float(patches.median())
     span = float((patches - centre).abs().quantile(0.9))
-    expected = [heat_map(p, to_8bit(images[k], 17), centre=centre, span=span) for p, k in zip(patches, chosen)]
+    expected = [
+        heat_map(p, to_8bit(images[k], 17), centre=centre, span=span) for p, k in zip(patches, chosen, strict=True)
+    ]
     found = strips_of(extremes.maps(subject))["map"].images
     assert (found.int() - torch.stack(expected).int()).abs().max() <= 1
 

@@ -193,3 +193,27 @@ def test_progress_goes_forward_to_the_end(name: str, solver: Any) -> None:
         total = 5 * len(flow.blocks) * flow.config.num_patches
         assert told[-1] == (total, total) and {t for _, t in told} == {total}
         assert [d for d, _ in told] == sorted(d for d, _ in told) and len(told) >= 3 * len(flow.blocks)
+
+
+def test_a_choice_is_of_the_machine_the_precision_and_the_question() -> None:
+    """Whatever could make another solver the faster one is a part of the key, and what could not is none."""
+    flow = build("conditional", torch.float32)
+    keys = [
+        calibration_key(flow, 2, None, None),
+        calibration_key(flow, 3, None, None),
+        calibration_key(flow, 2, Guidance(1.0), None),
+        calibration_key(flow, 2, Guidance(1.0, temperature=0.5), None),
+        calibration_key(flow, 2, None, 1e-3),
+        calibration_key(build("conditional", torch.float64), 2, None, None),
+    ]
+    with torch.autocast("cpu", torch.bfloat16):
+        keys.append(calibration_key(flow, 2, None, None))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        keys.append(calibration_key(flow, 2, None, None))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(set(keys)) == len(keys)
+    same = [calibration_key(flow, 2, Guidance(0.0), None), calibration_key(randomise(flow, 3), 2, None, None)]
+    assert same == keys[:1] * 2

@@ -13,7 +13,7 @@ from flow_cases import build, every_case, labels, latents, randomise, unchanged
 from tarflow import Guidance, TarFlow, TarFlowConfig
 from tarflow.sampling.calibrate import Calibration
 from tarflow.sampling.guidance import guided_rows, predictor
-from tarflow.sampling.jacobi import Solution, jacobi
+from tarflow.sampling.jacobi import Solution, default_tolerance, jacobi
 from tarflow.sampling.sequential import sequential
 
 
@@ -225,3 +225,18 @@ def test_the_residual_is_that_of_the_worst_patch_of_the_worst_iteration() -> Non
         left_over = (found.x[:, 1:] - shifts).abs()
         assert found.residual == pytest.approx(float(left_over.max()))
     assert jacobi(predict, z, tol=0.1).residual == pytest.approx(0.04)
+
+
+def test_the_default_tolerance_is_a_thirtieth_of_a_level() -> None:
+    """As `sample` says: 1.2e-4 in float32, where two of 256 levels are 2/255 apart."""
+    assert default_tolerance(torch.float32) == pytest.approx(1.2e-4, rel=0.01)
+    assert default_tolerance(torch.float64) == pytest.approx(2.2e-13, rel=0.01)
+    for below, solved in ((0.9, True), (1.1, False)):
+        tol = default_tolerance(torch.float64)
+        z = torch.zeros(1, 3, 1, dtype=torch.float64)
+
+        def predict(x: Tensor, start: int | Tensor, below: float = below, tol: float = tol) -> tuple[Tensor, Tensor]:
+            shift = torch.full_like(x, below * tol)
+            return shift, torch.zeros_like(shift)
+
+        assert (jacobi(predict, z).iterations == 1) == solved
