@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -112,3 +115,12 @@ def test_flipping_mirrors_the_marked_images_and_leaves_its_input() -> None:
         flip_horizontally(images, torch.tensor([True]))
     with pytest.raises(ValueError, match="bool"):
         flip_horizontally(images, torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize(("levels", "new_levels"), [(3, 2), (5, 3), (17, 9), (9, 17), (255, 128), (256, 17), (2, 256)])
+def test_requantising_is_the_nearest_level_and_a_half_goes_up(levels: int, new_levels: int) -> None:
+    exact = [Fraction(k * (new_levels - 1), levels - 1) for k in range(levels)]
+    by_hand = [math.floor(value + Fraction(1, 2)) for value in exact]
+    assert requantize(every_level(levels), levels, new_levels).flatten().tolist() == by_hand
+    if levels in (3, 5, 17, 255):
+        assert any(value.denominator == 2 for value in exact), "there must be a half for its way to matter"
