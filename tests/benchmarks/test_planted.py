@@ -51,7 +51,8 @@ def test_the_planter_sees_who_notices_and_leaves_the_copy_as_it_was(tmp_path: Pa
     assert verdict("sum(numbers)", "max(numbers)", "test_sums.py") == "noticed"
     assert verdict("sum(numbers)", "max(numbers, default=0)", "test_sums.py::test_total") == "noticed"
     assert verdict("sum(numbers)", "max(numbers, default=0)", "test_sums.py::test_nothing") == "survived"
-    assert verdict("product(numbers)", "1", "test_sums.py") == "stale: sums.py: expected once, found 0 times: product(numbers)"
+    stale = verdict("product(numbers)", "1", "test_sums.py")
+    assert stale == "stale: sums.py: expected once, found 0 times: product(numbers)"
     assert verdict("sum(numbers)", "1", "test_other.py").startswith("stale: ")
     assert source.read_text() == "def total(numbers):\n    return sum(numbers)\n"
 

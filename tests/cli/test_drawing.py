@@ -1,4 +1,4 @@
-"""What commands that draw samples share: labels in turn, pixels at the levels of the data, and what they are judged by."""
+"""What commands that draw samples share: labels in turn, pixels at the levels of the data, and their judges."""
 
 from __future__ import annotations
 

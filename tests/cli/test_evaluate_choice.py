@@ -1,4 +1,4 @@
-"""Which images `tarflow evaluate` scores: those of a split, a seeded choice of them, or all of what was never trained on."""
+"""Which images `tarflow evaluate` scores: a split, a seeded choice of it, or all of what was never trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where images go: every image under its own number and label, whatever the batches, as files, an archive or a sheet."""
+"""Where images go: each under its own number and label, whatever the batches; as files, an archive or a sheet."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def test_a_sheet_has_them_row_by_row(run: Run, tmp_path: Path) -> None:
 
 
 def test_after_an_error_no_sheet_pretends_to_be_whole(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="half-way"), SampleWriter(tmp_path / "all.npz", run, 11, None, None) as writer:
+    writer = SampleWriter(tmp_path / "all.npz", run, 11, None, None)
+    with pytest.raises(RuntimeError, match="half-way"), writer:
         writer.add([0], scale_pixels(levels()[:1], 16))
         raise RuntimeError("half-way")
     assert list(tmp_path.iterdir()) == []

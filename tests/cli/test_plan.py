@@ -115,7 +115,7 @@ def test_this_machine_is_measured_and_said_to_be(
     assert "measured now" in text and "is expected" in text and "assumed" not in text
 
 
-@pytest.mark.parametrize("options", [(), ("--share", "0.25"), ("--devices", "4"), ("--devices", "4", "--share", "0.125")])
+@pytest.mark.parametrize("options", [(), ("--share", "0.25"), ("--devices", "4"), ("--devices", "2", "--share", "0.5")])
 @pytest.mark.parametrize("recompute", ["elementwise", "layers"])
 def test_the_share_that_is_printed_is_the_one_that_time_is_divided_by(
     options: tuple[str, ...], recompute: str, capsys: pytest.CaptureFixture[str]

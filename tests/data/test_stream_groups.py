@@ -54,7 +54,7 @@ def test_images_of_another_size_are_found_wherever_their_groups_lie(odd: int, mo
 
 
 def test_colour_at_the_end_makes_all_of_it_colour_and_few_groups_tell() -> None:
-    groups = Groups(320, odd={k: (3, 2, 2) for k in range(250, 320)})
+    groups = Groups(320, odd=dict.fromkeys(range(250, 320), (3, 2, 2)))
     assert probe("here", [groups.part()], 256, Request()) == (3, 2, 2)
     assert streamed.PROBES <= sum(groups.reads) <= 2 * streamed.PROBES
     assert probe("here", [groups.part()], 256, Request(channels=1)) == (1, 2, 2)

@@ -46,7 +46,8 @@ def test_a_held_out_score_is_that_of_the_averaged_weights_under_the_images_own_l
     assert found[name] == pytest.approx(expected.mean, rel=1e-6)
     assert found["standard_error"] == pytest.approx(expected.standard_error, rel=1e-5)
     for labels in (None, 1 - images.labels):  # type: ignore[operator]
-        assert evaluate_likelihood(flow, images.images, labels, **options).mean != pytest.approx(expected.mean, rel=1e-6)
+        other = evaluate_likelihood(flow, images.images, labels, **options)
+        assert other.mean != pytest.approx(expected.mean, rel=1e-6)
 
 
 def test_of_equal_scores_the_first_is_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
