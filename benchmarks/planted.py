@@ -5,7 +5,8 @@
 Each fault of `planted.toml` is one that a person could make: a line that reads well, runs, and is wrong. It names the
 tests that have to fail with it. A fault that they let pass has survived, and one whose text is no longer in the source
 exactly once is stale: either is an exit code of 1. `--only WORD` plants those whose description or file has the word,
-and `--tests` runs other tests on them, such as a whole room's, to see whether anybody knows a new fault.
+and `--tests` runs other tests on them, such as a whole room's, to see whether anybody knows a new fault. A file of
+--out that is there already keeps what it has of the others.
 """
 
 from __future__ import annotations
@@ -109,31 +110,47 @@ def _verdict(place: Path, tests: Sequence[str]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Try every fault, say how each fared, write the result, and say whether all were noticed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planted", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="faults whose description or file has this in it")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="faults whose description or file has one of these in it"
+    )
     parser.add_argument("--tests", nargs="+", default=[], help="run these, below tests/, in place of each fault's own")
     parser.add_argument("--out", type=Path, help="the JSON file to write")
     args = parser.parse_args(argv)
-    found: list[dict[str, Any]] = []
+    faults = read_faults()
+    found: dict[str, dict[str, Any]] = {}
+    if args.out and args.out.exists():  # of those that are not tried now
+        known = {fault.what for fault in faults}
+        found = {entry["what"]: entry for entry in json.loads(args.out.read_text())["faults"] if entry["what"] in known}
     with tempfile.TemporaryDirectory() as temporary:
         place = copy_tree(Path(temporary))
-        for fault in read_faults():
-            if args.only in fault.what or args.only in fault.file:
-                started = time.monotonic()
-                verdict = try_fault(fault, place, args.tests)
-                found.append({"what": fault.what, "file": fault.file, "tests": list(fault.tests), "verdict": verdict})
-                print(f"{verdict:9} {time.monotonic() - started:5.1f} s  {fault.file}: {fault.what}", flush=True)
-    counts = Counter(entry["verdict"].partition(":")[0] for entry in found)
-    report = {
-        "what": __doc__.splitlines()[0],
-        "command": "python -m benchmarks.planted",
-        "verdicts": dict(sorted(counts.items())),
-        "by_room": dict(sorted(Counter(entry["file"].rpartition("/")[0] or entry["file"] for entry in found).items())),
-        "faults": found,
-    }
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        for fault in faults:
+            if not any(word in fault.what or word in fault.file for word in args.only):
+                continue
+            started = time.monotonic()
+            verdict = try_fault(fault, place, args.tests)
+            tests = list(args.tests or fault.tests)
+            found[fault.what] = {"what": fault.what, "file": fault.file, "tests": tests, "verdict": verdict}
+            print(f"{verdict:9} {time.monotonic() - started:5.1f} s  {fault.file}: {fault.what}", flush=True)
+            if args.out:  # as it goes: a run that is stopped leaves what it has
+                in_order = [found[other.what] for other in faults if other.what in found]
+                text = json.dumps(summary(in_order), indent=2, ensure_ascii=False)
+                args.out.write_text(text + "\n", encoding="utf-8")
+    counts = summary(list(found.values()))["verdicts"]
     print(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())))
     return 0 if counts.keys() <= {"noticed"} else 1
+
+
+def summary(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The whole result: how many fared how, and how many were planted in which room."""
+    verdicts = Counter(entry["verdict"].partition(":")[0] for entry in found)
+    rooms = Counter(entry["file"].rpartition("/")[0] or entry["file"] for entry in found)
+    return {
+        "what": __doc__.splitlines()[0],
+        "command": "python -m benchmarks.planted",
+        "verdicts": dict(sorted(verdicts.items())),
+        "by_room": dict(sorted(rooms.items())),
+        "faults": list(found),
+    }
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def test_the_share_that_is_printed_is_the_one_that_time_is_divided_by(
     share = float(options[-1]) if "--share" in options else devices.ASSUMED_SHARE
     assert f", of which {share:.0%} is assumed" in " ".join(capsys.readouterr().out.split())
     found = plan(capsys, *arguments)
-    rate = devices.KNOWN["h100"].bf16 if found["bf16"] else devices.KNOWN["h100"].float32
+    rate = getattr(devices.KNOWN["h100"], found["products"])
     work = (found["step_flops"] + found["recomputed_flops"]) / found["devices"]
     assert found["compute_seconds"] == pytest.approx(work / (rate * share))
 
