@@ -6,31 +6,48 @@ Each fault of `planted.toml` is one that a person could make: a line that reads 
 tests that have to fail with it. A fault that they let pass has survived, and one whose text is no longer in the source
 exactly once is stale: either is an exit code of 1. `--only WORD` plants those whose description or file has the word,
 and `--tests` runs other tests on them, such as a whole room's, to see whether anybody knows a new fault. A file of
---out that is there already keeps what it has of the others.
+--out that is there already keeps what it has of the others. It forks, so it needs a system that can.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 import tomllib
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import pytest
+import torch
 
 from benchmarks import ROOT
 
 TABLE = Path(__file__).with_name("planted.toml")
 COPIED = ("src", "tests", "benchmarks", "docs", "pyproject.toml", "README.md", "CHANGELOG.md", "Makefile")
-SECONDS = 300  # that the tests of one fault may take: one that hangs them is noticed, too
+# What the tests import besides, and would import anew for each fault. Nothing of the package: a fault may be anywhere.
+PRELOADED = (
+    "PIL.Image",
+    "safetensors.torch",
+    "tyro",
+    "rich.progress",
+    "scipy.linalg",
+    "sklearn.svm",
+    "pyarrow.parquet",
+)
+OUTPUT = "pytest.txt"  # in the copy: what the tests of a fault said
+SECONDS = 300  # that they may take
 
 
 @dataclass(frozen=True)
@@ -74,7 +91,7 @@ def copy_tree(place: Path, root: Path = ROOT) -> Path:
 def try_fault(fault: Fault, place: Path, tests: Sequence[str] = ()) -> str:
     """Plant a fault in the copy in `place`, run its tests (or others), and take it out again.
 
-    "noticed", "survived", or "stale: …" where it cannot be planted or its tests cannot be run.
+    "noticed", "survived", or "stale: …" where it cannot be planted, or its tests cannot be run, or do not end.
     """
     file = place / "src" / "tarflow" / fault.file
     sound = file.read_text(encoding="utf-8")
@@ -88,23 +105,41 @@ def try_fault(fault: Fault, place: Path, tests: Sequence[str] = ()) -> str:
 
 
 def _verdict(place: Path, tests: Sequence[str]) -> str:
-    """What pytest makes of these tests: 0 is that all pass, 1 that one fails, and more that it could not run them."""
-    own = {"PYTHONPATH": str(place / "src"), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
-    try:
-        done = subprocess.run(
-            [*command, *(f"tests/{name}" for name in tests)],
-            cwd=place,
-            env=os.environ | own,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        return "noticed"
-    if done.returncode in (0, 1):
-        return ("survived", "noticed")[done.returncode]
-    return f"stale: {' '.join(done.stdout.split())[-300:]}"
+    """What pytest makes of these tests: 0 is that all pass, 1 that one fails, and more that it could not run them.
+
+    In a fork of this process, which has imported what takes longer than most of the tests.
+    """
+    process = get_context("fork").Process(target=_run, args=(place, [f"tests/{name}" for name in tests]))
+    with warnings.catch_warnings(action="ignore"):  # newer versions of Python warn of forks beside threads
+        process.start()
+    process.join(SECONDS)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        return f"stale: no end after {SECONDS} seconds"
+    if process.exitcode in (0, 1):
+        return ("survived", "noticed")[process.exitcode]
+    return f"stale: {' '.join((place / OUTPUT).read_text(encoding='utf-8', errors='replace').split())[-300:]}"
+
+
+def _run(place: Path, tests: list[str]) -> None:
+    """Run tests of the copy in this process, and end it with pytest's exit code."""
+    with open(place / OUTPUT, "wb") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("benchmarks", "tarflow")]:
+        del sys.modules[name]  # those of the copy are meant
+    ours = {ROOT, ROOT / "src"}
+    sys.path[:] = [str(place / "src"), *(entry for entry in sys.path if Path(entry or ".").resolve() not in ours)]
+    sys.path_importer_cache.clear()
+    sys.dont_write_bytecode = True  # of a file that changes within the second in which it is looked at
+    os.environ |= {"PYTHONPATH": str(place / "src"), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    os.chdir(place)
+    torch.set_num_threads(1)  # who computes with one misses none of the threads that a fork leaves behind
+    options = ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
+    code = pytest.main([*options, *tests])
+    sys.stdout.flush()
+    os._exit(int(code))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,6 +151,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tests", nargs="+", default=[], help="run these, below tests/, in place of each fault's own")
     parser.add_argument("--out", type=Path, help="the JSON file to write")
     args = parser.parse_args(argv)
+    for name in PRELOADED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     faults = read_faults()
     found: dict[str, dict[str, Any]] = {}
     if args.out and args.out.exists():  # of those that are not tried now

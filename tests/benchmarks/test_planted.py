@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -35,9 +36,11 @@ def test_there_are_faults_in_every_room_and_none_twice() -> None:
     assert len({(fault.file, fault.find, fault.replace) for fault in FAULTS}) == len(FAULTS)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the planter forks, and this system cannot")
 def test_the_planter_sees_who_notices_and_leaves_the_copy_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "src" / "tarflow").mkdir(parents=True)
     (tmp_path / "tests").mkdir()
+    (tmp_path / "src" / "tarflow" / "__init__.py").touch()
     source = tmp_path / "src" / "tarflow" / "sums.py"
     source.write_text("def total(numbers):\n    return sum(numbers)\n")
     (tmp_path / "tests" / "test_sums.py").write_text(
