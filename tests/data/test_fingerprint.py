@@ -29,7 +29,7 @@ def digests(folder: Path) -> tuple[str, str, str]:
 
 
 def rename(folder: Path) -> None:
-    (folder / "1.bmp").rename(folder / "8.bmp")
+    (folder / "1.bmp").rename(folder / "1a.bmp")  # in the same place of the order
 
 
 def swap(folder: Path) -> None:
