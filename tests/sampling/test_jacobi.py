@@ -189,7 +189,6 @@ def test_a_network_that_rounds_by_the_shape_converges_all_the_same(window: int |
     assert found[8].iterations < 63 and found[8].residual <= 0.002
     assert float((found[8].x - want.x).abs().max()) < 0.2
 
-
     assert found[torch.bfloat16].iterations < 63 and found[torch.bfloat16].residual <= 0.002
     assert float((found[torch.bfloat16].x - want.x).abs().max()) < 0.2
 
