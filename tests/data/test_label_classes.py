@@ -15,8 +15,8 @@ from tarflow.data.labels import label_tensors
 from tarflow.data.load import load, load_all, load_held_out
 from tarflow.data.records import Part, Source, Split
 from tarflow.data.request import Request
-from tarflow.data.streamed import open_streamed
 from tarflow.data.sources import open_source
+from tarflow.data.streamed import open_streamed
 
 
 def part(split: Split, labels: list[int]) -> Part:
