@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_the_sheets_of_a_run_are_those_of_its_averaged_weights(tmp_path: Path) -
     averaged, raw = (checkpoint.open_run(last).flow for _ in range(2))
     raw.load_state_dict(checkpoint.load_state(last)["flow"])
     for name, flow in (("averaged", averaged), ("raw", raw)):
-        draw_sheet(flow, config, tmp_path / name, ALONE)
+        draw_sheet(flow, config, tmp_path / name, ALONE, nullcontext)
     drawn = pixels_of(tmp_path / "run" / "samples" / "step-0000006.png")
     assert torch.equal(drawn, pixels_of(tmp_path / "averaged"))
     assert not torch.equal(drawn, pixels_of(tmp_path / "raw")), "the two must differ for this test to mean anything"
@@ -51,7 +52,7 @@ def test_the_sheets_of_a_run_are_those_of_its_averaged_weights(tmp_path: Path) -
 @pytest.mark.parametrize("noise", ["gaussian", "uniform"])
 def test_a_sheet_is_what_sample_draws_class_after_class_and_cleaned(noise: str, tmp_path: Path) -> None:
     flow, config = case("bounded_conditional", noise=noise, noise_std=0.3, seed=4)
-    assert draw_sheet(flow, config, tmp_path / "sheet.png", ALONE) == str(tmp_path / "sheet.png")
+    assert draw_sheet(flow, config, tmp_path / "sheet.png", ALONE, nullcontext) == str(tmp_path / "sheet.png")
     y = torch.arange(sheets_module.SHEET_IMAGES) % 3
     sigma = 0.3 if noise == "gaussian" else None
     x = sample(flow, len(y), y, seed=4, denoise=sigma, solver="sequential")
