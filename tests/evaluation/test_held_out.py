@@ -59,19 +59,19 @@ def change(run: Run, what: str) -> tuple[Run, Scoring]:
 
 @pytest.mark.parametrize("what", ["split_seed", "held_out_fraction", "levels", "source", "weights", "seed", "draws"])
 def test_kept_scores_are_not_used_where_anything_they_depend_on_has_changed(what: str, run: Run) -> None:
-    before = held_out_scores(run, SCORING)
+    before = held_out_scores(run, SCORING).scores
     changed, scoring = change(run, what)
-    found = held_out_scores(changed, scoring)
+    found = held_out_scores(changed, scoring).scores
     expected = score_pixels(changed, open_held_out(changed).images, scoring)
     assert torch.equal(found, expected)
     assert found.shape != before.shape or not torch.allclose(found, before)
 
 
 def test_kept_scores_are_used_where_nothing_has_changed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = held_out_scores(run, SCORING)
+    before = held_out_scores(run, SCORING).scores
     assert (run.path / HELD_OUT_FILE).is_file() and len(before) == 4
     monkeypatch.setattr(held_out, "score_pixels", None)
-    assert torch.equal(held_out_scores(run, SCORING), before)
+    assert torch.equal(held_out_scores(run, SCORING).scores, before)
 
 
 def test_of_many_held_out_images_a_choice_is_scored_and_not_the_first(
@@ -80,7 +80,7 @@ def test_of_many_held_out_images_a_choice_is_scored_and_not_the_first(
     run = with_data(run, held_out_fraction=0.6)
     images = open_held_out(run).images
     monkeypatch.setattr(held_out, "MAX_IMAGES", 5)
-    found = held_out_scores(run, SCORING)
+    found = held_out_scores(run, SCORING).scores
     chosen = seeded_permutation(12, "held-out scores")[:5]
     assert chosen.sort().values.tolist() != list(range(5))
     assert torch.equal(found, score_pixels(run, images[chosen], SCORING))

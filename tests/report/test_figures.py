@@ -15,7 +15,8 @@ from tarflow.data.pixels import dequantize, scale_pixels, to_8bit, to_pixels
 from tarflow.evaluation.patch_maps import heat_map, mean_patch_maps
 from tarflow.evaluation.sample_quality import novelty
 from tarflow.report import extremes, figures
-from tarflow.report.build import resolutions, subjects_of
+from tarflow.report.build import subjects_of
+from tarflow.report.compared import resolutions
 from tarflow.report.content import Figure, Parts, Strip
 from tarflow.report.subject import DRAWS, Settings, Subject, Unavailable
 from tarflow.sampling.denoise import denoise

@@ -19,8 +19,8 @@ from tarflow.data.pixels import to_8bit, to_pixels
 from tarflow.evaluation import likelihood
 from tarflow.ranks import ALONE, Ranks
 from tarflow.sampling.sample import sample
+from tarflow.training import scoring as scoring_module
 from tarflow.training import sheets as sheets_module
-from tarflow.training import trainer as trainer_module
 from tarflow.training.sheets import draw_sheet
 from tarflow.training.trainer import train
 from training_cases import run_config, splits
@@ -79,7 +79,7 @@ def test_an_evaluation_looks_at_a_choice_by_the_seed_of_the_run(
         seen.append(images)
         return likelihood.evaluate_likelihood(flow, images, *rest, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trainer_module, "evaluate_likelihood", noted)
+    monkeypatch.setattr(scoring_module, "evaluate_likelihood", noted)
     train(run_config(steps=2, evaluate_every=1, evaluate_images=4, seed=seed), splits(), tmp_path / "run")
     held_out = splits().held_out
     assert len(seen) == 2 and torch.equal(seen[0], seen[1])
