@@ -20,6 +20,7 @@ from tarflow.data.prepared import is_prepared
 from tarflow.data.request import Request
 from tarflow.data.sources import is_folder_of_images, open_source
 from tarflow.data.streamed import Storage, StreamedSplits
+from tarflow.jsontext import to_json
 
 SPLIT_FILE = "split.json.gz"
 _MOST_BYTES = 1 << 28  # of names, some five million: of more, or of what only claims to be names, none are read
@@ -122,7 +123,7 @@ def write_names(run: Path, splits: Splits | StreamedSplits) -> None:
     """Keep the names of a run's images in RUN/split.json.gz: what was trained on, and what was held out."""
     values = {"train": list(splits.train.names), "held_out": list(splits.held_out.names)}
     with files.replacing_file(run / SPLIT_FILE) as temporary:
-        temporary.write_bytes(gzip.compress(json.dumps(values).encode(), mtime=0))
+        temporary.write_bytes(gzip.compress(to_json(values).encode(), mtime=0))
 
 
 def read_names(run: Path) -> frozenset[str] | None:
