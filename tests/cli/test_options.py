@@ -91,7 +91,7 @@ def test_what_cannot_work_is_refused_before_anything_is_read(
     import tarflow.data.prepare as prepare
     import tarflow.data.stream as stream
 
-    for module, name in ((load, "open_measured"), (prepare, "open_measured"), (stream, "open_measured")):
+    for module, name in ((load, "open_measured"), (prepare, "open_measured"), (stream, "open_source")):
         monkeypatch.setattr(module, name, read)
     assert main(command.format(p=place, o=tmp_path / "out").split()) == 2
     error = capsys.readouterr().err
