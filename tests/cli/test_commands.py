@@ -156,6 +156,10 @@ def test_sample_is_what_python_draws_and_denoises_with_the_stored_sigma(run: Pat
     assert np.array_equal(np.load(tmp_path / "a.npz")["images"], expected)
     assert main([*arguments, "--no-denoise", "--out", str(tmp_path / "b.npz")]) == 0
     assert not np.array_equal(np.load(tmp_path / "b.npz")["images"], expected)
+    assert main([*arguments, "--dtype", "bf16", "--out", str(tmp_path / "c.npz")]) == 0
+    x = tarflow.sample(tarflow.narrowed(flow), 4, labels, tarflow.Guidance(1.5), denoise=0.05, solver="sequential")
+    narrow = ((x.clamp(-1, 1) + 1) * 255 / 2).round().byte().permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(np.load(tmp_path / "c.npz")["images"], narrow) and not np.array_equal(narrow, expected)
 
 
 def test_evaluate_prints_one_json_object(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
