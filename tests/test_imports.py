@@ -16,7 +16,11 @@ BENCHMARKS = SOURCE.parent.parent / "benchmarks"
 ROOMS = [
     "fields",
     "config",
+    "unfinished",
     "storage",
+    "digests",
+    "caching",
+    "tensor_files",
     "seeding",
     "devices",
     "ranks",

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tarflow.caching import CacheWarning
 from tarflow.storage import DamageWarning
 
 LONGEST = 1000  # characters of an error
@@ -103,17 +104,18 @@ def _one_line(box: str) -> str:
 
 @contextlib.contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Damaged files that were passed over are always said, without the line of our code that Python adds."""
+    """Damaged files that were passed over, and caches that cannot be, without the line of our code that Python adds."""
     usual = warnings.showwarning
 
     def show(message: Any, category: type[Warning], *where: Any, **named: Any) -> None:
-        if issubclass(category, DamageWarning):
+        if issubclass(category, DamageWarning | CacheWarning):
             print(f"tarflow: warning: {message}", file=sys.stderr)
         else:
             usual(message, category, *where, **named)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", DamageWarning)
+        warnings.simplefilter("default", CacheWarning)
         warnings.showwarning = show
         yield
 

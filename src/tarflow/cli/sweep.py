@@ -17,6 +17,7 @@ from tarflow.cli.real_images import Judging, open_judge
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tarflow.checkpoint import Run
     from tarflow.evaluation.sweep import Row
     from tarflow.sampling.setting import Setting
 
@@ -76,6 +77,24 @@ def options(argv: Sequence[str]) -> type:
     return Sweep
 
 
+def _check_places(args: Sweep, run: Run, out: Path) -> None:
+    """Raise OSError before hours of measuring where nothing can be written to `out`; say where no default can be."""
+    from tarflow import storage
+    from tarflow.checkpoint import SETTING_FILE
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        storage.check_writable(out / "sweep.json")
+    except OSError as error:
+        hint = "" if args.out else "; give another directory by --out"
+        raise OSError(f"{out}: {error.strerror}{hint}") from None
+    if args.save:
+        try:
+            storage.check_writable(run.path / SETTING_FILE)
+        except OSError as error:
+            print(f"{run.path}: {error.strerror}; the best setting will not be kept as its default", file=sys.stderr)
+
+
 def run(args: Sweep) -> None:
     from tarflow import storage
     from tarflow.checkpoint import open_run, save_setting, weights_digest
@@ -100,10 +119,10 @@ def run(args: Sweep) -> None:
         strengths=args.strength,
     )
     y = labels_of(run, (), args.n)
+    out = args.out or run.path / "sweep"
+    _check_places(args, run, out)
     with Progress() as progress:
         judge, _ = open_judge(run, args.judging, progress)
-        out = args.out or run.path / "sweep"
-        out.mkdir(parents=True, exist_ok=True)
         key: dict[str, Any] = {
             "weights": weights_digest(run.path),
             "extractor": judge.extractor.digest,
@@ -138,8 +157,13 @@ def run(args: Sweep) -> None:
     storage.write_text(out / "sweep.md", table)
     storage.write_text(out / "sweep.svg", sweep_chart(rows, name, args.by))
     stored = StoredSetting(key["weights"], best.setting, name, best.figures[name].value, args.n, len(rows))
-    saved = save_setting(run, stored) if args.save else None
     print(table, end="", file=sys.stderr)
     print(f"best: {stored}; with other noise {again[name].value:.4g}", file=sys.stderr)
-    print(f"table and plot in {out}; default {f'kept in {saved}' if saved else 'not kept'}", file=sys.stderr)
+    kept = "not kept"
+    if args.save:
+        try:
+            kept = f"kept in {save_setting(run, stored)}"
+        except OSError as error:  # what was measured is in the table all the same
+            kept = f"not kept: {error.filename}: {error.strerror}"
+    print(f"table and plot in {out}; default {kept}", file=sys.stderr)
     print(json.dumps({"run": str(args.run), "rows": [row.to_dict() for row in rows], **more}, indent=2))

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tarflow import storage
 from tarflow.config import ConfigError, check_value, from_dict
 from tarflow.data.errors import DataError
 from tarflow.data.labels import label_tensors
 from tarflow.data.records import Part, Source
 from tarflow.data.request import Request
 from tarflow.data.sets import ImageSet, Splits
+from tarflow.digests import DIGESTS_FILE, difference
 
 MANIFEST_FILE, PIXELS_FILE, LABELS_FILE = "prepared.json", "pixels.npy", "labels.npy"
 NAMES_FILE, OFFSETS_FILE = "names.bin", "names.npy"
@@ -177,7 +177,7 @@ def check_prepared(path: str | Path, progress: Callable[[int, int], None] | None
     path = Path(path).expanduser()
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such directory; expected one that `tarflow prepare` made")
-    if not (path / MANIFEST_FILE).exists() and not (path / storage.DIGESTS_FILE).exists():
+    if not (path / MANIFEST_FILE).exists() and not (path / DIGESTS_FILE).exists():
         raise DataError(f"{path}: expected a directory that `tarflow prepare` made")
     digests = _read_digests(path)
     total, done, problems = sum(facts["bytes"] for facts in digests.values()), 0, []
@@ -189,7 +189,7 @@ def check_prepared(path: str | Path, progress: Callable[[int, int], None] | None
             progress(done, total)
 
     for name, facts in digests.items():
-        if (problem := storage.difference(path / name, facts, count)) is not None:
+        if (problem := difference(path / name, facts, count)) is not None:
             problems.append(f"{path / name}: {problem}")
     if problems:
         raise DataError(f"{'; '.join(problems)}: prepare it again, with --force")
@@ -197,8 +197,8 @@ def check_prepared(path: str | Path, progress: Callable[[int, int], None] | None
 
 
 def _read_digests(path: Path) -> dict[str, dict[str, Any]]:
-    """What `path` keeps of its files: {name: `storage.file_facts`}."""
-    file = path / storage.DIGESTS_FILE
+    """What `path` keeps of its files: {name: `digests.file_facts`}."""
+    file = path / DIGESTS_FILE
     again = "prepare it again, with --force"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))

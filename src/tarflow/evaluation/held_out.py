@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tarflow import storage
+from tarflow import caching, storage
 from tarflow.checkpoint import Run
 from tarflow.data.batches import seeded_permutation
 from tarflow.evaluation.run_data import open_held_out, stored_data
@@ -114,7 +114,7 @@ def held_out_scores(
     scores = score_pixels(run, images, scoring, batch_size=batch_size, progress=progress)
     values = [v if math.isfinite(v) else None for v in scores.tolist()]
     with contextlib.suppress(OSError):  # someone else's run: computed again next time
-        storage.write_json(path, {"key": key, "scores": values})
+        storage.write_json(path, caching.sealed({"key": key, "scores": values}))
     return scores
 
 
@@ -155,10 +155,10 @@ def _digest(run: Run) -> str:
 def _read(path: Any) -> Any:
     """What was kept; None where there is nothing, or nothing that can be used."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = caching.unsealed(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(known, dict) or "key" not in known or not isinstance(known.get("scores"), list):
+    if known is None or "key" not in known or not isinstance(known.get("scores"), list):
         return None
     numbers = all(score is None or type(score) in (int, float) for score in known["scores"])
     return known if numbers and known["scores"] else None

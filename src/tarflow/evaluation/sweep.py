@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from tarflow import storage
+from tarflow import caching, storage
 from tarflow.config import TarFlowConfig, from_dict, to_dict
 from tarflow.evaluation.quality import LOWER_IS_BETTER, Figure, Judge, Kind
 from tarflow.model.flow import read_json
@@ -135,8 +135,8 @@ def read_rows(path: Path, key: dict[str, Any]) -> list[Row]:
     if not path.is_file():
         return []
     try:
-        stored = read_json(path)
-        if stored["key"] != key:
+        stored = caching.unsealed(read_json(path))
+        if stored is None or stored["key"] != key:
             return []
         return [
             Row(
@@ -161,4 +161,4 @@ def _figure(values: dict[str, Any]) -> Figure:
 
 def write_rows(path: Path, key: dict[str, Any], rows: Sequence[Row], **more: Any) -> None:
     """Write rows with what they depend on, whole or not at all."""
-    storage.write_json(path, {"key": key, "rows": [row.to_dict() for row in rows], **more})
+    storage.write_json(path, caching.sealed({"key": key, "rows": [row.to_dict() for row in rows], **more}))

@@ -15,6 +15,7 @@ from tarflow import storage
 from tarflow.config import ConfigError, Recompute, TarFlowConfig, from_dict, to_dict
 from tarflow.model.block import NULL_CLASS, Block
 from tarflow.model.patches import patchify, unpatchify
+from tarflow.tensor_files import read_tensors, save_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -192,12 +193,8 @@ class TarFlow(nn.Module):
         storage.write_json(directory / CONFIG_FILE, {"model": to_dict(self.config)})
 
     def save_weights(self, path: str | Path) -> None:
-        """Write the weights as safetensors."""
-        from safetensors.torch import save_file
-
-        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.state_dict().items()}
-        with storage.replacing_file(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt"})
+        """Write the weights as safetensors, with a digest in the file by which damage is found."""
+        save_tensors(path, self.state_dict())
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, *, device: torch.device | str = "cpu") -> TarFlow:
@@ -212,7 +209,7 @@ class TarFlow(nn.Module):
         config = from_dict(TarFlowConfig, sections["model"], f"{directory / CONFIG_FILE}: model")
         with torch.device("meta"):  # no memory, and no random numbers: every value, and its dtype, is the file's
             flow = cls(config)
-        load_weights(flow, read_weights(directory / WEIGHTS_FILE), directory / WEIGHTS_FILE, assign=True)
+        load_weights(flow, read_tensors(directory / WEIGHTS_FILE), directory / WEIGHTS_FILE, assign=True)
         return flow.to(device).eval()
 
 
@@ -224,19 +221,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # the latter is what brackets without end come to
         raise ValueError(f"{path}: not JSON ({error})") from None
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or an error that names it."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected weights in safetensors")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def load_weights(flow: TarFlow, tensors: dict[str, Tensor], origin: str | Path, *, assign: bool = False) -> None:
