@@ -79,7 +79,7 @@ def optional(cache: Path) -> Iterator[None]:
         raise
     except OSError as error:
         reason = error.strerror or str(error)
-        warnings.warn(f"{cache}: {reason}; nothing is kept there, and it takes as long next time", CacheWarning)
+        warnings.warn(f"{cache}: {reason}; nothing is kept there, and it takes as long next time", CacheWarning, 1)
 
 
 def _of_table(table: dict[str, Any]) -> str:

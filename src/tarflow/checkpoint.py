@@ -275,14 +275,23 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-            if not isinstance(entry, dict) or not isinstance(entry["step"], int):
+            if not isinstance(entry, dict) or type(entry["step"]) is not int or not 0 <= entry["step"] < 2**63:
+                raise TypeError
+            if not all(value is None or _is_number(value) for value in entry.values()):
                 raise TypeError
         except (ValueError, TypeError, KeyError, RecursionError):
             if number < len(lines):
-                raise ConfigError(f"{path}:{number}: expected a JSON object with a step; remove the line") from None
+                raise ConfigError(
+                    f"{path}:{number}: expected a JSON object of numbers with a step; remove the line"
+                ) from None
         else:
             entries.append(entry)
     return entries
+
+
+def _is_number(value: Any) -> bool:
+    """Whether JSON has a number here, or one of Python's words for what is none, that floats can hold."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**1023)
 
 
 def rewind_metrics(run: Path, step: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -95,7 +95,7 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
             return value
     elif hint is int and isinstance(value, int | float) and value == value // 1:
         return int(value)
-    elif hint is float and isinstance(value, int | float) and math.isfinite(value):
+    elif hint is float and isinstance(value, int | float) and abs(value) <= sys.float_info.max:
         return float(value)
     elif hint is str and isinstance(value, str):
         return value

@@ -11,9 +11,11 @@ Whatever a file holds becomes 8-bit grey (mode L) or RGB:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import math
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,9 @@ SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
 _ORIENTATION = 0x0112  # the EXIF tag
+LARGE = 1 << 22  # pixels from which on images are decoded one after the other: each takes a dozen bytes a pixel
+_ONE_LARGE = threading.Lock()
+_ROWS = 256  # of an image, looked at together
 
 
 def decode(data: bytes, channels: int | None = None) -> Image.Image:
@@ -49,9 +54,10 @@ def decode(data: bytes, channels: int | None = None) -> Image.Image:
             width, height = opened.size
             if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
                 raise DataError(_too_large(f"{height}x{width}"))
-            opened.load()  # everything is read here: nothing below can meet a truncated file
-            upright = ImageOps.exif_transpose(opened) if opened.getexif().get(_ORIENTATION, 1) != 1 else opened
-            return convert(_flatten(upright), channels)
+            with _ONE_LARGE if width * height > LARGE else contextlib.nullcontext():
+                opened.load()  # everything is read here: nothing below can meet a truncated file
+                upright = ImageOps.exif_transpose(opened) if opened.getexif().get(_ORIENTATION, 1) != 1 else opened
+                return convert(_flatten(upright), channels)
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -163,10 +169,13 @@ def _flatten(image: Image.Image) -> Image.Image:
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
     """`round(v/257)` of values 0..65535, in any of the modes I, I;16, I;16B, ..."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise DataError(f"whole numbers from {values.min()} to {values.max()}: expected at most 16 bits")
-    grey = ((values + 128) // 257).astype(np.uint8)
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise DataError(f"whole numbers from {low} to {high}: expected at most 16 bits")
+    grey = np.empty(values.shape, np.uint8)
+    for rows in range(0, len(values), _ROWS):  # wider numbers of a few rows, not of all
+        grey[rows : rows + _ROWS] = (values[rows : rows + _ROWS].astype(np.int32) + 128) // 257
     key = image.info.get("transparency")  # one value is transparent
     if isinstance(key, int):
         grey[values == key] = 255
@@ -175,7 +184,7 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
 
 def _is_grey(image: Image.Image) -> bool:
     pixels = np.asarray(image)
-    return bool((pixels[..., :1] == pixels).all())
+    return all(bool((some[..., :1] == some).all()) for some in np.array_split(pixels, -(-len(pixels) // _ROWS)))
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tarflow.data.errors import DataError
 from tarflow.data.imagenet import oord_variant
 from tarflow.data.records import SPLIT_ORDER, Content, Group, Location, Part, RowNames, Source, Split, split_of
+from tarflow.data.unpacked import check_unpacked
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -100,6 +101,7 @@ def _part(split: Split, files: Sequence[_File]) -> Part:
 
 def _head(path: Location) -> _File:
     with _open(path) as file:
+        _check_sizes(path, file.metadata)
         schema = file.schema_arrow
         features = _features(schema.metadata or {}, path)
         image = _column(schema.names, features, "image", "Image")
@@ -114,6 +116,17 @@ def _head(path: Location) -> _File:
                 raise DataError(f"{path}: column '{label}': expected whole numbers, got {schema.field(label).type}")
             labels = _read(path, lambda: file.read(columns=[label])[label].to_pylist())
         return _File(path, file.metadata, image, labels, _class_names(features, label or "label", path))
+
+
+def _check_sizes(path: Location, metadata: Any) -> None:
+    """Raise `DataError` where a few bytes say that they are a great many."""
+    if isinstance(path, Path) and metadata.num_rows > path.stat().st_size:
+        raise DataError(f"{path}: {metadata.num_rows} rows in {path.stat().st_size} bytes: expected an image a row")
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = [group.column(k) for k in range(group.num_columns)]
+        packed = sum(column.total_compressed_size for column in columns)
+        check_unpacked(str(path), packed, sum(column.total_uncompressed_size for column in columns))
 
 
 def _column(names: Sequence[str], features: dict[str, Any], name: str, kind: str) -> str | None:
@@ -194,7 +207,7 @@ def _features(metadata: dict[bytes, bytes], path: Location) -> dict[str, Any]:
         for key in ("info", "features"):
             node = node.get(key) or {}
         return dict(node)
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise _unreadable(path, error) from None
 
 

@@ -256,6 +256,8 @@ def _arrays(path: Path, manifest: Manifest) -> tuple[Any, Any]:
     labels = _load(path / LABELS_FILE, (total,), np.int64) if manifest.labelled else None
     offsets = _load(path / OFFSETS_FILE, (total + 1,), np.uint64)
     names = path / NAMES_FILE
+    if int(offsets[0]) != 0 or not bool((offsets[:-1] <= offsets[1:]).all()):
+        raise DataError(f"{path / OFFSETS_FILE}: damaged, the names do not follow each other")
     if not names.is_file() or names.stat().st_size != int(offsets[-1]):
         raise DataError(f"{names}: missing or damaged: prepare {manifest.source} again")
     return pixels, labels

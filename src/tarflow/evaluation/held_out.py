@@ -160,5 +160,5 @@ def _read(path: Any) -> Any:
         return None
     if known is None or "key" not in known or not isinstance(known.get("scores"), list):
         return None
-    numbers = all(score is None or type(score) in (int, float) for score in known["scores"])
+    numbers = all(score is None or (type(score) is float and math.isfinite(score)) for score in known["scores"])
     return known if numbers and known["scores"] else None

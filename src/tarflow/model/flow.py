@@ -207,9 +207,15 @@ class TarFlow(nn.Module):
         if not isinstance(sections, dict) or "model" not in sections:
             raise ConfigError(f"{directory / CONFIG_FILE}: expected a section 'model'")
         config = from_dict(TarFlowConfig, sections["model"], f"{directory / CONFIG_FILE}: model")
+        tensors = read_tensors(directory / WEIGHTS_FILE)
+        if sum(config.layers) > len(tensors):  # before as many modules are made
+            raise ValueError(
+                f"{directory / WEIGHTS_FILE}: has {len(tensors)} tensors, too few for the {sum(config.layers)} layers "
+                f"in {CONFIG_FILE}"
+            )
         with torch.device("meta"):  # no memory, and no random numbers: every value, and its dtype, is the file's
             flow = cls(config)
-        load_weights(flow, read_tensors(directory / WEIGHTS_FILE), directory / WEIGHTS_FILE, assign=True)
+        load_weights(flow, tensors, directory / WEIGHTS_FILE, assign=True)
         return flow.to(device).eval()
 
 

@@ -84,6 +84,8 @@ def _read(name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
         )
     try:
         sections = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError) as error:  # of syntax, of encoding, of numbers with thousands of digits
         raise ConfigError(f"{origin}: not a readable TOML file: {error}") from None  # tomllib says at which line
+    except RecursionError:
+        raise ConfigError(f"{origin}: not a readable TOML file: tables or lists nested too deep") from None
     return origin, sections

@@ -1,0 +1,363 @@
+"""Files that are well formed and mean harm: ways to spoil them that know what is in each format, for `benchmarks.fuzz`.
+
+Random bytes hardly get past the first check of a reader. These do: values of other types and sizes in JSON and TOML,
+headers that claim what is not there, tensors whose strides reach past their memory, containers without end. What
+carries a digest gets a right one again, as whoever means harm would see to. Data sets are in `hostile_data`.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import pickle
+import random
+import re
+import struct
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.mutations import places
+from tarflow import caching
+
+DEEP = 100_000
+RAW = (  # of JSON, as no `json.dumps` writes it
+    *("[" * DEEP + "]" * DEEP, '{"a":' * DEEP + "1" + "}" * DEEP, "1" + "0" * 400, "-1" + "0" * 5000),
+    *("1e400", "-1e400", "NaN", "Infinity", "1e-400", "-0.0", '"\\ud800"', '"\\u0000"', "0.1e0000001"),
+)
+VALUES: tuple[Any, ...] = (
+    *(None, True, False, "", " ", "nan", "1", -1, 0, 1, 2, 0.5, -0.0, 1e308, 5e-324, 2**31, 2**53 + 1, 2**63, 2**64),
+    *(
+        [],
+        {},
+        [[]],
+        [{}],
+        [None],
+        {"": None},
+        [0] * 10_000,
+        [1] * 100_000,
+        "a" * 1_000_000,
+        "\u202e",
+        "\x00",
+        "é" * 300,
+    ),
+    *(
+        "hub:owner/name",
+        "../../../etc/passwd",
+        "/dev/zero",
+        "/dev/stdin",
+        "/proc/self/mem",
+        "file:///etc",
+        "~root",
+        ".",
+    ),
+    *([1, 10**9], [10**9, 10**9], {"a": {"b": {"c": []}}}, 10**9, 10**6, 65_537, 3, 1e-9),
+)
+
+
+# --- JSON and TOML ---------------------------------------------------------------------------------------------------
+
+
+def table_value(data: bytes, rng: random.Random) -> bytes:
+    """JSON with another value, or a few, in one of its places; sealed again where it was."""
+    try:
+        table = json.loads(data)
+    except ValueError:
+        return data + b" "
+    was_sealed = caching.is_sealed(table)
+    if was_sealed:
+        table.pop("blake2b")
+    raw: dict[str, str] = {}
+    for _ in range(rng.choice((1, 1, 1, 3))):
+        found = places(table)
+        if not found:
+            break
+        holder, key = rng.choice(found)
+        what = rng.randrange(8)
+        if what == 0:
+            del holder[key]
+        elif what == 1 and isinstance(holder, dict):
+            holder[rng.choice(("", "x" * 10_000, "__class__", key + " ", "\x00"))] = holder.pop(key)
+        elif what == 2:
+            mark = f"@RAW{len(raw)}@"
+            holder[key], raw[mark] = mark, rng.choice(RAW)
+        elif what == 3:
+            holder[key] = [copy.deepcopy(holder[key])] * rng.choice((1, 1000))
+        elif what == 4 and isinstance(holder[key], list | dict | str):
+            holder[key] = type(holder[key])()
+        elif what == 5 and isinstance(holder[key], int | float):
+            holder[key] = holder[key] * rng.choice((-1, 10**6, 10**12, 10**300)) + rng.choice((0, 1, 0.5))
+        else:
+            holder[key] = copy.deepcopy(rng.choice(VALUES))
+    if was_sealed and isinstance(table, dict) and not raw:
+        table = caching.sealed(table)
+    text = json.dumps(table)
+    for mark, value in raw.items():
+        text = text.replace(f'"{mark}"', value)
+    return text.encode()
+
+
+def whole_table(data: bytes, rng: random.Random) -> bytes:
+    """JSON that is something else altogether, or holds a name twice."""
+    return rng.choice(
+        (rng.choice(RAW).encode(), json.dumps(rng.choice(VALUES)).encode(), data.replace(b"{", b'{"model": 1, ', 1))
+    )
+
+
+def line_value(data: bytes, rng: random.Random) -> bytes:
+    """Lines of JSON, one of them spoilt as a table, or all of them with one value."""
+    lines = data.splitlines()
+    if rng.random() < 0.3:
+        name = rng.choice(("loss", "lr", "seconds", "grad_norm", "bits_per_dim", "noisy_bits_per_dim", "step"))
+        value = rng.choice((*RAW[2:], *(json.dumps(v) for v in VALUES)))
+        found = re.sub(rf'("{name}": )[^,}}]+', lambda match: match[1] + value, data.decode())
+        return found.encode() if found.encode() != data else data + b"[]\n{}"
+    at = rng.randrange(len(lines))
+    lines[at] = rng.choice((table_value, table_value, whole_table))(lines[at], rng)
+    return b"\n".join([*lines, *lines[at : at + 1] * rng.choice((0, 3)), b""])
+
+
+TOML_VALUES = (
+    *(
+        "[" * 500 + "]" * 500,
+        "[" * DEEP + "]" * DEEP,
+        "{a=" * 500 + "1" + "}" * 500,
+        "{a=" * 50_000 + "1" + "}" * 50_000,
+    ),
+    *(
+        "1" + "0" * 400,
+        "1" + "0" * 5000,
+        "inf",
+        "-inf",
+        "nan",
+        "-0",
+        "1e400",
+        "true",
+        '""',
+        "[]",
+        "{}",
+        "[[], []]",
+        "[1, 'a']",
+    ),
+    *(
+        "1979-05-27",
+        "07:32:00",
+        "1979-05-27T07:32:00Z",
+        "'''\n\n'''",
+        '"\\u0000"',
+        "'" + "x" * 100_000 + "'",
+        "[1000000]",
+    ),
+    *(
+        "0x7fffffffffffffff",
+        "-1",
+        "0",
+        "1.5",
+        "1000000000",
+        "0.0",
+        "[" + "1," * 100_000 + "]",
+        "'hub:owner/name'",
+        "'/dev/zero'",
+    ),
+)
+
+
+def toml_value(data: bytes, rng: random.Random) -> bytes:
+    """A recipe with another value, another key, or another table."""
+    lines = data.decode().splitlines()
+    for _ in range(rng.choice((1, 1, 2))):
+        at = rng.choice([k for k, line in enumerate(lines) if "=" in line] or [0])
+        name = lines[at].partition(" =")[0]
+        what = rng.randrange(8)
+        if what == 0:
+            del lines[at]
+        elif what == 1:
+            lines.insert(
+                at, rng.choice((f"{'a.' * 20_000}b = 1", '"" = 1', f"{name} = 1\n{name} = 2", f"{name}.x = 1"))
+            )
+        elif what == 2:
+            lines.append(
+                rng.choice(("[" + "a." * 20_000 + "b]", "[[training]]", "[model]", "[expects]\nimages = 1e400"))
+            )
+        else:
+            lines[at] = f"{name} = {rng.choice(TOML_VALUES)}"
+    return "\n".join([*lines, ""]).encode()
+
+
+# --- safetensors -----------------------------------------------------------------------------------------------------
+
+
+def weights_header(data: bytes, rng: random.Random) -> bytes:
+    """A header of safetensors that says something else of the bytes behind it."""
+    if len(data) < 8:
+        return data + b"x"
+    size = struct.unpack("<Q", data[:8])[0]
+    try:
+        header = json.loads(data[8 : 8 + size])
+    except ValueError:
+        return data + b"x"
+    body = data[8 + size :]
+    names = [name for name in header if name != "__metadata__"]
+    if not names:
+        return data + b"x"
+    name = rng.choice(names)
+    entry = header[name]
+    changes: list[Callable[[], Any]] = [
+        lambda: entry.update(shape=[rng.choice((2**31, 2**63, 2**40)), *entry["shape"][1:]]),
+        lambda: entry.update(shape=[2**32, 2**32]),
+        lambda: entry.update(shape=[2**40, 0], data_offsets=[0, 0]),
+        lambda: entry.update(shape=[]),
+        lambda: entry.update(shape=[1] * 5000 + entry["shape"]),
+        lambda: entry.update(shape=[-1]),
+        lambda: entry.update(shape=[1.5]),
+        lambda: entry.update(
+            dtype=rng.choice(("F8_E4M3", "F8_E8M0", "F4", "U64", "BOOL", "C64", "F128", "", None, "I8"))
+        ),
+        lambda: entry.update(data_offsets=[0, 2**63]),
+        lambda: entry.update(data_offsets=header[rng.choice(names)]["data_offsets"]),
+        lambda: entry.update(data_offsets=entry["data_offsets"][::-1]),
+        lambda: header.update({"a" * 100_000: header.pop(name)}),
+        lambda: header.update({"": header.pop(name)}),
+        lambda: header.update({f"blocks.{k}.x": entry for k in range(10_000)}),
+        lambda: header.update(
+            __metadata__=rng.choice(({"a": 1}, {"format": "np"}, None, [], {"x": "y" * 100_000}, {}))
+        ),
+        lambda: header.update(__metadata__={"written_by": "tarflow"}),
+        lambda: header.pop("__metadata__", None),
+    ]
+    rng.choice(changes)()
+    if rng.random() < 0.7 and isinstance(header.get("__metadata__"), dict):
+        header.pop("__metadata__")  # whose digest would end it all
+    text = json.dumps(header).encode()
+    if rng.random() < 0.1:
+        text = rng.choice(RAW[:2]).encode()
+    length = rng.choice((len(text), len(text), len(text), len(text), 2**63, 2**40, 0))
+    return struct.pack("<Q", length) + text + body
+
+
+# --- torch.save ------------------------------------------------------------------------------------------------------
+
+STRIDED: tuple[Callable[[torch.Tensor], Any], ...] = (
+    lambda t: torch.zeros(1, dtype=t.dtype).expand(t.shape) if t.ndim else t.expand(2),
+    lambda t: t[:1].expand(t.shape) if t.ndim else t[None],
+    lambda t: torch.zeros(1, dtype=t.dtype).expand(100_000, 100_000),
+    lambda t: torch.zeros(1, dtype=t.dtype).expand(2**31),
+    lambda t: t.flatten().as_strided(t.shape, [1] * t.ndim) if t.numel() > sum(t.shape) else t[None],
+    lambda t: t.t().contiguous().t() if t.ndim == 2 else t.flatten(),
+    lambda t: t.contiguous().view(-1)[: t.numel()].clone().view(t.shape)[..., :1],
+    lambda t: t.to(torch.float16) if t.is_floating_point() else t.to(torch.int8),
+    lambda t: t.to(torch.complex64),
+    lambda t: t.to(torch.float64) * 1e300,
+    lambda t: t.bool(),
+    lambda t: t.to_sparse() if t.ndim else t[None],
+    lambda t: torch.quantize_per_tensor(torch.zeros(t.shape), 1.0, 0, torch.qint8),
+    lambda t: t.to("meta"),
+    lambda t: t.new_zeros((*t.shape[:-1], 0)) if t.ndim else t,
+    lambda t: torch.nn.Parameter(t.float()),
+    lambda t: t.numpy().tolist() if t.dtype is not torch.bfloat16 else 1,
+    lambda t: -t,
+    lambda t: torch.full_like(t, 3e38) if t.is_floating_point() else t,
+)
+
+
+def nested(depth: int) -> Any:
+    """Lists in one another."""
+    content: Any = 1
+    for _ in range(depth):
+        content = [content]
+    return content
+
+
+def laughing() -> Any:
+    """A few lists that are a great many when they are walked."""
+    content: Any = ["ha"] * 10
+    for _ in range(15):
+        content = [content] * 10
+    return content
+
+
+def torch_content(data: bytes, rng: random.Random) -> bytes:
+    """What `torch.load` reads, with tensors of other layouts, sizes and types, or other containers, in it."""
+    try:
+        content = torch.load(io.BytesIO(data), weights_only=True)
+    except Exception:
+        return data + b"x"
+    found = places(content)  # before there may be a great many
+    for holder, key in rng.sample(found, min(rng.choice((1, 1, 4)), len(found))):
+        value = holder[key]
+        if isinstance(value, torch.Tensor) and rng.random() < 0.8:
+            holder[key] = rng.choice(STRIDED)(value)
+        elif rng.random() < 0.4:
+            holder[key] = rng.choice(
+                (nested(19), nested(200), laughing(), content, 10**400, -(10**400), 2**64, {}, set())
+            )
+        else:
+            holder[key] = copy.copy(rng.choice(VALUES))
+        if isinstance(holder, dict) and rng.random() < 0.1:
+            holder[rng.choice((7, "", None, (1, 2), "blocks.9999.pos_embed", "blocks." + "9" * 5000 + ".x"))] = value
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=rng.random() < 0.8)
+    return buffer.getvalue()
+
+
+def many_blocks(data: bytes, rng: random.Random) -> bytes:
+    """An official state dict that names more blocks, layers or classes than anybody has."""
+    content = torch.load(io.BytesIO(data), weights_only=True)
+    small = torch.zeros(1)
+    for k in range(rng.choice((10, 1000))):
+        name = rng.choice(
+            ("blocks.{}.pos_embed", "blocks.0.attn_blocks.{}.attention.norm.weight", "module.blocks.{}.x")
+        )
+        content[name.format(k)] = small
+    if rng.random() < 0.5:
+        name = rng.choice(list(content))
+        shape = rng.choice(((10**6, 64), (2**20, 1), (1, 10**6), (64, 0), ()))
+        content[name] = torch.zeros(shape, dtype=torch.uint8 if rng.random() < 0.3 else torch.float16)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def torch_archive(data: bytes, rng: random.Random) -> bytes:
+    """The archive of `torch.save` packed anew: compressed, with other sizes, with another pickle."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    except Exception:
+        return data + b"x"
+    name = rng.choice(list(entries))
+    (pickled,) = [key for key in entries if key.endswith("data.pkl")]
+    tensors = [key for key in entries if "/data/" in key] or [name]
+    bombs = (
+        lambda: entries.update({rng.choice(tensors): bytes(rng.choice((1 << 20, 1 << 28)))}),
+        lambda: entries.update({name: b""}),
+        lambda: entries.pop(name),
+        lambda: entries.update({pickled: pickle.dumps(nested(500), protocol=2)}),
+        lambda: entries.update({pickled: b"\x80\x02" + b"]" * DEEP + b"a" * (DEEP - 1) + b"."}),
+        lambda: entries.update({pickled: b"\x80\x02" + b"(" * DEEP + b"."}),
+        lambda: entries.update({pickled: b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1) + b"."}),
+        lambda: entries.update({pickled: pickle.dumps({"a": 10**5000}, protocol=2)}),
+        lambda: entries.update({pickled: entries[pickled].replace(b"FloatStorage", b"DoubleStorage")}),
+        lambda: entries.update({pickled: _larger(entries[pickled], rng)}),
+        lambda: entries.update({pickled: _larger(entries[pickled], rng)}),
+    )
+    rng.choice(bombs)()
+    buffer = io.BytesIO()
+    kind = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+    with zipfile.ZipFile(buffer, "w", kind) as archive:
+        for key, value in entries.items():
+            archive.writestr(key, value)
+    return buffer.getvalue()
+
+
+def _larger(pickled: bytes, rng: random.Random) -> bytes:
+    """Small numbers of a pickle, which are sizes and strides, become large or none."""
+    found = [match.start() for match in re.finditer(rb"K[\x01-\xff]", pickled)]
+    if not found:
+        return pickled + b"."
+    at = rng.choice(found)
+    number = rng.choice((b"J" + struct.pack("<i", 2**31 - 1), b"J" + struct.pack("<i", -1), b"K\x00", b"K\xff"))
+    return pickled[:at] + number + pickled[at + 2 :]
