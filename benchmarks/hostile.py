@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.mutations import places
+from benchmarks.mutations import Mutation, places
 from tarflow import caching
 
 DEEP = 100_000
@@ -56,6 +56,18 @@ VALUES: tuple[Any, ...] = (
     ),
     *([1, 10**9], [10**9, 10**9], {"a": {"b": {"c": []}}}, 10**9, 10**6, 65_537, 3, 1e-9),
 )
+
+
+def tolerant(change: Mutation) -> Mutation:
+    """`change`, or a byte more where it cannot read what another one made of the file before."""
+
+    def changed(data: bytes, rng: random.Random) -> bytes:
+        try:
+            return change(data, rng)
+        except Exception:
+            return data + b"x"
+
+    return changed
 
 
 # --- JSON and TOML ---------------------------------------------------------------------------------------------------

@@ -289,7 +289,7 @@ def many_large_images(root: Path, rng: random.Random) -> None:
     """A folder of small files that are large images."""
     depth, colour, side = rng.choice(((8, 2, 9000), (8, 6, 9000), (16, 0, 9000), (8, 3, 9000), (8, 0, 6000)))
     contents = png(side, side, depth, colour)
-    for k in range(12):
+    for k in range(4):
         (root / f"large{k:02}.png").write_bytes(contents)
 
 

@@ -9,6 +9,7 @@ and only where it holds plain values and dense tensors that have the room they c
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -35,6 +36,19 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     words = {"format": "pt", WRITER: "tarflow"}
     with storage.replacing_file(path) as temporary:
         save_file(plain, temporary, metadata=words | {DIGEST: _digest(plain, words)})
+        _sort_words(temporary)
+
+
+def _sort_words(path: Path) -> None:
+    """Put the words of a header in order, which safetensors writes in another each time: same tensors, same file."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # as long as both escape names in the same way
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def read_tensors(path: Path, expected: str = "expected weights in safetensors") -> dict[str, Tensor]:
@@ -101,20 +115,20 @@ def check_dense(tensor: Tensor) -> None:
     itself, claims room that it has not: who writes into it in one go writes past its end.
     """
     if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.is_quantized:
-        raise ValueError("holds a tensor that is not a plain array of numbers")
+        raise ValueError("expected dense values, got a tensor that is not a plain array of numbers")
     if tensor.device.type != "cpu":
-        raise ValueError(f"holds a tensor that has no values (device {tensor.device})")
+        raise ValueError(f"expected dense values, got a tensor that has none (device {tensor.device})")
     dense = 1  # strides, from the least on, of an array without gaps or overlaps
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride < dense and tensor.numel():
             raise ValueError(
-                f"holds a tensor of shape {tuple(tensor.shape)} that repeats its numbers (strides "
+                f"expected dense values, got a tensor of shape {tuple(tensor.shape)} that repeats its numbers (strides "
                 f"{tuple(tensor.stride())})"
             )
         if size > 1:
             dense = stride * (size - 1) + dense
     if tensor.numel() and tensor.untyped_storage().nbytes() < (tensor.storage_offset() + dense) * tensor.itemsize:
-        raise ValueError(f"holds a tensor of shape {tuple(tensor.shape)} with too few numbers for it")
+        raise ValueError(f"expected dense values, got a tensor of shape {tuple(tensor.shape)} with fewer of them")
 
 
 def _plain(content: Any, room: int) -> Any:
@@ -125,30 +139,33 @@ def _plain(content: Any, room: int) -> Any:
     seen: set[int] = set()
     used = entries = 0
 
-    def own(tensor: Tensor) -> Tensor:
+    def own(tensor: Tensor, name: str) -> Tensor:
         nonlocal used
-        check_dense(tensor)
+        try:
+            check_dense(tensor)
+        except ValueError as error:
+            raise ValueError(f"tensor {name[1:]}: {error}") from None
         used += tensor.numel() * tensor.itemsize
         if used > room:
-            raise ValueError("holds tensors of more numbers than the file has")
+            raise ValueError(f"tensor {name[1:]}: more numbers than the file has")
         place = tensor.untyped_storage().data_ptr()
         alone = place not in seen and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
         seen.add(place)
         return tensor if alone and tensor.is_contiguous() else tensor.clone(memory_format=torch.contiguous_format)
 
-    def visit(entry: Any, depth: int) -> Any:
+    def visit(entry: Any, name: str, depth: int) -> Any:
         nonlocal entries
         entries += 1
         if depth > MAX_DEPTH or entries > MAX_ENTRIES:  # or a container that holds itself
             raise ValueError(f"holds containers nested more than {MAX_DEPTH} deep, or over {MAX_ENTRIES} entries")
         if isinstance(entry, Tensor):
-            return own(entry)
+            return own(entry, name)
         if isinstance(entry, dict):
-            entry.update({key: visit(value, depth + 1) for key, value in entry.items()})
+            entry.update({key: visit(value, f"{name}.{key}", depth + 1) for key, value in entry.items()})
         elif isinstance(entry, list):
-            entry[:] = [visit(value, depth + 1) for value in entry]
+            entry[:] = [visit(value, f"{name}.{k}", depth + 1) for k, value in enumerate(entry)]
         elif type(entry) is tuple:
-            return tuple(visit(value, depth + 1) for value in entry)
+            return tuple(visit(value, f"{name}.{k}", depth + 1) for k, value in enumerate(entry))
         return entry
 
-    return visit(content, 0)
+    return visit(content, "", 0)

@@ -93,7 +93,7 @@ def run(args: Evaluate) -> None:
     from tarflow.evaluation.discrete import IMPORTANCE_KEYS, importance_bound
     from tarflow.evaluation.gaussian import NoYardstick, fit_yardstick
     from tarflow.evaluation.likelihood import evaluate_likelihood
-    from tarflow.evaluation.run_data import open_all, open_splits
+    from tarflow.evaluation.run_data import open_all, open_splits, own_source
 
     if args.float64 < 0:
         raise ValueError(f"--float64: expected 0 or more images, got {args.float64}")
@@ -103,7 +103,7 @@ def run(args: Evaluate) -> None:
         raise ValueError(
             f"{args.run}: only a model is stored; expected sections `data` and `training` in its config.json"
         )
-    source = args.data or data.source
+    source = args.data or own_source(run)
     same = source == data.source
     with Progress() as progress:
         splits = open_splits(run, source, skip_bad=args.skip_bad, progress=progress.loading)

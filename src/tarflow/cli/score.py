@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import errno
 import itertools
 import math
+import os
 import sys
 import tempfile
 import warnings
@@ -38,7 +40,9 @@ class Score:
     used. Columns: `file`; `log_likelihood` in nats, the mean over draws of the noise of the training; `bits_per_dim`,
     or `noisy_bits_per_dim` for a model of noisy images; `rank`, 1 for the most likely image of PATH; `percentile`, the
     share of the run's own held-out images that are less likely; `labels`, what was scored: marginal (log mean_y
-    p(x|y)), null, class=NAME, or none for a model without classes; `error`, why a file could not be scored.
+    p(x|y)), null, class=NAME, or none for a model without classes; `error`, why a file could not be scored. The file
+    is UTF-8; what in a name would break a line, be a formula, or is no UTF-8 is percent-encoded, as in a URL, and `%`
+    itself is %25.
     """
 
     run: Annotated[
@@ -57,6 +61,10 @@ class Score:
             "their mean (white) to the most likely (blue), each on its own scale; doubles the time"
         ),
     ] = None
+    raw_names: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool],
+        tyro.conf.arg(help="write names byte for byte, in quotes, also where they are no UTF-8 or hold ends of lines"),
+    ] = False
     draws: Annotated[int, tyro.conf.arg(help="draws of the noise for each image")] = 4
     seed: Annotated[int, tyro.conf.arg(help="seed of the noise")] = 0
     batch_size: Annotated[int | None, tyro.conf.arg(help="images scored at once")] = None
@@ -87,7 +95,8 @@ def run(args: Score) -> None:
     scoring = scoring_of(run, label, draws=args.draws, seed=args.seed)
     stream = open_stream(args.path, image_size=model.image_shape, channels=model.channels, levels=run.levels)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
+    storage.check_writable(args.out)  # before the work
+    with contextlib.ExitStack() as stack, _room_for(args.out):
         progress = stack.enter_context(Progress())
         # It has no name, so nothing of it stays, whatever happens.
         # A name may hold bytes that are no text: they are written as they are.
@@ -99,6 +108,17 @@ def run(args: Score) -> None:
         _finish(args, run, scoring, rows, scores, progress)
     unread = f", {bad} of them not scored (see column error)" if bad else ""
     print(f"{args.out}: {stream.total} images{unread}; labels: {_policy(run, scoring)}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _room_for(out: Path) -> Iterator[None]:
+    """Let a full disk name `out`: the rows are kept in a file beside it that has no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(error.errno, os.strerror(error.errno), str(out)) from None
+        raise
 
 
 def _check(args: Score) -> None:
@@ -159,6 +179,7 @@ def _finish(args: Score, run: Run, scoring: Scoring, rows: IO[str], scores: arra
     import numpy as np
 
     from tarflow import storage
+    from tarflow.cli.csv_text import escaped
     from tarflow.evaluation.held_out import percentiles, ranks
     from tarflow.evaluation.likelihood import to_bits_per_dim
 
@@ -175,10 +196,11 @@ def _finish(args: Score, run: Run, scoring: Scoring, rows: IO[str], scores: arra
         storage.replacing_file(args.out) as temporary,
         open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if args.raw_names else csv.QUOTE_MINIMAL)
+        text = str if args.raw_names else escaped
         writer.writerow(header + (["map"] if args.maps else []))
         for value, (name, problem, picture) in zip(scores, csv.reader(rows), strict=True):
-            row: list[Any] = [name, "", "", "", "", labels, problem]
+            row: list[Any] = [text(name), "", "", "", "", text(labels), text(problem)]
             if not math.isnan(value):
                 bits = to_bits_per_dim(-value / dims, run.levels, run.noise)
                 row[1:5] = value, bits, next(places), "" if shares is None else f"{next(shares):.3f}"

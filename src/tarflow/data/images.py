@@ -156,14 +156,22 @@ def _flatten(image: Image.Image) -> Image.Image:
     if mode == "F":
         raise DataError("floating-point pixels, which have no fixed range: expected whole numbers")
     if "transparency" in image.info or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        grey = mode in ("1", "L", "LA", "La")
-        layer = image.convert("LA" if grey else "RGBA")
-        flat = Image.new("L" if grey else "RGB", image.size, "white")
-        flat.paste(layer.convert(flat.mode), mask=layer.getchannel("A"))
+        flat = _over_white(image, grey=mode in ("1", "L", "LA", "La"))
     else:
         flat = image.convert("L" if mode == "1" else "RGB")
     if mode in ("P", "PA") and _is_grey(flat):
         return flat.convert("L")  # exact: the weights of the luma add up to one
+    return flat
+
+
+def _over_white(image: Image.Image, *, grey: bool) -> Image.Image:
+    """A transparent image on white, some rows at a time: what is computed on the way is larger than the image."""
+    flat = Image.new("L" if grey else "RGB", image.size, "white")
+    rows = max(1, LARGE // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        layer = image.crop(box).convert("LA" if grey else "RGBA")
+        flat.paste(layer.convert(flat.mode), box, mask=layer.getchannel("A"))
     return flat
 
 
@@ -183,8 +191,9 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
 
 
 def _is_grey(image: Image.Image) -> bool:
-    pixels = np.asarray(image)
-    return all(bool((some[..., :1] == some).all()) for some in np.array_split(pixels, -(-len(pixels) // _ROWS)))
+    tops = range(0, image.height, _ROWS)
+    parts = (np.asarray(image.crop((0, top, image.width, min(top + _ROWS, image.height)))) for top in tops)
+    return all(bool((pixels[..., :1] == pixels).all()) for pixels in parts)
 
 
 @functools.cache

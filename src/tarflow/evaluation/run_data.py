@@ -7,6 +7,7 @@ from typing import Any
 
 from tarflow.checkpoint import Run
 from tarflow.config import DataConfig
+from tarflow.data.hub import PREFIX
 from tarflow.data.load import ImageSet, Splits, load, load_all, load_held_out
 
 Loading = Callable[[int, int], None]
@@ -17,6 +18,19 @@ def stored_data(run: Run) -> DataConfig:
     if run.config.data is None:
         raise ValueError(f"{run.path}: only a model is stored; expected section `data` in its config.json")
     return run.config.data
+
+
+def own_source(run: Run) -> str:
+    """Where the images of the run were. Raises ValueError where they would have to be fetched.
+
+    A run may come from anywhere, and what a file of it names is asked for before it is downloaded.
+    """
+    source = stored_data(run).source
+    if source.startswith(PREFIX):
+        raise ValueError(
+            f"{run.path}: its config.json names {source}, to be downloaded; ask for that by --data {source}"
+        )
+    return source
 
 
 def image_options(run: Run) -> dict[str, Any]:
@@ -42,7 +56,7 @@ def open_splits(
         ValueError, OSError: the run does not say what its data are; they are gone, or not what its model takes.
     """
     data = stored_data(run)
-    source = data.source if source is None else source
+    source = own_source(run) if source is None else source
     return load(
         source,
         **image_options(run),
@@ -73,7 +87,7 @@ def open_held_out(run: Run, progress: Loading | None = None) -> ImageSet:
     data, options = stored_data(run), image_options(run)
     del options["class_names"]
     return load_held_out(
-        data.source,
+        own_source(run),
         **options,
         held_out_fraction=data.held_out_fraction,
         split_seed=data.split_seed,

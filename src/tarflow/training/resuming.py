@@ -54,6 +54,7 @@ def rewind_directory(out: Path, latest: Path | None, step: int, best_step: int |
 
     Later checkpoints, which are damaged, lose their names; the best weights so far and the metrics are those of then.
     """
+    checkpoint.read_metrics(out)  # which raises before anything is changed
     _set_aside_after(out, latest)
     _restore_best(out, best_step)
     checkpoint.rewind_metrics(out, step)
