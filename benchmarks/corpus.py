@@ -17,7 +17,7 @@ import torch
 from PIL import Image, features
 
 import tarflow
-from benchmarks import hostile, hostile_data
+from benchmarks import hostile, hostile_data, hostile_images, hostile_torch
 from benchmarks.killing import write_images
 from benchmarks.mutations import BYTES, JSON, JSON_LINES, STRANGE, TEXT, Mutation, places
 from tarflow import checkpoint
@@ -125,7 +125,7 @@ def hostile_subjects() -> dict[str, Subject]:
     quality = "quality {run} -n 12 --extractor classifier --cache {r} --device cpu"
     scored = "score {run} {r} --draws 1 --out {o}.csv --device cpu"
     prepared = ("prepare {r} --out {o}", "prepare {r} --out {o} --image-size 8", scored, EVALUATE)
-    torch_ways = (hostile.torch_content, hostile.torch_content, hostile.torch_archive)
+    torch_ways = (hostile_torch.torch_content, hostile_torch.torch_content, hostile_torch.torch_archive)
     found = {
         "config.json": Subject("run", "config.json", tables, (sample, score, evaluate, report), writes=True),
         "sampling.json": Subject("run", "sampling.json", tables, (sample, report), writes=True),
@@ -146,7 +146,7 @@ def hostile_subjects() -> dict[str, Subject]:
         "official": Subject(
             "official",
             "model.pth",
-            (*torch_ways, hostile.many_blocks),
+            (*torch_ways, hostile_torch.many_blocks),
             (
                 "convert {r}/model.pth {o} --noise-std 0.1",
                 "train --recipe {recipe} --data digits --init {r}/model.pth --out {o} --device cpu",
@@ -168,9 +168,9 @@ def hostile_subjects() -> dict[str, Subject]:
         "idx labels": Subject("idx", "train-labels-idx1-ubyte", (hostile_data.idx_array,), prepared),
         "idx.gz": Subject("idx.gz", "train-images-idx3-ubyte.gz", (hostile_data.idx_bomb,), prepared),
         "idx.gz labels": Subject("idx.gz", "train-labels-idx1-ubyte.gz", (hostile_data.idx_bomb,), prepared),
-        "image": Subject("png", "1.png", (hostile_data.image_bomb,), (PREPARE, scored)),
-        "images": Subject("png", "1.png", (), scored, change=hostile_data.many_large_images),
-        "parquet": Subject("images", "train-00000.parquet", (hostile_data.parquet_table,), (*prepared, PREPARE)),
+        "image": Subject("png", "1.png", (hostile_images.image_bomb,), (PREPARE, scored)),
+        "images": Subject("png", "1.png", (), scored, change=hostile_images.many_large_images),
+        "parquet": Subject("images", "train-00000.parquet", (hostile_images.parquet_table,), (*prepared, PREPARE)),
         "prepared.json": Subject("prepared", "prepared.json", tables, (EVALUATE, scored)),
         "prepared digests.json": Subject("prepared", "digests.json", tables, "prepare --check {r}"),
         "features": Subject("features", "", (), quality, writes=True, change=hostile_data.spoil_features),
