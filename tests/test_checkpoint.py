@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -112,3 +113,45 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) 
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
     with pytest.raises(ConfigError, match=r"metrics\.jsonl:2"):
         checkpoint.read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 2, "loss": "low"}',
+        '{"step": 2, "loss": [1]}',
+        '{"step": 2, "loss": true}',
+        '{"step": true, "loss": 1}',
+        '{"step": -1}',
+        '{"step": 1' + "0" * 400 + "}",
+        '{"step": 2, "seconds": 1' + "0" * 400 + "}",
+        '{"step": 2, "seconds": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"step": 2.0}',
+    ],
+)
+def test_metrics_that_are_no_numbers_are_an_error_that_names_the_line(line: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": null, "lr": NaN}}\n{line}\n{{"step": 3}}\n')
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl:2: expected a JSON object of numbers with a step"):
+        checkpoint.read_metrics(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": null, "lr": NaN}\n')
+    assert len(checkpoint.read_metrics(tmp_path)) == 1
+
+
+def test_a_config_of_more_layers_than_the_weights_have_is_refused_before_they_are_made(tmp_path: Path) -> None:
+    FLOW.save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    sections = json.loads(text)
+    sections["model"]["layers"] = [2000] * 2
+    (tmp_path / "config.json").write_text(json.dumps(sections))
+    with pytest.raises(ValueError, match=r"model.safetensors: has [0-9]+ tensors, too few for the 4000 layers"):
+        checkpoint.open_run(tmp_path)
+
+
+def test_pruning_takes_a_link_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    save(tmp_path / "run", 1, 2)
+    first = tmp_path / "run" / "checkpoints" / "step-1"
+    first.rename(tmp_path / "elsewhere")
+    first.symlink_to(tmp_path / "elsewhere")
+    checkpoint.remove_old_checkpoints(tmp_path / "run", 1, None)
+    assert [path.name for path in first.parent.iterdir()] == ["step-2"]
+    assert checkpoint.damage(tmp_path / "elsewhere") is None

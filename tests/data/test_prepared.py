@@ -476,3 +476,15 @@ def test_the_manifest_says_what_was_done(folder: Path, tmp_path: Path) -> None:
     assert (manifest.variant, manifest.shape, manifest.levels, manifest.own_split) == ("mine", (3, 4, 4), 256, False)
     assert "EXIF" in manifest.preprocessing
     assert load(str(tmp_path / "out")).variant == "mine"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_directory_behind_a_link_is_prepared_where_it_lies(force: bool, tmp_path: Path) -> None:
+    there, link = tmp_path / "disk" / "there", tmp_path / "link"
+    there.parent.mkdir()
+    link.symlink_to(there)
+    prepare("digits", link, Request())
+    if force:
+        prepare("digits", link, Request(image_size=4), force=True)
+    assert link.is_symlink() and is_prepared(str(there))
+    assert len(load(str(link)).train) and [path.name for path in tmp_path.iterdir() if path != link] == ["disk"]
