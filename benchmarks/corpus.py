@@ -112,6 +112,10 @@ def subjects() -> dict[str, Subject]:
     return result
 
 
+# Those that are seconds in the making, as gigabytes are.
+SLOW = {f"hostile {name}" for name in ("npz", "idx.gz", "idx.gz labels", "image", "images", "parquet", "features")}
+
+
 def hostile_subjects() -> dict[str, Subject]:
     """Every kind of file once more, spoilt by those who know what is in it (`hostile`, `hostile_data`)."""
     step, tables = (

@@ -5,6 +5,7 @@ As `hostile`, for NumPy's arrays and archives, cached features and IDX files.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import random
@@ -80,7 +81,7 @@ def npz_archive(data: bytes, rng: random.Random) -> bytes:
     """An archive of arrays that unpack to gigabytes, or are not what a model learns from."""
     count = 12
     images = np.zeros((count, 8, 8), np.uint8)
-    huge = 350_000_000
+    huge = 200_000_000
     members: dict[str, bytes] = {"images.npy": _array(images), "labels.npy": _array(np.arange(count) % 3)}
     zeros = bytes(1 << 24)
 
@@ -206,19 +207,27 @@ def idx_array(data: bytes, rng: random.Random) -> bytes:
 def idx_bomb(data: bytes, rng: random.Random) -> bytes:
     """A gzip file that unpacks to gigabytes, whatever its header says."""
     what = rng.randrange(5)
-    header = struct.pack(">3I", *((12, 8, 8) if what == 0 else (400_000, 100, 80)))
+    count = 250_000 if what < 2 else 40_000
     if what > 2:
         packed = gzip.compress(idx_array(data, rng))
         return packed if what == 3 else packed + rng.choice((packed, b"\x1f\x8b" + bytes(30), bytes(100)))
-    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
-    zeros = bytes(1 << 24)
-    parts = [packer.compress(b"\x00\x00\x08\x03" + header)]
-    parts += [packer.compress(zeros) for _ in range(3_200_000_000 // len(zeros) if what < 2 else 20)]
+    shape = rng.choice(((12, 8, 8), (count, 100, 80)))
+    return gzip.compress(b"\x00\x00\x08\x03" + struct.pack(">3I", *shape)) + _packed_zeros(count * 8000)
+
+
+@functools.cache
+def _packed_zeros(count: int) -> bytes:
+    """A member of a gzip file."""
+    packer, zeros = zlib.compressobj(1, zlib.DEFLATED, 31), bytes(1 << 24)
+    parts = [packer.compress(zeros[: count - start]) for start in range(0, count, len(zeros))]
     return b"".join([*parts, packer.flush()])
 
 
 def spoil_features(root: Path, rng: random.Random) -> None:
     """A cache with another file in it: features, or a trained network."""
-    file = rng.choice(sorted(path for path in root.rglob("*") if path.is_file()))
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    if rng.random() < 0.8:  # for without the network it is trained again, which takes seconds
+        files = [path for path in files if path.suffix == ".npy"]
+    file = rng.choice(files)
     change = hostile.weights_header if file.suffix == ".safetensors" else sealed_npy
     file.write_bytes(change(file.read_bytes(), rng))

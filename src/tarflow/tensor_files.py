@@ -68,7 +68,7 @@ def read_tensors(path: Path, expected: str = "expected weights in safetensors") 
         raise ValueError(f"{path}: not a readable safetensors file ({error}); {expected}") from None
     written = words.pop(DIGEST, None)
     if (written is not None or WRITER in words) and written != _digest(tensors, words):
-        raise ValueError(f"{path}: damaged, its digest is not that of what was written; {expected}")
+        raise ValueError(f"{path}: damaged, its digest is not that of what was written")
     return tensors
 
 

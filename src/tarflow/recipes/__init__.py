@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -12,6 +13,7 @@ from typing import Any
 from tarflow.config import ConfigError
 
 SECTIONS = ("model", "data", "training")
+_DEEP = re.compile(r"""(?:[\w"'-]+[ \t]*\.[ \t]*){100}""")  # a key of a hundred tables in one another
 EXPECTS = ("images", "image_size", "channels", "num_classes")  # what the section `expects` may say of the data
 
 
@@ -83,7 +85,10 @@ def _read(name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
             f"recipe {name}: no such recipe; {hint}known: {', '.join(known)}, or the path of a .toml file"
         )
     try:
-        sections = tomllib.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        if _DEEP.search(text):  # for which tomllib takes gigabytes
+            raise RecursionError
+        sections = tomllib.loads(text)
     except (ValueError, OSError) as error:  # of syntax, of encoding, of numbers with thousands of digits
         raise ConfigError(f"{origin}: not a readable TOML file: {error}") from None  # tomllib says at which line
     except RecursionError:
