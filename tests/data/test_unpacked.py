@@ -7,6 +7,7 @@ import io
 import struct
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -203,3 +204,24 @@ def test_names_that_do_not_follow_each_other_are_refused(change: Any, tmp_path: 
         DataError, match=r"names.(npy: damaged, the names do not follow each other|bin: missing or damaged)"
     ):
         load(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("name", ["pixels.npy", "labels.npy", "names.npy"])
+@pytest.mark.parametrize("header", ["'|S0', (-1,)", "'|V0', (5,)", "'<u8', (-1,)", "'|u1', (2**62, 8)", "'<f8', ()"])
+def test_no_array_is_mapped_for_what_its_header_says(name: str, header: str, tmp_path: Path) -> None:
+    """NumPy divides by the size of a value, and the first of these ends the process."""
+    prepare("digits", tmp_path / "out", Request())
+    descr, shape = header.split(", ", 1)
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {eval(shape)}}}".ljust(117) + "\n"
+    contents = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode() + bytes(100)
+    (tmp_path / "out" / name).write_bytes(contents)
+    with pytest.raises(DataError, match=f"{name}: (expected|missing or damaged)"):
+        load(str(tmp_path / "out"))
+
+
+def test_an_image_of_endless_rows_is_refused() -> None:
+    data = b"\x89PNG\r\n\x1a\n"
+    header = b"IHDR" + struct.pack(">IIBBBBB", 1, 80_000_000, 8, 0, 0, 0, 0)
+    data += struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + encoded("L")[33:]
+    with pytest.raises(DataError, match="80000000x1 pixels: expected at most 1048576 a side"):
+        images.decode(data)

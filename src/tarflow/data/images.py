@@ -36,6 +36,7 @@ SUFFIXES = frozenset(
 )
 _ORIENTATION = 0x0112  # the EXIF tag
 LARGE = 1 << 22  # pixels from which on images are decoded one after the other: each takes a dozen bytes a pixel
+MOST_SIDE = 1 << 20  # Pillow takes eight bytes a row besides, at each step of what is done here
 _ONE_LARGE = threading.Lock()
 _ROWS = 256  # of an image, looked at together
 
@@ -54,6 +55,8 @@ def decode(data: bytes, channels: int | None = None) -> Image.Image:
             width, height = opened.size
             if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
                 raise DataError(_too_large(f"{height}x{width}"))
+            if max(width, height) > MOST_SIDE:
+                raise DataError(f"{height}x{width} pixels: expected at most {MOST_SIDE} a side")
             with _ONE_LARGE if width * height > LARGE else contextlib.nullcontext():
                 opened.load()  # everything is read here: nothing below can meet a truncated file
                 upright = ImageOps.exif_transpose(opened) if opened.getexif().get(_ORIENTATION, 1) != 1 else opened

@@ -42,7 +42,7 @@ class Member:
         size = int(np.prod(self.shape[1:])) * self.dtype.itemsize
         step = max(1, _CHUNK_BYTES // size)
         with reading(self.path), zipfile.ZipFile(self.path) as archive, archive.open(f"{self.key}.npy") as file:
-            _header(file)
+            npy_header(file)
             for start in range(0, self.shape[0], step):
                 count = min(step, self.shape[0] - start)
                 data = file.read(count * size)
@@ -61,7 +61,7 @@ def open_member(path: Path, key: str) -> Member:
             raise DataError(f"{path}: expected a key '{key}', got {', '.join(keys) or 'no keys'}")
         entry = archive.getinfo(f"{key}.npy")
         with archive.open(entry) as file:
-            shape, fortran, dtype = _header(file)
+            shape, fortran, dtype = npy_header(file)
     if dtype.hasobject:
         raise DataError(f"{path}: not a readable .npz archive: key '{key}' is a pickle, which is never loaded")
     if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize > entry.file_size:
@@ -131,7 +131,7 @@ def _layout(images: Member) -> str:
     return "first" if first else "last"
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
+def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
     """Shape, whether in Fortran's order, and dtype; what follows in `file` are the values."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):

@@ -27,6 +27,7 @@ from torch import Tensor
 from tarflow.config import ConfigError, check_value, from_dict
 from tarflow.data.errors import DataError
 from tarflow.data.labels import label_tensors
+from tarflow.data.npz import npy_header
 from tarflow.data.records import Part, Source
 from tarflow.data.request import Request
 from tarflow.data.sets import ImageSet, Splits
@@ -96,7 +97,7 @@ class FileNames(Sequence[str]):
     """The names `start … stop-1` of a prepared directory, read when they are asked for."""
 
     def __init__(self, path: Path, start: int, stop: int) -> None:
-        self.offsets = np.load(path / OFFSETS_FILE, mmap_mode="r", allow_pickle=False)[start : stop + 1]
+        self.offsets = _load(path / OFFSETS_FILE, None, np.uint64)[start : stop + 1]
         with open(path / NAMES_FILE, "rb") as file:
             self.text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -263,17 +264,21 @@ def _arrays(path: Path, manifest: Manifest) -> tuple[Any, Any]:
     return pixels, labels
 
 
-def _load(file: Path, shape: tuple[int, ...], kind: type) -> Any:
+def _load(file: Path, shape: tuple[int, ...] | None, kind: type) -> Any:
+    """The array of a file, mapped; None takes any number of values. Raises DataError where it is of another kind."""
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        with file.open("rb") as opened:
+            found, fortran, dtype = npy_header(opened)
+            start = opened.tell()
+        fits = found == shape or (shape is None and len(found) == 1 and found[0] >= 0)
+        if fits and dtype == kind and not fortran:  # else NumPy maps whatever the header says, and may die of it
+            return np.memmap(file, kind, "r", start, found) if 0 not in found else np.empty(found, kind)
     except PermissionError:
         raise
     except Exception as error:  # NumPy reads the header as Python's own syntax, and raises what its parser does
         reason = getattr(error, "strerror", None) or "not the array that was written"  # NumPy speaks of pickles
         raise DataError(f"{file}: missing or damaged: {reason}") from None
-    if array.shape != shape or array.dtype != kind:
-        raise DataError(f"{file}: expected {np.dtype(kind)} of shape {shape}, got {array.dtype} of {array.shape}")
-    return array
+    raise DataError(f"{file}: expected {np.dtype(kind)} of shape {shape}, got {dtype} of {found}")
 
 
 def readonly_tensor(array: Any) -> Tensor:
