@@ -157,6 +157,8 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
 )
 def test_a_recipe_nested_too_deep_or_with_endless_numbers_is_one_line(value: str, tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(f"[training]\nlr = {value}\n")
+    (tmp_path / "c.toml").write_text(f"[training]\nlr = '{'x' * 1_000_000}'\n")
+    assert recipes.load(tmp_path / "c.toml")  # in no time
     (tmp_path / "b.toml").write_text(f"[training]\n{'a.' * 20_000}b = 1\n")
     with pytest.raises(ConfigError, match=r"b\.toml: not a readable TOML file: tables or lists nested too deep"):
         recipes.load(tmp_path / "b.toml")
