@@ -48,12 +48,12 @@ def test_files_that_mean_harm_are_one_line_each(place: Path) -> None:
     kinds = [kind for kind in hostile_subjects() if kind not in SLOW]
     good = [kind for kind in kinds if kind != "hostile extractor"]  # which takes a file of 95 MB
     assert broken(place, [None], good) == [], "good files are accepted"
-    assert broken(place, [0, 1], kinds) == []
+    assert broken(place, [0], kinds) == []
 
 
 @pytest.mark.slow
 def test_many_files_that_mean_harm_are_one_line_each(place: Path) -> None:
-    assert broken(place, list(range(2, 8)), list(hostile_subjects())) == []
+    assert broken(place, list(range(1, 7)), list(hostile_subjects())) == []
 
 
 def test_the_fuzzer_sees_what_breaks_the_promise(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
