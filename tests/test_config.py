@@ -280,3 +280,9 @@ def test_a_run_config_keeps_what_it_lacks() -> None:
     assert from_dict(RunConfig, json.loads(json.dumps(to_dict(only_a_model)))) == only_a_model
     whole = RunConfig(TarFlowConfig(**SMALL), DataConfig(class_names=("a", "b")), TrainingConfig(steps=5))
     assert from_dict(RunConfig, json.loads(json.dumps(to_dict(whole)))) == whole
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("inf"), float("nan")])
+def test_numbers_that_no_float_can_hold_are_refused(value: float) -> None:
+    with pytest.raises(ConfigError, match=r"lr: expected a number"):
+        from_dict(TrainingConfig, {"lr": value}, "training")

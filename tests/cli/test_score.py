@@ -18,7 +18,7 @@ from PIL import Image
 import tarflow
 from benchmarks.memory import peak, reset_peak
 from flow_cases import BASE, build, randomise
-from tarflow import checkpoint
+from tarflow import caching, checkpoint
 from tarflow.checkpoint import write_config
 from tarflow.cli import main
 from tarflow.cli.csv_text import unescaped
@@ -384,6 +384,18 @@ def test_a_full_disk_names_the_file(
     assert main(["score", f"{place}/run", f"{place}/photos", "--out", f"{place}/new/s.csv", "--draws", "1"]) == 2
     assert f"tarflow: error: {place}/new/s.csv: No space left on device" in capsys.readouterr().err
     assert not list((place / "new").iterdir())
+
+
+@pytest.mark.parametrize("spoilt", [10**400, "low", True, [1.0], 3])
+@pytest.mark.parametrize("right_digest", [False, True])
+def test_kept_scores_that_are_no_numbers_are_computed_again(place: Path, spoilt: object, right_digest: bool) -> None:
+    before = score(place, "uniform", place / "photos", "--draws", "1")
+    file = place / "uniform" / HELD_OUT_FILE
+    table = json.loads(file.read_text())
+    table["scores"][1] = spoilt
+    table.pop("blake2b")
+    file.write_text(json.dumps(caching.sealed(table) if right_digest else table))
+    assert score(place, "uniform", place / "photos", "--draws", "1") == before
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
