@@ -138,7 +138,7 @@ def read_one(content: Content, levels: int, image_size: tuple[int, int] | None, 
             return content
         image = convert(from_array(content), channels)
     else:
-        image = decode(_read_file(content) if isinstance(content, Path) else content, channels)
+        image = decode(_read_file(content) if isinstance(content, Path) else content, channels, image_size)
     pixels = to_array(image if image_size is None else fit(image, image_size))
     return pixels if levels == 256 else np.minimum(pixels, levels - 1)  # bicubic overshoots, Pillow clips at 255 only
 

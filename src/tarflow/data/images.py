@@ -41,8 +41,8 @@ _ONE_LARGE = threading.Lock()
 _ROWS = 256  # of an image, looked at together
 
 
-def decode(data: bytes, channels: int | None = None) -> Image.Image:
-    """The image in `data`, the contents of a file, as mode L (channels 1) or RGB (channels 3).
+def decode(data: bytes, channels: int | None = None, size: tuple[int, int] | None = None) -> Image.Image:
+    """The image in `data`, the contents of a file, as mode L (channels 1) or RGB (channels 3); made to `fit` a size.
 
     Without `channels`, grey stays grey; a palette of greys is grey, an RGB image that happens to look grey is RGB.
     Raises `DataError` with the reason alone, for the caller knows the file's name: empty, not an image, truncated,
@@ -60,7 +60,8 @@ def decode(data: bytes, channels: int | None = None) -> Image.Image:
             with _ONE_LARGE if width * height > LARGE else contextlib.nullcontext():
                 opened.load()  # everything is read here: nothing below can meet a truncated file
                 upright = ImageOps.exif_transpose(opened) if opened.getexif().get(_ORIENTATION, 1) != 1 else opened
-                return convert(_flatten(upright), channels)
+                found = convert(_flatten(upright), channels)
+                return found if size is None else fit(found, size)
     except DataError:
         raise
     except UnidentifiedImageError:
