@@ -96,7 +96,8 @@ class Bench:
         self.held_out = held_out.images[chosen].to(device)
         self.held_out_labels = _labels(None if held_out.labels is None else held_out.labels[chosen], device)
         classes = len(train.class_names) if self.labels is not None else 0
-        self.model = TarFlowConfig(**self.setup.model, num_classes=classes)
+        model = {"log_scale_bound": None} | self.setup.model  # unbounded, as the official recipe
+        self.model = TarFlowConfig(**model, num_classes=classes)
 
     def configs(self, variant: Variant, steps: int, seed: int, **fields: Any) -> tuple[TarFlowConfig, TrainingConfig]:
         share = variant.training.get("warmup_share", WARMUP)

@@ -214,7 +214,9 @@ def build(place: Path) -> None:
     (place / "recipe").mkdir()
     (place / "recipe" / "recipe.toml").write_text(RECIPE)
     (place / "official").mkdir()
-    flow = tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=4, width=64, layers=(1,), num_classes=2))
+    flow = tarflow.TarFlow(
+        tarflow.TarFlowConfig(8, channels=1, patch_size=4, width=64, layers=(1,), num_classes=2, log_scale_bound=None)
+    )
     torch.save(to_official(flow), place / "official" / "model.pth")
     pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
     (place / "npz").mkdir()

@@ -154,9 +154,9 @@ def _watch(board: Board) -> None:
         board.write(step=self.step)
         return measured
 
-    def begun(self: Any, received: list[int]) -> Any:
+    def begun(self: Any, stop: Any) -> Any:
         board.write("between")
-        return run(self, received)
+        return run(self, stop)
 
     of_trainer.take_step, of_trainer.run = board.marks("step", counted), begun
     of_trainer.evaluate = board.marks("evaluation", of_trainer.evaluate)
@@ -241,7 +241,7 @@ def compare(whole: Path, killed: Path) -> dict[str, bool]:
         [{k: v for k, v in line.items() if "second" not in k} for line in checkpoint.read_metrics(run)]
         for run in (whole, killed)
     ]
-    plain = [{k: v for k, v in state.items() if k not in ("flow", "optimizer", "seconds")} for state in states]
+    plain = [{k: v for k, v in state.items() if k not in ("flow", "optimizer", "seconds", "run")} for state in states]
     moments = [
         {f"{i}.{name}": value for i, values in state["optimizer"]["state"].items() for name, value in values.items()}
         for state in states

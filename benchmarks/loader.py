@@ -34,7 +34,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tarflow.training.fabric import Engine
 
 from tarflow import __version__, recipes
 from tarflow.data.feed import Feed
@@ -42,6 +41,8 @@ from tarflow.data.images import from_array
 from tarflow.data.load import load, load_or_stream
 from tarflow.data.prepare import prepare
 from tarflow.data.request import Request
+from tarflow.training.directory import RunDirectory
+from tarflow.training.engine import Engine
 from tarflow.training.setup import resolve
 from tarflow.training.trainer import Trainer
 
@@ -182,7 +183,7 @@ def step(recipe: str, source: str, folder: Path) -> Timed:
     config = resolve(sections, splits)
     assert config.training is not None
     engine = Engine(config.training, torch.device("cpu"))
-    trainer = Trainer(config, splits, folder, engine, lambda metrics: None, None)
+    trainer = Trainer(config, splits, RunDirectory(folder), engine, lambda metrics: None, None)
     return Timed(batch, trainer.take_step)
 
 

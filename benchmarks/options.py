@@ -138,6 +138,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         layers=tuple(architecture["layers"]),
         channels=architecture["channels"],
         num_classes=architecture["classes"],
+        log_scale_bound=None,
     )
     known = get_args(Solver)
     for holds, name, expected in (

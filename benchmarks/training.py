@@ -243,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             width=args.width,
             layers=(args.layers,) * args.blocks,
             num_classes=args.classes,
+            log_scale_bound=None,  # as the official code
         )
         for name in rows:
             TrainingConfig(**{"batch_size": args.batch, **ROWS[name]})

@@ -10,6 +10,7 @@ from flow_cases import randomise
 
 STAND_INS = Path(__file__).parent / "benchmarks" / "stand_ins"
 SMALL: dict[str, Any] = {"image_size": 8, "patch_size": 2, "width": 64, "layers": (1, 2, 1), "num_classes": 3}
+SMALL["log_scale_bound"] = None  # as the official code
 
 
 def small_flow(seed: int = 0, **changes: Any) -> tarflow.TarFlow:

@@ -26,6 +26,7 @@ BASE: dict[str, Any] = {  # T=4, D=4
     "width": 16,
     "head_dim": 8,
     "layers": (1, 1),
+    "log_scale_bound": None,  # the wilder kind
 }
 
 CASES: dict[str, dict[str, Any]] = {
@@ -36,8 +37,6 @@ CASES: dict[str, dict[str, Any]] = {
     "bounded": {"log_scale_bound": 0.6, "layers": (2, 1)},
     "bounded_conditional": {"log_scale_bound": 0.6, "num_classes": 3},
     "one_class": {"num_classes": 1},
-    "one_token": {"patch_size": 4, "num_classes": 3},  # T=1: nothing to condition on
-    "one_token_additive": {"patch_size": 4, "transform": "additive"},
     "two_tokens": {"image_size": (2, 4), "num_classes": 2},  # T=2: attention over a single key
     "one_token_a_row": {"image_size": (6, 2)},
     "one_row": {"image_size": (2, 8), "num_classes": 2},
@@ -58,14 +57,13 @@ def config_of(name: str) -> TarFlowConfig:
 
 
 def names(**conditions: bool) -> list[str]:
-    """Cases for which the properties hold: `names(conditional=True, long=True)`; `long` is T ≥ 3, `blind` is T = 1."""
+    """Cases for which the properties hold: `names(conditional=True, long=True)`; `long` is T ≥ 3."""
 
     def properties(config: TarFlowConfig) -> dict[str, bool]:
         return {
             "conditional": config.num_classes > 1,
             "labelled": config.num_classes > 0,
             "bounded": config.log_scale_bound is not None,
-            "blind": config.num_patches == 1,
             "long": config.num_patches >= 3,
         }
 

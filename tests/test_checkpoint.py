@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -155,3 +157,24 @@ def test_pruning_takes_a_link_and_not_what_it_leads_to(tmp_path: Path) -> None:
     checkpoint.remove_old_checkpoints(tmp_path / "run", 1, None)
     assert [path.name for path in first.parent.iterdir()] == ["step-2"]
     assert checkpoint.damage(tmp_path / "elsewhere") is None
+
+
+def test_metrics_that_are_not_finite_are_null_on_the_disk(tmp_path: Path) -> None:
+    """RFC 8259 knows no NaN. A step that is not finite has some, and an evaluation of one image."""
+    values = {"step": 1, "loss": math.nan, "standard_error": math.inf, "parts": [1.0, -math.inf]}
+    checkpoint.append_metrics(tmp_path, values)
+    file = tmp_path / checkpoint.METRICS_FILE
+    assert file.read_text() == '{"step": 1, "loss": null, "standard_error": null, "parts": [1.0, null]}\n'
+    (entry,) = checkpoint.read_metrics(tmp_path)
+    assert entry["step"] == 1 and math.isnan(entry["loss"]) and math.isnan(entry["standard_error"])
+    file.write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1.0}\n')  # as they once were
+    checkpoint.rewind_metrics(tmp_path, 1)
+    assert file.read_text() == '{"step": 1, "loss": null}\n'
+
+
+def test_json_is_written_in_one_place() -> None:
+    """So that none of it holds NaN: by `to_json`, but for messages between processes and the head of a safetensors
+    file, whose words have an order and no spaces."""
+    source = Path(checkpoint.__file__).parent
+    writers = {path.name for path in source.rglob("*.py") if re.search(r"json\.dumps?\(", path.read_text())}
+    assert writers == {"jsontext.py", "rollcall.py", "tensor_files.py"}

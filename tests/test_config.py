@@ -9,7 +9,7 @@ import tomllib
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tarflow.config import ConfigError, DataConfig, RunConfig, TarFlowConfig, TrainingConfig, from_dict, to_dict
@@ -261,6 +261,7 @@ def test_every_model_config_survives_json(
     num_classes: int,
     bound: float | None,
 ) -> None:
+    assume(rows * columns > 1)
     config = TarFlowConfig(
         image_size=(rows * patch_size, columns * patch_size),
         channels=channels,
@@ -286,3 +287,15 @@ def test_a_run_config_keeps_what_it_lacks() -> None:
 def test_numbers_that_no_float_can_hold_are_refused(value: float) -> None:
     with pytest.raises(ConfigError, match=r"lr: expected a number"):
         from_dict(TrainingConfig, {"lr": value}, "training")
+
+
+def test_a_sequence_of_one_token_is_refused() -> None:
+    """It would be N(0, 1), whatever the data and the class: nothing is before the first token to transform it by."""
+    for fields in (
+        {"patch_size": 8},
+        {"image_size": (1, 1), "patch_size": 1},
+        {"patch_size": 8, "transform": "additive"},
+    ):
+        with pytest.raises(ConfigError, match="patch_size: expected two patches at least"):
+            TarFlowConfig(**(SMALL | fields))
+    assert TarFlowConfig(**(SMALL | {"image_size": (8, 16), "patch_size": 8})).num_patches == 2

@@ -280,7 +280,7 @@ def test_a_feed_gives_the_batches_of_the_cpu(way: str, tmp_path: Path, monkeypat
     assert x.device == DEVICE and x.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", names(blind=False))
+@pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("kernels", [True, False])
 def test_every_kind_of_flow_is_decoded_by_captured_steps(
     name: str, kernels: bool, monkeypatch: pytest.MonkeyPatch

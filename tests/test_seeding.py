@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
 import torch
 
+from flow_cases import randomise
+from tarflow import ConfigError, TarFlow, TarFlowConfig, resample, sample, trace
+from tarflow.config import DataConfig, TrainingConfig, to_dict
+from tarflow.data.batches import batch_indices
+from tarflow.data.sets import ImageSet
+from tarflow.data.split import seeded_split
+from tarflow.data.stream_order import StreamOrder
+from tarflow.evaluation.anomalies import shuffled
+from tarflow.evaluation.distances import kernel_distance
+from tarflow.evaluation.likelihood import evaluate_likelihood
+from tarflow.evaluation.patch_maps import mean_patch_maps
 from tarflow.seeding import seeded_generator, seeded_normal
 
 
@@ -40,3 +57,65 @@ def test_all_64_bits_count() -> None:
     """Keys whose digests share 32 bits would be one image twice under a single seed."""
     rows = torch.stack([seeded_normal((2,), 0, k) for k in range(20_000)])
     assert len({tuple(row) for row in rows.tolist()}) == len(rows)
+
+
+INTEGERS = [np.int64(7), np.uint8(7), np.array(7), torch.tensor(7), torch.tensor(7, dtype=torch.int16)]
+NO_INTEGERS = [True, np.True_, torch.tensor(True), 7.0, np.float64(7), torch.tensor(7.0), None, [7], torch.tensor([7])]
+
+
+@pytest.mark.parametrize("seed", INTEGERS, ids=repr)
+def test_an_integer_of_any_kind_is_its_value(seed: Any) -> None:
+    """NumPy 2 writes `np.int64(7)`, and a key that is hashed as it is written would be another one."""
+    assert torch.equal(draw(seed, "a"), draw(7, "a"))
+    assert torch.equal(seeded_normal((3,), "a", seed), seeded_normal((3,), "a", 7))
+    assert torch.equal(draw(np.str_("a")), draw("a"))
+
+
+@pytest.mark.parametrize("seed", NO_INTEGERS, ids=repr)
+def test_what_is_no_integer_is_refused(seed: Any) -> None:
+    with pytest.raises(ValueError, match="seed: expected a whole number"):
+        seeded_generator(seed)
+    with pytest.raises(ValueError, match="seed: expected a whole number"):
+        seeded_normal((2,), seed)
+
+
+def flow() -> TarFlow:
+    return randomise(TarFlow(TarFlowConfig(4, channels=1, patch_size=2, width=16, head_dim=8, layers=(1, 1))))
+
+
+PIXELS = (torch.arange(64) % 16).to(torch.uint8).view(4, 1, 4, 4)
+IMAGES = ImageSet(PIXELS, torch.arange(4), tuple("abcd"), 16, tuple("abcd"))
+SEEDED: dict[str, Callable[[Any], object]] = {  # everything that takes a seed, as a value that can be compared
+    "sample": lambda seed: sample(flow(), 2, seed=seed, solver="sequential"),
+    "trace": lambda seed: trace(flow(), 1, seed=seed)[-1],
+    "resample": lambda seed: resample(flow(), torch.zeros(1, 1, 4, 4), 2, seed=seed),
+    "likelihood": lambda seed: json.dumps(
+        evaluate_likelihood(flow(), PIXELS, levels=16, noise="uniform", draws=1, seed=seed).to_dict()
+    ),
+    "maps": lambda seed: mean_patch_maps(flow(), PIXELS, levels=16, noise="uniform", draws=1, seed=seed),
+    "shuffled": lambda seed: shuffled(PIXELS, 16, seed),
+    "kernel distance": lambda seed: kernel_distance(torch.eye(8), torch.eye(8).square() + 1, size=2, seed=seed),
+    "batches": lambda seed: batch_indices(9, 4, 1, seed),
+    "stream": lambda seed: StreamOrder([3, 2, 4], 4, seed).batch(4, 1)[0].places,
+    "choice": lambda seed: IMAGES.choice(2, seed).names,
+    "split": lambda seed: torch.cat(seeded_split("x", 9, 0.3, seed)),
+    "config": lambda seed: json.dumps(to_dict(TrainingConfig(seed=seed))),
+    "data config": lambda seed: json.dumps(to_dict(DataConfig(split_seed=seed))),
+}
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_every_seed_is_taken_by_its_value(name: str) -> None:
+    def same(a: Any, b: Any) -> bool:
+        return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+    for other in (np.int64(1), torch.tensor(1)):
+        assert same(SEEDED[name](other), SEEDED[name](1))
+    for wrong in (True, np.True_, "1", None, 1.5):  # True is 1 to a cache
+        with pytest.raises(ValueError, match="seed: expected a whole number"):
+            SEEDED[name](wrong)
+
+
+def test_a_seed_that_torch_cannot_hold_is_refused_before_training() -> None:
+    with pytest.raises(ConfigError, match="seed: expected a number of 64 bits"):
+        TrainingConfig(seed=1 << 64)

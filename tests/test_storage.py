@@ -444,3 +444,9 @@ def test_new_data_that_cannot_take_the_name_leave_the_old_with_it(
     with pytest.raises(OSError, match="busy"), storage.replacing_directory(path) as folder:
         (folder / "new").write_text("new")
     assert contents(tmp_path) == {"a/old": "old"}
+
+
+def test_a_text_with_bytes_that_are_no_text_is_written_readably(tmp_path: Path) -> None:
+    """Such as the name of a class folder in latin-1, in a report that was all the work."""
+    storage.write_text(tmp_path / "a.html", os.fsdecode(b"caf\xe9 \xcf\x83"))
+    assert (tmp_path / "a.html").read_text(encoding="utf-8") == "caf\\udce9 σ"

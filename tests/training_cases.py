@@ -53,7 +53,7 @@ def run_weights(run: Path) -> dict[str, torch.Tensor]:
     result |= {f"ema.{k}": v for k, v in read_tensors(last / WEIGHTS_FILE).items()}
     result |= {f"flow.{k}": v for k, v in state["flow"].items()}
     for index, moments in state["optimizer"]["state"].items():
-        result |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in moments.items()}
+        result |= {f"optimizer.{index}.{k}": torch.as_tensor(v, device="cpu") for k, v in moments.items()}
     return result
 
 

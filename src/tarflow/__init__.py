@@ -15,7 +15,8 @@ _HOMES = {
     "TarFlowConfig": "tarflow.config",
     "TarFlow": "tarflow.model.flow",
     "NULL_CLASS": "tarflow.model.block",
-    "Calibration": "tarflow.sampling.calibrate",
+    "second_order": "tarflow.model.derivatives",
+    "Calibration": "tarflow.sampling.choices",
     "Guidance": "tarflow.sampling.guidance",
     "SampleBatch": "tarflow.sampling.sample",
     "SamplingError": "tarflow.sampling.sample",
@@ -29,6 +30,11 @@ _HOMES = {
     "resample": "tarflow.sampling.editing",
     "trace": "tarflow.sampling.trace",
     "load_official": "tarflow.interop",
+    "patch_log_prob": "tarflow.evaluation.patch_maps",
+    "Run": "tarflow.runs",
+    "open_run": "tarflow.runs",
+    "train": "tarflow.runs",
+    "Setting": "tarflow.sampling.setting",
 }
 
 __all__ = ["__version__", *_HOMES]
@@ -36,10 +42,15 @@ __all__ = ["__version__", *_HOMES]
 if TYPE_CHECKING:
     from tarflow.config import ConfigError as ConfigError
     from tarflow.config import TarFlowConfig as TarFlowConfig
+    from tarflow.evaluation.patch_maps import patch_log_prob as patch_log_prob
     from tarflow.interop import load_official as load_official
     from tarflow.model.block import NULL_CLASS as NULL_CLASS
+    from tarflow.model.derivatives import second_order as second_order
     from tarflow.model.flow import TarFlow as TarFlow
-    from tarflow.sampling.calibrate import Calibration as Calibration
+    from tarflow.runs import Run as Run
+    from tarflow.runs import open_run as open_run
+    from tarflow.runs import train as train
+    from tarflow.sampling.choices import Calibration as Calibration
     from tarflow.sampling.denoise import denoise as denoise
     from tarflow.sampling.distribution import FlowDistribution as FlowDistribution
     from tarflow.sampling.editing import interpolate as interpolate
@@ -51,6 +62,7 @@ if TYPE_CHECKING:
     from tarflow.sampling.sample import SamplingError as SamplingError
     from tarflow.sampling.sample import sample as sample
     from tarflow.sampling.sample import sample_batches as sample_batches
+    from tarflow.sampling.setting import Setting as Setting
     from tarflow.sampling.trace import trace as trace
 
 

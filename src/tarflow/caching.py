@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tarflow import storage
+from tarflow.jsontext import to_json
 
 _SIZE = 16  # bytes of a digest
 _SEAL = "blake2b"  # its name in a table
@@ -83,5 +83,5 @@ def optional(cache: Path) -> Iterator[None]:
 
 
 def _of_table(table: dict[str, Any]) -> str:
-    text = json.dumps(table, sort_keys=True)
+    text = to_json(dict(sorted(table.items())))  # as it will be written, whatever is null there
     return hashlib.blake2b(text.encode(), digest_size=_SIZE).hexdigest()

@@ -1,11 +1,12 @@
 """What a run leaves on disk, and how it is opened again.
 
-    RUN/config.json           sections model, data, training
+    RUN/config.json           sections model, data, training (with the id of the run)
     RUN/model.safetensors     the averaged (EMA) weights with the best held-out likelihood so far
     RUN/metrics.jsonl         one JSON object a line
     RUN/samples/              sample sheets from fixed noise
     RUN/solvers.json          which solver decodes each block fastest, as measured by `tarflow sample`
     RUN/sampling.json         guidance and denoising that `tarflow sweep` found best, the defaults of `tarflow sample`
+    RUN/sweep/                what that sweep measured
     RUN/checkpoints/step-N/   config.json, model.safetensors (EMA weights of that step), state.pt (the rest, to resume),
                               digests.json (sizes and digests of the three, by which damage is found)
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -29,9 +31,10 @@ import torch
 from tarflow import caching, digests, storage
 from tarflow.config import ConfigError, RunConfig, from_dict, to_dict
 from tarflow.digests import DIGESTS_FILE as DIGESTS_FILE
+from tarflow.jsontext import to_json
 from tarflow.model.flow import CONFIG_FILE as CONFIG_FILE
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow, read_json
-from tarflow.sampling.calibrate import Calibration
+from tarflow.sampling.choices import Calibration
 from tarflow.sampling.setting import StoredSetting
 from tarflow.tensor_files import read_tensors, read_torch_file
 
@@ -159,6 +162,9 @@ def check_free(out: str | Path, *, resume: bool) -> None:
     latest = latest_checkpoint(out)
     if not resume and ((out / CONFIG_FILE).exists() or latest is not None):
         raise FileExistsError(f"{out}: holds a run already; continue it with --resume, or give another --out")
+    for name in (WEIGHTS_FILE, METRICS_FILE, SAMPLES):
+        if not resume and (out / name).exists():
+            raise FileExistsError(f"{out}: holds {name}, which a run would write over; give another --out")
     if latest is not None and not (out / CONFIG_FILE).exists():
         raise FileNotFoundError(f"{out / CONFIG_FILE}: missing; copy that of {latest} to its place")
 
@@ -263,12 +269,12 @@ def remove_old_checkpoints(run: Path, keep_last: int, best_step: int | None) -> 
 
 
 def append_metrics(run: Path, values: dict[str, Any]) -> None:
-    """Add one line to `metrics.jsonl`."""
-    storage.append_text(run / METRICS_FILE, json.dumps(values) + "\n")
+    """Add one line to `metrics.jsonl`; a number that is not finite is null there."""
+    storage.append_text(run / METRICS_FILE, to_json(values) + "\n")
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; a last line cut off by a kill is left out."""
+    """The lines of `metrics.jsonl`, with NaN for null; a last line cut off by a kill is left out."""
     path = Path(run) / METRICS_FILE
     lines = path.read_bytes().splitlines() if path.is_file() else []
     entries = []
@@ -285,7 +291,7 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
                     f"{path}:{number}: expected a JSON object of numbers with a step; remove the line"
                 ) from None
         else:
-            entries.append(entry)
+            entries.append({name: math.nan if value is None else value for name, value in entry.items()})
     return entries
 
 
@@ -297,4 +303,4 @@ def _is_number(value: Any) -> bool:
 def rewind_metrics(run: Path, step: int) -> None:
     """Drop the lines after `step`: a run resumed from there writes them again."""
     entries = [entry for entry in read_metrics(run) if entry["step"] <= step]
-    storage.write_text(run / METRICS_FILE, "".join(json.dumps(entry) + "\n" for entry in entries))
+    storage.write_text(run / METRICS_FILE, "".join(to_json(entry) + "\n" for entry in entries))

@@ -7,7 +7,8 @@ what the command line and the documentation show.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal, TypeAlias
 
 from tarflow.fields import ConfigError as ConfigError
@@ -19,6 +20,9 @@ from tarflow.fields import to_dict as to_dict
 
 Recompute: TypeAlias = Literal["nothing", "elementwise", "layers"]
 """What the backward pass computes again instead of keeping it: norms and GELUs, or all of each Transformer layer."""
+
+BOUND = 4.0
+"""The bound of the log-scale where nothing is said: a factor of 55 a block. Trained models stay well within it."""
 
 # Beyond what anybody trains, and within what PyTorch can count: a damaged number is an error, not a day of waiting.
 LARGEST, MOST_LAYERS = 1 << 20, 4096
@@ -32,17 +36,21 @@ class TarFlowConfig:
     16
     """
 
-    image_size: int | tuple[int, int] = option(help="height and width in pixels, one number for a square")
+    image_size: int | tuple[int, int] = option(
+        help="height and width in pixels, one number for a square; that of the data, or a recipe's, when not given"
+    )
     patch_size: int = option(help="side of a square patch in pixels; smaller is better and slower")
     width: int = option(help="channels of the Transformers, a multiple of the head dimension")
     layers: tuple[int, ...] = option(help="Transformer layers of each block, one entry a block")
-    channels: int = option(3, help="channels of the images: 1 is grey, 3 is RGB")
+    channels: int = option(3, help="channels of the images: 1 is grey, 3 is RGB; those of the data when not given")
     num_classes: int = option(0, help="number of classes, 0 for an unconditional model")
     transform: Literal["affine", "additive"] = option(
         "affine", help="affine (shift and scale) or additive (the volume-preserving variant)"
     )
-    log_scale_bound: float | None = option(
-        None, help="bound a of the log-scale, a*tanh(v/a); unbounded when not given, as in the paper"
+    log_scale_bound: float | Literal["auto", "none"] | None = option(  # None is "none", which TOML has no word for
+        "auto",
+        help="bound a of the log-scale, a*tanh(v/a); auto: 4 where there is a log-scale; none: unbounded, the paper's, "
+        "which gives densities of 0 far from the data",
     )
     rotary: bool = option(
         False,
@@ -80,10 +88,26 @@ class TarFlowConfig:
         )
         check(sum(self.layers) <= MOST_LAYERS, "layers", f"at most {MOST_LAYERS} layers in all", self.layers)
         check(0 <= self.num_classes <= LARGEST, "num_classes", f"0 to {LARGEST}", self.num_classes)
-        bound = self.log_scale_bound
+        check(
+            self.num_patches >= 2,
+            "patch_size",
+            "two patches at least (the first is not transformed, and one alone would be N(0, 1), whatever its class)",
+            self.patch_size,
+        )
+        if self.log_scale_bound == "auto":
+            object.__setattr__(self, "log_scale_bound", BOUND if self.transform == "affine" else None)
+        elif self.log_scale_bound == "none":
+            object.__setattr__(self, "log_scale_bound", None)
+        bound = self.bound
         check(bound is None or (bound > 0 and math.isfinite(bound)), "log_scale_bound", "a positive number", bound)
         if bound is not None and self.transform == "additive":
             raise ConfigError("log_scale_bound: the additive transform has no log-scale to bound")
+
+    @property
+    def bound(self) -> float | None:
+        """The bound a of the log-scale, None where there is none: `log_scale_bound`, whose words are numbers by now."""
+        assert not isinstance(self.log_scale_bound, str)
+        return self.log_scale_bound
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -139,11 +163,25 @@ class DataConfig:
     shuffle_window: int = option(8192, help="images that a stream shuffles together, and holds encoded in memory")
     workers: int = option(2, help="processes that decode a stream; 0 decodes between the steps")
     variant: str = option("", help="which of several versions of the data set; what its files tell when not given")
+    image_column: str = option("", help="column of Parquet files with the images; found by its name when not given")
+    label_column: str = option(
+        "", help="column of Parquet files with the labels, or none; found by its name when not given"
+    )
+    value_range: tuple[float, float] | Literal["full", "auto", "percentile"] = option(
+        "full",
+        help="of images of more than 8 bits, which values become black and white: two numbers; full, all of 16 bits; "
+        "auto, the least and the greatest that there are; percentile, all but one in a thousand at either end",
+    )
+    place: str = option("", help="where `source` was when it was trained on, from the root of the file system")
+    train_digest: str = option("", help="of the images that were trained on, and their labels")
+    held_out_digest: str = option("", help="of those that were held out")
 
     def __post_init__(self) -> None:
         coerce_fields(self)
         check(2 <= self.levels <= 256, "levels", "2 to 256", self.levels)
         check(0 < self.held_out_fraction < 1, "held_out_fraction", "between 0 and 1", self.held_out_fraction)
+        values = self.value_range
+        check(isinstance(values, str) or values[0] < values[1], "value_range", "a lower number, then a higher", values)
         check(self.shuffle_window >= 1, "shuffle_window", "a positive number", self.shuffle_window)
         check(self.workers >= 0, "workers", "0 or more", self.workers)
 
@@ -157,7 +195,9 @@ class TrainingConfig:
     )
     noise_std: float = option(0.05, help="σ of the gaussian noise, in units where pixels span -1 to 1")  # ImageNet-64
     steps: int | None = option(None, help="optimizer steps; or give epochs")
-    epochs: float | None = option(None, help="passes over the training images; or give steps")
+    epochs: float | None = option(
+        None, help="passes over the training images, of which the last batch is filled up; or give steps"
+    )
     batch_size: int = option(256, help="images an optimizer step, over all devices")
     optimizer: Literal["adamw", "muon"] = option(
         "adamw", help="adamw, the paper's; muon: Muon for the matrices inside the Transformers, AdamW for the rest"
@@ -202,6 +242,9 @@ class TrainingConfig:
     sample_every: int = option(1000, help="steps between two sample sheets; 0 draws none")
     save_every: int = option(1000, help="steps between two checkpoints")
     keep_last: int = option(2, help="checkpoints kept beside the best one")
+    # Drawn when the run begins. Two runs of one config have equal ones.
+    run: str | None = field(default=None, compare=False, metadata={"help": "the run that a checkpoint belongs to"})
+    init_from: str = option("", help="the weights that the run started from, and their digest; none where it is empty")
 
     def __post_init__(self) -> None:
         coerce_fields(self)
@@ -237,6 +280,7 @@ class TrainingConfig:
         check(
             len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)", self.betas
         )
+        check(-(1 << 63) <= self.seed < 1 << 64, "seed", "a number of 64 bits", self.seed)  # torch's own generator's
         if self.muon_lr is not None and self.optimizer != "muon":
             raise ConfigError(f"muon_lr: optimizer {self.optimizer} has no such learning rate; expected none, or muon")
         if self.optimizer == "muon" and self.strategy == "fsdp":
@@ -246,6 +290,23 @@ class TrainingConfig:
             raise ConfigError(
                 f"steps and epochs: expected one of them, got steps={self.steps} and epochs={self.epochs}"
             )
+
+    def steps_of(self, epochs: float, num_images: int) -> int:
+        """The steps in which all of `num_images` images are seen `epochs` times: ceil(epochs · images / batch_size).
+
+        Batches go on from one epoch into the next, so that only the last one of all is filled up.
+
+        >>> TrainingConfig(batch_size=64).steps_of(10, 18)
+        3
+        """
+        return math.ceil(Fraction(repr(epochs)) * num_images / self.batch_size)
+
+    def total_steps(self, num_images: int) -> int:
+        """The steps of a training on `num_images` images, by `steps` or `epochs`, one of which is given."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return self.steps_of(self.epochs, num_images)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,13 @@ def free_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] + kept
 
 
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Within it nothing is rounded by an autocast around it. Devices that know of none, as `meta`, may not be asked."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 @contextlib.contextmanager
 def float32_products(device: torch.device, *, tf32: bool) -> Iterator[None]:
     """Within it, products of float32 numbers are rounded to TF32 (10 bits of mantissa) on CUDA, or are not.

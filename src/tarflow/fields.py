@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import numbers
+import operator
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -48,6 +50,46 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
         return cls(**values)
     except ConfigError as error:
         raise ConfigError(f"{prefix}{error}") from None
+
+
+def own_number(value: Any) -> Any:
+    """A NumPy scalar, or an array or tensor without axes, as Python's own number; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def integer(name: str, value: Any, least: int | None = None) -> int:
+    """The value of an integer of any kind: Python's, NumPy's, an array or a tensor without axes.
+
+    Raises ValueError that begins with `name` for anything else, also for a boolean, a float that is whole, and what is
+    below `least`: to go on with another number than was meant would go unnoticed.
+
+    >>> import numpy
+    >>> integer("seed", 7), integer("seed", numpy.uint8(7))
+    (7, 7)
+    """
+    number = own_number(value)
+    try:
+        found = None if isinstance(number, bool) or hasattr(number, "ndim") else operator.index(number)
+    except TypeError:
+        found = None
+    if found is None:
+        raise ValueError(f"{name}: expected a whole number, got {value!r}")
+    if least is not None and found < least:
+        expected = {0: "0 or more", 1: "a positive number"}.get(least, f"at least {least}")
+        raise ValueError(f"{name}: expected {expected}, got {found}")
+    return found
+
+
+def real(name: str, value: Any, expected: str, holds: Callable[[float], bool] = lambda _: True) -> float:
+    """The value of a finite number of any kind for which a condition holds, as a float; no boolean is a number.
+
+    Raises ValueError that names it, and what was `expected`.
+    """
+    number = own_number(value)
+    of_kind = not isinstance(number, bool) and isinstance(number, numbers.Real)
+    if not of_kind or not abs(number) <= sys.float_info.max or not holds(float(number)):
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return float(number)
 
 
 def check_fields(cls: type, values: Mapping[str, Any], where: str = "") -> None:
@@ -90,13 +132,13 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     elif hint is types.NoneType:
         if value is None:
             return None
-    elif isinstance(value, bool):
+    elif isinstance(number := own_number(value), bool):
         if hint is bool:
-            return value
-    elif hint is int and isinstance(value, int | float) and value == value // 1:
-        return int(value)
-    elif hint is float and isinstance(value, int | float) and abs(value) <= sys.float_info.max:
-        return float(value)
+            return number
+    elif hint is int and isinstance(number, int | float) and number == number // 1:
+        return int(number)
+    elif hint is float and isinstance(number, int | float) and abs(number) <= sys.float_info.max:
+        return float(number)
     elif hint is str and isinstance(value, str):
         return value
     raise ConfigError(f"{where}: expected {_describe(hint)}, got {value!r}")

@@ -40,6 +40,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _EXPECTED = "expected the state dict of an apple/ml-tarflow Model, names to tensors, as train.py saves in *_model_*.pth"
 
 
+@torch.inference_mode(False)  # where weights would be made that nothing can be differentiated through
 def load_official(
     path_or_state_dict: str | os.PathLike[str] | Mapping[str, Tensor],
     image_size: int | tuple[int, int] | None = None,
@@ -68,7 +69,8 @@ def load_official(
             of the wrong shape. Also where `image_size` does not fit T and P.
 
     >>> import tarflow
-    >>> config = tarflow.TarFlowConfig(image_size=8, channels=1, patch_size=2, width=64, layers=(2, 1), num_classes=3)
+    >>> shape = dict(image_size=8, channels=1, patch_size=2, width=64, layers=(2, 1), num_classes=3)
+    >>> config = tarflow.TarFlowConfig(**shape, log_scale_bound=None)  # as all of them are
     >>> load_official(to_official(tarflow.TarFlow(config))).config == config
     True
     """
@@ -78,8 +80,7 @@ def load_official(
         origin, content = str(path_or_state_dict), read_torch_file(Path(path_or_state_dict), _EXPECTED)
     tensors = _check_tensors(content, origin)
     config = _read_config(tensors, image_size, origin)
-    with torch.device("meta"):  # no memory, and no random numbers drawn: every value comes from the file
-        flow = TarFlow(config)
+    flow = TarFlow(config, device="meta")  # no memory, no random numbers: every value comes from the file
     _check_values(tensors, flow, origin)
     like, names = flow.state_dict(), _names(flow)
     dtype = functools.reduce(torch.promote_types, (tensors[official].dtype for official in names))
@@ -168,10 +169,11 @@ def _to_official_shape(official: str, tensor: Tensor) -> Tensor:
 
 def _constants(config: TarFlowConfig) -> dict[str, Tensor]:
     """What official checkpoints hold besides, with the only value that it may have."""
-    mask = torch.ones(config.num_patches, config.num_patches).tril()
+    kind: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
+    mask = torch.ones(config.num_patches, config.num_patches, **kind).tril()
     constants = {f"blocks.{block}.attn_mask": mask for block in range(len(config.layers))}
     if config.transform == "affine":
-        constants["var"] = torch.ones(config.num_patches, config.patch_dim)
+        constants["var"] = torch.ones(config.num_patches, config.patch_dim, **kind)
     return constants
 
 
@@ -239,6 +241,7 @@ def _read_config(tensors: dict[str, Tensor], image_size: Any, origin: str) -> Ta
             channels=channels,
             num_classes=shape("blocks.0.class_embed", 3)[0] if "blocks.0.class_embed" in tensors else 0,
             transform="affine" if outputs == 2 * patch_dim else "additive",
+            log_scale_bound=None,
             head_dim=HEAD_DIM,
             expansion=hidden // width,
         )

@@ -96,7 +96,7 @@ class Ranks:
         """The largest of the ranks' numbers; nobody goes on before all have come here."""
         if self.alone:
             return number
-        message = torch.tensor(number)
+        message = torch.tensor(number, device="cpu", dtype=torch.int64)
         torch.distributed.all_reduce(message, torch.distributed.ReduceOp.MAX, group=self.host)
         return int(message)
 

@@ -1,6 +1,7 @@
 """Random numbers as a function of a key: a generator for (seed, purpose, step, …), with no state to save.
 
-A key is hashed, not added up: with a seed such as seed + step, step 1 of seed 0 would be step 0 of seed 1.
+A key is hashed, not added up: with a seed such as seed + step, step 1 of seed 0 would be step 0 of seed 1. An integer
+of any kind stands for its value: `numpy.int64(7)` is 7.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ import hashlib
 import torch
 from torch import Tensor
 
+from tarflow.fields import integer
+
 
 def seeded_generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator that is a function of `key`.
+    """A generator that is a function of `key`: integers, and at most one text, which is the purpose.
+
+    Raises ValueError where a key holds anything else.
 
     >>> a, b = (torch.randn(3, generator=seeded_generator(0, "training", 7)) for _ in range(2))
     >>> torch.equal(a, b)
@@ -28,10 +33,15 @@ def seeded_normal(shape: tuple[int, ...], *key: int | str) -> Tensor:
     quarter. The sum of two independent draws, over √2, is standard normal too, and keeps 64.
     """
     digest = _digest(key)
-    halves = [torch.Generator().manual_seed(int.from_bytes(half, "big")) for half in (digest[:4], digest[4:])]
-    first, second = (torch.randn(shape, generator=generator, dtype=torch.float64) for generator in halves)
+    cpu = torch.device("cpu")
+    halves = [torch.Generator(cpu).manual_seed(int.from_bytes(half, "big")) for half in (digest[:4], digest[4:])]
+    first, second = (torch.randn(shape, generator=each, device=cpu, dtype=torch.float64) for each in halves)
     return (first + second) * 0.5**0.5
 
 
 def _digest(key: tuple[int | str, ...]) -> bytes:
-    return hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    # By value: the same number of another type would otherwise be another seed, without a word.
+    if sum(isinstance(part, str) for part in key) > 1:  # one names the purpose, so another is a seed that is no number
+        raise ValueError(f"seed: expected a whole number, got a text in {key!r}")
+    parts = tuple(str(part) if isinstance(part, str) else integer("seed", part) for part in key)
+    return hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()

@@ -5,40 +5,34 @@ system makes atomic. A process killed at any moment leaves either the old conten
 hidden sibling, which the next who writes there clears away. The exception is a directory written over an older one,
 which no file system renames in one step: killed between the two, neither has its name.
 
-`exclusive` keeps a second process out of a directory, and `exclusive_name` from making one of the same name.
+`locks` keeps a second process out.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import shutil
-import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tarflow import unfinished
+from tarflow.jsontext import to_json
+from tarflow.locks import InUse as InUse
+from tarflow.locks import behind_links as behind_links
+from tarflow.locks import check_not_in_use as check_not_in_use
+from tarflow.locks import exclusive as exclusive
+from tarflow.locks import exclusive_name as exclusive_name
 from tarflow.unfinished import remove_leftovers as remove_leftovers
 
-if sys.platform != "win32":
-    import fcntl
-
-LOCK_FILE = ".lock"
 # What file systems and other systems answer where a directory, or what is open for reading, is not flushed.
 _NOT_FLUSHED = (
     *(errno.EINVAL, errno.EPERM, errno.EACCES, errno.EBADF, errno.EISDIR),
     *(errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY),
 )
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without locks answer
-
-
-class InUse(OSError):
-    """A directory that another process is writing to."""
 
 
 class DamageWarning(UserWarning):
@@ -52,7 +46,7 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
     with naming(path):
         temporary = _begun(path)
         try:
-            temporary.touch()
+            temporary.touch(exist_ok=False)  # nobody's link is followed
             mode = temporary.stat().st_mode  # what the umask allows: some writers make files for their owner alone
             yield temporary
             if temporary.stat().st_mode != mode:
@@ -124,118 +118,36 @@ def naming(path: str | Path) -> Iterator[None]:
         raise
 
 
-def behind_links(path: str | Path) -> Path:
-    """What has the name in truth, where it is a symbolic link."""
-    return Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
-
-
 def check_writable(path: str | Path) -> None:
     """Raise OSError naming `path` where no file of that name can be written: before hours of work, not after."""
     path = Path(path)
     with naming(path):
         temporary = _begun(path)
-        temporary.touch()
+        temporary.touch(exist_ok=False)
         temporary.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file whole or not at all, in UTF-8. Bytes of a file name that are no text are escaped: \\udcff."""
     with replacing_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, values: Any) -> None:
     """Write `values` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(values, indent=2) + "\n")
+    write_text(path, to_json(values, indent=2) + "\n")
 
 
 def append_text(path: str | Path, text: str) -> None:
     """Add `text` to the end of a file. Not atomic: a kill, or a full disk, may cut it off."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     try:
-        with open(path, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", opener=lambda name, _: os.open(name, flags, 0o666)) as file:
             file.write(text)
     except OSError as error:
+        if os.path.islink(path):  # which may lead to anything
+            raise OSError(f"{path}: a symbolic link; expected a file, which it is appended to") from None
         raise _named(error, Path(path)) or error from None
-
-
-@contextlib.contextmanager
-def exclusive(directory: str | Path) -> Iterator[None]:
-    """Keep every other process out of `directory` that asks in the same way, until the block or this process ends.
-
-    The lock is the system's (`flock` on a hidden file), and goes with the process, also by `kill -9`: what a killed one
-    leaves is a file that nobody holds. Where there are no such locks nobody is kept out.
-
-    Raises:
-        InUse: another process is in it; the message names the process, where that is known.
-    """
-    with _held(Path(directory) / LOCK_FILE, Path(directory)):
-        yield
-
-
-@contextlib.contextmanager
-def exclusive_name(path: str | Path) -> Iterator[None]:
-    """`exclusive` for what is to appear under the name `path` as a whole: the lock is a hidden sibling of it.
-
-    A lock within the directory would be renamed away with what it replaces.
-    """
-    path = behind_links(path)
-    with _held(path.with_name(f".{unfinished.stem(path.name)}{LOCK_FILE}"), path):
-        yield
-
-
-def check_not_in_use(directory: str | Path) -> None:
-    """Raise InUse where another process is in `directory` just now."""
-    if (Path(directory) / LOCK_FILE).exists():
-        with exclusive(directory):
-            pass
-
-
-@contextlib.contextmanager
-def _held(lock: Path, path: Path) -> Iterator[None]:
-    """Hold the file `lock`, which stands for `path`, until the block ends."""
-    descriptor = _lock(lock, path)
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            with contextlib.suppress(OSError):
-                lock.unlink()  # while it is held; whoever has opened it already sees that it lost its name
-            os.close(descriptor)
-
-
-def _lock(lock: Path, path: Path) -> int | None:
-    """The open file `lock`, locked, or None where there are no locks. Raises InUse of `path`."""
-    if sys.platform == "win32":
-        return None
-    while True:
-        try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:  # of the hidden file; who asks has never heard of it
-            raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_still(descriptor, lock):
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
-                return descriptor
-        except BlockingIOError:
-            holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
-            os.close(descriptor)
-            raise InUse(f"{path}: {holder} is writing to it; wait until it ends, or name another") from None
-        except OSError as error:
-            os.close(descriptor)
-            if error.errno in _NO_LOCKS:
-                return None
-            raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
-        os.close(descriptor)  # its holder has removed it between our opening and locking it: that of the next is new
-
-
-def _is_still(descriptor: int, path: Path) -> bool:
-    """Whether the open file has the name `path`."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def cache_directory() -> Path | None:

@@ -174,7 +174,9 @@ def test_memory_is_measured_in_a_process_of_its_own() -> None:
 
 def test_a_preset_gives_way_to_what_is_typed() -> None:
     options = parse(["--official", "clone", "--preset", "gpu", "--pairs", "5", "--width", "128"])
-    assert options.config == tarflow.TarFlowConfig(64, 2, width=128, layers=(8,) * 8, num_classes=1000)
+    assert options.config == tarflow.TarFlowConfig(
+        64, 2, width=128, layers=(8,) * 8, num_classes=1000, log_scale_bound=None
+    )
     assert (options.dtype, options.batches, options.pairs) == ("bf16", PRESETS["gpu"]["batches"], 5)
     assert parse(["--official", "clone"]).dtype == "float32"
     assert parse(["--official", "clone", "--preset", "gpu", "--weights", "RUN"]).device == "cuda"

@@ -26,7 +26,9 @@ def test_fresh_weights_are_those_of_a_new_flow_and_the_same_every_time() -> None
 
 
 def test_hard_weights_need_many_jacobi_iterations_in_every_block() -> None:
-    config = tarflow.TarFlowConfig(image_size=16, patch_size=2, width=64, layers=(1, 1), num_classes=3)
+    config = tarflow.TarFlowConfig(
+        image_size=16, patch_size=2, width=64, layers=(1, 1), num_classes=3, log_scale_bound=None
+    )
     flow = models.open_flow("hard", config, CPU)
     noise, y = models.draw_noise(config, 2, CPU), models.labels(config, 2, CPU)
     x = noise

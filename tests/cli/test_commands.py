@@ -98,7 +98,7 @@ def test_epochs_given_by_hand_replace_the_steps_of_the_recipe(folder: Path, reci
     assert main(["train", "--recipe", str(recipe), "--data", str(folder), "--out", str(tmp_path), "--epochs", "1"]) == 0
     config = checkpoint.read_config(tmp_path)
     assert (config.training.steps, config.training.epochs) == (None, 1.0)
-    assert checkpoint.latest_checkpoint(tmp_path).name == "step-2"  # 22 training images in batches of 8
+    assert checkpoint.latest_checkpoint(tmp_path).name == "step-3"  # 22 training images in batches of 8
 
 
 def test_resume_takes_the_config_of_the_run(run: Path, folder: Path, recipe: Path, tmp_path: Path) -> None:

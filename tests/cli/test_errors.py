@@ -86,6 +86,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     a_run_but("bad-defaults")
     stored = {"weights": "", "setting": {"scal": 1}, "figure": "", "value": 0, "samples": 1, "compared": 1}
     (root / "bad-defaults" / "sampling.json").write_text(json.dumps(stored))
+    best = {"weights": "", "labels": "none", "detector": "beauty", "auroc": 0.9, "against": ["inverted"]}
+    (root / "bad-defaults" / "detector.json").write_text(json.dumps(best))
     a_run_but("other-version", config=json.dumps(config).encode())
 
     weights = load((root / "run" / "model.safetensors").read_bytes())
@@ -103,7 +105,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "garbage.pth").write_bytes(b"not a checkpoint")
     torch.save({"layer.weight": torch.zeros(3, 3)}, root / "foreign.pth")
     torch.save({"layer.weight": Code(root / "ran")}, root / "pickle.pth")
-    state = to_official(tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=4, width=64, layers=(1,))))
+    state = to_official(
+        tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=4, width=64, layers=(1,), log_scale_bound=None))
+    )
     torch.save(state, root / "official.pth")
     torch.save({name: torch.full_like(tensor, torch.nan) for name, tensor in state.items()}, root / "nan.pth")
     torch.save(dict(list(state.items())[:-1]), root / "cut.pth")
@@ -149,6 +153,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source = DataConfig(source=str(root / "unlabelled"), held_out_fraction=share)
         write_config(root / name, RunConfig(few.config, source, TrainingConfig(steps=1)))
 
+    shutil.copytree(root / "begun", root / "changed")
+    config["data"] |= {"source": str(root / "unlabelled"), "place": str(root / "unlabelled")}
+    config["data"] |= {"train_digest": "those", "held_out_digest": "of others"}
+    (root / "changed" / "config.json").write_text(json.dumps(config))
+    flow = tarflow.TarFlow(tarflow.TarFlowConfig(**config["model"]))
+    flow.save_weights(root / "changed" / "model.safetensors")
+
     (root / "empty").mkdir()
     (root / "documents").mkdir()
     (root / "documents" / "notes.txt").write_text("no image")
@@ -176,6 +187,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(root / "floats.npz", images=np.zeros((2, 4, 4)))
     (root / "garbage.parquet").write_bytes(b"no table")
     pq.write_table(pa.table({"image": pa.array([b""] * 200_000)}), root / "rows.parquet")
+    two = {"image": [b""], "fine_label": [0], "coarse_label": [0]}
+    pq.write_table(pa.table(two), root / "labels.parquet")
+    for split in ("train", "test"):
+        image(f"bottle/bottle/{split}/0.png", 4, 4), image(f"twice/{split}A/0.png", 4, 4)
+        image(f"twice/{split}B/0.png", 4, 4)
+        image(f"either/{split}{'-images' if split == 'test' else ''}/0.png", 4, 4)
+    image("wide/0.png", 4, 4)
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(root / "wide" / "1.tif")
     prepare("digits", root / "prepared", Request())
     prepare("digits", root / "damaged", Request())
     (root / "pickled").mkdir()
@@ -304,6 +323,11 @@ def in_use(patch: pytest.MonkeyPatch, out: Path) -> None:
     patch.setattr(fcntl, "flock", refuse)
 
 
+def a_link_for_a_lock(patch: pytest.MonkeyPatch, out: Path) -> None:
+    out.mkdir()
+    (out / ".lock").symlink_to(Path(__file__))
+
+
 def being_prepared(patch: pytest.MonkeyPatch, out: Path) -> None:
     """As when another process makes it; tests/data/test_prepared.py has a real one."""
     in_use(patch, out)
@@ -335,6 +359,12 @@ GROUPS: dict[str, dict[str, Case]] = {
         "unknown option": Case(
             "sample {p}/run --out {o}.png --guidence 2", ["--guidence"], "Options stand in `tarflow COMMAND --help`."
         ),
+        "nearly an option": Case("train --stepss 5", ["--stepss", "--steps"], "Take the name it proposes."),
+        "a misspelt negative": Case(
+            "evaluate {p}/run --no-clasify", ["--no-clasify", "--no-classify"], "Take the name it proposes."
+        ),
+        "an option without its value": Case("train --recipe --out {o}", ["--recipe"], "Give the value."),
+        "a command alone": Case("train", ["--out"], "Give what the message names."),
         "not a number": Case("sample {p}/run --out {o}.png -n five", ["five", "-n"], "Give a whole number."),
         "no samples": Case("sample {p}/run --out {o}.png -n 0", ["-n", "0"], "Ask for one or more."),
         "no batch": Case(
@@ -414,6 +444,9 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "unknown kind of output": Case(
             "sample {p}/run --out {o}.jpg", [".jpg"], "A sheet is `.png`, an archive `.npz`; else a directory."
+        ),
+        "samples among other files": Case(
+            "sample {p}/run --out {p}/documents", ["documents", "notes.txt", "empty"], "Give a new or empty directory."
         ),
     },
     "Quality and sweeps": {
@@ -496,6 +529,9 @@ GROUPS: dict[str, dict[str, Case]] = {
         "impossible patch": Case(
             "train --recipe digits --out {o} --patch-size 3", ["patch_size", "3"], "Give a divisor of the image size."
         ),
+        "a single patch": Case(
+            "train --recipe digits --out {o} --patch-size 8", ["model.patch_size", "two patches", "8"], "A smaller one."
+        ),
         "steps and epochs": Case(
             "train --recipe digits --out {o} --steps 5 --epochs 1", ["steps", "epochs"], "Give one of them."
         ),
@@ -530,6 +566,13 @@ GROUPS: dict[str, dict[str, Case]] = {
             in_use,
             ("out/.lock",),
         ),
+        "a lock that is a link": Case(
+            "train --recipe digits --out {o}",
+            ["out/.lock", "link", "remove it"],
+            "Remove it; somebody has put it there.",
+            a_link_for_a_lock,
+            ("out/.lock",),
+        ),
         "no sound checkpoint": Case(
             "train --resume --out {p}/stopped",
             ["stopped", "step-1/model.safetensors: missing"],
@@ -541,8 +584,21 @@ GROUPS: dict[str, dict[str, Case]] = {
         "data that have moved": Case(
             "train --resume --out {p}/moved", ["gone", "--data"], "Name their new place; they are known by a digest."
         ),
+        "other data in their place": Case(
+            "train --resume --out {p}/changed",
+            ["data.source", "unlabelled", "changed", "--data"],
+            "Put them back, or name their new place.",
+        ),
+        "a run among its own images": Case(
+            "train --data {p}/unlabelled --out {p}/unlabelled", ["--out", "unlabelled"], "Give another `--out`."
+        ),
         "start from garbage": Case(
             "train --data digits --init {p}/garbage.pth --out {o}", ["garbage.pth"], "Give a run or a checkpoint."
+        ),
+        "another width than the weights to start from": Case(
+            "train --data {p}/nowhere --init {p}/run --width 64 --out {o}",
+            ["model.width", "64"],
+            "Leave `--width` out.",
         ),
         "start from nothing": Case("train --data digits --init {p}/nowhere --out {o}", ["nowhere"], "Check the path."),
     },
@@ -575,6 +631,32 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "a class that training lacks": Case(
             "train --data {p}/unseen --out {o}", ["dog", "train"], "Add it to the training folder, or remove it."
+        ),
+        "splits inside of a class": Case(
+            "train --data {p}/bottle --out {o}", ["bottle", "train/ and test/"], "Give the folder that holds them."
+        ),
+        "splits or classes": Case(
+            "train --data {p}/either --out {o}", ["test-images/", "train/"], "Name them alike, or otherwise."
+        ),
+        "two folders for one split": Case(
+            "train --data {p}/twice --out {o}", ["testA/", "testB/", "test split"], "Give one of them at a time."
+        ),
+        "several columns of labels": Case(
+            "train --data {p}/labels.parquet --out {o}",
+            ["fine_label", "coarse_label", "--label-column"],
+            "Choose one, or `none`.",
+        ),
+        "a column that is not there": Case(
+            "train --data {p}/labels.parquet --label-column species --out {o}", ["species", "fine_label"], "The same."
+        ),
+        "a column of a folder": Case(
+            "train --data {p}/unlabelled --label-column species --out {o}", ["unlabelled", "species"], "Leave it out."
+        ),
+        "pixels without a range": Case(
+            "train --data {p}/wide --out {o}", ["1.tif", "--value-range"], "Give the range that they have."
+        ),
+        "a range that is none": Case(
+            "train --data {p}/wide --value-range 9 5 --out {o}", ["value_range", "9", "5"], "The lower one first."
         ),
         "an archive that is none": Case("train --data {p}/garbage.npz --out {o}", ["garbage.npz"], "Write it again."),
         "an archive without images": Case(
@@ -634,11 +716,11 @@ GROUPS: dict[str, dict[str, Case]] = {
             "Leave `--storage` out.",
         ),
         "a stream with a file that is no image": Case(
-            "train --recipe {p}/small.toml --data {p}/stream --image-size 4 --storage stream --out {o}",
+            "train --recipe {p}/small.toml --data {p}/stream --image-size 8 --storage stream --out {o}",
             ["1.png: not an image", "skip_bad"],
             "Remove it, or add `--skip-bad`, and `--resume`.",
             while_it_runs,
-            ("out/config.json", "out/metrics.jsonl"),
+            ("out/config.json", "out/metrics.jsonl", "out/split.json.gz"),
         ),
         "no window to shuffle": Case(
             "train --recipe digits --shuffle-window 0 --out {o}", ["shuffle_window", "0"], "Give some thousand."
@@ -735,6 +817,9 @@ GROUPS: dict[str, dict[str, Case]] = {
             ["downloaded", "--data hub:owner/name"],
             "Ask for it, where it may be downloaded.",
         ),
+        "data that have changed": Case(
+            "evaluate {p}/changed", ["unlabelled", "changed", "--data"], "Put them back, or name their new place."
+        ),
         "no data stored": Case("evaluate {p}/model-only", ["model-only", "data"], "Give a run that was trained here."),
         "denoise with a model of exact images": Case(
             "denoise {p}/uniform digits --out {o}", ["uniform", "--noise-std"], "Use a run of Gaussian noise."
@@ -766,8 +851,16 @@ GROUPS: dict[str, dict[str, Case]] = {
         "score under a class that is not there": Case(
             "score {p}/unconditional {p}/mixed --class 1 --out {o}.csv", ["unconditional"], "Leave `--class` out."
         ),
+        "score by a default that is damaged": Case(
+            "score {p}/bad-defaults {p}/mixed --out {o}.csv",
+            ["bad-defaults/detector.json", "beauty", "typicality"],
+            "Remove the file, or `tarflow evaluate --against` again.",
+        ),
         "score with no draws": Case(
             "score {p}/run {p}/mixed --draws 0 --out {o}.csv", ["draws", "0"], "Give one or more; 4 is usual."
+        ),
+        "maps among the images": Case(
+            "score {p}/run {p}/mixed --maps {p}/mixed/maps --out {o}.csv", ["--maps", "mixed"], "Give another place."
         ),
         "maps into a file": Case(
             "score {p}/run {p}/mixed --maps {p}/bad.toml --out {o}.csv", ["bad.toml"], "Give a new directory."
@@ -847,6 +940,13 @@ GROUPS: dict[str, dict[str, Case]] = {
         "out of memory": Case(
             "sample {p}/run --out {o}.png", ["out of memory", "--batch-size"], "Lower `--batch-size`.", full_memory
         ),
+        "GPU out of memory in training": Case(
+            "train --recipe {p}/small.toml --data digits --out {o}",
+            ["activations", "--accumulate", "--batch-size"],
+            "Raise `--accumulate`, and `--resume`; it is the same run up to rounding.",
+            full_gpu,
+            ("out/config.json", "out/metrics.jsonl"),
+        ),
         "more images than memory": Case(
             "train --data {p}/mixed --out {o}",
             ["memory", "image size"],
@@ -870,7 +970,7 @@ GROUPS: dict[str, dict[str, Case]] = {
             ["out/checkpoints/step-1", "room on the disk"],
             "Make room, then `--resume`.",
             full_disk_for_state,
-            ("out/config.json", "out/metrics.jsonl", "out/model.safetensors"),
+            ("out/config.json", "out/metrics.jsonl", "out/model.safetensors", "out/split.json.gz"),
         ),
         "a directory that is read-only": Case(
             "sample {p}/run -n 2 --out {o}.png", ["out.png", "Permission denied"], "Give another `--out`.", read_only

@@ -67,9 +67,9 @@ def test_images_that_training_leaves_off_the_device_are_not_planned_on_it(
 
 def test_options_take_the_place_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     base = plan(capsys, "cifar10", "--device", "h100")
-    assert base["steps"] == 200 * (50_000 // 256)
+    assert base["steps"] == -(-200 * 50_000 // 256)
     assert plan(capsys, "cifar10", "--device", "h100", "--steps", "7")["steps"] == 7
-    assert plan(capsys, "cifar10", "--device", "h100", "--epochs", "2")["steps"] == 2 * 195
+    assert plan(capsys, "cifar10", "--device", "h100", "--epochs", "2")["steps"] == 391
     assert plan(capsys, "cifar10", "--device", "h100", "--images", "2560")["steps"] == 2000
     larger = plan(capsys, "cifar10", "--device", "h100", "--image-size", "64", "--num-classes", "3")
     assert larger["model"]["image_size"] == 64 and larger["model"]["num_classes"] == 3

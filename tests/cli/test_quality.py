@@ -63,6 +63,7 @@ def test_quality_prints_figures_with_names_and_floors(run: Path, capsys: pytest.
     }
     assert found["reference"]["training_images"] == 1617 and found["reference"]["held_out_images"] == 180
     assert 0 <= found["agreement"] < 0.7 and found["diversity"] > 0 and found["novelty"] > 0 and found["notes"] == []
+    assert 0 < found["clipped_pixels"] <= found["clipped_images"] <= 1
     again, _ = printed(capsys, "quality", run, "-n", 40, *FEATURES, "--guidance", 0)
     assert again["figures"] == found["figures"]
 
@@ -124,6 +125,8 @@ def test_a_sweep_leaves_a_table_a_plot_and_a_default(run: Path, capsys: pytest.C
     best = found["rows"][values.index(min(values))]
     assert found["best"] == best["setting"]
     assert found["again"]["FD-Classifier"]["value"] not in values  # other noise
+    assert len(found["at_edge"]) == bool(best["setting"]["scale"]) + bool(best["setting"]["denoise"]) > 0
+    assert all(edge in said.splitlines() for edge in found["at_edge"])
     stored = open_setting(open_run(run))
     assert stored is not None and stored.setting == Setting(**best["setting"])
     assert (stored.figure, stored.value, stored.samples, stored.compared) == ("FD-Classifier", min(values), 20, 6)

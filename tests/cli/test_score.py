@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import errno
+import itertools
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,13 @@ from tarflow.checkpoint import write_config
 from tarflow.cli import main
 from tarflow.cli.csv_text import unescaped
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
-from tarflow.data.load import load, load_held_out
+from tarflow.data.load import load
 from tarflow.data.noise import noisy_images
-from tarflow.evaluation import held_out, run_data
+from tarflow.evaluation import held_out, scores
+from tarflow.evaluation.anomalies import code_bits
+from tarflow.evaluation.detector import DETECTOR_FILE
 from tarflow.evaluation.held_out import HELD_OUT_FILE
+from tarflow.evaluation.run_data import open_held_out
 from tarflow.seeding import seeded_generator
 
 
@@ -86,7 +91,10 @@ def alone(place: Path, run: str, file: Path, index: int, *, draws: int = 4, seed
 
 def test_each_line_is_log_prob_of_that_image_alone(place: Path) -> None:
     rows = score(place, "uniform", place / "photos", "--batch-size", "3", "--seed", "5", "--draws", "2")
-    assert list(rows[0]) == ["file", "log_likelihood", "bits_per_dim", "rank", "percentile", "labels", "error"]
+    assert list(rows[0]) == [
+        *("file", "log_likelihood", "bits_per_dim", "rank", "percentile", "complexity", "complexity_percentile"),
+        *("typicality", "typicality_percentile", "ranked_by", "labels", "error"),
+    ]
     assert [row["file"] for row in rows] == [f"{i:02}.png" for i in range(7)]
     for index, row in enumerate(rows):
         flow, draws = alone(place, "uniform", place / "photos" / row["file"], index, draws=2, seed=5)
@@ -150,9 +158,9 @@ def test_the_reference_is_kept_and_computed_again_when_it_is_stale(place: Path, 
 
     def counted(*args: Any, **options: Any) -> Any:
         calls.append(args)
-        return load_held_out(*args, **options)
+        return open_held_out(*args, **options)
 
-    monkeypatch.setattr(run_data, "load_held_out", counted)
+    monkeypatch.setattr(held_out, "open_held_out", counted)
     first = score(place, "run", place / "photos")
     kept = (place / "run" / HELD_OUT_FILE).read_text()
     assert score(place, "run", place / "photos") == first
@@ -161,15 +169,14 @@ def test_the_reference_is_kept_and_computed_again_when_it_is_stale(place: Path, 
         score(place, "run", place / "photos", *options)
         assert (place / "run" / HELD_OUT_FILE).read_text() != kept
     assert len(calls) == 4
-    score(place, "run", place / "photos")
-    assert (place / "run" / HELD_OUT_FILE).read_text() == kept
+    assert score(place, "run", place / "photos") == first and len(calls) == 4, "that of every scoring is kept"
+    old = json.loads(kept)
     build("conditional", torch.float32, seed=1).save_weights(place / "run" / "model.safetensors")
     score(place, "run", place / "photos")
-    assert len(calls) == 6, "other weights"
+    assert len(calls) == 5, "other weights"
     fresh = json.loads((place / "run" / HELD_OUT_FILE).read_text())
-    assert (
-        fresh["scores"] != json.loads(kept)["scores"] and fresh["key"]["weights"] != json.loads(kept)["key"]["weights"]
-    )
+    assert fresh["scores"] != old["scores"] and fresh["key"]["weights"] != old["key"]["weights"]
+    assert fresh["earlier"] == [], "of other weights"
     (place / "run" / HELD_OUT_FILE).write_text("{")
     score(place, "run", place / "photos")
     assert json.loads((place / "run" / HELD_OUT_FILE).read_text()) == fresh, "a damaged one is made again"
@@ -178,7 +185,9 @@ def test_the_reference_is_kept_and_computed_again_when_it_is_stale(place: Path, 
 def test_without_the_training_data_there_are_no_percentiles(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "train").rename(place / "gone")
     rows = score(place, "uniform", place / "photos")
-    assert {row["percentile"] for row in rows} == {""}
+    for name in ("percentile", "complexity_percentile", "typicality", "typicality_percentile"):
+        assert {row[name] for row in rows} == {""}, name
+    assert all(math.isfinite(float(row["complexity"])) for row in rows)
     assert sorted(int(row["rank"]) for row in rows) == list(range(1, 8))
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if "no percentiles" in line and "train" in line and "no such path" in line]
@@ -208,10 +217,10 @@ def test_bad_files_keep_their_lines_and_change_no_other(place: Path, capsys: pyt
 def test_a_score_that_is_no_number_says_so_and_is_last(place: Path) -> None:
     opened = checkpoint.open_run(place / "uniform")
     with torch.no_grad():
-        opened.flow.blocks[0].proj_in.bias.fill_(3e38)  # which the first norm turns into NaN
+        opened.flow.blocks[0].proj_in.bias.fill_(3e38)  # which the first norm turns into NaN: a density of 0
     opened.flow.save_weights(place / "uniform" / "model.safetensors")
     rows = score(place, "uniform", place / "photos")
-    assert {row["error"] for row in rows} == {"its log-likelihood is nan"}
+    assert {row["error"] for row in rows} == {"its log-likelihood is -inf"}
     assert {row["rank"] for row in rows} == {"1"}, "all alike"
 
 
@@ -235,6 +244,97 @@ def test_maps_are_pictures_of_each_image(place: Path) -> None:
         assert picture.mode == "RGB" and picture.height >= 128 and picture.width > 2 * 128
         colours = {pixel for _, pixel in picture.getcolors(1 << 16) or []}
     assert any(r > b + 30 for r, _, b in colours) and any(b > r + 30 for r, _, b in colours), "red and blue"
+
+
+def test_complexity_and_typicality_by_hand(place: Path) -> None:
+    rows = score(place, "uniform", place / "photos")
+    held = load(str(place / "train")).held_out.images
+    reference = json.loads((place / "uniform" / HELD_OUT_FILE).read_text())["scores"]
+    theirs = [-v / (16 * math.log(2)) + 7 for v in reference]
+    saved = [float(code) / 16 - bits for code, bits in zip(code_bits(held), theirs, strict=True)]
+    usual = [-abs(b - (sum(theirs) - b) / 3) for b in theirs]
+    for row in rows:
+        with Image.open(place / "photos" / row["file"]) as image:
+            code = float(code_bits(torch.from_numpy(np.array(image))[None, None])) / 16
+        bits = float(row["bits_per_dim"])
+        for name, value, others in (
+            ("complexity", code - bits, saved),
+            ("typicality", -abs(bits - sum(theirs) / 4), usual),
+        ):
+            assert float(row[name]) == pytest.approx(value, rel=1e-6), name
+            below = sum(other < value for other in others) + sum(other == value for other in others) / 2
+            assert float(row[f"{name}_percentile"]) == pytest.approx(25 * below, abs=1e-3), name
+        assert row["ranked_by"] == "likelihood"
+
+
+@pytest.mark.parametrize("by", ["likelihood", "complexity", "typicality"])
+def test_images_are_ranked_by_what_was_asked_for(by: str, place: Path) -> None:
+    rows = score(place, "uniform", place / "photos", "--by", by)
+    values = [float(row["log_likelihood" if by == "likelihood" else by]) for row in rows]
+    assert [int(row["rank"]) for row in rows] == [1 + sum(other > value for other in values) for value in values]
+    assert {row["ranked_by"] for row in rows} == {by}
+
+
+def test_what_was_found_best_against_others_is_the_default_and_is_said(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Flat images have so short a code that complexity tells them from noise, and likelihood does not."""
+    (place / "flat").mkdir()
+    for i in range(6):
+        Image.new("L", (4, 4), 100 + i).save(place / "flat" / f"{i}.png")
+    command = ["evaluate", str(place / "uniform"), "--against", str(place / "flat"), "--device", "cpu"]
+    plain = score(place, "uniform", place / "photos")
+    assert main([*command, "--no-save"]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)["against"][str(place / "flat")]
+    assert found["auroc_complexity"] == 1 > found["auroc_likelihood"]
+    assert found["auroc_complexity_standard_error"] is None
+    assert "complexity, the best of 3" in said.err and "not kept" in said.err
+    assert score(place, "uniform", place / "photos") == plain
+    assert main(command) == 0
+    assert "detector.json: `tarflow score` ranks by it from now on" in capsys.readouterr().err
+    rows = score(place, "uniform", place / "photos")
+    assert {row["ranked_by"] for row in rows} == {"complexity"}
+    assert "ranked by complexity, the best of 3 against" in capsys.readouterr().err
+    assert {row["ranked_by"] for row in score(place, "uniform", place / "photos", "--by", "likelihood")} == {
+        "likelihood"
+    }
+    assert "detector.json" not in capsys.readouterr().err
+    build("unconditional", torch.float32, seed=1).save_weights(place / "uniform" / "model.safetensors")
+    assert {row["ranked_by"] for row in score(place, "uniform", place / "photos")} == {"likelihood"}
+    assert "detector.json: not used, found for other weights" in capsys.readouterr().err
+
+
+def test_a_detector_of_others_images_is_not_the_runs(place: Path) -> None:
+    write_images(place / "flat", 6)
+    options = ["--against", "inverted", "--device", "cpu"]
+    assert main(["evaluate", str(place / "uniform"), "--data", str(place / "flat"), *options]) == 0
+    assert main(["evaluate", str(place / "uniform"), "--split", "train", *options]) == 0
+    assert not (place / "uniform" / DETECTOR_FILE).exists()
+
+
+def test_many_classes_say_what_they_cost_and_how_long_it_takes(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = build("conditional", torch.float32, num_classes=100)
+    flow.save_pretrained(place / "many")
+    names = tuple(map(str, range(100)))
+    training = TrainingConfig(steps=1, noise="uniform")
+    write_config(place / "many", RunConfig(flow.config, DataConfig(str(place / "train"), class_names=names), training))
+    seconds = itertools.count(step=0.75)
+    monkeypatch.setattr("tarflow.cli.progress.time.monotonic", lambda: next(seconds))
+    monkeypatch.setattr(scores, "CPU_TOKENS", 4 * 25)  # 28 passes of 25 images under their classes
+    score(place, "many", place / "photos", "--draws", "1")
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(
+        "without a label, an image goes through the flow once a class, 100 times: --class null is"
+    )
+    assert re.fullmatch(r"scoring [25]\d/700 passes  \d+ s left", said[1]), said
+    assert [line for line in said if line.startswith("scoring held-out images")]
+    score(place, "many", place / "photos", "--draws", "1", "--class", "null")
+    assert "100 times" not in capsys.readouterr().err
+    score(place, "run", place / "photos", "--draws", "1")
+    assert "times" not in capsys.readouterr().err, "3 classes are few"
 
 
 def test_an_interruption_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tarflow.data.errors import DataError
-from tarflow.data.images import convert, decode, fit, from_array, grid, save_png, save_sheet, to_array
+from tarflow.data.images import (
+    CAPTION,
+    captioned,
+    class_captions,
+    convert,
+    decode,
+    fit,
+    from_array,
+    grid,
+    save_png,
+    save_sheet,
+    to_array,
+)
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
@@ -284,3 +296,25 @@ def test_a_sheet_of_nothing_is_an_error() -> None:
         grid(torch.zeros(0, 1, 2, 2, dtype=torch.uint8), 2)
     with pytest.raises(ValueError, match="columns >= 1"):
         grid(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), 0)
+
+
+def test_a_sheet_of_many_classes_has_their_names() -> None:
+    names = [f"kind {k}" for k in range(30)]
+    names[3] = "貓"
+    captions = class_captions([0, 3, -1, 29], names)
+    assert captions == ["kind 0", "3", "null", "kind 29"]
+    assert class_captions([0, 1], names[:20]) is None, "a column each"
+    images = torch.zeros(4, 3, 64, 64, dtype=torch.uint8)
+    shown = captioned(images, captions)
+    assert shown.shape == (4, 3, 64 + CAPTION, 64) and torch.equal(shown[:, :, :64], images)
+    lines = shown[:, :, 64:]
+    assert int(lines.min()) < 64 and int(lines.max()) == 255, "black on white"
+    assert not torch.equal(lines[0], lines[3]) and torch.equal(lines[0, 0], lines[0, 2])
+    long = captioned(images[:1], ["a name that is far too long for so small an image"])
+    assert int(long[:, :, 64:, -1].min()) == 255, "cut before the margin"
+
+
+def test_captions_make_room_for_themselves(tmp_path: Path) -> None:
+    save_sheet(tmp_path / "sheet.png", torch.zeros(4, 1, 8, 8, dtype=torch.uint8), captions=["a", "b", "c", "d"])
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (2 * 66 + 2, 2 * (66 + CAPTION) + 2)

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tarflow.data.errors import DataError
+from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.load import load, load_all
+from tarflow.data.request import Reading
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 CLASSES = ("cat", "dog", "eel")
@@ -164,3 +165,77 @@ def test_damaged_files_and_metadata_are_errors(tmp_path: Path) -> None:
         else:
             with pytest.raises(DataError, match="unreadable 'huggingface' metadata"):
                 load_all(str(path))
+
+
+def table_of(**columns: Any) -> pa.Table:
+    return pa.table({"image": pa.array([{"bytes": png(k), "path": None} for k in range(4)], STRUCT)} | columns)
+
+
+@pytest.mark.parametrize("name", ["labels", "fine_label", "class", "category_id", "Target", "y"])
+def test_a_label_column_of_another_name_is_found(name: str, tmp_path: Path) -> None:
+    pq.write_table(table_of(**{name: [0, 1, 2, 1], "width": [5] * 4, "id": [9, 8, 7, 6]}), tmp_path / "x.parquet")
+    images, _ = load_all(str(tmp_path))
+    assert images.labels is not None and images.labels.tolist() == [0, 1, 2, 1]
+
+
+def test_of_several_columns_one_is_chosen_by_an_option(tmp_path: Path) -> None:
+    features = {
+        "img": {"_type": "Image"},
+        "fine_label": {"names": ["a", "b", "c"], "_type": "ClassLabel"},
+        "coarse_label": {"names": ["A", "B"], "_type": "ClassLabel"},
+    }
+    table = table_of(fine_label=[0, 1, 2, 2], coarse_label=[0, 0, 1, 1], other=[png(9)] * 4)
+    table = table.rename_columns(["img", "fine_label", "coarse_label", "other"])
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path = tmp_path / "x.parquet"
+    pq.write_table(table, path)
+    with pytest.raises(DataError, match="columns fine_label, coarse_label may be the label: choose one by --label-c"):
+        load_all(str(path))
+    for column, classes in (("fine_label", ("a", "b", "c")), ("coarse_label", ("A", "B")), ("none", ())):
+        assert load_all(str(path), reading=Reading(label_column=column))[0].class_names == classes
+    other = load_all(str(path), reading=Reading("other", "none"))[0]
+    assert other.images[:, 0, 0, 0].tolist() == [9] * 4
+    for reading in (Reading("picture", "none"), Reading(label_column="picture")):
+        with pytest.raises(DataError, match="expected a column 'picture', got img, fine_label, coarse_label, other"):
+            load_all(str(path), reading=reading)
+    lenient = Reading("picture", "coarse_label", strict=False)
+    assert load_all(str(path), reading=lenient)[0].class_names == ("A", "B"), (
+        "a run's columns need not be in other data"
+    )
+
+
+@pytest.mark.parametrize("values", [["cat", "dog", "eel", "eel"], [[0], [1], [2], [2]], [0.5, 1.0, 2.0, 2.0]])
+def test_a_likely_column_that_is_passed_over_is_named(values: list[Any], tmp_path: Path) -> None:
+    pq.write_table(table_of(labels=values), tmp_path / "x.parquet")
+    with pytest.warns(DataWarning, match="column 'labels' is not used: expected whole numbers for classes, got"):
+        assert load_all(str(tmp_path))[0].labels is None
+
+
+def test_empty_shards_null_labels_and_hidden_files(tmp_path: Path) -> None:
+    table = table_of(label=[0, 1, 2, 2])
+    pq.write_table(table, tmp_path / "part-0.parquet")
+    pq.write_table(table.slice(0, 0), tmp_path / "part-1.parquet")
+    pq.write_table(pa.table({"nothing": pa.array([], pa.null())}), tmp_path / "part-2.parquet")
+    for hidden in ("._part-0.parquet", "_metadata.parquet", ".part-0.parquet.crc"):
+        (tmp_path / hidden).write_bytes(b"\0\5\x16\7junk")
+    assert len(load_all(str(tmp_path))[0]) == 4
+    for kind in (pa.int64(), pa.null()):
+        pq.write_table(table_of(label=pa.array([None] * 4, kind)), tmp_path / "part-3.parquet")
+        with pytest.raises(DataError, match=r"4 of 8 images cannot be read .*part-3.parquet:0: label None: expected"):
+            load_all(str(tmp_path))
+        assert load_all(str(tmp_path), skip_bad=True)[0].class_names == ("0", "1", "2")
+
+
+def test_a_split_without_a_row_is_an_error_and_not_no_split(tmp_path: Path) -> None:
+    pq.write_table(table_of(), tmp_path / "train-0.parquet")
+    pq.write_table(table_of().slice(0, 0), tmp_path / "test-0.parquet")
+    with pytest.raises(DataError, match=r"test-0.parquet: the test split holds no images"):
+        load(str(tmp_path))
+
+
+def test_rows_that_hold_only_a_path_say_so(tmp_path: Path) -> None:
+    rows = [{"bytes": png(1), "path": "a.png"}, {"bytes": None, "path": "b.png"}, None]
+    pq.write_table(pa.table({"image": pa.array(rows, STRUCT)}), tmp_path / "x.parquet")
+    _, skipped = load_all(str(tmp_path), skip_bad=True)
+    only = "no bytes, only the path 'b.png', which is not followed: expected the image in the file"
+    assert dict(skipped) == {"x.parquet:1": only, "x.parquet:2": "no bytes"}

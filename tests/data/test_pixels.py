@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tarflow.data.pixels import dequantize, flip_horizontally, requantize, scale_pixels, to_8bit, to_pixels
+from tarflow.data.pixels import clipped, dequantize, flip_horizontally, requantize, scale_pixels, to_8bit, to_pixels
 
 levels_of = st.integers(2, 256)
 calm = settings(deadline=None, max_examples=50)  # the first example pays for torch's start
@@ -112,3 +112,13 @@ def test_flipping_mirrors_the_marked_images_and_leaves_its_input() -> None:
         flip_horizontally(images, torch.tensor([True]))
     with pytest.raises(ValueError, match="bool"):
         flip_horizontally(images, torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "uniform"])
+def test_what_is_clipped_is_what_no_pixel_can_be(noise: str) -> None:
+    x = torch.linspace(-1.5, 1.5, 3001, dtype=torch.float64)
+    beyond = clipped(x, 17, noise)
+    wide = torch.round((x + 1) * 16 / 2) if noise == "gaussian" else torch.floor((x + 1) * 17 / 2)
+    assert torch.equal(beyond, wide != to_pixels(x, 17, noise).double())
+    assert not clipped(scale_pixels(torch.arange(17).to(torch.uint8), 17), 17, "gaussian").any()
+    assert 0.2 < float(beyond.double().mean()) < 0.4

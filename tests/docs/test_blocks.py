@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -116,7 +117,9 @@ def noisy_digits(place: Path) -> None:
 
 
 def official_checkpoint(place: Path) -> None:
-    config = tarflow.TarFlowConfig(image_size=16, patch_size=8, width=64, layers=(1, 1), num_classes=3)
+    config = tarflow.TarFlowConfig(
+        image_size=16, patch_size=8, width=64, layers=(1, 1), num_classes=3, log_scale_bound=None
+    )
     torch.save(to_official(tarflow.TarFlow(config)), place / "afhq_model_8_768_8_8_0.07.pth")
 
 
@@ -132,9 +135,15 @@ def downsampled_imagenet(place: Path) -> None:
             photograph(k, (64, 64)).save(place / "imagenet64" / split / f"{k:07}.png")
 
 
+def scans(place: Path) -> None:
+    (place / "scans").mkdir()
+    for k in range(12):
+        Image.fromarray(np.random.default_rng(k).integers(0, 4096, (32, 32), np.uint16)).save(place / f"scans/{k}.png")
+
+
 STAND_INS: dict[str, list[Callable[[Path], None]]] = {
     "README.md": [photographs, noisy_digits, official_checkpoint],
-    "docs/data.md": [photographs, downsampled_imagenet],
+    "docs/data.md": [photographs, downsampled_imagenet, scans],
     "docs/official-checkpoints.md": [official_checkpoint],
     "docs/tutorials/own-images.md": [photographs],
     "docs/tutorials/guidance.md": [run_of_photographs, noisy_digits],

@@ -35,6 +35,17 @@ def test_its_standard_error_is_the_scatter_of_repeated_draws() -> None:
     assert math.isnan(auroc(drawn(1, 0), drawn(9, 0)).standard_error)
 
 
+def test_what_is_told_apart_without_an_error_has_no_standard_error_of_0() -> None:
+    for inside, outside, share in ((drawn(9, 0) + 50, drawn(9, 1), 1), (drawn(9, 0) - 50, drawn(9, 1), 0)):
+        found = auroc(inside, outside)
+        assert found.auroc == share and math.isnan(found.standard_error)
+    alike = auroc(torch.ones(5), torch.ones(4))
+    assert alike.auroc == 0.5 and math.isnan(alike.standard_error)
+    pixels = images(9, 0)
+    printed = detect(drawn(9, 0) + 50, drawn(9, 1), pixels, pixels).to_dict()
+    assert printed["auroc_likelihood"] == 1 and printed["auroc_likelihood_standard_error"] is None
+
+
 def images(count: int, seed: int, levels: int = 256) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, levels, (count, 1, 8, 8), generator=generator).to(torch.uint8)

@@ -17,7 +17,9 @@ from tarflow.evaluation.discrete import importance_bound, log_mean
 from tarflow.evaluation.likelihood import evaluate_likelihood
 
 LEVELS = 3
-PIXELS = TarFlowConfig(image_size=(1, 2), channels=1, patch_size=1, width=8, head_dim=8, layers=(1, 1))
+PIXELS = TarFlowConfig(
+    image_size=(1, 2), channels=1, patch_size=1, width=8, head_dim=8, layers=(1, 1), log_scale_bound=None
+)
 ALL_IMAGES = torch.tensor(list(itertools.product(range(LEVELS), repeat=2)), dtype=torch.uint8).view(-1, 1, 1, 2)
 
 

@@ -92,3 +92,10 @@ def test_what_is_too_large_or_too_little_says_so():
         fit_yardstick(correlated_images(5), 17, "gaussian")
     with pytest.raises(ValueError, match="images: expected"):
         fit_yardstick(correlated_images(5).float(), 17, "uniform")
+
+
+def test_fewer_images_than_numbers_make_a_weak_yardstick() -> None:
+    images = torch.randint(0, 256, (40, 1, 6, 6), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    weak = GaussianYardstick.fit(images[:36], 256, "uniform")
+    assert "weak: 36 images of 36 numbers are too few" in weak.note
+    assert "weak" not in GaussianYardstick.fit(images, 256, "uniform").note

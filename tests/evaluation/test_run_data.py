@@ -15,7 +15,7 @@ from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.errors import DataError
 from tarflow.data.load import load
-from tarflow.evaluation.run_data import open_all, open_held_out, open_splits, stored_data
+from tarflow.evaluation.run_data import open_all, open_given, open_held_out, open_splits, stored_data
 
 
 @pytest.fixture
@@ -61,10 +61,11 @@ def test_its_own_data_are_read_as_training_read_them(folder: Path) -> None:
 
 def test_of_other_data_bad_records_are_left_out_only_where_that_is_asked_for(folder: Path, tmp_path: Path) -> None:
     run = run_of(tmp_path / "elsewhere", skip_bad=True)
-    for opening in (open_splits, open_all):
+    for opening in (open_given, open_all):
         with pytest.raises(DataError, match=r"cat/bad.png"):
             opening(run, str(folder))
-    assert len(open_splits(run, str(folder), skip_bad=True).skipped) == 1
+    other, own = open_given(run, str(folder), skip_bad=True)
+    assert len(other.skipped) == 1 and not own
     assert len(open_all(run, str(folder), skip_bad=True)) == 12
 
 

@@ -7,12 +7,14 @@ import torch
 
 import flow_cases
 from tarflow import NULL_CLASS
+from tarflow.evaluation import scores
 from tarflow.evaluation.scores import default_batch_size, default_label_policy, log_likelihood
 
 CONDITIONAL = flow_cases.build("conditional")
 UNCONDITIONAL = flow_cases.build("unconditional")
 X = flow_cases.images(CONDITIONAL, 5)
 Y = torch.tensor([0, 1, 2, 2, 0])
+CONDITIONAL_PIXELS = (CONDITIONAL.config.channels, *CONDITIONAL.config.image_shape)
 
 
 def test_policies_are_what_their_names_say():
@@ -94,3 +96,33 @@ def test_a_policy_that_cannot_be_honoured_is_refused(flow, y, policy, message):
 def test_a_batch_size_of_none_at_all_is_refused():
     with pytest.raises(ValueError, match="batch_size: expected a positive number, got 0"):
         log_likelihood(CONDITIONAL, X, Y, batch_size=0)
+
+
+def test_few_images_under_many_classes_are_full_passes(monkeypatch):
+    """2 images under 3 classes: one pass of 6 pairs, not 3 of 2; and never more than were asked for."""
+    sizes = []
+    real = CONDITIONAL.log_prob
+
+    def counted(x, y=None):
+        sizes.append(len(x))
+        return real(x, y)
+
+    monkeypatch.setattr(CONDITIONAL, "log_prob", counted)
+    whole = log_likelihood(CONDITIONAL, X[:2], label_policy="marginal")
+    assert sizes == [6]
+    sizes.clear()
+    told = []
+    options = {"batch_size": 4, "progress": lambda *done: told.append(done)}
+    flow_cases.assert_close(log_likelihood(CONDITIONAL, X[:2], label_policy="marginal", **options), whole)
+    assert sizes == [4, 2] and told == [(4, 6), (6, 6)]
+    monkeypatch.setattr(scores, "CPU_TOKENS", 2 * CONDITIONAL.config.num_patches)
+    flow_cases.assert_close(log_likelihood(CONDITIONAL, X[:2], label_policy="marginal"), whole)
+    assert sizes[2:] == [2, 2, 2]
+
+
+def test_progress_under_every_class_counts_the_passes():
+    told = []
+    pixels = torch.zeros(3, *CONDITIONAL_PIXELS, dtype=torch.uint8)
+    options = {"levels": 256, "noise": "uniform", "draws": 2, "batch_size": 2, "label_policy": "marginal"}
+    scores.score_images(CONDITIONAL, pixels, **options, progress=lambda *done: told.append(done))
+    assert told[0] == (2, 18) and told[-1] == (18, 18) and told == sorted(told)

@@ -15,7 +15,7 @@ from flow_cases import assert_close, build, config_of, images, labels, latents, 
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
 
-SEEING = names(blind=False)
+SEEING = names()
 every_seeing_case = pytest.mark.parametrize("name", SEEING)
 laws = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 BATCH = 3

@@ -43,7 +43,7 @@ def test_importing_the_model_does_not_import_the_compiler() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("name", [name for name in names(blind=False) if name != "one_token_a_row"])
+@pytest.mark.parametrize("name", [name for name in names() if name != "one_token_a_row"])
 @pytest.mark.parametrize("recompute", ["elementwise", "layers"])
 def test_computing_again_changes_no_bit(name: str, recompute: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformer, "WORTH_FORGETTING", 0)

@@ -51,7 +51,7 @@ def test_the_inside_says_what_is_computed() -> None:
 
 
 def test_everything_is_inside_the_drawing() -> None:
-    for name in ("one_token", "one_token_a_row", "non_square", "one_row"):
+    for name in ("two_tokens", "one_token_a_row", "non_square", "one_row"):
         svg = ET.fromstring(stack("s", build(name, torch.float32)))
         _, _, width, height = map(float, svg.attrib["viewBox"].split())
         for rect in svg.iter("rect"):

@@ -20,7 +20,7 @@ from tarflow.evaluation.gaussian import fit_yardstick
 from tarflow.evaluation.likelihood import evaluate_likelihood
 from tarflow.report.build import PICTURES, SECTIONS, subjects_of, write_report
 from tarflow.report.content import sheet
-from tarflow.report.facts import quoted
+from tarflow.report.facts import advantage, quoted
 from tarflow.report.style import MARKS_ON, TEXT_ON, THEMES, style_sheet
 from tarflow.report.subject import DRAWS, Settings, Subject
 
@@ -186,7 +186,9 @@ def test_the_likelihoods_are_those_of_evaluate(reports: dict[str, str], runs: li
             )
             assert quoted(result.mean, result.standard_error) in shown
             assert quoted(result.yardstick.mean, result.yardstick.standard_error) in shown
-            assert quoted(result.yardstick.advantage, result.yardstick.advantage_standard_error) in shown
+            found = result.yardstick
+            assert f"{quoted(abs(found.advantage), found.advantage_standard_error)} worse" in shown  # untrained
+            assert found.advantage < 0 and advantage(result) in shown and "-" not in advantage(result)
             assert result.measure in shown and str(result.images) in shown
 
 
@@ -244,7 +246,7 @@ def test_one_section_each_in_order_and_resolutions_where_there_are_several(repor
     assert alone == [name for name, _, _ in SECTIONS]
     both = Page(reports["both"])
     ids = [e.attributes["id"] for e in both.all("section")]
-    assert ids == [f"{run}-{name}" for run in ("noisy", "exact") for name in alone] + ["resolutions"]
+    assert ids == ["runs", *(f"{run}-{name}" for run in ("noisy", "exact") for name in alone), "resolutions"]
     assert "8×8" in both.section("resolutions")
 
 

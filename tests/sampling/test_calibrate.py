@@ -16,7 +16,9 @@ import tarflow
 from flow_cases import assert_close, build, every_case, labels, latents, randomise, unchanged
 from tarflow import Guidance, TarFlow, TarFlowConfig
 from tarflow.sampling import calibrate
-from tarflow.sampling.calibrate import Calibration, Choice, calibration_key, fastest, remembered
+from tarflow.sampling.calibrate import fastest
+from tarflow.sampling.choices import _REMEMBERED, Calibration, Choice, calibration_key, remembered
+from tarflow.sampling.decode import default_batch_size
 
 
 class Machine:
@@ -156,7 +158,7 @@ def test_other_weights_are_measured_again_and_a_flow_that_is_gone_is_forgotten(m
     assert len(measurements) == 2 and list(remembered(flow).choices) == [calibration_key(flow, 2, None, None)]
     del flow
     gc.collect()
-    assert not [f for f in calibrate._REMEMBERED if f.config.layers == (2,)]
+    assert not [f for f in _REMEMBERED if f.config.layers == (2,)]
 
 
 def test_a_calibration_of_the_caller_is_read_and_filled(measurements: list[int]) -> None:
@@ -184,7 +186,7 @@ def test_it_is_kept_beside_the_weights_it_belongs_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("solver", ["auto", "sequential", "jacobi"])
-@pytest.mark.parametrize("name", ["conditional", "one_token", "unequal_depths"])
+@pytest.mark.parametrize("name", ["conditional", "two_tokens", "unequal_depths"])
 def test_progress_goes_forward_to_the_end(name: str, solver: Any) -> None:
     flow, told = build(name), []
     for _ in range(2):  # measured, then not
@@ -193,3 +195,38 @@ def test_progress_goes_forward_to_the_end(name: str, solver: Any) -> None:
         total = 5 * len(flow.blocks) * flow.config.num_patches
         assert told[-1] == (total, total) and {t for _, t in told} == {total}
         assert [d for d, _ in told] == sorted(d for d, _ in told) and len(told) >= 3 * len(flow.blocks)
+
+
+# --- what it costs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("images", "more"), [(2, 0.0), (10, 0.0), (20, 0.05), (80, 0.05)])
+@pytest.mark.parametrize(("latency", "patch"), [(0.001, 1.0), (0.3, 1.0)])
+def test_where_the_sequential_solver_is_right_finding_out_costs_next_to_nothing(
+    images: int, more: float, latency: float, patch: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One draw of thousands cost twice as much, because each of few steps was timed many times."""
+    flow = flow_of(2.0, image_size=8)  # 16 patches
+    machine = Machine(monkeypatch, latency, patch)
+    y = labels(flow, images)
+    tarflow.sample(flow, images, y, solver="sequential", batch_size=2)
+    stepwise, machine.now = machine.now, 0.0
+    batches = list(tarflow.sample_batches(flow, images, y, batch_size=2))
+    assert batches[0].solvers == ("sequential",)
+    assert machine.now <= (1 + more) * stepwise + 1e-9
+
+
+def test_a_choice_that_was_not_worth_measuring_is_measured_for_a_larger_draw(measurements: list[int]) -> None:
+    flow = flow_of(1.0, image_size=8)
+    y = labels(flow, 90)
+    tarflow.sample(flow, 3, y[:3])
+    (choice,) = remembered(flow).choices[calibration_key(flow, 3, None, None)]
+    assert choice == Choice("sequential") and measurements == [3]
+    tarflow.sample(flow, 90, y, batch_size=3)
+    (choice,) = remembered(flow).choices[calibration_key(flow, 3, None, None)]
+    assert choice.sequential_seconds > 0 and measurements == [3, 3]
+
+
+def test_a_batch_of_small_images_does_not_fill_the_memory() -> None:
+    flow = flow_of(1.0, image_size=8)
+    assert default_batch_size(flow, None) == 256 and default_batch_size(flow, Guidance(1.0)) == 128

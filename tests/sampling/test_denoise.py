@@ -19,7 +19,7 @@ SIGMA = 0.3
 
 def gaussian_flow(transform: str) -> tuple[TarFlow, Tensor, Tensor]:
     """A flow that is N(mean, variance), and these two, (1, C, H, W): output layers of zero weight, random biases."""
-    config = TarFlowConfig(4, 2, 16, (1, 1, 1), channels=2, head_dim=8, transform=transform)  # type: ignore[arg-type]
+    config = TarFlowConfig(4, 2, 16, (1, 1, 1), channels=2, head_dim=8, log_scale_bound=None, transform=transform)  # type: ignore[arg-type]
     flow = TarFlow(config).double()
     generator = torch.Generator().manual_seed(3)
     length, dim = config.num_patches, config.patch_dim

@@ -130,7 +130,7 @@ def test_impossible_options_are_refused(options: dict[str, float], name: str) ->
         jacobi(chain(0.0)[0], torch.zeros(1, 4, 1), **options)
 
 
-@pytest.mark.parametrize("name", ["conditional", "additive", "one_token", "two_tokens"])
+@pytest.mark.parametrize("name", ["conditional", "additive", "two_tokens"])
 def test_sample_takes_the_solver_and_reports_what_it_took(name: str) -> None:
     flow = build(name)
     y, steps = labels(flow, 4), flow.config.num_patches - 1

@@ -14,7 +14,7 @@ from tarflow.sampling.narrow import narrowed
 from tarflow.sampling.sequential import sequential
 
 
-@pytest.mark.parametrize("name", names(blind=False))
+@pytest.mark.parametrize("name", names())
 def test_matrices_of_the_layers_are_rounded_and_nothing_else(name: str) -> None:
     flow = build(name, torch.float32)
     narrow = narrowed(flow)

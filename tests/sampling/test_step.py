@@ -16,7 +16,7 @@ from tarflow.model.block import Block
 from tarflow.sampling.native import library
 from tarflow.sampling.step import THIN, Product, Step
 
-every_seeing_case = pytest.mark.parametrize("name", names(blind=False))
+every_seeing_case = pytest.mark.parametrize("name", names())
 
 
 @pytest.fixture(autouse=True)

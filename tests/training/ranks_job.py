@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -21,14 +22,15 @@ import torch
 import torch._dynamo  # which the first step of an optimizer imports, for seconds; once, before forking
 import torch.distributed.fsdp
 import torch.distributed.tensor
-from tarflow.training.fabric import Engine  # noqa: F401 - imported once, before forking
 
+from tarflow import checkpoint
 from tarflow.config import ConfigError
 from tarflow.data.load import load_or_stream
 from tarflow.data.request import Request
 from tarflow.ranks import Elsewhere
 from tarflow.training import build, rollcall, trainer
 from tarflow.training.compiling import compile_layers
+from tarflow.training.engine import Engine  # noqa: F401 - imported once, before forking
 from tarflow.training.interrupt import Interrupted
 from tarflow.training.setup import resolve
 from tarflow.training.trainer import train
@@ -81,7 +83,8 @@ def in_ranks(place: Path, name: str, size: int, work: Work, nodes: int = 1) -> l
             found = {"error": type(error).__name__, "text": str(error), "trace": traceback.format_exc()}
             found["spoken_for"] = getattr(error, "spoken_for", None)
         found["world"] = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 0
-        (place / f"{name}.{rank}.json").write_text(json.dumps(found))
+        (place / f".{name}.{rank}").write_text(json.dumps(found))
+        (place / f".{name}.{rank}").rename(place / f"{name}.{rank}.json")
         os._exit(0 if "value" in found else 1)
     return [os.waitpid(pid, 0)[1] for pid in children]
 
@@ -263,7 +266,58 @@ def streamed(place: Path) -> None:
     in_ranks(place, "of-2", 2, work("stream-2"))
 
 
-SCENARIOS = {each.__name__: each for each in (everyday, every_size, resumed, compiled, streamed)}
+def ended(place: Path) -> None:
+    """2 and 3 ranks: a wave of signals that reaches all, before and while they save; and a launcher that is killed."""
+
+    def waves(name: str) -> Work:
+        """All ranks get the signal twice before step 2, and once more when rank 0 saves."""
+
+        def work(rank: int) -> Any:
+            save = checkpoint.save_checkpoint
+
+            def saves(*arguments: Any) -> Path:
+                found = save(*arguments)
+                for other in place.glob(f"{name}.pid.*"):
+                    os.kill(int(other.read_text()), signal.SIGTERM)
+                return found
+
+            checkpoint.save_checkpoint = saves
+            (place / f"{name}.pid.{rank}").write_text(str(os.getpid()))
+            at_step(2, lambda x, rows: [signal_to(True, signal.SIGTERM)(x, rows) for _ in range(2)] and None)
+            return until(place / name, "ddp", None)(rank)
+
+        return work
+
+    def orphaned(name: str, size: int) -> None:
+        """A launcher that rank 1 kills before step 3, as `kill -9` does."""
+
+        def work(rank: int) -> Any:
+            launcher = os.getppid()
+
+            def kill(x: torch.Tensor, rows: slice) -> None:
+                if rank == 1:
+                    os.kill(launcher, signal.SIGKILL)
+                while os.getppid() == launcher:
+                    time.sleep(0.01)
+
+            at_step(3, kill)
+            return until(place / name, "ddp", None)(rank)
+
+        launcher = os.fork()
+        if launcher == 0:
+            in_ranks(place, name, size, work)
+            os._exit(1)
+        os.waitpid(launcher, 0)
+        end = time.monotonic() + 60
+        while len(list(place.glob(f"{name}.?.json"))) < size and time.monotonic() < end:
+            time.sleep(0.05)
+
+    for size in (2, 3):
+        in_ranks(place, f"wave-{size}", size, waves(f"wave-{size}"))
+        orphaned(f"orphans-{size}", size)
+
+
+SCENARIOS = {each.__name__: each for each in (everyday, every_size, resumed, compiled, streamed, ended)}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

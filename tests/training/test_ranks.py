@@ -143,6 +143,21 @@ def test_a_rank_that_dies_is_named_and_its_last_checkpoint_is_good(everyday: Pat
     checkpoint.open_run(latest)
 
 
+def test_a_wave_of_signals_to_all_ranks_and_the_end_of_their_launcher_save(tmp_path: Path) -> None:
+    """A scheduler signals every process, a launcher its own again, and nobody those whose launcher is killed."""
+    run_job(tmp_path, "ended")
+    for size in (2, 3):
+        for name, left in (
+            (f"wave-{size}", {"signal": signal.SIGTERM, "step": 3}),
+            (f"orphans-{size}", {"signal": signal.SIGHUP, "step": 4}),
+        ):
+            assert seen(tmp_path, name, size) == [left] * size, name
+            latest = checkpoint.latest_checkpoint(tmp_path / name)
+            assert latest is not None and latest.name == f"step-{left['step']}"
+            assert checkpoint.damage(latest) is None
+            assert not list((tmp_path / name).rglob(".*")), "left behind"
+
+
 @pytest.mark.slow
 def test_every_kind_on_every_number_of_ranks_with_every_strategy(tmp_path: Path) -> None:
     run_job(tmp_path, "every_size")

@@ -11,6 +11,8 @@ import torch
 from flow_cases import build
 from tarflow import TarFlow
 from tarflow.config import ConfigError, TrainingConfig
+from tarflow.data.batches import batch_indices
+from tarflow.data.errors import DataWarning
 from tarflow.training.setup import check_resumable, resolve, start_from, step_counts
 from training_cases import MODEL, TRAINING, run_config, splits
 
@@ -40,16 +42,40 @@ def test_contradictions_and_unknown_fields_are_refused_by_name(section: str, fie
         resolve(sections, splits())
 
 
+def test_classes_without_a_training_image_are_named() -> None:
+    found = splits()
+    gaps = dataclasses.replace(found.train, class_names=("dark", "light", "blue", "red"))
+    sections = {"model": MODEL, "training": TRAINING}
+    with pytest.warns(DataWarning, match="2 of 4 classes have no training image: blue, red"):
+        resolve(sections, dataclasses.replace(found, train=gaps))
+    resolve(sections | {"data": {"conditional": False}}, dataclasses.replace(found, train=gaps))
+
+
 def test_steps_or_epochs_are_needed() -> None:
     with pytest.raises(ConfigError, match="steps"):
         resolve({"model": MODEL, "training": {"batch_size": 8}}, splits())
 
 
-def test_an_epoch_is_whole_batches_and_the_default_warm_up() -> None:
-    assert step_counts(TrainingConfig(epochs=2, batch_size=8), 30) == (6, 3)
+def test_epochs_are_passes_over_the_images_and_one_of_them_is_the_default_warm_up() -> None:
+    assert step_counts(TrainingConfig(epochs=2, batch_size=8), 30) == (8, 4)
     assert step_counts(TrainingConfig(epochs=0.5, batch_size=8), 30) == (2, 2)
     assert step_counts(TrainingConfig(steps=100, batch_size=8, warmup_steps=0), 30) == (100, 0)
-    assert step_counts(TrainingConfig(epochs=3, batch_size=64), 30) == (3, 1)
+    assert step_counts(TrainingConfig(epochs=3, batch_size=64), 30) == (2, 1)
+    assert step_counts(TrainingConfig(epochs=10, batch_size=64), 18) == (3, 1)
+    assert step_counts(TrainingConfig(epochs=0.1, batch_size=3), 30) == (1, 1)  # not 0.1 * 30 / 3 = 1.0000000000000002
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "epochs"), [(18, 64, 10), (30, 8, 2), (30, 8, 0.4), (7, 7, 3), (100, 3, 1)]
+)
+def test_the_batches_of_so_many_epochs_hold_each_image_so_often(images: int, batch_size: int, epochs: float) -> None:
+    """And the last one at most a batch more."""
+    steps, _ = step_counts(TrainingConfig(epochs=epochs, batch_size=batch_size), images)
+    seen = torch.cat([batch_indices(images, batch_size, step, 0) for step in range(steps)])
+    assert epochs * images <= len(seen) < epochs * images + batch_size
+    least, most = seen.bincount(minlength=images).aminmax()
+    assert int(least) >= int(epochs)
+    assert int(most) <= -(-len(seen) // images)
 
 
 @pytest.mark.parametrize(("old", "new"), [(3, 3), (3, 2), (3, 0), (0, 3), (0, 0)])

@@ -111,15 +111,11 @@ def poisoned_input(step: TrainingStep) -> None:
 
 def poisoned_gradient(step: TrainingStep) -> None:
     """The loss is finite and one entry of the gradient is not, as where a derivative overflows."""
-    real = step.backward
-
-    def backward(loss: Tensor) -> None:
-        real(loss)
-        step.flow.blocks[1].position.grad[0, 0] = float("inf")
-
-    step.backward = backward
+    infinite = torch.zeros_like(step.flow.blocks[1].position)
+    infinite[0, 0] = float("inf")
+    hook = step.flow.blocks[1].position.register_hook(lambda gradient: gradient + infinite)
     step(*batch(step.flow))
-    step.backward = real
+    hook.remove()
 
 
 def poisoned_loss(step: TrainingStep) -> None:

@@ -117,3 +117,38 @@ def test_a_job_is_stopped_resumed_by_others_and_names_the_rank_that_died(recipe:
     config = checkpoint.read_config(run)
     assert config.training is not None and config.training.strategy == "ddp"
     assert main(["sample", str(latest), "-n", "2", "--out", str(tmp_path / "sheet.png"), "--device", "cpu"]) == 0
+
+
+def step_of(run: Path) -> int:
+    latest = checkpoint.latest_checkpoint(run)
+    return 0 if latest is None else int(latest.name.removeprefix("step-"))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="how the processes are found")
+def test_a_job_whose_processes_are_all_told_to_stop_or_killed_or_left_behind(recipe: Path, tmp_path: Path) -> None:
+    """As Slurm and Kubernetes stop a job: each process gets the signal, and each worker its launcher's as well."""
+    run = tmp_path / "run"
+    job = torchrun(2, "train", "--recipe", recipe, "--out", run)
+    at_step(job, run, 3)
+    for pid, _ in list(children(job.pid)):
+        os.kill(pid, signal.SIGTERM)
+    job.send_signal(signal.SIGTERM)
+    _, stderr = job.communicate(timeout=60)
+    saved = step_of(run)
+    assert ours(stderr) == [f"tarflow: SIGTERM: saved at step {saved}; continue with --resume"]
+
+    job = torchrun(3, "train", "--out", run, "--resume")
+    at_step(job, run, saved + 7)
+    workers = [pid for pid, _ in children(job.pid)]
+    for pid in (job.pid, *workers):
+        os.kill(pid, signal.SIGKILL)
+    job.communicate(timeout=60)
+    saved = step_of(run)
+    assert (run / ".lock").exists(), "stale"
+
+    job = torchrun(3, "train", "--out", run, "--resume")  # whose ranks all find the stale lock
+    at_step(job, run, saved + 7)
+    job.kill()
+    _, stderr = job.communicate(timeout=60)  # which the workers write to, too: all of them have left
+    saved = step_of(run)
+    assert ours(stderr) == [f"tarflow: SIGHUP: saved at step {saved}; continue with --resume"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import inspect
 import io
@@ -15,7 +16,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tarflow.caching import CacheWarning
+from tarflow.cli.streams import standard_streams
+from tarflow.data.errors import DataWarning
 from tarflow.storage import DamageWarning
+from tarflow.training.interrupt import Interrupted, leave_when_interrupted
 
 LONGEST = 1000  # characters of an error
 COMMANDS = {  # name: (module, what --help says of it)
@@ -44,7 +48,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     It is 1 where another process of the same job (`torchrun`) is gone.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # the program, and no caller that goes on afterwards
+        leave_when_interrupted()
+    with standard_streams():
+        words = list(sys.argv[1:] if argv is None else argv)
+        try:
+            return _answer(words)
+        except BadArguments as error:
+            return _fail(str(error))
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        except BrokenPipeError:  # such as `tarflow evaluate … | head`
+            return 128 + signal.SIGPIPE
+        except Exception as error:
+            if os.environ.get("TARFLOW_DEBUG"):
+                raise
+            return _explain(error, next(iter(words), ""))
+
+
+def _answer(argv: list[str]) -> int:
+    """What `main` does, but for errors."""
+    try:
+        code = _run(argv)
+    except SystemExit:  # of --help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()  # here it can be said that a disk is full
+    return code
+
+
+def _run(argv: list[str]) -> int:
     if argv == ["--version"]:
         from tarflow import __version__
 
@@ -58,21 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.environ.get("WORLD_SIZE", "1") != "1" and argv[0] != "train":
         return _fail(f"torchrun: only `tarflow train` is for several processes; start `tarflow {argv[0]}` without it")
     command = importlib.import_module(f"tarflow.cli.{argv[0]}")
-    try:
-        with _warnings_in_one_line():
-            options = parse(command.options(argv[1:]), argv[1:], f"tarflow {argv[0]}")
-            command.run(options)
-    except BadArguments as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except BrokenPipeError:  # such as `tarflow evaluate … | head`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it on its way out
-        return 128 + signal.SIGPIPE
-    except Exception as error:
-        if os.environ.get("TARFLOW_DEBUG"):
-            raise
-        return _explain(error)
+    with _warnings_in_one_line():
+        options = parse(command.options(argv[1:]), argv[1:], f"tarflow {argv[0]}")
+        command.run(options)
     return 0
 
 
@@ -91,7 +112,24 @@ def parse(options: Any, argv: Sequence[str], prog: str) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise BadArguments(f"{_one_line(printed.getvalue())}; see {prog} --help") from None
+        problem = _misspelt_option(options, argv) or _one_line(printed.getvalue())
+        raise BadArguments(f"{problem}; see {prog} --help") from None
+
+
+def _misspelt_option(options: Any, argv: Sequence[str]) -> str | None:
+    """The first word that is nearly an option, and which one: where the parser has more to say, it leaves that out."""
+    import tyro
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        tyro.cli(options, args=["--help"])
+    known = re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", printed.getvalue())
+    for word in argv:
+        name = word.partition("=")[0]
+        unknown = re.fullmatch(r"--?[A-Za-z][\w-]*", name) and name.replace("_", "-") not in known
+        if unknown and (near := difflib.get_close_matches(name, known, 1)):
+            return f"{name}: no such option; perhaps {near[0]}?"
+    return None
 
 
 def _one_line(box: str) -> str:
@@ -104,17 +142,24 @@ def _one_line(box: str) -> str:
 
 @contextlib.contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Damaged files that were passed over, and caches that cannot be, without the line of our code that Python adds."""
+    """Damaged files that were passed over, caches that cannot be, and doubts about data are always said, without a line
+    of our code."""
     usual = warnings.showwarning
+    said: set[str] = set()  # a command may open the same data several times
 
     def show(message: Any, category: type[Warning], *where: Any, **named: Any) -> None:
-        if issubclass(category, DamageWarning | CacheWarning):
+        of_another_rank = os.environ.get("RANK", "0") != "0"  # all of them open the data
+        if issubclass(category, DataWarning) and (str(message) in said or of_another_rank):
+            return
+        said.add(str(message))
+        if issubclass(category, DamageWarning | DataWarning | CacheWarning):
             print(f"tarflow: warning: {message}", file=sys.stderr)
         else:
             usual(message, category, *where, **named)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", DamageWarning)
+        warnings.simplefilter("always", DataWarning)
         warnings.simplefilter("default", CacheWarning)
         warnings.showwarning = show
         yield
@@ -126,13 +171,11 @@ def _overview() -> str:
     return f"usage: tarflow COMMAND [OPTIONS]   (tarflow COMMAND --help; tarflow --version)\n\n{DESCRIPTION}\n\n{rows}"
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception, command: str = "") -> int:
     """One line for an error that a user can do something about; anything else is a defect of ours and says so."""
-    import torch
-
+    from tarflow.cli.memory import advice, is_out_of_memory
     from tarflow.ranks import Elsewhere
     from tarflow.sampling.sample import SamplingError
-    from tarflow.training.interrupt import Interrupted
     from tarflow.training.rollcall import RankLost
     from tarflow.training.trainer import Diverged
 
@@ -147,8 +190,8 @@ def _explain(error: Exception) -> int:
         if not error.spoken_for:
             _fail(f"{error}; go on from the last checkpoint with --resume")
         return 1
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        return _fail("out of memory; lower --batch-size, or the size of the model")
+    if is_out_of_memory(error):
+        return _fail(f"out of memory {advice(error, command)}")
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return _fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
     if isinstance(error, ValueError | OSError | SamplingError | Diverged):

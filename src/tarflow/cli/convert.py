@@ -42,13 +42,13 @@ def options(argv: Sequence[str]) -> type:
 
 
 def run(args: Convert) -> None:
-    from tarflow.checkpoint import CONFIG_FILE, write_config
+    from tarflow.checkpoint import write_config
     from tarflow.config import DataConfig, RunConfig, TrainingConfig
+    from tarflow.destination import check_vacant
     from tarflow.interop import load_official, noise_from_name
     from tarflow.model.flow import WEIGHTS_FILE
 
-    if (args.out / CONFIG_FILE).exists():
-        raise FileExistsError(f"{args.out}: holds a model already; give another directory")
+    check_vacant(args.out)
     noise: Literal["gaussian", "uniform"]
     if args.noise_std is not None:
         noise, sigma = ("gaussian", args.noise_std) if args.noise_std else ("uniform", 0.0)

@@ -27,8 +27,8 @@ class Demo:
     """Train two small flows on scikit-learn's 8x8 digits, one for samples and one for likelihoods; then score, sample
     and denoise, and check the samples by a classifier that saw only real digits. Takes a few minutes on two cores.
 
-    Leaves report.html with its pictures, samples.png, denoising.png, figures.json and both runs in --out. Interrupted,
-    it goes on where it was.
+    Leaves report.html with its pictures, samples.png, denoising.png, figures.json and both runs in --out, a new
+    directory. Interrupted, it goes on where it was; done already, it makes all but the runs again.
 
     Examples:
       tarflow demo
@@ -50,11 +50,14 @@ def run(args: Demo) -> None:
 
     import tarflow
     from tarflow import storage
+    from tarflow.destination import check_vacant
     from tarflow.devices import pick_device
     from tarflow.report.build import write_report
     from tarflow.report.subject import Settings
     from tarflow.sampling.guidance import Guidance
 
+    if not (args.out / "digits").is_dir():  # else an earlier demo began there
+        check_vacant(args.out, "--out")
     device = pick_device(args.device)
     torch.set_num_threads(1)  # for tensors this small a second one gains nothing, and on a busy machine loses 20 times
     guidance = Guidance(args.guidance)
@@ -134,7 +137,7 @@ def _samples(run: Run, splits: Splits, guidance: Any, args: Demo) -> dict[str, A
     assert real.labels is not None and held_out.labels is not None
     classifier = fit_classifier(real.images, real.labels, held_out.images, held_out.labels)
     classes = len(real.class_names)
-    y = torch.arange(SAMPLES) % classes
+    y = torch.arange(SAMPLES, device="cpu", dtype=torch.int64) % classes
     figures = {}
     for name, guide, sigma in (
         ("unguided", None, None),

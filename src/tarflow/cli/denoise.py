@@ -28,7 +28,7 @@ class Denoise:
         tyro.conf.Positional[Path], tyro.conf.arg(help="a run, a directory with a model, or one step-N", metavar="RUN")
     ]
     path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="the noisy images", metavar="PATH")]
-    out: Annotated[Path, tyro.conf.arg(help="a directory, sheet.png or images.npz")]
+    out: Annotated[Path, tyro.conf.arg(help="a new directory, sheet.png or images.npz")]
     noise_std: Annotated[float | None, tyro.conf.arg(help="σ, instead of the one stored with the model")] = None
     label: Annotated[
         str,
@@ -57,14 +57,18 @@ def run(args: Denoise) -> None:
 
     from tarflow.checkpoint import open_run
     from tarflow.cli.drawing import class_number
-    from tarflow.cli.output import SampleWriter
+    from tarflow.cli.output import SampleWriter, check_out
+    from tarflow.cli.progress import Progress
     from tarflow.data.load import load_all
     from tarflow.data.pixels import dequantize, scale_pixels
+    from tarflow.data.request import Reading
     from tarflow.devices import pick_device
     from tarflow.evaluation.psnr import psnr
+    from tarflow.evaluation.run_data import check_output
     from tarflow.sampling.denoise import denoise
     from tarflow.seeding import seeded_generator
 
+    check_out(args.out)
     device = pick_device(args.device)
     run = open_run(args.run, device)
     sigma = args.noise_std if args.noise_std is not None else run.sigma
@@ -72,34 +76,45 @@ def run(args: Denoise) -> None:
         raise ValueError(
             f"{args.run}: not trained with gaussian noise, so there is none that it could remove; give --noise-std"
         )
+    if not sigma > 0:
+        raise ValueError(f"--noise-std: expected a positive sigma, got {sigma}")
+    for name in ("limit", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {value}")
+    if args.out.suffix.lower() != ".npz":
+        check_output(run, "--out", args.out, args.path)
     model = run.config.model
+    label = class_number(run, args.label) if model.num_classes and args.label != "data" else None
     named = run.class_names if model.num_classes and args.label == "data" else None
-    images, skipped = load_all(
-        args.path,
-        image_size=model.image_shape,
-        channels=model.channels,
-        levels=run.levels,
-        class_names=named,
-        skip_bad=args.skip_bad,
-    )
+    with Progress() as progress:
+        images, skipped = load_all(
+            args.path,
+            image_size=model.image_shape,
+            channels=model.channels,
+            levels=run.levels,
+            class_names=named,
+            skip_bad=args.skip_bad,
+            reading=None if run.config.data is None else Reading.of(run.config.data, strict=False),
+            progress=progress.loading,
+        )
     for name, reason in skipped:
         print(f"skipped {name}: {reason}", file=sys.stderr)
     if args.limit is not None:
-        if args.limit < 1:
-            raise ValueError(f"--limit: expected a positive number, got {args.limit}")
-        images = images.subset(torch.arange(min(args.limit, len(images))))
+        images = images.subset(range(min(args.limit, len(images))))
     y, by = None, "unconditional"
     if model.num_classes:
-        if args.label != "data":
-            y, by = torch.full((len(images),), class_number(run, args.label)), f"class {args.label}"
+        if label is not None:
+            y, by = torch.full((len(images),), label, device="cpu", dtype=torch.int64), f"class {args.label}"
         else:
             y, by = images.labels, "the labels of the data" if images.labels is not None else "the null class"
     clean = scale_pixels(images.images, run.levels)
     if run.noise == "uniform":  # such a model sees a level at the middle of its interval
-        clean = dequantize(images.images, run.levels, torch.full(images.images.shape, 0.5))
+        clean = dequantize(images.images, run.levels, torch.full_like(clean, 0.5))
     noisy = clean
     if args.add_noise:
-        noisy = clean + sigma * torch.randn(clean.shape, generator=seeded_generator(args.seed, "denoise"))
+        generator = seeded_generator(args.seed, "denoise")
+        noisy = clean + sigma * torch.randn(clean.shape, generator=generator, device="cpu", dtype=torch.float32)
     columns = math.ceil(math.sqrt(len(images)))
     with SampleWriter(args.out, run, len(images), None if y is None else y.tolist(), columns) as writer:
         cleaned = denoise(run.flow, noisy.to(device), sigma, y, batch_size=args.batch_size).cpu()

@@ -59,14 +59,14 @@ class Drawing:
     rule: Annotated[
         Literal["paper", "stable"] | None, tyro.conf.arg(help="how the branches are combined; paper when not given")
     ] = None
-    denoise: Annotated[bool, tyro.conf.arg(help="clean the samples by one step of the score")] = True
+    denoise: Annotated[bool, tyro.conf.arg(help="clean samples by one step of the score, or leave them noisy")] = True
     noise_std: Annotated[
         float | None, tyro.conf.arg(help="σ of the denoising, instead of the one stored with the model")
     ] = None
-    defaults: Annotated[
+    no_defaults: Annotated[
         tyro.conf.FlagCreatePairsOff[bool],
-        tyro.conf.arg(help="use what `tarflow sweep` found best (RUN/sampling.json) where nothing is given"),
-    ] = True
+        tyro.conf.arg(help="leave out what `tarflow sweep` found best (RUN/sampling.json) where nothing is given"),
+    ] = False
 
 
 def setting_of(args: Drawing, run: Run) -> Setting:
@@ -81,7 +81,7 @@ def setting_of(args: Drawing, run: Run) -> Setting:
     given = (args.guidance, args.schedule, args.temperature, args.rule)
     if not args.guidance and any(value is not None for value in given[1:]):
         raise ValueError("--guidance: 0 guides nothing; --temperature, --rule and --schedule need a scale above 0")
-    stored = open_setting(run) if args.defaults else None
+    stored = None if args.no_defaults else open_setting(run)
     if stored is not None and stored.weights != weights_digest(run.path):
         print(f"{run.path}/sampling.json: not used, found for other weights; `tarflow sweep` again", file=sys.stderr)
         stored = None
@@ -126,16 +126,17 @@ def labels_of(run: Run, names: tuple[str, ...], n: int) -> Tensor | None:
             raise ValueError(f"--classes: {run.path} is an unconditional model")
         return None
     wanted = [class_number(run, name) for name in names] or list(range(run.config.model.num_classes))
-    return torch.tensor([wanted[k % len(wanted)] for k in range(n)])
+    return torch.tensor([wanted[k % len(wanted)] for k in range(n)], device="cpu", dtype=torch.int64)
 
 
 def class_number(run: Run, name: str) -> int:
     """The label of a class given by name or number; -1 for `null`."""
+    from tarflow.data.labels import class_finder
     from tarflow.model.block import NULL_CLASS
 
     names = run.class_names
-    if name in names:
-        return names.index(name)
+    if (number := class_finder(names)(name)) is not None:
+        return number
     if name == "null":
         return NULL_CLASS
     if name.isdecimal() and int(name) < len(names):
@@ -149,6 +150,8 @@ class Sampler:
 
     Attributes:
         redraws: samples so far that were drawn again because they were not finite.
+        clipped_pixels, clipped_images: of what `pixels` made of them last, the share of numbers that no pixel can be,
+            and that were clipped, and of the images that hold one.
     """
 
     def __init__(self, run: Run, solving: Solving) -> None:
@@ -158,9 +161,10 @@ class Sampler:
         self.run, self.solving, self.redraws = run, solving, 0
         self.flow = narrowed(run.flow) if solving.dtype == "bf16" else run.flow
         self.calibration = open_calibration(run) if solving.solver == "auto" else None
+        self.clipped_pixels = self.clipped_images = 0.0
 
     def batches(
-        self, n: int, y: Tensor | None, setting: Setting, seed: int, progress: Callable[[int, int], None]
+        self, n: int, y: Tensor | None, setting: Setting, seed: int, progress: Callable[[float, int], None]
     ) -> Iterator[SampleBatch]:
         """The batches of n samples as they finish; arguments are checked at once. `progress` counts images."""
         from tarflow.sampling.sample import sample_batches
@@ -177,21 +181,26 @@ class Sampler:
             window=self.solving.window,
             tol=self.solving.tol,
             calibration=self.calibration,
-            progress=lambda done, total: progress(n * done // total, n),
+            progress=lambda done, total: progress(n * done / total, n),
         )
         return self._counted(batches)
 
     def pixels(
-        self, n: int, y: Tensor | None, setting: Setting, seed: int, progress: Callable[[int, int], None]
+        self, n: int, y: Tensor | None, setting: Setting, seed: int, progress: Callable[[float, int], None]
     ) -> Tensor:
-        """n samples as they would be written: (n, C, H, W) uint8 at the levels of the data, on the CPU."""
+        """n samples as they would be written: (n, C, H, W) uint8 at the levels of the data, on the CPU, clipped."""
         import torch
 
-        from tarflow.data.pixels import to_pixels
+        from tarflow.data.pixels import clipped, to_pixels
 
-        batches = self.batches(n, y, setting, seed, progress)
-        pixels = [to_pixels(batch.images.cpu(), self.run.levels, self.run.noise) for batch in batches]
+        pixels, beyond = [], []
+        for batch in self.batches(n, y, setting, seed, progress):
+            x = batch.images.cpu()
+            pixels.append(to_pixels(x, self.run.levels, self.run.noise))
+            beyond.append(clipped(x, self.run.levels, self.run.noise).flatten(1).double().mean(dim=1))
         self.keep_calibration()
+        shares = torch.cat(beyond)
+        self.clipped_pixels, self.clipped_images = float(shares.mean()), float((shares > 0).double().mean())
         return torch.cat(pixels)
 
     def keep_calibration(self) -> None:

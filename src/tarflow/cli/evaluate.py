@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from tarflow.jsontext import to_json
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tarflow.checkpoint import Run
     from tarflow.cli.progress import Progress
     from tarflow.data.sets import ImageSet
+    from tarflow.evaluation.anomalies import Anomalies
+    from tarflow.evaluation.held_out import Scoring
     from tarflow.evaluation.likelihood import Likelihood
 
 
@@ -38,7 +41,8 @@ class Evaluate:
     error (15 bins) and log-loss (nats) as `bayes_…`; else those are null.
 
     `--against` tries the flow as a detector of images that do not belong: the area under the ROC curve (AUROC) of the
-    likelihood, and of two corrections of it, because likelihoods mislead; see docs/tutorials/likelihoods.md.
+    likelihood, and of two corrections of it, because likelihoods mislead; see docs/tutorials/likelihoods.md. Tried on
+    the run's own held-out images, the best of the three is kept in RUN/detector.json, and `tarflow score` ranks by it.
     """
 
     run: Annotated[
@@ -59,10 +63,10 @@ class Evaluate:
     limit: Annotated[int | None, tyro.conf.arg(help="only so many images, chosen by the seed")] = None
     seed: Annotated[int, tyro.conf.arg(help="seed of the noise")] = 0
     batch_size: Annotated[int | None, tyro.conf.arg(help="images scored at once")] = None
-    classify: Annotated[
+    no_classify: Annotated[
         tyro.conf.FlagCreatePairsOff[bool],
-        tyro.conf.arg(help="classify by Bayes' rule too, where model and data have classes: one more pass for each"),
-    ] = True
+        tyro.conf.arg(help="leave out the classification by Bayes' rule, which takes one more pass for each class"),
+    ] = False
     float64: Annotated[int, tyro.conf.arg(help="images scored again in float64; 0 scores none")] = 16
     by_patch: Annotated[
         tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="the score of each patch, too; doubles the time")
@@ -74,6 +78,9 @@ class Evaluate:
             "`shuffled` (their pixels in another order)"
         ),
     ] = ()
+    save: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="keep what --against finds best in RUN/detector.json")
+    ] = True
     skip_bad: Annotated[
         tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="leave out files that cannot be read")
     ] = False
@@ -82,6 +89,16 @@ class Evaluate:
 
 def options(argv: Sequence[str]) -> type:
     return Evaluate
+
+
+def _check(args: Evaluate) -> None:
+    """Raise ValueError naming the option, before anything is read."""
+    if args.float64 < 0:
+        raise ValueError(f"--float64: expected 0 or more images, got {args.float64}")
+    for name in ("draws", "limit", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {value}")
 
 
 def run(args: Evaluate) -> None:
@@ -93,30 +110,29 @@ def run(args: Evaluate) -> None:
     from tarflow.evaluation.discrete import IMPORTANCE_KEYS, importance_bound
     from tarflow.evaluation.gaussian import NoYardstick, fit_yardstick
     from tarflow.evaluation.likelihood import evaluate_likelihood
-    from tarflow.evaluation.run_data import open_all, open_splits, own_source
+    from tarflow.evaluation.run_data import open_all, open_given, open_splits, own_source
 
-    if args.float64 < 0:
-        raise ValueError(f"--float64: expected 0 or more images, got {args.float64}")
+    _check(args)
     run = open_run(args.run, pick_device(args.device))
     model, data, training = run.config.model, run.config.data, run.config.training
     if data is None or training is None:
         raise ValueError(
             f"{args.run}: only a model is stored; expected sections `data` and `training` in its config.json"
         )
-    source = args.data or own_source(run)
-    same = source == data.source
+    source, skip_bad = args.data or data.source, args.skip_bad
     with Progress() as progress:
-        splits = open_splits(run, source, skip_bad=args.skip_bad, progress=progress.loading)
+        if args.data is None:
+            splits, same = open_splits(run, skip_bad=skip_bad, progress=progress.loading), True
+        else:
+            splits, same = open_given(run, source, skip_bad=skip_bad, progress=progress.loading)
         if args.split == "all" or (args.split == "held-out" and not same and not splits.own_split):
             # A seeded fraction means nothing in a set that was never trained on.
-            images, split = open_all(run, source, skip_bad=args.skip_bad), "all"
+            images, split = open_all(run, args.data or own_source(run), skip_bad=skip_bad), "all"
         else:
             images, split = (splits.train, "train") if args.split == "train" else (splits.held_out, "held-out")
         if args.limit is not None:
-            if args.limit < 1:
-                raise ValueError(f"--limit: expected a positive number, got {args.limit}")
             images = images.choice(args.limit, args.seed)
-        others = {name: _others(args, run, images, name) for name in args.against}
+        others = {name: _others(args, run, images, name, progress) for name in args.against}
         if same or splits.own_split:
             yardstick = fit_yardstick(splits.train.images, run.levels, training.noise, training.noise_std)
         else:
@@ -158,7 +174,11 @@ def run(args: Evaluate) -> None:
                 progress=progress.scoring,
             )
             values["by_patch"] = [[_finite(v) for v in row] for row in patches.tolist()]
-        if args.classify and model.num_classes and images.labels is not None:
+        if not args.no_classify and model.num_classes and images.labels is not None:
+            if model.num_classes > 20:
+                progress.say(
+                    f"classifying takes a pass for each of {model.num_classes} classes; --no-classify does not"
+                )
             values |= evaluate_bayes(
                 run.flow,
                 images.images,
@@ -171,13 +191,17 @@ def run(args: Evaluate) -> None:
                 batch_size=args.batch_size,
                 progress=progress.scoring,
             ).to_dict()
-        values["against"] = {
-            name: _against(args, run, result, images, other, progress) for name, other in others.items()
-        } or None
+        scoring = _scoring(args, run, result)
+        detected = {
+            name: _against(args, run, result, scoring, images, other, progress) for name, other in others.items()
+        }
+        values["against"] = {name: {"labels": scoring.labels, **d.to_dict()} for name, d in detected.items()} or None
+        if detected and same and split == "held-out":
+            _keep_best(args, run, scoring.labels, detected, progress)
     variant = splits.variant or (data.variant if same else "")
     values |= {"data": source, "split": split, "run": str(args.run)}
     values |= {"data_variant": variant or None, "trained_on_variant": data.variant or None}
-    print(json.dumps(values, indent=2))
+    print(to_json(values, indent=2))
 
 
 def _by_class(run: Run, result: Likelihood, images: ImageSet) -> dict[str, Any] | None:
@@ -194,7 +218,7 @@ def _by_class(run: Run, result: Likelihood, images: ImageSet) -> dict[str, Any] 
     }
 
 
-def _others(args: Evaluate, run: Run, images: ImageSet, name: str) -> Tensor:
+def _others(args: Evaluate, run: Run, images: ImageSet, name: str, progress: Progress) -> Tensor:
     """Images that do not belong, (N, C, H, W) uint8, by their name or path, or made of those that do."""
     from tarflow.data.load import load_all
     from tarflow.evaluation.anomalies import TRANSFORMS
@@ -202,35 +226,61 @@ def _others(args: Evaluate, run: Run, images: ImageSet, name: str) -> Tensor:
 
     if name in TRANSFORMS:
         return TRANSFORMS[name](images.images, run.levels, args.seed)
-    found = load_all(name, **image_options(run) | {"class_names": None}, skip_bad=args.skip_bad)[0]
+    options = image_options(run) | {"class_names": None, "skip_bad": args.skip_bad, "progress": progress.loading}
+    found = load_all(name, **options)[0]
     return (found if args.limit is None else found.choice(args.limit, args.seed)).images
 
 
+def _scoring(args: Evaluate, run: Run, result: Likelihood) -> Scoring:
+    """Under what images are compared with others: labels that both sets have, none of their own."""
+    from tarflow.evaluation.held_out import Scoring, scoring_of
+
+    if result.labels == "null":
+        return Scoring("null", None, args.draws, args.seed)
+    return scoring_of(run, None, draws=args.draws, seed=args.seed)
+
+
 def _against(
-    args: Evaluate, run: Run, result: Likelihood, images: ImageSet, outside: Tensor, progress: Progress
-) -> dict[str, Any]:
-    """The flow as a detector of images `outside`, under labels that both sets have: none of their own."""
+    args: Evaluate,
+    run: Run,
+    result: Likelihood,
+    scoring: Scoring,
+    images: ImageSet,
+    outside: Tensor,
+    progress: Progress,
+) -> Anomalies:
+    """The flow as a detector of images `outside`."""
     from tarflow.evaluation.anomalies import detect
-    from tarflow.evaluation.held_out import Scoring, score_pixels, scoring_of
+    from tarflow.evaluation.held_out import score_pixels
     from tarflow.evaluation.likelihood import to_bits_per_dim
 
-    scoring = scoring_of(run, None, draws=args.draws, seed=args.seed)
-    if result.labels == "null":
-        scoring = Scoring("null", None, args.draws, args.seed)
     options: dict[str, Any] = {"batch_size": args.batch_size, "progress": progress.scoring}
     inside = (
         result.scores.mean(dim=0)
         if scoring.labels == result.labels
         else score_pixels(run, images.images, scoring, **options)
     )
-    detected = detect(
+    return detect(
         inside,
         score_pixels(run, outside, scoring, **options),
         images.images,
         outside,
         offset=to_bits_per_dim(0.0, run.levels, run.noise),
     )
-    return {"labels": scoring.labels, **detected.to_dict()}
+
+
+def _keep_best(args: Evaluate, run: Run, labels: str, detected: dict[str, Anomalies], progress: Progress) -> None:
+    """Keep the detector that did best with the run, and say so; or why it is not kept."""
+    from tarflow.evaluation.detector import best_detector, save_detector
+
+    best = best_detector(run, labels, detected)
+    kept = "not kept"
+    if args.save:
+        try:
+            kept = f"kept in {save_detector(run, best)}: `tarflow score` ranks by it from now on"
+        except OSError as error:  # someone else's run
+            kept = f"not kept, {run.path} cannot be written to ({error.strerror})"
+    progress.say(f"{best}; {kept}")
 
 
 def _finite(value: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Where images go: one sheet, one .npz archive, or a directory of PNG files."""
+"""Where images go: one sheet, one .npz archive, or a new directory of PNG files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from tarflow import storage
-from tarflow.data.images import save_png, save_sheet
+from tarflow.data.images import class_captions, save_png, save_sheet
 from tarflow.data.pixels import to_8bit, to_pixels
+from tarflow.destination import check_vacant
 
 if TYPE_CHECKING:
     from tarflow.checkpoint import Run
@@ -22,14 +23,36 @@ if TYPE_CHECKING:
 MOST_NAME = 200  # bytes of a class in the name of a file, which may have 255
 
 
+def is_folder(out: Path) -> bool:
+    """Whether images go to a directory `out`: one that exists, or any name that is not like that of a file.
+
+    A number after the last dot (`sigma-0.1`) is no suffix.
+
+    Raises:
+        ValueError: the name is that of another kind of file.
+    """
+    if out.is_dir() or not out.suffix[1:].isalnum() or out.suffix[1].isdecimal():
+        return True
+    if out.suffix.lower() not in (".png", ".npz"):
+        raise ValueError(f"--out {out}: expected a name ending in .png or .npz, or a directory")
+    return False
+
+
+def check_out(out: Path) -> None:
+    """Raise before any work where images cannot go to `out`: ValueError as `is_folder`, FileExistsError where it is a
+    directory that holds files already, of which some would be replaced and the others be taken for new ones.
+    """
+    if is_folder(out):
+        check_vacant(out, "--out")
+
+
 class SampleWriter:
     """Takes batches as they finish. A directory gets its files at once, a sheet or an archive is written at the end."""
 
     def __init__(self, out: Path, run: Run, n: int, labels: list[int] | None, columns: int | None) -> None:
-        if out.suffix.lower() not in (".png", ".npz", ""):
-            raise ValueError(f"--out {out}: expected a name ending in .png or .npz, or a directory")
+        check_out(out)
         self.out, self.run, self.n, self.labels, self.columns = out, run, n, labels, columns
-        self.folder = out.suffix == ""
+        self.folder = is_folder(out)
         self.kept: list[Tensor] = []
         (out if self.folder else out.parent).mkdir(parents=True, exist_ok=True)
         storage.check_writable(out / "0.png" if self.folder else out)  # before the work
@@ -55,7 +78,8 @@ class SampleWriter:
             return
         images = torch.cat(self.kept)
         if self.out.suffix.lower() == ".png":
-            save_sheet(self.out, images, columns=self.columns)
+            captions = None if self.labels is None else class_captions(self.labels, self.run.class_names)
+            save_sheet(self.out, images, columns=self.columns, captions=captions)
             return
         arrays = {"images": images.permute(0, 2, 3, 1).numpy()}
         if self.labels is not None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from tarflow.config import ConfigError, DataConfig, Recompute, RunConfig, TarFlowConfig, TrainingConfig, from_dict
+from tarflow.jsontext import to_json
 
 if TYPE_CHECKING:
     from tarflow.planning.plan import Plan as Plan_
@@ -83,7 +83,7 @@ def run(args: Plan) -> None:
         images=images,
         share=args.share,
     )
-    print(json.dumps({"recipe": args.recipe, **plan.to_dict()}, indent=2) if args.json else as_text(args.recipe, plan))
+    print(to_json({"recipe": args.recipe, **plan.to_dict()}, indent=2) if args.json else as_text(args.recipe, plan))
 
 
 def _config(args: Plan) -> tuple[RunConfig, int | None]:
@@ -101,18 +101,15 @@ def _config(args: Plan) -> tuple[RunConfig, int | None]:
     given = {name: getattr(args, name) for name in OF_MODEL if getattr(args, name) is not None}
     if args.data is not None:
         from tarflow.cli.progress import Progress
-        from tarflow.data.feed import ON_DEVICE_BYTES
-        from tarflow.data.sets import ImageSet
-        from tarflow.training.setup import open_data, resolve
+        from tarflow.training.setup import check_sections, follow_data, open_data, resolve
 
         sections["data"]["source"] = args.data
         sections["model"] |= given
+        check_sections(sections)
         with Progress() as progress:
+            sections = follow_data(sections, given)
             splits = open_data(sections, progress.loading)
         run, train = resolve(sections, splits), splits.train
-        if isinstance(train, ImageSet) and train.mapped and train.images.nbytes > ON_DEVICE_BYTES:
-            assert run.data is not None  # prepared, and too large to be kept on the device: there it is as if streamed
-            run = dataclasses.replace(run, data=dataclasses.replace(run.data, storage="stream"))
         return run, len(train) if args.images is None else args.images
     data = from_dict(DataConfig, sections["data"], "data")
     model = {**{name: expected[name] for name in OF_MODEL if name in expected}, **sections["model"], **given}

@@ -45,6 +45,19 @@ class Prepare:
         float, tyro.conf.arg(help="share of the images held out where the data have no split of their own")
     ] = 0.1
     split_seed: Annotated[int, tyro.conf.arg(help="seed of that split")] = 0
+    image_column: Annotated[
+        str, tyro.conf.arg(help="column of Parquet files with the images; found by its name when not given")
+    ] = ""
+    label_column: Annotated[
+        str, tyro.conf.arg(help="column of Parquet files with the labels, or none; found by its name when not given")
+    ] = ""
+    value_range: Annotated[
+        tuple[float, float] | Literal["full", "auto", "percentile"],
+        tyro.conf.arg(
+            help="of images of more than 8 bits, which values become black and white: two numbers; full, all of 16 "
+            "bits; auto, the least and the greatest that there are; percentile, all but one in a thousand at either end"
+        ),
+    ] = "full"
     variant: Annotated[
         str,
         tyro.conf.arg(help="name of this version of the data set, in place of what its files tell; kept in results"),
@@ -80,13 +93,14 @@ def run(args: Prepare | Check) -> None:
     from tarflow.cli.progress import Progress
     from tarflow.data.prepare import prepare
     from tarflow.data.prepared import check_prepared
-    from tarflow.data.request import Request
+    from tarflow.data.request import Reading, Request
 
     if isinstance(args, Check):
         with Progress() as progress:
             manifest = check_prepared(args.check, progress.checking)
         return print(f"{args.check}: sound: {_summary(manifest)}")
-    request = Request(args.image_size, args.channels, args.levels, skip_bad=args.skip_bad)
+    reading = Reading(args.image_column, args.label_column, args.value_range)
+    request = Request(args.image_size, args.channels, args.levels, skip_bad=args.skip_bad, reading=reading)
     with Progress() as progress:
         manifest, known = prepare(
             args.source,

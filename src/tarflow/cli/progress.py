@@ -7,39 +7,42 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from tarflow.config import RunConfig
 from tarflow.data.load import Splits
 from tarflow.data.streamed import StreamedSplits
+from tarflow.report.facts import duration
 
-LINE_SECONDS = 10  # between two lines where there is no terminal to draw a bar on
+FIRST_SECONDS = 1  # of a stage without a word, where there is no terminal to draw a bar on
+LINE_SECONDS = 10  # between two lines then
+BAR_WIDTHS = range(8, 41)  # characters; where there is no room for the least of them there is no bar
 
 
 class Progress:
-    """Reports training to stderr; standard output stays free for results. A `quiet` one reports nothing."""
+    """Reports what takes time to stderr; standard output stays free for results. A `quiet` one reports nothing.
+
+    Every stage says how far it is and how long it will take: on a terminal as a line that is drawn again, elsewhere
+    (a file, `TERM=dumb`) as a line after a second and one now and then.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
-        self.bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=quiet or not self.console.is_terminal,
-            transient=True,
-        )
+        self.draws = self.console.is_interactive  # which a dumb terminal is not
+        self.gauge, self.line = BarColumn(), TextColumn("{task.description}", markup=False)
+        self.bar = Bar(self.line, console=self.console, disable=quiet or not self.draws, transient=True)
         self.task: TaskID | None = None
-        self.spoke = time.monotonic()
+        self.stage = ""
+        self.spoke = self.mark = time.monotonic()  # of the last line, and of when the stage had done what had `begun`
+        self.ended = self.mark  # when the stage before told of something last
+        self.begun = self.total = 0
+        self.done = 0.0
         self.rate = 0.0
         self.text = ""  # of the last step whose metrics were read
-        self.stage = ""
         self.unread = 0
-        self.mark = (0, 0.0)  # step and time of the first report
 
     def __enter__(self) -> Progress:
         self.bar.start()
@@ -54,15 +57,13 @@ class Progress:
         self.console.print(text, markup=False)
 
     def loading(self, done: int, total: int) -> None:
-        """Images read so far."""
+        """Images read so far; what came before the first of them, such as imports, is no measure of reading."""
+        if self.stage != "reading":
+            self._stage("reading", done)
         self._advance("reading", done, total, "images")
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """Images (or files) of a stage so far."""
-        if self.task is not None and self.stage != what:
-            self.bar.remove_task(self.task)
-            self.task = None
-        self.stage = what
         self._advance(what, done, total, "files" if what == "checking" else "images")
 
     def checking(self, done: int, total: int) -> None:
@@ -70,10 +71,14 @@ class Progress:
         self._advance("checking", done // 10**6, total // 10**6, "MB")
 
     def scoring(self, done: int, total: int) -> None:
-        """Images times draws scored so far."""
-        self._advance("scoring", done, total, "draws")
+        """Passes of images through the flow so far: a draw of each, and under no label one a class."""
+        self._advance("scoring", done, total, "passes")
 
-    def sampling(self, done: int, total: int) -> None:
+    def scoring_held_out(self, done: int, total: int) -> None:
+        """Those of the run's own held-out images, which are kept."""
+        self._advance("scoring held-out images", done, total, "passes")
+
+    def sampling(self, done: float, total: int) -> None:
         """Images drawn so far; those that are on their way count by the share of the blocks that they are through."""
         self._advance("sampling", done, total, "images")
 
@@ -81,9 +86,6 @@ class Progress:
         """Say what is about to be trained on what."""
         model, training = config.model, config.training
         assert training is not None and config.data is not None
-        if self.task is not None:
-            self.bar.remove_task(self.task)
-            self.task = None
         height, width = model.image_shape
         classes = f"{model.num_classes} classes" if model.num_classes else "no classes"
         split = "its own split" if splits.own_split else "split by seed"
@@ -105,33 +107,60 @@ class Progress:
         if "skipped_image" in metrics:
             self.unread += 1
             return self.say(f"skipped {metrics['skipped_image']} ({self.unread} so far; another one takes its place)")
-        if "samples" in metrics or any(name.startswith("held_out") for name in metrics):
+        if "samples" in metrics or any(name.startswith(("held_out", "settled")) for name in metrics):
             step = metrics["step"]
             facts = [
                 f"{k.replace('_', ' ')} {_short(v)}" for k, v in metrics.items() if k not in ("step", "standard_error")
             ]
             return self.say(f"step {step}: {', '.join(facts)}")
-        now = time.monotonic()
-        if self.mark[0] == 0:
-            self.mark = (metrics["step"], now)
+        if self.stage != "training":
+            self._stage("training", metrics["step"])  # now: what took the time until here is no measure of a step
+            if metrics["step"] > 1:
+                self.say(f"resumed: from step {metrics['step'] - 1}")
         if "loss" in metrics:  # of most steps there is the number alone: reading more would stop the device
             bits = metrics.get("bits_per_dim", metrics.get("noisy_bits_per_dim"))
             self.rate = metrics.get("images_per_second", self.rate)
             rate = f"  {self.rate:.0f} images/s" if self.rate else ""
             self.text = f"loss {metrics['loss']:.3f}  {bits:.3f} bits/dim{rate}"
-        self._advance("training", metrics["step"], metrics["total"], self.text)
+        self._advance("training", metrics["step"], metrics["total"], text=self.text)
 
-    def _advance(self, verb: str, done: int, total: int, text: str) -> None:
-        if self.console.is_terminal:
-            if self.task is None:
-                self.task = self.bar.add_task(verb, total=total, text=text)
-            self.bar.update(self.task, completed=done, total=total, text=text, description=verb)
-        elif time.monotonic() - self.spoke > LINE_SECONDS:
-            self.spoke = now = time.monotonic()
-            left = ""
-            if verb == "training" and done > self.mark[0]:
-                left = f"  {(now - self.mark[1]) / (done - self.mark[0]) * (total - done):.0f} s left"
-            self.say(f"{verb} {done}/{total}  {text}{left}")
+    def _stage(self, name: str, begun: int = 0, began: float | None = None) -> None:
+        """Begin a stage of which so much had `begun` when it `began`, which is now unless it is given."""
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+            self.task = None
+        self.stage, self.begun, self.done, self.total = name, begun, 0.0, 0
+        self.mark = time.monotonic() if began is None else began
+        self.spoke = self.mark + FIRST_SECONDS - LINE_SECONDS
+
+    def _advance(self, verb: str, done: float, total: int, unit: str = "", text: str = "") -> None:
+        now = time.monotonic()
+        if verb != self.stage or done < self.done or self.done == self.total > 0:  # or the next of the same kind
+            self._stage(verb, began=self.ended)
+        self.ended, self.done, self.total = now, done, total
+        left = ""
+        if self.begun < done < total:
+            left = f"{duration((now - self.mark) / (done - self.begun) * (total - done))} left"
+        parts = [f"{verb} {int(done)}/{total} {unit}".rstrip(), text, left]
+        if self.draws:
+            self._draw(done, total, parts)
+        elif now - self.spoke > LINE_SECONDS:
+            self.spoke = now
+            self.say("  ".join(part for part in parts if part))
+
+    def _draw(self, done: float, total: int, parts: list[str]) -> None:
+        """Draw the line again, with a bar as long as there is room for: no part of it is cut off at the margin."""
+        width = self.console.width
+        what, text, left = parts
+        facts = text.split("  ")
+        while cell_len(line := "  ".join(part for part in (what, *facts, left) if part)) > width and facts:
+            facts.pop()
+        room = width - cell_len(line) - 1  # a space between the two
+        self.bar.columns = (self.line, self.gauge) if room >= BAR_WIDTHS.start else (self.line,)
+        self.gauge.bar_width = min(room, BAR_WIDTHS.stop - 1)
+        if self.task is None:
+            self.task = self.bar.add_task(line, total=total)
+        self.bar.update(self.task, completed=done, total=total, description=line)
 
 
 def _short(value: Any) -> str:

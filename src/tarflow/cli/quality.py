@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +11,7 @@ import tyro
 
 from tarflow.cli.drawing import Drawing, Sampler, Solving, labels_of, setting_of
 from tarflow.cli.real_images import Judging, open_judge
+from tarflow.jsontext import to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,8 @@ class Quality:
     the same N. The name of the extractor is a part of every figure's name; FID and KID are those of Inception alone.
 
     Where model and data have classes, a classifier says whether samples show the intended one, and distances between
-    pixels how varied they are; their distances to the nearest training images say whether they are new.
+    pixels how varied they are; their distances to the nearest training images say whether they are new. What is
+    measured is kept in RUN/quality.json, for the report.
     """
 
     run: Annotated[
@@ -56,7 +57,7 @@ def run(args: Quality) -> None:
     from tarflow.cli.progress import Progress
     from tarflow.config import to_dict
     from tarflow.devices import pick_device
-    from tarflow.evaluation.quality import LEAST
+    from tarflow.evaluation.quality import LEAST, keep_quality
 
     if args.n < LEAST:
         raise ValueError(f"-n: expected at least {LEAST} samples to measure, got {args.n}")
@@ -78,6 +79,8 @@ def run(args: Quality) -> None:
         "samples": args.n,
         "seed": args.seed,
         "redraws": sampler.redraws,
+        "clipped_pixels": sampler.clipped_pixels,
+        "clipped_images": sampler.clipped_images,
         "setting": to_dict(setting),
         "extractor": {
             "name": judge.extractor.name,
@@ -92,7 +95,8 @@ def run(args: Quality) -> None:
         "figures": {name: figure.to_dict() for name, figure in figures.items()},
         **of_pixels,
     }
-    print(json.dumps(values, indent=2))
+    keep_quality(run, values)
+    print(to_json(values, indent=2))
 
 
 def compared_by_pixels(pixels: Tensor, y: Tensor | None, splits: Splits) -> dict[str, Any]:

@@ -29,6 +29,10 @@ class Judging:
     weights: Annotated[
         Path | None, tyro.conf.arg(help="file with the weights of FID's Inception, .pth or .safetensors")
     ] = None
+    data: Annotated[
+        str | None,
+        tyro.conf.arg(help="where the images of the run's training are now; where they were then when not given"),
+    ] = None
     reference: Annotated[
         int, tyro.conf.arg(help="training images that samples are compared with at most; of more, a fixed choice")
     ] = 50_000
@@ -56,7 +60,7 @@ def open_judge(run: Run, judging: Judging, progress: Progress) -> tuple[Judge, S
     cache = judging.cache or cache_directory()
     if judging.extractor != "classifier":
         extractor = open_extractor(judging.extractor, run.flow.device, weights=judging.weights)
-    splits = open_splits(run, progress=progress.loading)
+    splits = open_splits(run, judging.data, progress=progress.loading)
     for name, images in (("training", splits.train), ("held-out", splits.held_out)):  # before hours of sampling
         if len(images) < LEAST:
             raise ValueError(f"{run.path}: expected at least {LEAST} {name} images to compare with, got {len(images)}")

@@ -29,7 +29,14 @@ class Report:
         tyro.conf.arg(help="runs, directories with a model, or single step-N", metavar="RUN [RUN ...]"),
     ]
     out: Annotated[
-        Path | None, tyro.conf.arg(help="the directory to write; `report` in the first RUN when not given")
+        Path | None,
+        tyro.conf.arg(
+            help="the directory to write, `report` in the first RUN when not given; an older report there is replaced"
+        ),
+    ] = None
+    data: Annotated[
+        str | None,
+        tyro.conf.arg(help="where the images of the runs' training are now; where they were then when not given"),
     ] = None
     images: Annotated[int, tyro.conf.arg(help="images in a row of a figure; fewer is faster")] = 10
     limit: Annotated[int, tyro.conf.arg(help="held-out images that are scored; of more, a seeded choice")] = 1000
@@ -45,11 +52,13 @@ def run(args: Report) -> None:
     from tarflow.cli.progress import Progress
     from tarflow.devices import pick_device
     from tarflow.report.build import write_report
-    from tarflow.report.subject import Settings
+    from tarflow.report.subject import Settings, Watch
 
     if not args.runs:
         raise ValueError("RUN: expected at least one run to report on")
-    settings = Settings(args.images, args.limit, args.seed)
+    settings = Settings(args.images, args.limit, args.seed, args.data)
     with Progress() as progress:
-        page = write_report(args.runs, args.out, settings=settings, device=pick_device(args.device), say=progress.say)
+        watch = Watch(progress.loading, progress.scoring, progress.sampling)
+        device = pick_device(args.device)
+        page = write_report(args.runs, args.out, settings=settings, device=device, say=progress.say, watch=watch)
     print(page)

@@ -23,15 +23,15 @@ class Sample:
       tarflow sample runs/photos -n 64 --guidance 0.2 --temperature 0.3 --out folder/
       tarflow sample runs/cifar10 -n 50000 --seed 1 --out samples.npz
 
-    A name ending in .png is one sheet; in .npz, arrays `images` (N, H, W, C) uint8 and `labels`; anything else is a
-    directory of PNG files. Samples of a model that was trained with Gaussian noise are denoised with its σ. Where
+    A name ending in .png is one sheet; in .npz, arrays `images` (N, H, W, C) uint8 and `labels`; anything else is a new
+    directory for PNG files. Samples of a model that was trained with Gaussian noise are denoised with its σ. Where
     `tarflow sweep` has found the best guidance and denoising, those are the default, and a line on stderr says so.
     """
 
     run: Annotated[
         tyro.conf.Positional[Path], tyro.conf.arg(help="a run, a directory with a model, or one step-N", metavar="RUN")
     ]
-    out: Annotated[Path, tyro.conf.arg(help="sheet.png, samples.npz, or a directory")]
+    out: Annotated[Path, tyro.conf.arg(help="sheet.png, samples.npz, or a new directory")]
     n: Annotated[int, tyro.conf.arg(aliases=["-n"], help="how many")] = 64
     classes: Annotated[
         tuple[str, ...],
@@ -52,14 +52,18 @@ def options(argv: Sequence[str]) -> type:
 
 def run(args: Sample) -> None:
     from tarflow.checkpoint import open_run
-    from tarflow.cli.output import SampleWriter
+    from tarflow.cli.output import SampleWriter, check_out
     from tarflow.cli.progress import Progress
     from tarflow.data.images import columns_by_class
     from tarflow.devices import pick_device
+    from tarflow.evaluation.run_data import check_output
 
     if args.n < 1:
         raise ValueError(f"-n: expected a positive number, got {args.n}")
+    check_out(args.out)
     run = open_run(args.run, pick_device(args.device))
+    if args.out.suffix.lower() != ".npz":
+        check_output(run, "--out", args.out)
     y = labels_of(run, args.classes, args.n)
     setting = setting_of(args.drawing, run)
     sampler = Sampler(run, args.solving)

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from tarflow.checkpoint import Run
     from tarflow.cli.progress import Progress
     from tarflow.data.stream import Record, Stream
-    from tarflow.evaluation.held_out import Scoring
+    from tarflow.evaluation.detector import Detector
+    from tarflow.evaluation.held_out import HeldOut, Scoring
 
+CLASSES = 10  # from which on it is worth saying what a score under each of them costs
 MAX_BATCH = 256  # images scored at once where it is ours to choose: about as many are decoded ahead
 
 
@@ -38,11 +40,13 @@ class Score:
 
     PATH is a folder, an image, a .npz archive, Parquet or IDX files, or the name of a data set; its labels are not
     used. Columns: `file`; `log_likelihood` in nats, the mean over draws of the noise of the training; `bits_per_dim`,
-    or `noisy_bits_per_dim` for a model of noisy images; `rank`, 1 for the most likely image of PATH; `percentile`, the
-    share of the run's own held-out images that are less likely; `labels`, what was scored: marginal (log mean_y
-    p(x|y)), null, class=NAME, or none for a model without classes; `error`, why a file could not be scored. The file
-    is UTF-8; what in a name would break a line, be a formula, or is no UTF-8 is percent-encoded, as in a URL, and `%`
-    itself is %25.
+    or `noisy_bits_per_dim` for a model of noisy images; `rank`, 1 for the image of PATH that belongs most by the score
+    that `ranked_by` names; `percentile`, the share of the run's own held-out images that are less likely; `complexity`,
+    how many bits a dimension the model saves over a lossless code, and `typicality`, minus how far the bits are from
+    those of held-out images in the mean, each with its percentile: both are low for what does not belong where a high
+    likelihood misleads; `labels`, what was scored: marginal (log mean_y p(x|y)), null, class=NAME, or none for a model
+    without classes; `error`, why a file could not be scored. The file is UTF-8; what in a name would break a line, be a
+    formula, or is no UTF-8 is percent-encoded, as in a URL, and `%` itself is %25.
     """
 
     run: Annotated[
@@ -58,7 +62,20 @@ class Score:
         Path | None,
         tyro.conf.arg(
             help="a new directory: each image beside its patches' log-likelihoods, from the least likely (red) over "
-            "their mean (white) to the most likely (blue), each on its own scale; doubles the time"
+            "their mean (white) to the most likely (blue), each on its own scale (the first and the last patch, which "
+            "some blocks leave as they are, stand apart); doubles the time"
+        ),
+    ] = None
+    by: Annotated[
+        Literal["likelihood", "complexity", "typicality"] | None,
+        tyro.conf.arg(
+            help="what images are ranked by. Not given: what `evaluate --against` found best, else likelihood"
+        ),
+    ] = None
+    data: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="where the images of the run's training are now, for the percentiles; where they were when not given"
         ),
     ] = None
     raw_names: Annotated[
@@ -80,9 +97,11 @@ def run(args: Score) -> None:
     from tarflow.checkpoint import open_run
     from tarflow.cli.drawing import class_number
     from tarflow.cli.progress import Progress
+    from tarflow.data.request import Reading
     from tarflow.data.stream import open_stream
     from tarflow.devices import pick_device
-    from tarflow.evaluation.held_out import scoring_of
+    from tarflow.evaluation.held_out import passes_an_image, scoring_of
+    from tarflow.evaluation.run_data import check_output
 
     _check(args)
     run = open_run(args.run, pick_device(args.device))
@@ -93,7 +112,16 @@ def run(args: Score) -> None:
         raise ValueError(f"--class: {args.run} is an unconditional model")
     label = None if args.label is None else class_number(run, args.label)
     scoring = scoring_of(run, label, draws=args.draws, seed=args.seed)
-    stream = open_stream(args.path, image_size=model.image_shape, channels=model.channels, levels=run.levels)
+    stream = open_stream(
+        args.path,
+        image_size=model.image_shape,
+        channels=model.channels,
+        levels=run.levels,
+        reading=None if run.config.data is None else Reading.of(run.config.data, strict=False),
+    )
+    if args.maps is not None:
+        check_output(run, "--maps", args.maps, args.path)
+    by = _ranked_by(args, run, scoring)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     storage.check_writable(args.out)  # before the work
     with contextlib.ExitStack() as stack, _room_for(args.out):
@@ -104,9 +132,16 @@ def run(args: Score) -> None:
             tempfile.TemporaryFile("w+", newline="", encoding="utf-8", errors="surrogateescape", dir=args.out.parent)
         )
         maps = stack.enter_context(storage.replacing_directory(args.maps)) if args.maps else None
-        scores, bad = _score(args, run, stream, scoring, rows, maps, progress)
-        _finish(args, run, scoring, rows, scores, progress)
+        if (classes := passes_an_image(run, scoring)) >= CLASSES:
+            progress.say(
+                f"without a label, an image goes through the flow once a class, {classes} times: --class null is "
+                f"{classes} times cheaper, and scores it under no class in particular"
+            )
+        scores, code, bad = _score(args, run, stream, scoring, rows, maps, progress)
+        _finish(args, run, scoring, by, rows, scores, code, progress)
     unread = f", {bad} of them not scored (see column error)" if bad else ""
+    lost = sum(map(math.isinf, scores))
+    unread += f", {lost} of them so unlikely that their density is 0" if lost else ""
     print(f"{args.out}: {stream.total} images{unread}; labels: {_policy(run, scoring)}", file=sys.stderr)
 
 
@@ -123,74 +158,107 @@ def _room_for(out: Path) -> Iterator[None]:
 
 def _check(args: Score) -> None:
     """Raise ValueError naming the option, before anything is read."""
+    from tarflow.destination import check_vacant
+
     if args.out.suffix.lower() != ".csv" or args.out.is_dir():
         raise ValueError(f"--out {args.out}: expected the name of a .csv file")
     if args.draws < 1:
         raise ValueError(f"--draws: expected a positive number, got {args.draws}")
     if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"--batch-size: expected a positive number, got {args.batch_size}")
-    if args.maps is not None and args.maps.exists() and (not args.maps.is_dir() or any(args.maps.iterdir())):
-        raise FileExistsError(f"--maps {args.maps}: expected a new or an empty directory")
+    if args.maps is not None:
+        check_vacant(args.maps, "--maps")
     if args.maps is not None and not args.maps.parent.is_dir():
         raise FileNotFoundError(f"--maps {args.maps}: {args.maps.parent} is no directory")
 
 
+def _ranked_by(args: Score, run: Run, scoring: Scoring) -> Detector:
+    """The score that images are ranked by; a line on stderr says where a stored choice is used, or is not."""
+    from tarflow.checkpoint import weights_digest
+    from tarflow.evaluation.detector import DETECTOR_FILE, open_detector
+
+    if args.by is not None or (stored := open_detector(run)) is None:
+        return args.by or "likelihood"
+    file = run.path / DETECTOR_FILE
+    if stored.weights != weights_digest(run.path):
+        print(f"{file}: not used, found for other weights; `tarflow evaluate --against` again", file=sys.stderr)
+    elif stored.labels != scoring.labels:
+        print(f"{file}: not used, found for scores under labels {stored.labels}", file=sys.stderr)
+    else:
+        print(f"{file}: ranked by {stored}; --by likelihood ranks otherwise", file=sys.stderr)
+        return stored.detector
+    return "likelihood"
+
+
 def _score(
     args: Score, run: Run, stream: Stream, scoring: Scoring, rows: IO[str], maps: Path | None, progress: Progress
-) -> tuple[array[float], int]:
-    """Score the stream, a row (file, error, map) for each record; the scores, NaN where there is none, and how many."""
+) -> tuple[array[float], array[float], int]:
+    """Score the stream, a row (file, error, map) for each record; the scores and the bits of a lossless code, NaN where
+    there are none, and how many records could not be read."""
     import torch
     from PIL import Image
 
-    from tarflow.evaluation.held_out import score_pixels
+    from tarflow.cli.score_maps import draw_maps, map_name
+    from tarflow.evaluation.anomalies import code_bits
+    from tarflow.evaluation.held_out import passes_an_image, score_pixels
+    from tarflow.evaluation.scores import beyond
 
     writer = csv.writer(rows)
-    size = _batch_size(args, run)
-    scores, bad, first = array("d"), 0, ""
+    size, each = _batch_size(args, run), scoring.draws * passes_an_image(run, scoring)
+    scores, code, bad, first = array("d"), array("d"), 0, ""
     with warnings.catch_warnings(), contextlib.closing(iter(stream)) as records:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # which is an error in its row
         for batch in _batches(records, size):
             good = [record for record in batch if record.pixels is not None]
             found = dict.fromkeys((record.index for record in batch), math.nan)
+            coded = dict(found)
             if good:
                 pixels = torch.stack([record.pixels for record in good if record.pixels is not None])
                 numbers = [record.index for record in good]
-                values = score_pixels(run, pixels, scoring, indices=numbers, batch_size=size)
+                told = beyond(progress.scoring, len(scores) * each, stream.total * each)
+                values = score_pixels(run, pixels, scoring, indices=numbers, batch_size=size, progress=told)
                 found |= dict(zip(numbers, values.tolist(), strict=True))
+                coded |= dict(zip(numbers, code_bits(pixels).tolist(), strict=True))
                 if maps is not None:
-                    _draw(run, pixels, numbers, scoring, maps, stream.total)
+                    draw_maps(run, pixels, numbers, scoring, maps, stream.total)
             for record in batch:
                 problem, value = record.problem or "", found[record.index]
                 first = first or (f"{record.name}: {problem}" if problem else "")
                 bad += bool(problem)
                 if not problem and not math.isfinite(value):
                     problem = f"its log-likelihood is {value}"
-                picture = _map_name(record.index, stream.total) if maps and record.pixels is not None else ""
+                picture = map_name(record.index, stream.total) if maps and record.pixels is not None else ""
                 writer.writerow([record.name, problem, picture])
                 scores.append(-math.inf if record.pixels is not None and math.isnan(value) else value)
-            progress.scoring(len(scores) * scoring.draws, stream.total * scoring.draws)
+                code.append(coded[record.index])
+            if len(scores) < stream.total:  # records that cannot be read are done, too
+                progress.scoring(len(scores) * each, stream.total * each)
     if bad == len(scores):
         raise ValueError(f"{stream.source}: none of {bad} images can be read; the first is {first}")
-    return scores, bad
+    return scores, code, bad
 
 
-def _finish(args: Score, run: Run, scoring: Scoring, rows: IO[str], scores: array[float], progress: Progress) -> None:
+def _finish(
+    args: Score,
+    run: Run,
+    scoring: Scoring,
+    by: Detector,
+    rows: IO[str],
+    scores: array[float],
+    code: array[float],
+    progress: Progress,
+) -> None:
     """Go through the rows again and write the file, now that ranks and percentiles are known."""
     import numpy as np
 
     from tarflow import storage
     from tarflow.cli.csv_text import escaped
-    from tarflow.evaluation.held_out import percentiles, ranks
-    from tarflow.evaluation.likelihood import to_bits_per_dim
+    from tarflow.evaluation.detector import score_columns
 
-    values = np.frombuffer(scores, dtype=np.float64)
-    scored = ~np.isnan(values)
-    places = iter(ranks(values[scored]))
     reference = _reference(args, run, scoring, progress)
-    shares = None if reference is None else iter(percentiles(values[scored], reference))
-    labels, dims = _policy(run, scoring), run.config.model.num_dims
-    bits_name = "bits_per_dim" if run.noise == "uniform" else "noisy_bits_per_dim"
-    header = ["file", "log_likelihood", bits_name, "rank", "percentile", "labels", "error"]
+    columns = score_columns(run, by, np.frombuffer(scores), np.frombuffer(code), reference)
+    labels = _policy(run, scoring)
+    header = ["file", *columns, "ranked_by", "labels", "error"]
     rows.seek(0)
     with (
         storage.replacing_file(args.out) as temporary,
@@ -199,48 +267,39 @@ def _finish(args: Score, run: Run, scoring: Scoring, rows: IO[str], scores: arra
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if args.raw_names else csv.QUOTE_MINIMAL)
         text = str if args.raw_names else escaped
         writer.writerow(header + (["map"] if args.maps else []))
+        found = zip(*(_cells(name, values) for name, values in columns.items()), strict=False)
         for value, (name, problem, picture) in zip(scores, csv.reader(rows), strict=True):
-            row: list[Any] = [text(name), "", "", "", "", text(labels), text(problem)]
-            if not math.isnan(value):
-                bits = to_bits_per_dim(-value / dims, run.levels, run.noise)
-                row[1:5] = value, bits, next(places), "" if shares is None else f"{next(shares):.3f}"
-            writer.writerow(row + ([picture] if args.maps else []))
+            cells = [""] * len(columns) if math.isnan(value) else next(found)
+            writer.writerow([text(name), *cells, by, text(labels), text(problem), *([picture] if args.maps else [])])
 
 
-def _reference(args: Score, run: Run, scoring: Scoring, progress: Progress) -> Any:
-    """The run's held-out scores, or None after a line that says why there are none."""
+def _cells(name: str, values: Any) -> Iterator[Any]:
+    """What stands in a column, one after the other."""
+    if values is None:
+        return itertools.repeat("")
+    return (f"{v:.3f}" if name.endswith("percentile") else v.item() for v in values)
+
+
+def _reference(args: Score, run: Run, scoring: Scoring, progress: Progress) -> HeldOut | None:
+    """What is known of the run's held-out images, or None after a line that says why nothing is."""
     from tarflow.evaluation.held_out import held_out_scores
 
     try:
-        found = held_out_scores(
-            run, scoring, batch_size=_batch_size(args, run), loading=progress.loading, progress=progress.scoring
+        return held_out_scores(
+            run,
+            scoring,
+            source=args.data,
+            batch_size=_batch_size(args, run),
+            loading=progress.loading,
+            progress=progress.scoring_held_out,
         )
     except (ValueError, OSError) as error:
         reason = " ".join(str(error).split())
-        print(f"no percentiles: the held-out images of {args.run} cannot be scored: {reason}", file=sys.stderr)
+        print(
+            f"no percentiles and no typicality: the held-out images of {args.run} cannot be scored: {reason}",
+            file=sys.stderr,
+        )
         return None
-    return found.numpy()
-
-
-def _draw(run: Run, pixels: Any, numbers: list[int], scoring: Scoring, maps: Path, total: int) -> None:
-    """One picture an image: itself, and its map over it."""
-    import torch
-
-    from tarflow.data.images import save_sheet
-    from tarflow.data.pixels import to_8bit
-    from tarflow.evaluation.held_out import score_options
-    from tarflow.evaluation.patch_maps import heat_map, mean_patch_maps
-
-    options = score_options(run, len(pixels), scoring)
-    patches = mean_patch_maps(run.flow, pixels, **options, indices=numbers, batch_size=len(pixels))
-    for number, values, image in zip(numbers, patches, to_8bit(pixels, run.levels), strict=True):
-        if bool(values.isfinite().any()):
-            pair = torch.stack([image.expand(3, -1, -1), heat_map(values, image)])
-            save_sheet(maps / _map_name(number, total), pair, columns=2, zoom=max(1, 128 // image.shape[-2]))
-
-
-def _map_name(number: int, total: int) -> str:
-    return f"{number:0{len(str(total - 1))}d}.png"
 
 
 def _batch_size(args: Score, run: Run) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import tyro
 
 from tarflow.cli.drawing import Sampler, Solving, labels_of
 from tarflow.cli.real_images import Judging, open_judge
+from tarflow.jsontext import to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,8 @@ class Sweep:
     RUN/sweep, prints one JSON object, and writes the best setting to RUN/sampling.json, which `tarflow sample RUN` uses
     from then on. The best of many is flattered by the choice: it is measured again with other noise, as `again`.
 
-    Interrupted, it keeps what it has measured, and goes on from there when it is called again.
+    Interrupted, it keeps what it has measured, and goes on from there when it is called again. An older sweep of other
+    settings is replaced, which a line on stderr says.
     """
 
     run: Annotated[
@@ -64,9 +65,10 @@ class Sweep:
         tyro.conf.arg(help="the figure that decides which setting is the best"),
     ] = "FD"
     judging: Annotated[Judging, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Judging)
-    save: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="keep the best setting in RUN/sampling.json")
-    ] = True
+    no_save: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool],
+        tyro.conf.arg(help="leave RUN/sampling.json as it is, instead of keeping the best setting there"),
+    ] = False
     out: Annotated[Path | None, tyro.conf.arg(help="directory for table and plot; RUN/sweep when not given")] = None
     seed: Annotated[int, tyro.conf.arg(help="seed of the samples")] = 0
     solving: Annotated[Solving, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Solving)
@@ -88,7 +90,7 @@ def _check_places(args: Sweep, run: Run, out: Path) -> None:
     except OSError as error:
         hint = "" if args.out else "; give another directory by --out"
         raise OSError(f"{out}: {error.strerror}{hint}") from None
-    if args.save:
+    if not args.no_save:
         try:
             storage.check_writable(run.path / SETTING_FILE)
         except OSError as error:
@@ -100,9 +102,20 @@ def run(args: Sweep) -> None:
     from tarflow.checkpoint import open_run, save_setting, weights_digest
     from tarflow.cli.progress import Progress
     from tarflow.config import to_dict
+    from tarflow.destination import check_vacant
     from tarflow.devices import pick_device
     from tarflow.evaluation.quality import LEAST
-    from tarflow.evaluation.sweep import best_row, grid, read_rows, sweep, write_rows
+    from tarflow.evaluation.sweep import (
+        SWEEP,
+        SWEEP_FILES,
+        best_row,
+        edges,
+        grid,
+        read_rows,
+        read_sweep,
+        sweep,
+        write_rows,
+    )
     from tarflow.report.sweep import sweep_chart, sweep_table
     from tarflow.sampling.setting import StoredSetting
 
@@ -119,7 +132,8 @@ def run(args: Sweep) -> None:
         strengths=args.strength,
     )
     y = labels_of(run, (), args.n)
-    out = args.out or run.path / "sweep"
+    out = args.out or run.path / SWEEP
+    check_vacant(out, "--out", ours=SWEEP_FILES)
     _check_places(args, run, out)
     with Progress() as progress:
         judge, _ = open_judge(run, args.judging, progress)
@@ -136,21 +150,31 @@ def run(args: Sweep) -> None:
         def draw(setting: Setting, seed: int) -> Tensor:
             return sampler.pixels(args.n, y, setting, seed, progress.sampling)
 
+        def features(done: int, total: int) -> None:
+            progress.preparing("features of samples", done, total)
+
         def done(rows: list[Row]) -> None:
             write_rows(out / "sweep.json", key, rows)
             last = rows[-1]
             found = f"{name} {last.figures[name].value:.4g}" if last.figures else f"failed: {last.failed}"
             progress.say(f"{len(rows)}/{len(settings)}  {last.setting}: {found}")
 
+        before = read_sweep(out / "sweep.json")
+        if before is not None and (lost := before.replaced_by(key, settings)) is not None:
+            progress.say(f"{out / 'sweep.json'}: replaced: {lost}")
         known = read_rows(out / "sweep.json", key)
-        rows = sweep(settings, draw, judge, run.levels, seed=args.seed, known=known, done=done)
+        rows = sweep(settings, draw, judge, run.levels, seed=args.seed, known=known, done=done, progress=features)
         best = best_row(rows, judge, args.by)
-        again = judge.figures(draw(best.setting, args.seed + 1), run.levels)
+        again = judge.figures(draw(best.setting, args.seed + 1), run.levels, features)
+        beyond = {"clipped_pixels": sampler.clipped_pixels, "clipped_images": sampler.clipped_images}
+    at_edge = edges([row.setting for row in rows], best.setting)
     more: dict[str, Any] = {
         "by": name,
         "best": to_dict(best.setting),
+        "at_edge": at_edge,
         "again": {figure: value.to_dict() for figure, value in again.items()},
         "extractor": {"name": judge.extractor.name, "description": judge.extractor.description},
+        **beyond,
     }
     write_rows(out / "sweep.json", key, rows, **more)
     table = sweep_table(rows, best)
@@ -159,11 +183,18 @@ def run(args: Sweep) -> None:
     stored = StoredSetting(key["weights"], best.setting, name, best.figures[name].value, args.n, len(rows))
     print(table, end="", file=sys.stderr)
     print(f"best: {stored}; with other noise {again[name].value:.4g}", file=sys.stderr)
+    for edge in at_edge:
+        print(edge, file=sys.stderr)
+    print(
+        f"samples are judged as they are written, clipped: of the best, {100 * beyond['clipped_pixels']:.2g} % of the "
+        f"numbers, in {100 * beyond['clipped_images']:.2g} % of the images",
+        file=sys.stderr,
+    )
     kept = "not kept"
-    if args.save:
+    if not args.no_save:
         try:
             kept = f"kept in {save_setting(run, stored)}"
         except OSError as error:  # what was measured is in the table all the same
             kept = f"not kept: {error.filename}: {error.strerror}"
     print(f"table and plot in {out}; default {kept}", file=sys.stderr)
-    print(json.dumps({"run": str(args.run), "rows": [row.to_dict() for row in rows], **more}, indent=2))
+    print(to_json({"run": str(args.run), "rows": [row.to_dict() for row in rows], **more}, indent=2))

@@ -17,6 +17,7 @@ from PIL import Image
 from tarflow.data.errors import DataError
 from tarflow.data.images import convert, decode, fit, from_array, to_array
 from tarflow.data.records import Content, Part
+from tarflow.data.value_range import Values
 
 _CHUNK = 16  # records a thread decodes before the next hand-over: small images take less time than that
 _WINDOW = 16  # chunks under way, which bounds the encoded bytes in memory
@@ -76,6 +77,7 @@ def assemble(
     levels: int,
     image_size: tuple[int, int] | None,
     channels: int | None,
+    values: Values,
     skip_bad: bool,
     progress: Callable[[int, int], None] | None,
     new_stack: Callable[[Part], AnyStack],
@@ -92,7 +94,7 @@ def assemble(
 
     def read(content: Content) -> Any:
         try:
-            image = read_one(content, levels, image_size, channels)
+            image = read_one(content, levels, image_size, channels, values)
         except DataError as error:
             return error
         return image if first is None or image.shape[1:] == first[1] else image.shape  # which is all that is said of it
@@ -114,6 +116,7 @@ def assemble(
                 done += 1
                 if progress is not None and (done % _CHUNK == 0 or done == total):
                     progress(done, total)
+    values.say(where)
     if bad and not skip_bad:
         raise DataError(_bad_records(where, bad, total))
     for part, stack in zip(parts, stacks, strict=True):
@@ -129,7 +132,13 @@ def assemble(
     return stacks, bad
 
 
-def read_one(content: Content, levels: int, image_size: tuple[int, int] | None, channels: int | None) -> Any:
+def read_one(
+    content: Content,
+    levels: int,
+    image_size: tuple[int, int] | None,
+    channels: int | None,
+    values: Values | None = None,
+) -> Any:
     """The pixels (C, H, W) uint8 of one record, of the wanted size and channels where they are given."""
     if isinstance(content, DataError):
         raise content
@@ -138,7 +147,7 @@ def read_one(content: Content, levels: int, image_size: tuple[int, int] | None, 
             return content
         image = convert(from_array(content), channels)
     else:
-        image = decode(_read_file(content) if isinstance(content, Path) else content, channels, image_size)
+        image = decode(_read_file(content) if isinstance(content, Path) else content, channels, image_size, values)
     pixels = to_array(image if image_size is None else fit(image, image_size))
     return pixels if levels == 256 else np.minimum(pixels, levels - 1)  # bicubic overshoots, Pillow clips at 255 only
 

@@ -12,6 +12,7 @@ import functools
 import torch
 from torch import Tensor
 
+from tarflow.fields import integer
 from tarflow.seeding import seeded_generator
 
 
@@ -26,6 +27,7 @@ def batch_indices(size: int, batch_size: int, step: int, seed: int, *, device: t
     """
     if size < 1 or batch_size < 1 or step < 0:
         raise ValueError(f"expected size >= 1, batch_size >= 1, step >= 0; got {size}, {batch_size}, {step}")
+    seed = integer("seed", seed)  # before the cache, to which True is 1
     parts = []
     position, end = step * batch_size, (step + 1) * batch_size
     while position < end:
@@ -41,7 +43,8 @@ def seeded_permutation(size: int, purpose: str, *key: int) -> Tensor:
 
     `purpose` keeps apart the permutations that one seed is used for.
     """
-    return torch.randperm(size, generator=seeded_generator(purpose, *key))
+    generator = seeded_generator(purpose, *key)
+    return torch.randperm(size, generator=generator, device=generator.device, dtype=torch.int64)
 
 
 @functools.lru_cache(maxsize=2)  # a batch needs two at most, unless it is larger than the data

@@ -57,7 +57,7 @@ class Feed:
         workers: int = 0,
     ) -> None:
         self.device = numbered(device)
-        self.batch_size, self.seed, self.rows = batch_size, seed, rows
+        self.batch_size, self.seed, self.rows, self.count = batch_size, seed, rows, len(images)
         self.labels = images.labels if labelled else None
         self.skipped: dict[str, str] = {}  # name and reason of the bad records met so far, in this process
         self._said = 0  # how many of those `newly_skipped` has given
@@ -70,6 +70,10 @@ class Feed:
             self.images = images.images.to(self.device) if _fits(images.images, self.device) else images.images
             self.labels = None if self.labels is None else self.labels.to(self.images.device)
             self.background = self.images.device != self.device
+
+    def __len__(self) -> int:
+        """How many images are learned from."""
+        return self.count
 
     def batch(self, step: int) -> Batch:
         """The batch of a step; of the step after the last one asked for, it is waiting already."""
@@ -138,7 +142,7 @@ class _Stream:
         sizes = (starts[1:] - starts[:-1]).tolist()
         self.used = [number for number, size in enumerate(sizes) if size]  # the others are held out
         self.starts = starts[self.used].tolist()
-        first = torch.tensor([0, *(group.rows for group in images.groups)]).cumsum(0)
+        first = torch.tensor([0, *(group.rows for group in images.groups)], device="cpu", dtype=torch.int64).cumsum(0)
         self.first = first[self.used].tolist()
         self.order = StreamOrder([sizes[number] for number in self.used], window, seed)
         self.held: dict[int, Sequence[Content]] = {}
@@ -152,7 +156,7 @@ class _Stream:
         result = torch.from_numpy(pixels)
         for number, error in bad:
             places[number], result[number] = self._instead(*places[number], error)
-        indices = torch.tensor([self.starts[group] + row for group, row in places])
+        indices = torch.tensor([self.starts[group] + row for group, row in places], device="cpu", dtype=torch.int64)
         return self.images.out(result), indices
 
     def _hold(self, segments: Sequence[Segment]) -> None:
@@ -176,7 +180,7 @@ class _Stream:
             if other > row:
                 try:
                     pixels = self.images.spec.read(self._content(group, other % size))
-                    return (group, other % size), torch.tensor(pixels)
+                    return (group, other % size), torch.tensor(pixels, device="cpu", dtype=torch.uint8)
                 except DataError as found:
                     error = found
             if isinstance(error, WrongShape) or not self.images.skip_bad:

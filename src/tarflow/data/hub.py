@@ -14,7 +14,9 @@ from typing import IO, Any
 
 from tarflow.data.errors import DataError
 from tarflow.data.parquet import open_parquet_splits
-from tarflow.data.records import Location, Source, Split, split_of
+from tarflow.data.records import Location, Source, Split
+from tarflow.data.request import Reading
+from tarflow.data.split_names import split_of
 
 PREFIX = "hub:"
 
@@ -53,7 +55,7 @@ class RemoteFile:
         return url_to_fs(self.url)
 
 
-def open_hub(source: str) -> Source:
+def open_hub(source: str, reading: Reading | None = None) -> Source:
     """The set that `source`, with its prefix, names; its splits train, validation and test.
 
     Raises `DataError` that begins with `source`: `datasets` is not installed, no such set, no network, no Parquet.
@@ -86,7 +88,7 @@ def open_hub(source: str) -> Source:
             groups[known] = [_location(str(file)) for file in files]
     if not groups:
         raise DataError(f"{source}: expected a split train, validation or test, got {', '.join(others) or 'none'}")
-    found = open_parquet_splits(groups)
+    found = open_parquet_splits(groups, reading or Reading())
     if found.class_names is None and builder.info.features:
         label = builder.info.features.get("label")
         names = tuple(getattr(label, "names", None) or ())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from typing import IO, Any, cast
 import numpy as np
 
 from tarflow.data.errors import DataError
-from tarflow.data.records import Part, RowNames, Source, Split
+from tarflow.data.records import SPLIT_ORDER, Part, RowNames, Source, Split
+from tarflow.data.split_names import split_of
 from tarflow.data.unpacked import check_unpacked
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
@@ -29,7 +31,6 @@ _IMAGES = "-images-idx3-ubyte"
 _LABELS = "-labels-idx1-ubyte"
 _READ_BYTES = 1 << 22  # at a time
 MOST_UNPACKED = 1040  # times its size that a file of deflate can come to
-_SPLITS: dict[str, Split] = {"train": "train", "t10k": "test"}  # MNIST's names, 60,000 and 10,000 images
 
 
 def open_fashion_mnist() -> Source:
@@ -45,19 +46,31 @@ def open_fashion_mnist() -> Source:
 
 def is_idx_images(path: Path) -> bool:
     """Whether the name of the file is that of IDX images, such as `t10k-images-idx3-ubyte.gz`."""
-    return path.name.removesuffix(".gz").endswith(_IMAGES)
+    return path.name.removesuffix(".gz").endswith(_IMAGES) and not path.name.startswith(".")
 
 
 def open_idx_folder(folder: Path) -> Source:
-    """`train-images-idx3-ubyte`, `t10k-images-idx3-ubyte` or both, and labels beside them; each may be `.gz`."""
+    """The files of images in a folder, in the splits that their names tell, and labels beside them; each may be `.gz`.
+
+    `train-images-idx3-ubyte` and MNIST's `t10k-images-idx3-ubyte`, or other words for these (`split_names`). Raises
+    `DataError` that begins with `folder`: names that speak of no split, or two files for one.
+    """
+    found: dict[Split, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if not is_idx_images(path) or (path.suffix == ".gz" and path.with_suffix("").is_file()):
+            continue
+        name = path.name.removesuffix(".gz").removesuffix(_IMAGES)
+        split = "test" if re.search(r"t10k$", name) else split_of(name)
+        if split is None:
+            raise DataError(f"{path}: expected train{_IMAGES}[.gz] or t10k{_IMAGES}[.gz], or a name with another split")
+        if split in found:
+            raise DataError(f"{folder}: {found[split].name} and {path.name} are both the {split} split: expected one")
+        found[split] = path
     parts, files = [], []
-    for prefix, split in _SPLITS.items():
-        images = _find(folder, prefix + _IMAGES)
-        if images is not None:
-            parts.append(_open_part(images, split))
-            files += _files(images)
-    if not parts:
-        raise DataError(f"{folder}: expected train{_IMAGES}[.gz] or t10k{_IMAGES}[.gz] among its IDX files")
+    for split in SPLIT_ORDER:
+        if split in found:
+            parts.append(_open_part(found[split], split))
+            files += _files(found[split])
     return Source(tuple(parts), files=tuple(files))
 
 

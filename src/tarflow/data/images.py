@@ -2,7 +2,8 @@
 
 Whatever a file holds becomes 8-bit grey (mode L) or RGB:
 
-- 16-bit grey is divided by 257 and rounded, so that white stays white (Pillow's `convert` saturates instead);
+- 16-bit grey is divided by 257 and rounded, so that white stays white (Pillow's `convert` saturates instead), or
+  spread over a range of values that was asked for (`value_range`);
 - transparency is laid over white, the paper that drawings and logos on a transparent ground are made for (black ink
   over black would vanish);
 - RGB to grey is luma (ITU-R 601-2), grey to RGB repeats the value;
@@ -16,13 +17,16 @@ import functools
 import io
 import math
 import threading
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from tarflow.data.errors import DataError
+from tarflow.data.value_range import Values
 from tarflow.storage import replacing_file
 
 if TYPE_CHECKING:
@@ -34,6 +38,7 @@ SUFFIXES = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".avif"}
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
+CAPTION = 14  # pixels of a line of text below an image
 _ORIENTATION = 0x0112  # the EXIF tag
 LARGE = 1 << 22  # pixels from which on images are decoded one after the other: each takes a dozen bytes a pixel
 MOST_SIDE = 1 << 20  # Pillow takes eight bytes a row besides, at each step of what is done here
@@ -41,27 +46,27 @@ _ONE_LARGE = threading.Lock()
 _ROWS = 256  # of an image, looked at together
 
 
-def decode(data: bytes, channels: int | None = None, size: tuple[int, int] | None = None) -> Image.Image:
+def decode(
+    data: bytes, channels: int | None = None, size: tuple[int, int] | None = None, values: Values | None = None
+) -> Image.Image:
     """The image in `data`, the contents of a file, as mode L (channels 1) or RGB (channels 3); made to `fit` a size.
 
-    Without `channels`, grey stays grey; a palette of greys is grey, an RGB image that happens to look grey is RGB.
+    `values` says how more than 8 bits become levels; None takes all 16. Without `channels`, grey stays grey; a palette
+    of greys is grey, an RGB image that happens to look grey is RGB.
     Raises `DataError` with the reason alone, for the caller knows the file's name: empty, not an image, truncated,
     a size beyond Pillow's limit (`Image.MAX_IMAGE_PIXELS`; Pillow itself only warns up to twice that), no fixed range.
     """
     if not data:
         raise DataError("empty file")
     try:
-        with Image.open(io.BytesIO(data), formats=_formats()) as opened:
-            width, height = opened.size
-            if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-                raise DataError(_too_large(f"{height}x{width}"))
-            if max(width, height) > MOST_SIDE:
-                raise DataError(f"{height}x{width} pixels: expected at most {MOST_SIDE} a side")
-            with _ONE_LARGE if width * height > LARGE else contextlib.nullcontext():
-                opened.load()  # everything is read here: nothing below can meet a truncated file
-                upright = ImageOps.exif_transpose(opened) if opened.getexif().get(_ORIENTATION, 1) != 1 else opened
-                found = convert(_flatten(upright), channels)
-                return found if size is None else fit(found, size)
+        with (
+            Image.open(io.BytesIO(data), formats=_formats()) as opened,
+            _ONE_LARGE if _check_size(opened) > LARGE else contextlib.nullcontext(),
+        ):
+            opened.load()  # everything is read here: nothing below can meet a truncated file
+            upright = ImageOps.exif_transpose(opened) if opened.getexif().get(_ORIENTATION, 1) != 1 else opened
+            found = convert(_flatten(upright, values or Values("full")), channels)
+            return found if size is None else fit(found, size)
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -71,6 +76,19 @@ def decode(data: bytes, channels: int | None = None, size: tuple[int, int] | Non
     except Exception as error:  # on damaged bytes Pillow's readers raise whatever their parsers meet
         detail = str(error) or type(error).__name__
         raise DataError(f"damaged or truncated: {' '.join(detail.split())}") from None
+
+
+def size_of(data: bytes | Path) -> tuple[int, int] | None:
+    """(H, W) of the image in a file or its contents, upright, from its head alone; None where it cannot be read."""
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_formats()) as opened,
+        ):
+            width, height = opened.size
+            return (width, height) if opened.getexif().get(_ORIENTATION, 1) >= 5 else (height, width)
+    except Exception:  # whoever reads all of it says what is wrong
+        return None
 
 
 def convert(image: Image.Image, channels: int | None) -> Image.Image:
@@ -127,16 +145,53 @@ def columns_by_class(classes: int) -> int | None:
     return classes if 2 <= classes <= 20 else None
 
 
-def save_sheet(path: str | Path, images: Tensor, columns: int | None = None, zoom: int | None = None) -> None:
+def class_captions(labels: Sequence[int], names: Sequence[str]) -> list[str] | None:
+    """What stands below each image of a sheet: the name of its class, where there are too many for a column each.
+
+    None where the columns are the classes. A name that is not in Latin letters, which the font has not, is a number.
+    """
+    if columns_by_class(len(names)) is not None or len(names) < 2:
+        return None
+    latin = [name.encode("latin-1", "replace").decode("latin-1") == name for name in names]
+    shown = [name if latin[k] else str(k) for k, name in enumerate(names)]
+    return ["null" if label < 0 else shown[label] for label in labels]
+
+
+def captioned(images: Tensor, captions: Sequence[str]) -> Tensor:
+    """Images (N, C, H, W) uint8 with a line of text below each, black on white, cut to their width: (N, C, H+14, W)."""
+    import torch
+
+    font, width = ImageFont.load_default(), images.shape[-1]
+
+    def line(text: str) -> Any:
+        cut = text
+        while cut and font.getlength(cut if cut == text else f"{cut}…") > width - 2:
+            cut = cut[:-1]
+        strip = Image.new("L", (width, CAPTION), "white")
+        ImageDraw.Draw(strip).text((1, 0), cut if cut == text else f"{cut}…", "black", font)
+        return torch.from_numpy(np.array(strip))
+
+    lines = {text: line(text) for text in set(captions)}
+    strips = torch.stack([lines[text] for text in captions])[:, None].expand(-1, images.shape[1], -1, -1)
+    return torch.cat([images.cpu(), strips], dim=2)
+
+
+def save_sheet(
+    path: str | Path,
+    images: Tensor,
+    columns: int | None = None,
+    zoom: int | None = None,
+    captions: Sequence[str] | None = None,
+) -> None:
     """Write `images` (N, C, H, W) uint8 as one PNG sheet, whole or not at all.
 
     `columns` None makes it about square. Each pixel becomes zoom x zoom; None enlarges small images to 32 pixels or
-    more, because a browser would blur them.
+    more, because a browser would blur them, and to 64 where they have `captions`, one each.
     """
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
-    zoom = zoom or max(1, math.ceil(32 / images.shape[-2]))
+    zoom = zoom or max(1, math.ceil((64 if captions else 32) / images.shape[-2]))
     enlarged = images.repeat_interleave(zoom, dim=-2).repeat_interleave(zoom, dim=-1)
-    save_png(path, grid(enlarged, columns))
+    save_png(path, grid(captioned(enlarged, captions) if captions else enlarged, columns))
 
 
 def to_array(image: Image.Image) -> Any:
@@ -150,15 +205,13 @@ def from_array(pixels: Any) -> Image.Image:
     return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
-def _flatten(image: Image.Image) -> Image.Image:
+def _flatten(image: Image.Image, values: Values) -> Image.Image:
     """Any image as mode L or RGB."""
     mode = image.mode
     if mode in ("L", "RGB") and "transparency" not in image.info:
         return image
-    if mode.startswith("I"):
-        return _from_16_bit(image)
-    if mode == "F":
-        raise DataError("floating-point pixels, which have no fixed range: expected whole numbers")
+    if has_more_bits(mode):
+        return _from_many_bits(image, values)
     if "transparency" in image.info or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         flat = _over_white(image, grey=mode in ("1", "L", "LA", "La"))
     else:
@@ -179,15 +232,24 @@ def _over_white(image: Image.Image, *, grey: bool) -> Image.Image:
     return flat
 
 
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    """`round(v/257)` of values 0..65535, in any of the modes I, I;16, I;16B, ..."""
+def has_more_bits(mode: str) -> bool:
+    """Whether images of this mode have values of more than 8 bits: I, I;16, I;16B, F."""
+    return mode.startswith("I") or mode == "F"
+
+
+def raw_values(data: bytes | Path) -> Any:
+    """The values (H, W) of an image of more than 8 bits; None of another, or of what cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_formats()) as opened:
+            _check_size(opened)
+            return np.asarray(opened) if has_more_bits(opened.mode) else None
+    except Exception:  # whoever reads all of it says what is wrong
+        return None
+
+
+def _from_many_bits(image: Image.Image, how: Values) -> Image.Image:
     values = np.asarray(image)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise DataError(f"whole numbers from {low} to {high}: expected at most 16 bits")
-    grey = np.empty(values.shape, np.uint8)
-    for rows in range(0, len(values), _ROWS):  # wider numbers of a few rows, not of all
-        grey[rows : rows + _ROWS] = (values[rows : rows + _ROWS].astype(np.int32) + 128) // 257
+    grey = how.to_levels(values)
     key = image.info.get("transparency")  # one value is transparent
     if isinstance(key, int):
         grey[values == key] = 255
@@ -206,6 +268,16 @@ def _formats() -> tuple[str, ...]:
     if any(name not in Image.OPEN for name in _FORMATS):
         Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)  # a build of Pillow may lack some
+
+
+def _check_size(image: Image.Image) -> int:
+    """How many pixels an image that is not loaded yet has. Raises DataError where they are too many."""
+    width, height = image.size
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise DataError(_too_large(f"{height}x{width}"))
+    if max(width, height) > MOST_SIDE:
+        raise DataError(f"{height}x{width} pixels: expected at most {MOST_SIDE} a side")
+    return width * height
 
 
 def _too_large(size: str) -> str:

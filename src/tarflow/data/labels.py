@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def label_tensors(
     if top >= MOST_CLASSES:
         raise DataError(f"{where}: label {top}: expected the number of a class, counted from 0, below {MOST_CLASSES}")
     labels = [
-        torch.tensor(part.labels, dtype=torch.int64)[torch.tensor(chosen)]
+        torch.tensor([(part.labels or ())[place] for place in chosen], device="cpu", dtype=torch.int64)
         for part, chosen in zip(parts, kept, strict=True)
     ]
     every = torch.cat(labels)
@@ -56,11 +57,28 @@ def _mapping(where: str, names: Sequence[str], used: set[int], class_names: tupl
     """The index in `class_names` of each of `names`; of those that no image has it does not matter."""
     if len(set(class_names)) < len(class_names):
         raise DataError(f"class_names: expected each name once, to map labels by name, got {_few(class_names)}")
-    index = {name: i for i, name in enumerate(class_names)}
+    find = class_finder(class_names)
+    found = [find(name) for name in names]
     for label in sorted(used):
-        if names[label] not in index:
+        if found[label] is None:
             raise DataError(f"{where}: unknown class {names[label]!r}: expected one of {_few(class_names)}")
-    return torch.tensor([index.get(name, -1) for name in names])
+    return torch.tensor([-1 if number is None else number for number in found], device="cpu", dtype=torch.int64)
+
+
+def composed(name: str) -> str:
+    """A name in the one spelling of its accents (NFC) in which it is kept: macOS writes `é` as `e` and an accent (NFD).
+
+    >>> composed("cafe\u0301") == "caf\u00e9"
+    True
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def class_finder(class_names: Sequence[str]) -> Callable[[str], int | None]:
+    """Tells which class has a name, letter by letter or else in the other spelling of its accents; None: none has."""
+    numbers = dict(zip(map(composed, reversed(class_names)), reversed(range(len(class_names))), strict=True))
+    exact = {name: number for number, name in enumerate(class_names)}
+    return lambda name: exact.get(name, numbers.get(composed(name)))
 
 
 def _few(names: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,12 +12,14 @@ from tarflow.data.labels import label_tensors
 from tarflow.data.pixels import requantize
 from tarflow.data.prepared import is_prepared, open_all_prepared, open_prepared
 from tarflow.data.records import Part, Source
-from tarflow.data.request import Request
+from tarflow.data.request import Reading, Request
 from tarflow.data.sets import ImageSet as ImageSet
 from tarflow.data.sets import Splits as Splits
-from tarflow.data.sources import open_source
+from tarflow.data.sources import open_measured
 from tarflow.data.split import check_fraction, own_split, seeded_split
 from tarflow.data.streamed import Storage, StreamedSplits, is_streamed, open_streamed
+from tarflow.data.value_range import Values
+from tarflow.fields import integer
 
 
 def load(
@@ -30,6 +33,7 @@ def load(
     split_seed: int = 0,
     skip_bad: bool = False,
     storage: Storage = "memory",
+    reading: Reading | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Splits:
     """The training and the held-out images of `source`.
@@ -50,6 +54,7 @@ def load(
         skip_bad: leave out records that cannot be read, and list them in `skipped`, instead of an error.
         storage: "memory"; or "stream", for as many as fit into `streamed.LOADED_BYTES` of a set that does not fit into
             memory, chosen by a seed; or "auto" (see `load_or_stream`).
+        reading: the columns of Parquet files, where it is to be others than those that are found; the range of values.
         progress: called with (images decoded, of how many) every few images.
 
     Raises:
@@ -57,11 +62,25 @@ def load(
         DataError (a ValueError): one line that names the file or option, what was expected and what was found.
     """
     check_fraction(held_out_fraction)
-    request = Request(image_size, channels, levels, class_names, skip_bad, progress)
+    request = Request(image_size, channels, levels, class_names, skip_bad, progress, reading or Reading())
     found = load_or_stream(source, request, storage=storage, held_out_fraction=held_out_fraction, split_seed=split_seed)
     if isinstance(found, Splits):
         return found
     return Splits(found.train.loaded(), found.held_out.loaded(), found.own_split, (), found.variant)
+
+
+def _opened(source: str, request: Request) -> Source:
+    """The source, with those of its records that are to be seen."""
+    opened = open_measured(source, request.reading)
+    if request.only is None:
+        return opened
+    only = request.only
+    chosen = [part.chosen([row for row, name in enumerate(part.names) if name in only]) for part in opened.parts]
+    parts = tuple(part for part in chosen if part.names)
+    if not parts:
+        raise DataError(f"{source}: holds none of the images that are asked for")
+    holders = {name.rpartition(":")[0].rpartition("/")[2] for part in parts for name in part.names}
+    return dataclasses.replace(opened, parts=parts, files=tuple(f for f in opened.files if f.name in holders))
 
 
 def _load(source: str, opened: Source, request: Request, held_out_fraction: float, split_seed: int) -> Splits:
@@ -89,11 +108,12 @@ def load_or_stream(
             prepared directory is neither: it is mapped, whatever is asked for but "stream", which is an error.
     """
     check_fraction(held_out_fraction)
+    split_seed = integer("split_seed", split_seed)
     if is_prepared(source):
         if storage == "stream":
             raise DataError(f"storage: {source} is prepared, and mapped into memory: leave stream out")
         return open_prepared(source, request)
-    opened = open_source(source)
+    opened = _opened(source, request)
     if is_streamed(source, opened, request, storage):
         return open_streamed(source, opened, request, held_out_fraction=held_out_fraction, split_seed=split_seed)
     return _load(source, opened, request, held_out_fraction, split_seed)
@@ -105,18 +125,20 @@ def load_held_out(
     image_size: tuple[int, int],
     channels: int,
     levels: int,
+    class_names: tuple[str, ...] | None = None,
     held_out_fraction: float,
     split_seed: int,
     skip_bad: bool = False,
     storage: Storage = "memory",
+    reading: Reading | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageSet:
     """`load(…).held_out`, without decoding what is trained on where the data have a split of their own.
 
     Arguments and errors are those of `load`.
     """
-    request = Request(image_size, channels, levels, None, skip_bad, progress)
-    opened = None if is_prepared(source) else open_source(source)
+    request = Request(image_size, channels, levels, class_names, skip_bad, progress, reading or Reading())
+    opened = None if is_prepared(source) else open_measured(source, request.reading)
     if opened and storage == "stream":
         streamed = open_streamed(source, opened, request, held_out_fraction=held_out_fraction, split_seed=split_seed)
         return streamed.held_out.loaded()
@@ -128,9 +150,11 @@ def load_held_out(
         image_size=image_size,
         channels=channels,
         levels=levels,
+        class_names=class_names,
         held_out_fraction=held_out_fraction,
         split_seed=split_seed,
         skip_bad=skip_bad,
+        reading=reading,
         progress=progress,
     ).held_out
 
@@ -143,16 +167,17 @@ def load_all(
     levels: int | None = None,
     class_names: tuple[str, ...] | None = None,
     skip_bad: bool = False,
+    reading: Reading | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ImageSet, tuple[tuple[str, str], ...]]:
     """Every image of every split of `source` (training, validation, test), and (name, reason) of those skipped.
 
     Arguments and errors are those of `load`.
     """
-    request = Request(image_size, channels, levels, class_names, skip_bad, progress)
+    request = Request(image_size, channels, levels, class_names, skip_bad, progress, reading or Reading())
     if is_prepared(source):
         return open_all_prepared(source, request), ()
-    opened = open_source(source)
+    opened = open_measured(source, request.reading)
     sets, skipped = _read(source, opened, opened.parts, request)
     return _concatenate(sets), skipped
 
@@ -169,6 +194,7 @@ def _read(
         levels=source.levels,
         image_size=request.size,
         channels=request.channels,
+        values=Values(source.value_range),
         skip_bad=request.skip_bad,
         progress=request.progress,
         new_stack=lambda part: Stack(len(part.names)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tarflow.data.pixels import dequantize, scale_pixels
+from tarflow.fields import real
 
 Noise: TypeAlias = Literal["gaussian", "uniform"]
 
@@ -60,7 +60,7 @@ def noisy_images(
     elif len(generator) != len(pixels):
         raise ValueError(f"generator: expected one, or {len(pixels)}, one an image, got {len(generator)}")
     elif not generator:
-        drawn = torch.empty(pixels.shape)
+        drawn = torch.empty(pixels.shape, device=pixels.device, dtype=torch.float32)
     else:
         drawn = torch.stack([_draw(pixels.shape[1:], noise, each) for each in generator])
     drawn = drawn.to(pixels.device)
@@ -73,10 +73,11 @@ def check_noise(noise: str, noise_std: float) -> None:
     """Raise a ValueError unless the noise is known and, where it is Gaussian, σ is a positive number."""
     if noise not in ("gaussian", "uniform"):
         raise ValueError(f"noise: expected 'gaussian' or 'uniform', got {noise!r}")
-    if noise == "gaussian" and not (math.isfinite(noise_std) and noise_std > 0):
-        raise ValueError(f"noise_std: expected a positive number, got {noise_std}")
+    if noise == "gaussian":
+        real("noise_std", noise_std, "a positive number", lambda value: value > 0)
 
 
 def _draw(shape: Sequence[int], noise: Noise, generator: torch.Generator) -> Tensor:
-    draw = torch.rand if noise == "uniform" else torch.randn
-    return draw(shape, generator=generator, device=generator.device, dtype=torch.float32)
+    if noise == "uniform":
+        return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float32)
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)

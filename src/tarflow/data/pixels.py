@@ -13,12 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tarflow.fields import integer
+
 MAX_LEVELS = 256  # a level is one byte
 
 
 def check_levels(levels: int) -> None:
     """Raise a ValueError unless `levels` is a number of values that a pixel of one byte can have."""
-    if not 2 <= levels <= MAX_LEVELS:
+    if not 2 <= integer("levels", levels) <= MAX_LEVELS:
         raise ValueError(f"levels: expected 2 to {MAX_LEVELS}, got {levels}")
 
 
@@ -60,9 +62,23 @@ def to_pixels(x: Tensor, levels: int, noise: Literal["gaussian", "uniform"]) -> 
     bad = int((~torch.isfinite(x)).sum())
     if bad:
         raise ValueError(f"x: expected finite numbers, got {bad} of {x.numel()} that are not")
+    return _nearest(x, levels, noise).clamp(0, levels - 1).to(torch.uint8)
+
+
+def clipped(x: Tensor, levels: int, noise: Literal["gaussian", "uniform"]) -> Tensor:
+    """Which numbers of `x` lie beyond what a pixel can be, so that `to_pixels` clips them: bool, of the shape of x.
+
+    >>> clipped(torch.tensor([-1.001, -1.1, 0.0, 1.1]), levels=256, noise="gaussian")
+    tensor([False,  True, False,  True])
+    """
+    check_levels(levels)
+    k = _nearest(x, levels, noise)
+    return (k < 0) | (k > levels - 1)
+
+
+def _nearest(x: Tensor, levels: int, noise: Literal["gaussian", "uniform"]) -> Tensor:
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    k = torch.round((x + 1) * (levels - 1) / 2) if noise == "gaussian" else torch.floor((x + 1) * levels / 2)
-    return k.clamp(0, levels - 1).to(torch.uint8)
+    return torch.round((x + 1) * (levels - 1) / 2) if noise == "gaussian" else torch.floor((x + 1) * levels / 2)
 
 
 def requantize(pixels: Tensor, levels: int, new_levels: int) -> Tensor:
@@ -71,7 +87,7 @@ def requantize(pixels: Tensor, levels: int, new_levels: int) -> Tensor:
     check_levels(new_levels)
     if levels == new_levels:
         return pixels.clone()
-    k = torch.arange(levels, device=pixels.device)
+    k = torch.arange(levels, device=pixels.device, dtype=torch.int64)
     table = ((2 * k * (new_levels - 1) + levels - 1) // (2 * (levels - 1))).to(torch.uint8)  # in whole numbers
     # An index takes 4 bytes a pixel: in slices, so that a large data set does not need five times its size.
     parts = [table[part.int()] for part in pixels.reshape(-1).split(1 << 24)]

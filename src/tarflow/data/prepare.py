@@ -23,6 +23,7 @@ from tarflow.data.fingerprint import content_digest, files_digest
 from tarflow.data.labels import label_tensors
 from tarflow.data.pixels import requantize
 from tarflow.data.prepared import (
+    FILES,
     FORMAT,
     LABELS_FILE,
     MANIFEST_FILE,
@@ -39,8 +40,11 @@ from tarflow.data.prepared import (
 from tarflow.data.records import Part, Source
 from tarflow.data.request import Request
 from tarflow.data.sets import SetDigest
-from tarflow.data.sources import open_source
+from tarflow.data.sources import open_measured
 from tarflow.data.split import check_fraction, own_split, seeded_split
+from tarflow.data.value_range import Values
+from tarflow.destination import check_vacant
+from tarflow.fields import integer
 
 _COPY_BYTES = 1 << 24  # pixels that are copied at a time
 PREPROCESSING = (
@@ -116,7 +120,8 @@ def prepare(
     times, or else the same contents.
 
     Args:
-        source, held_out_fraction, split_seed: as for `load`. request: its image size, channels, levels, `skip_bad`.
+        source, held_out_fraction, split_seed: as for `load`. request: its image size, channels, levels, `skip_bad`,
+            `reading`.
         variant: a name for this version of the data set, in place of what its files say.
         force: replace what was prepared otherwise.
         progress: called with what is being done and (how many, of how many).
@@ -127,19 +132,25 @@ def prepare(
         DataError: as `load`; the source changed while it was read.
     """
     check_fraction(held_out_fraction)
+    split_seed = integer("split_seed", split_seed)
     out = Path(out)
     if not out.name:
         raise FileExistsError(f"{out}: expected a directory by its own name, which is made new")
     if is_prepared(source):
         raise DataError(f"{source}: is prepared already; expected the images that it was made of")
-    opened = open_source(source)
-    asked = Asked(request.image_size, request.channels, request.levels, held_out_fraction, split_seed, variant)
+    opened, how = open_measured(source, request.reading), request.reading
+    asked = Asked(
+        *(request.image_size, request.channels, request.levels, held_out_fraction, split_seed, variant),
+        *(how.image_column, how.label_column, how.value_range),
+    )
     files = files_digest(opened)
 
     def known() -> Manifest | None:
         """That of what is there and may stay. FileExistsError where `out` may not be replaced."""
         if out.exists() and not is_prepared(str(out)) and (not out.is_dir() or any(out.iterdir())):
             raise FileExistsError(f"{out}: expected a new directory, or one that `tarflow prepare` made")
+        if is_prepared(str(out)) and force:
+            check_vacant(out, ours=FILES)  # what somebody put beside them would go with them
         if not is_prepared(str(out)) or force:
             return None
         return _still_good(source, opened, out, asked, files, request.skip_bad, progress)
@@ -201,6 +212,7 @@ def _write(
         levels=opened.levels,
         image_size=request.size,
         channels=request.channels,
+        values=Values(opened.value_range),
         skip_bad=request.skip_bad,
         progress=_named(progress, "reading"),
         new_stack=new_stack,
@@ -274,6 +286,7 @@ def _write(
         own_split=own is not None,
         preprocessing=PREPROCESSING,
         skipped=tuple(skipped),
+        value_range=opened.value_range,
     )
     storage.write_json(folder / MANIFEST_FILE, to_dict(manifest))
     facts[MANIFEST_FILE] = digests.file_facts(folder / MANIFEST_FILE)

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from tarflow.digests import DIGESTS_FILE, difference
 
 MANIFEST_FILE, PIXELS_FILE, LABELS_FILE = "prepared.json", "pixels.npy", "labels.npy"
 NAMES_FILE, OFFSETS_FILE = "names.bin", "names.npy"
+FILES = (MANIFEST_FILE, PIXELS_FILE, LABELS_FILE, NAMES_FILE, OFFSETS_FILE, DIGESTS_FILE)
 FORMAT = 1
 
 
@@ -48,6 +49,9 @@ class Asked:
     held_out_fraction: float
     split_seed: int
     variant: str
+    image_column: str = ""
+    label_column: str = ""
+    value_range: tuple[float, float] | Literal["full", "auto", "percentile"] = "full"
 
     def __post_init__(self) -> None:
         _coerce(self)
@@ -64,6 +68,7 @@ class Manifest:
         preprocessing: what was done to the images, in words.
         own_split: the split is the source's own, and not a seeded one.
         skipped: (name, reason) of the records that could not be read.
+        value_range: what that of images of more than 8 bits came to.
     """
 
     format: int
@@ -84,6 +89,7 @@ class Manifest:
     own_split: bool
     preprocessing: str
     skipped: tuple[tuple[str, str], ...]
+    value_range: tuple[float, float] | Literal["full", "auto", "percentile"] = "full"
 
     def __post_init__(self) -> None:
         _coerce(self)
@@ -225,7 +231,13 @@ def prepared_source(path: Path) -> Source:
     for split, start, stop in (("train", 0, manifest.train), ("validation", manifest.train, manifest.total)):
         own = None if labels is None else labels[start:stop].tolist()
         parts.append(Part(split, FileNames(path, start, stop), own, lambda a=start, b=stop: iter(pixels[a:b])))  # type: ignore[arg-type, misc]
-    return Source(tuple(parts), manifest.class_names or None, manifest.levels, variant=manifest.variant)
+    return Source(
+        tuple(parts),
+        manifest.class_names or None,
+        manifest.levels,
+        variant=manifest.variant,
+        value_range=manifest.value_range,
+    )
 
 
 def _open(source: str, manifest: Manifest, request: Request) -> ImageSet:

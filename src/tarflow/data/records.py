@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import IO, Any, Literal, Protocol, TypeAlias, overload
 import numpy as np
 
 from tarflow.data.errors import DataError
+from tarflow.data.value_range import ValueRange
 
 Split: TypeAlias = Literal["train", "validation", "test", "all"]
 
@@ -75,7 +75,8 @@ class Group:
 class Part:
     """One split of a source. `contents()` goes through the records from the start, in the order of `names`.
 
-    `groups`, where records can be had without those before them, are the same records in the same order.
+    `groups`, where records can be had without those before them, are the same records in the same order. `choose`,
+    where there is one, makes the part that some of the rows alone would be.
     """
 
     split: Split
@@ -83,10 +84,44 @@ class Part:
     labels: Sequence[int] | None
     contents: Callable[[], Iterator[Content]]
     groups: tuple[Group, ...] | None = None
+    choose: Callable[[Sequence[int]], Part] | None = None
 
     def __post_init__(self) -> None:
         assert self.labels is None or len(self.labels) == len(self.names)
         assert self.groups is None or sum(group.rows for group in self.groups) == len(self.names)
+
+    def chosen(self, rows: Sequence[int]) -> Part:
+        """The records `rows`, sorted, as if there were no others; `choose` does it where the groups would differ."""
+        if len(rows) == len(self.names):
+            return self
+        if self.choose is not None:
+            return self.choose(rows)
+        wanted = set(rows)
+
+        def contents() -> Iterator[Content]:
+            return (content for row, content in enumerate(self.contents()) if row in wanted)
+
+        groups, first = [], 0
+        for group in self.groups or ():
+            inside = [row - first for row in range(first, first + group.rows) if row in wanted]
+            if inside:
+                groups.append(group if len(inside) == group.rows else Group(len(inside), _some(group, inside)))
+            first += group.rows
+        return Part(
+            self.split,
+            [self.names[row] for row in rows],
+            None if self.labels is None else [self.labels[row] for row in rows],
+            contents,
+            None if self.groups is None else tuple(groups),
+        )
+
+
+def _some(group: Group, rows: Sequence[int]) -> Callable[[], Sequence[Content]]:
+    def read() -> Sequence[Content]:
+        contents = group.read()
+        return [contents[row] for row in rows]
+
+    return read
 
 
 @dataclass(frozen=True)
@@ -94,7 +129,8 @@ class Source:
     """All splits of a source, training first. `class_names` None: a label is its own name.
 
     `files` are those that the records lie in; none where each record is a file of its own, or none is. `variant` names
-    which of several versions of a data set this is, where its files tell.
+    which of several versions of a data set this is, where its files tell. `value_range` is that of images of more than
+    8 bits.
     """
 
     parts: tuple[Part, ...]
@@ -102,17 +138,7 @@ class Source:
     levels: int = 256
     files: tuple[Location, ...] = ()
     variant: str = ""
-
-
-def split_of(name: str) -> Split | None:
-    """The split that a folder's or a file's name speaks of, in any case and with a size or without, or None.
-
-    >>> split_of("Valid"), split_of("train_64x64"), split_of("cats")
-    ('validation', 'train', None)
-    """
-    splits: dict[str, Split] = {"train": "train", "test": "test"}
-    splits |= {"val": "validation", "valid": "validation", "validation": "validation"}
-    return splits.get(re.sub(r"_\d+x\d+$", "", name.lower()))
+    value_range: ValueRange = "full"
 
 
 SPLIT_ORDER: tuple[Split, ...] = ("train", "validation", "test", "all")

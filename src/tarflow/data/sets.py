@@ -61,7 +61,7 @@ class ImageSet:
 
     def subset(self, indices: Tensor | Sequence[int]) -> ImageSet:
         """The images at `indices`, in that order, copied."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        chosen = torch.as_tensor(indices, device=self.images.device, dtype=torch.int64)
         labels = None if self.labels is None else self.labels[chosen]
         names = tuple(self.names[i] for i in chosen.tolist())
         return ImageSet(self.images[chosen], labels, names, self.levels, self.class_names)

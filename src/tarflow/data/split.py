@@ -7,6 +7,7 @@ from torch import Tensor
 from tarflow.data.batches import seeded_permutation
 from tarflow.data.errors import DataError
 from tarflow.data.records import Part, Source
+from tarflow.fields import real
 
 
 def own_split(source: Source) -> tuple[Part, Part] | None:
@@ -30,5 +31,7 @@ def seeded_split(where: str, size: int, fraction: float, seed: int) -> tuple[Ten
 
 def check_fraction(fraction: float) -> None:
     """Raise `DataError` unless it is one that leaves something on both sides."""
-    if not 0 < fraction < 1:
-        raise DataError(f"held_out_fraction: expected a number between 0 and 1, got {fraction}")
+    try:
+        real("held_out_fraction", fraction, "a number between 0 and 1", lambda value: 0 < value < 1)
+    except ValueError as error:
+        raise DataError(str(error)) from None

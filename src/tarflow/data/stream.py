@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from tarflow.data.assemble import THREADS, in_order, read_one
 from tarflow.data.errors import DataError
-from tarflow.data.folder import image_paths
+from tarflow.data.folder import Others, image_paths
 from tarflow.data.pixels import check_levels, requantize
 from tarflow.data.records import Content
+from tarflow.data.request import NO_COLUMN, Reading
 from tarflow.data.sources import is_folder_of_images, open_source
+from tarflow.data.value_range import Values
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Stream:
     channels: int
     own_levels: int
     levels: int
+    values: Values
 
     def __iter__(self) -> Generator[Record, None, None]:
         """Records in order, a few hundred ahead of what was asked for. `close` ends the reading."""
@@ -54,17 +58,21 @@ class Stream:
                     yield Record(index, name, None, str(read))
                 else:
                     yield Record(index, name, read)
+        self.values.say(self.source)
 
     def _read(self, record: tuple[str, Content]) -> tuple[str, Tensor | DataError]:
         name, content = record
         try:
-            pixels = torch.tensor(read_one(content, self.own_levels, self.image_size, self.channels))
+            found = read_one(content, self.own_levels, self.image_size, self.channels, self.values)
+            pixels = torch.tensor(found, device="cpu", dtype=torch.uint8)
         except DataError as error:
             return name, error
         return name, pixels if self.levels == self.own_levels else requantize(pixels, self.own_levels, self.levels)
 
 
-def open_stream(source: str, *, image_size: tuple[int, int], channels: int, levels: int) -> Stream:
+def open_stream(
+    source: str, *, image_size: tuple[int, int], channels: int, levels: int, reading: Reading | None = None
+) -> Stream:
     """Every image of every split of `source`, made to fit a model; labels are not read.
 
     A folder of images is walked twice, to count and to read, and a thousand names or a million make no other difference
@@ -73,7 +81,7 @@ def open_stream(source: str, *, image_size: tuple[int, int], channels: int, leve
     a bad record is part of the stream and no error.
 
     Args:
-        source: a known name or a path, as for `load`. image_size: (H, W). channels: 1 or 3. levels: 2 to 256.
+        source, reading: as for `load`. image_size: (H, W). channels: 1 or 3. levels: 2 to 256.
 
     Raises:
         FileNotFoundError: no such path, nor a known name.
@@ -82,18 +90,22 @@ def open_stream(source: str, *, image_size: tuple[int, int], channels: int, leve
     if channels not in (1, 3):
         raise DataError(f"channels: expected 1 (grey) or 3 (RGB), got {channels}")
     check_levels(levels)
+    reading = reading or Reading()
+    values = Values(reading.value_range)
     if is_folder_of_images(source):
         root = Path(source).expanduser()
-        total = sum(1 for _ in image_paths(root))
+        others = Others()
+        total = sum(1 for _ in image_paths(root, others))
 
         def files() -> Iterator[tuple[str, Content]]:
             return ((str(path), root / path) for path in image_paths(root))
 
         if total == 0:
             open_source(source)  # raises the error that names what else is there
-        return Stream(source, total, files, image_size, channels, 256, levels)
+        others.say(root)
+        return Stream(source, total, files, image_size, channels, 256, levels, values)
 
-    opened = open_source(source)
+    opened = open_source(source, dataclasses.replace(reading, label_column=NO_COLUMN))
     total = sum(len(part.names) for part in opened.parts)
     if total == 0:
         raise DataError(f"{source}: holds no images")
@@ -101,4 +113,4 @@ def open_stream(source: str, *, image_size: tuple[int, int], channels: int, leve
     def rows() -> Iterator[tuple[str, Content]]:
         return (row for part in opened.parts for row in zip(part.names, part.contents(), strict=True))
 
-    return Stream(source, total, rows, image_size, channels, opened.levels, levels)
+    return Stream(source, total, rows, image_size, channels, opened.levels, levels, values)

@@ -103,9 +103,9 @@ class StreamOrder:
         key = (epoch, number)
         if key not in self._windows:
             groups = self._plan(epoch)[0][number]
-            sizes = torch.tensor([self.sizes[group] for group in groups])
-            owners = torch.tensor(groups).repeat_interleave(sizes)
-            rows = torch.cat([torch.arange(int(size)) for size in sizes])
+            sizes = torch.tensor([self.sizes[group] for group in groups], device="cpu", dtype=torch.int64)
+            owners = torch.tensor(groups, device="cpu", dtype=torch.int64).repeat_interleave(sizes)
+            rows = torch.cat([torch.arange(int(size), device="cpu", dtype=torch.int64) for size in sizes])
             places = torch.stack([owners, rows], dim=1)
             _keep_two(self._windows)
             self._windows[key] = places[seeded_permutation(len(places), "window", self.seed, epoch, number)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -17,17 +18,19 @@ from tarflow.data.assemble import THREADS, in_order, read_one
 from tarflow.data.batches import seeded_permutation
 from tarflow.data.decode import Spec
 from tarflow.data.errors import DataError
-from tarflow.data.fingerprint import files_digest
+from tarflow.data.fingerprint import places_digest
 from tarflow.data.labels import label_tensors
 from tarflow.data.pixels import requantize
 from tarflow.data.records import Group, Part, Source
 from tarflow.data.request import Request
 from tarflow.data.sets import ImageSet
 from tarflow.data.split import own_split, seeded_split
+from tarflow.data.value_range import Values
 
 Storage: TypeAlias = Literal["auto", "memory", "stream"]
 
 MEMORY_SHARE = 0.5  # of the machine's memory that images may take before they are streamed
+VALUE_PROBES = 4  # the same, where only the range of their values is not known
 PROBES = 32  # records that are decoded to learn the shape of all, spread over the set
 LOADED_BYTES = 1 << 30  # images of a streamed set that are brought into memory to score or to compare with
 
@@ -79,7 +82,7 @@ class StreamedSet:
     @property
     def starts(self) -> Tensor:
         """Where in `rows` each group begins, and the end: (G + 1,)."""
-        ends = torch.tensor([0, *(group.rows for group in self.groups)]).cumsum(0)
+        ends = torch.tensor([0, *(group.rows for group in self.groups)], device="cpu", dtype=torch.int64).cumsum(0)
         return torch.searchsorted(self.rows, ends)
 
     def subset(self, indices: Tensor | Sequence[int]) -> ImageSet:
@@ -87,9 +90,9 @@ class StreamedSet:
 
         Raises `DataError` naming a bad record otherwise.
         """
-        chosen = torch.as_tensor(indices, dtype=torch.int64).sort().values
+        chosen = torch.as_tensor(indices, device="cpu", dtype=torch.int64).sort().values
         starts = self.starts.tolist()
-        first = torch.tensor([0, *(group.rows for group in self.groups)]).cumsum(0).tolist()
+        first = [0, *itertools.accumulate(group.rows for group in self.groups)]
         images, kept = [], []
         with ThreadPoolExecutor(THREADS) as pool:
             for number, group in enumerate(self.groups):
@@ -108,7 +111,7 @@ class StreamedSet:
         if not kept:
             raise DataError(f"{self.source}: none of {len(chosen)} images can be read")
         pixels = self.out(torch.stack(images))
-        labels = None if self.labels is None else self.labels[torch.tensor(kept)]
+        labels = None if self.labels is None else self.labels[torch.tensor(kept, device="cpu", dtype=torch.int64)]
         return ImageSet(pixels, labels, tuple(self.names[i] for i in kept), self.levels, self.class_names)
 
     def choice(self, count: int, seed: int) -> ImageSet:
@@ -121,8 +124,14 @@ class StreamedSet:
         return self.choice(max(1, LOADED_BYTES // (channels * height * width)), 0)
 
     def digest(self) -> str:
-        """Of the files' names and sizes, of labels and split, and of what a record becomes: not of the pixels."""
-        digest = hashlib.blake2b(repr((self.files, self.spec, self.levels)).encode(), digest_size=16)
+        """Of the files (`places_digest`), of labels, split and groups, and of what a record becomes: not of the pixels.
+
+        Whether size and channels were asked for or are the data's own makes no difference: where they are kept with a
+        run, they are asked for when it goes on.
+        """
+        groups = tuple(group.rows for group in self.groups)
+        facts = (self.files, groups, self.spec.shape, self.spec.levels, self.levels, self.spec.value_range)
+        digest = hashlib.blake2b(repr(facts).encode(), digest_size=16)
         digest.update(self.rows.numpy().data)
         if self.labels is not None:
             digest.update(self.labels.numpy().data)
@@ -139,7 +148,7 @@ class StreamedSet:
 
     def _try(self, content: object) -> Tensor | DataError:
         try:
-            pixels = torch.tensor(self.spec.read(content))  # type: ignore[arg-type]
+            pixels = torch.tensor(self.spec.read(content), device="cpu", dtype=torch.uint8)  # type: ignore[arg-type]
         except DataError as error:
             return error
         return pixels.expand(self.image_shape)
@@ -172,7 +181,7 @@ def is_streamed(source: str, opened: Source, request: Request, storage: Storage)
     size, channels = request.size, request.channels or 3
     if size is None:
         try:
-            channels, *size = probe(source, parts, opened.levels, request)  # type: ignore[assignment]
+            channels, *size = probe(source, parts, opened.levels, request, Values(opened.value_range))  # type: ignore[assignment]
         except DataError:
             return False  # whoever reads all of it says best what is wrong
     bytes_needed = sum(len(part.names) for part in parts) * channels * math.prod(size or ())
@@ -196,12 +205,15 @@ def open_streamed(
     for part in parts:
         if not part.names:
             raise DataError(f"{source}: holds no images")
-    spec = Spec(probe(source, parts, opened.levels, request), opened.levels, request.size, request.channels)
+    values = Values(opened.value_range)
+    shape = probe(source, parts, opened.levels, request, values)
+    values.say(source)
+    spec = Spec(shape, opened.levels, request.size, request.channels, opened.value_range)
     labelled = [replace(part, labels=_known(part, opened.class_names)) for part in parts]
     labels, class_names = label_tensors(
         source, opened, labelled, [range(len(part.names)) for part in parts], request.class_names
     )
-    files = files_digest(opened, times=False)
+    files = places_digest(replace(opened, parts=tuple(parts)))
     levels = request.levels or opened.levels
 
     def some(number: int, rows: Tensor) -> StreamedSet:
@@ -213,29 +225,36 @@ def open_streamed(
         return StreamedSet(source, part.groups, rows, chosen, names, spec, levels, class_names, skip, files)
 
     if own:
-        train, held_out = (some(k, torch.arange(len(part.names))) for k, part in enumerate(parts))
+        train, held_out = (
+            some(k, torch.arange(len(part.names), device="cpu", dtype=torch.int64)) for k, part in enumerate(parts)
+        )
         return StreamedSplits(train, held_out, True, opened.variant)
     split = seeded_split(source, len(parts[0].names), held_out_fraction, split_seed)
     return StreamedSplits(some(0, split[0]), some(0, split[1]), False, opened.variant)
 
 
-def probe(source: str, parts: Sequence[Part], levels: int, request: Request) -> tuple[int, int, int]:
+def probe(
+    source: str, parts: Sequence[Part], levels: int, request: Request, values: Values | None = None
+) -> tuple[int, int, int]:
     """The shape (C, H, W) that images are to have: as asked for, or as the first image of some groups have it.
 
-    Raises `DataError` where sizes differ, or none can be read.
+    `values` is told the values of those. Raises `DataError` where sizes differ, or none can be read.
     """
-    if request.size is not None and request.channels is not None:
-        return request.channels, *request.size
+    asked = (request.channels, *request.size) if request.size is not None and request.channels is not None else None
+    if asked is not None and values is None:
+        return asked
     groups = [group for part in parts for group in part.groups or ()]
-    step = max(1, len(groups) // PROBES)
+    step = max(1, len(groups) // (PROBES if asked is None else VALUE_PROBES))
     found, problem = [], "no images"
     for group in groups[::step]:
         for content in group.read():
             try:
-                found.append(read_one(content, levels, request.size, request.channels).shape)
+                found.append(read_one(content, levels, request.size, request.channels, values).shape)
                 break
             except DataError as error:
                 problem = str(error)
+    if asked is not None:
+        return asked
     if not found:
         raise DataError(f"{source}: none of the first images can be read: {problem}")
     sizes = sorted({shape[1:] for shape in found})

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tarflow.data.images import from_array
+from tarflow.evaluation.shares import standard_error
 from tarflow.seeding import seeded_generator
 
 PNG_FRAME = 57  # bytes of a PNG file that hold no pixels: signature 8, IHDR 25, the frames of IDAT and IEND 12 each
@@ -30,7 +31,8 @@ class Detection:
     Attributes:
         auroc: the chance that an image that belongs has the higher score, ties counting half: ½ is a guess, and less
             than ½ is wrong more often than right.
-        standard_error: of it, over both sets of images (DeLong et al. 1988); NaN where a set has one image.
+        standard_error: of it, over both sets of images (DeLong et al. 1988); NaN where a set has one image, and where
+            all are told apart or none is: the estimate is 0 there, which it is not.
     """
 
     auroc: float
@@ -48,6 +50,7 @@ class Anomalies:
         typicality: -|log p(x) - mean log p|, the distance from what images that belong have in the mean. Nalisnick et
             al., arXiv 1906.02994, for single images.
         inside, outside: how many images.
+        inside_not_finite, outside_not_finite: of these, how many have a density of 0, or none: the least likely.
         inside_bits, outside_bits: -log2 p a dimension, in the mean. inside_code, outside_code: L a dimension, likewise.
     """
 
@@ -60,10 +63,13 @@ class Anomalies:
     outside_bits: float
     inside_code: float
     outside_code: float
+    inside_not_finite: int = 0
+    outside_not_finite: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As `tarflow evaluate` prints it. A number that is not finite is null."""
         values: dict[str, Any] = {"images_in": self.inside, "images_out": self.outside}
+        values |= {"not_finite_in": self.inside_not_finite, "not_finite_out": self.outside_not_finite}
         for name in ("likelihood", "complexity", "typicality"):
             detection: Detection = getattr(self, name)
             values[f"auroc_{name}"] = detection.auroc
@@ -98,6 +104,7 @@ def detect(
     inside_bits, outside_bits = (
         -float(scores.double().mean()) / (dims * math.log(2)) + offset for scores in (inside, outside)
     )
+    lost = [int((~scores.isfinite()).sum()) for scores in (inside, outside)]
     finite = inside.isfinite().double().cpu()
     inside, outside = (_ordered(scores) for scores in (inside, outside))
     inside_code, outside_code = code_bits(inside_images), code_bits(outside_images)
@@ -115,6 +122,8 @@ def detect(
         outside_bits=outside_bits,
         inside_code=float(inside_code.mean()) / dims,
         outside_code=float(outside_code.mean()) / dims,
+        inside_not_finite=lost[0],
+        outside_not_finite=lost[1],
     )
 
 
@@ -131,14 +140,14 @@ def auroc(inside: Tensor, outside: Tensor) -> Detection:
     above = _share_below(inside, outside)  # (n,)
     below = 1 - _share_below(outside, inside)  # (m,)
     variance = above.var() / len(above) + below.var() / len(below) if min(len(above), len(below)) > 1 else math.nan
-    return Detection(float(above.mean()), math.sqrt(float(variance)))
+    return Detection(float(above.mean()), standard_error(float(variance)))
 
 
 def code_bits(images: Tensor) -> Tensor:
     """Bits of each image (N, C, H, W) uint8 in a lossless code, the shorter of PNG without its frame and zlib: (N,)
     float64. Levels are coded as they are.
     """
-    return torch.tensor([8.0 * _code_bytes(image) for image in images.cpu()], dtype=torch.float64)
+    return torch.tensor([8.0 * _code_bytes(image) for image in images.cpu()], device="cpu", dtype=torch.float64)
 
 
 def inverted(images: Tensor, levels: int, seed: int = 0) -> Tensor:
@@ -151,7 +160,8 @@ def shuffled(images: Tensor, levels: int, seed: int = 0) -> Tensor:
     count, channels, height, width = images.shape
     flat = images.flatten(2).clone()
     for k in range(count):
-        order = torch.randperm(height * width, generator=seeded_generator(seed, "shuffled", k))
+        generator = seeded_generator(seed, "shuffled", k)
+        order = torch.randperm(height * width, generator=generator, device="cpu", dtype=torch.int64)
         flat[k] = flat[k, :, order]
     return flat.view(count, channels, height, width)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,9 @@ import torch
 from torch import Tensor
 
 from tarflow.data.noise import Noise, check_noise, noisy_images
-from tarflow.evaluation.scores import check_policy, default_batch_size
+from tarflow.evaluation.scores import Progress, beyond, check_policy, default_batch_size, under_each_class
+from tarflow.evaluation.shares import standard_error
+from tarflow.fields import integer
 from tarflow.model.flow import TarFlow
 from tarflow.seeding import seeded_generator
 
@@ -30,7 +31,8 @@ class BayesClassification:
 
     Attributes:
         accuracy: share of (image, draw) whose most probable class is the given one.
-        standard_error: of `accuracy`, over images, the value of an image being its mean over draws; NaN for one image.
+        standard_error: of `accuracy`, over images, the value of an image being its mean over draws; NaN for one
+            image, and where all are right or all wrong.
         calibration_error: `expected_calibration_error` over all images and draws, 0 to 1.
         log_loss: mean of -log p(y|x) of the given class, nats; log K is what a guess among K has.
         images, draws: what was averaged over.
@@ -49,13 +51,14 @@ class BayesClassification:
         return {k: v if math.isfinite(v) else None for k, v in zip(BAYES_KEYS, values, strict=True)}
 
 
-def log_posterior(flow: TarFlow, x: Tensor, *, prior: Tensor | None = None) -> Tensor:
+def log_posterior(flow: TarFlow, x: Tensor, *, prior: Tensor | None = None, progress: Progress | None = None) -> Tensor:
     """log p(y|x) = log p(x|y) + log p(y) - log Σ_y' p(x|y') p(y'), nats, (B, K), on the model's device.
 
-    One pass through the flow for each class; gradients are not kept.
+    Every image goes through the flow once a class; gradients are not kept.
 
     Args:
-        flow: a conditional model. x: (B, C, H, W), floating, all of it encoded at once.
+        flow: a conditional model. x: (B, C, H, W), floating; as many are encoded at once.
+        progress: see `scores.Progress`.
         prior: p(y), (K,), such as the frequencies of the classes; None: all alike.
 
     Raises:
@@ -64,10 +67,8 @@ def log_posterior(flow: TarFlow, x: Tensor, *, prior: Tensor | None = None) -> T
     classes = flow.config.num_classes
     if not classes:
         raise ValueError("bayes classifier: expected a conditional model, got one without classes")
-    x = x.to(flow.device)
-    with torch.no_grad(), torch.autocast(flow.device.type, enabled=False):
-        scores = [flow.log_prob(x, torch.full((len(x),), k)) for k in range(classes)]
-    joint = torch.stack(scores, dim=1)
+    batch_size = max(len(x), default_batch_size(flow))
+    joint = under_each_class(flow, flow.log_prob, x, batch_size=batch_size, progress=progress)
     if prior is not None:
         joint = joint + _checked_prior(prior, classes).to(joint).log()
     return joint.log_softmax(dim=1)
@@ -90,13 +91,13 @@ def evaluate_bayes(
     seed: int = 0,
     batch_size: int | None = None,
     prior: Tensor | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> BayesClassification:
     """Classify labelled images, each in the draws of noise in which `score_images` scores it.
 
     Args:
         images: (N, C, H, W) uint8. labels: (N,), each a class. prior: see `log_posterior`.
-        progress: called with (done, total), in images times draws.
+        progress: see `scores.Progress`.
 
     Raises:
         ValueError: an unconditional model, an image without a label, or arguments that do not fit each other.
@@ -105,30 +106,28 @@ def evaluate_bayes(
     if not flow.config.num_classes:
         raise ValueError("bayes classifier: expected a conditional model, got one without classes")
     check_policy(flow, labels, "given", len(images))
+    draws = integer("draws", draws)
     if len(images) < 1 or draws < 1:
         raise ValueError(f"expected at least one image and one draw, got {len(images)} and {draws}")
-    step = default_batch_size(flow) if batch_size is None else batch_size
-    if step < 1:
-        raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
-    count = len(images)
-    confidence, correct, loss = (torch.empty(draws, count, dtype=torch.float64) for _ in range(3))
+    step = default_batch_size(flow) if batch_size is None else integer("batch_size", batch_size, 1)
+    count, classes = len(images), flow.config.num_classes
+    confidence, correct, loss = (torch.empty(draws, count, device="cpu", dtype=torch.float64) for _ in range(3))
     for start in range(0, count, step):
         rows = slice(start, min(start + step, count))
         y = labels[rows].cpu().long()
         for draw in range(draws):
             generators = [seeded_generator(seed, "evaluation", draw, k) for k in range(rows.start, rows.stop)]
             x = noisy_images(images[rows], levels, noise, noise_std, generators)
-            posterior = log_posterior(flow, x, prior=prior).cpu().double()  # (b, K)
+            passed = beyond(progress, (start * draws + draw * len(y)) * classes, count * draws * classes)
+            posterior = log_posterior(flow, x, prior=prior, progress=passed).cpu().double()  # (b, K)
             best = posterior.max(dim=1)
             confidence[draw, rows] = best.values.exp()
             correct[draw, rows] = (best.indices == y).double()
             loss[draw, rows] = -posterior.gather(1, y[:, None])[:, 0]
-            if progress:
-                progress(start * draws + (draw + 1) * len(y), count * draws)
     by_image = correct.mean(dim=0)
     return BayesClassification(
         accuracy=float(by_image.mean()),
-        standard_error=float(by_image.std()) / math.sqrt(count) if count > 1 else math.nan,
+        standard_error=standard_error(float(by_image.var()) / count) if count > 1 else math.nan,
         calibration_error=expected_calibration_error(confidence.flatten(), correct.flatten()),
         log_loss=float(loss.mean()),
         images=count,
@@ -156,7 +155,9 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 
         return math.nan
     place = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1
     # n_b/n |accuracy - confidence| is |Σ (correct - confidence)| / n, bin by bin.
-    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, correct.double() - confidence.double())
+    gap = torch.zeros(bins, device=place.device, dtype=torch.float64).index_add_(
+        0, place, correct.double() - confidence.double()
+    )
     return float(gap.abs().sum()) / len(confidence)
 
 

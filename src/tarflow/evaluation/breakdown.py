@@ -72,7 +72,7 @@ def by_patch(
     arguments, whose noise is the same. Arguments and errors are those of `evaluate_likelihood`.
     """
     step = batch_size or default_batch_size(flow)
-    total = torch.zeros(flow.config.grid, dtype=torch.float64)
+    total = torch.zeros(flow.config.grid, device="cpu", dtype=torch.float64)
     for start in range(0, len(images), step):
         rows = slice(start, min(start + step, len(images)))
         maps = mean_patch_maps(

@@ -33,7 +33,7 @@ class Classifier:
 
     def predict(self, pixels: Tensor) -> Tensor:
         """The class of each image (N, C, H, W) uint8, of as many levels as those of the training: (N,) int64."""
-        return torch.as_tensor(self.estimator.predict(_features(pixels)), dtype=torch.int64)
+        return torch.as_tensor(self.estimator.predict(_features(pixels)), device="cpu", dtype=torch.int64)
 
 
 def fit_classifier(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tarflow.data.batches import seeded_permutation
+from tarflow.fields import integer
 
 CHUNK_ROWS = 8192  # features that are in float64 at once
 SUBSETS = 100  # of the kernel distance, as Bińkowski et al. take
@@ -46,7 +47,7 @@ def moments(features: Tensor) -> Moments:
     """
     check_features("features", features, least=2)
     count, dims = features.shape
-    mean = sum((part.double().sum(dim=0) for part in features.split(CHUNK_ROWS)), torch.zeros(())) / count
+    mean = torch.stack([part.double().sum(dim=0) for part in features.split(CHUNK_ROWS)]).sum(dim=0) / count
     assert isinstance(mean, Tensor)
     if count <= dims:
         return Moments(count, mean, ((features.double() - mean) / math.sqrt(count - 1)).T)
@@ -120,9 +121,8 @@ def kernel_distance(
     size = min(SUBSET_SIZE, n // 2) if size is None else size
     if not 2 <= size <= n // 2:
         raise ValueError(f"size: expected 2 to {n // 2}, half of the smaller set, got {size}")
-    if subsets < 2:
-        raise ValueError(f"subsets: expected at least 2, got {subsets}")
-    found = torch.empty(subsets, dtype=torch.float64)
+    subsets = integer("subsets", subsets, 2)
+    found = torch.empty(subsets, device="cpu", dtype=torch.float64)
     for number in range(subsets):
         parts = []
         for name, features in (("x", x), ("y", y)):

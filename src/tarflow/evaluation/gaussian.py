@@ -65,12 +65,12 @@ class GaussianYardstick:
         dims, count = images[0].numel(), len(images)
         chunks = images.flatten(1).split(max(1, CHUNK_BYTES // (8 * dims)))
 
-        total = torch.zeros(dims, dtype=torch.float64)
+        total = torch.zeros(dims, device="cpu", dtype=torch.float64)
         for chunk in chunks:
             total += chunk.sum(dim=0, dtype=torch.int64).cpu()  # exact
         level_mean = total / count
 
-        scatter = torch.zeros(dims, dims, dtype=torch.float64)
+        scatter = torch.zeros(dims, dims, device="cpu", dtype=torch.float64)
         fourth = 0.0  # Σ ‖k - m‖⁴
         for chunk in chunks:  # a second pass, because Σ k kᵀ - n m mᵀ cancels
             centred = chunk.cpu().double() - level_mean
@@ -99,6 +99,16 @@ class GaussianYardstick:
         return (
             f"Gaussian with full covariance, Ledoit-Wolf shrinkage {self.shrinkage:.4g}, "
             f"fitted to {self.images} training images, noise added analytically; it uses no labels"
+        ) + (f"; {self.warning}" if self.warning else "")
+
+    @property
+    def warning(self) -> str:
+        """Why it is a weak yardstick, in words; empty where it is none."""
+        if self.images > len(self.mean):
+            return ""
+        return (
+            f"weak: {self.images} images of {len(self.mean)} numbers are too few for a covariance, which is singular "
+            "but for its shrinkage and noise, and to be better than that says little"
         )
 
 

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,20 @@ from torch import Tensor
 from tarflow import caching, storage
 from tarflow.checkpoint import Run
 from tarflow.data.batches import seeded_permutation
+from tarflow.data.fingerprint import files_digest
+from tarflow.data.hub import PREFIX
+from tarflow.data.identity import located, place_of
+from tarflow.data.prepared import MANIFEST_FILE, is_prepared, read_manifest
+from tarflow.data.request import Reading
+from tarflow.data.sources import KNOWN_NAMES, open_source
+from tarflow.evaluation.anomalies import code_bits
 from tarflow.evaluation.run_data import open_held_out, stored_data
 from tarflow.evaluation.scores import LabelPolicy, Progress, score_images
 from tarflow.model.block import NULL_CLASS
 from tarflow.model.flow import WEIGHTS_FILE
 
 HELD_OUT_FILE = "held_out_scores.json"
+MAX_SCORINGS = 8  # that are kept: under no label, under the null class, under one class …
 MAX_IMAGES = 2_000  # held-out images that are scored: a percentile is then good to about one in a hundred
 
 
@@ -69,7 +78,9 @@ def score_options(run: Run, count: int, scoring: Scoring) -> dict[str, Any]:
             f"{run.path}: no section `training` in its config.json says the noise that images are scored in"
         )
     return {
-        "labels": None if scoring.label is None else torch.full((count,), scoring.label),
+        "labels": None
+        if scoring.label is None
+        else torch.full((count,), scoring.label, device="cpu", dtype=torch.int64),
         "levels": run.levels,
         "noise": training.noise,
         "noise_std": training.noise_std,
@@ -79,43 +90,65 @@ def score_options(run: Run, count: int, scoring: Scoring) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """What is known of a run's held-out images: log p, nats, and bits in a lossless code, (n,) float64 each."""
+
+    scores: Tensor
+    code_bits: Tensor
+
+
 def held_out_scores(
     run: Run,
     scoring: Scoring,
     *,
+    source: str | None = None,
     batch_size: int | None = None,
     loading: Progress | None = None,
     progress: Progress | None = None,
-) -> Tensor:
+) -> HeldOut:
     """`score_pixels` of the held-out images of the run's own data, a seeded `MAX_IMAGES` of them where there are more.
 
     They are kept in RUN/held_out_scores.json beside what they depend on (the weights' digest, `scoring`, the data and
-    their split), and computed again where any of that differs. Where the run cannot be written to they are not kept.
+    their split), those of the last `MAX_SCORINGS` scorings, and computed again where any of that differs. Where the
+    files are not what they were, by names, sizes and times, the images are read again and held against what the run
+    knows of them. Data that are gone say nothing against scores that were kept. Where the run cannot be written to they
+    are not kept.
+
+    Args:
+        source: where the data are now, if they have moved.
 
     Raises:
         ValueError, OSError: the data of the training cannot be read, or are not known.
     """
     data = stored_data(run)
-    key = asdict(scoring) | {
+    origin = {
         "weights": _digest(run),
-        "source": data.source,
+        "data": data.held_out_digest or data.source,
         "levels": run.levels,
         "held_out_fraction": data.held_out_fraction,
         "split_seed": data.split_seed,
         "max_images": MAX_IMAGES,
     }
+    key = asdict(scoring) | origin
     path = run.path / HELD_OUT_FILE
-    known = _read(path)
-    if known is not None and known["key"] == key:
-        return torch.tensor([-math.inf if v is None else v for v in known["scores"]], dtype=torch.float64)
-    images = open_held_out(run, loading).images
+    files = _files(source or located(data), Reading.of(data))
+    kept = [entry for entry in _read(path) if entry["key"].items() >= origin.items()]
+    for entry in kept:
+        if entry["key"] == key and files in (None, entry.get("files")):
+            scores = torch.tensor(
+                [-math.inf if v is None else v for v in entry["scores"]], dtype=torch.float64, device="cpu"
+            )
+            return HeldOut(scores, torch.tensor(entry["code_bits"], dtype=torch.float64, device="cpu"))
+    images = open_held_out(run, source, progress=loading).images
     if len(images) > MAX_IMAGES:
         images = images[seeded_permutation(len(images), "held-out scores")[:MAX_IMAGES]]
-    scores = score_pixels(run, images, scoring, batch_size=batch_size, progress=progress)
+    scores, code = score_pixels(run, images, scoring, batch_size=batch_size, progress=progress), code_bits(images)
     values = [v if math.isfinite(v) else None for v in scores.tolist()]
+    newest = {"key": key, "files": files, "scores": values, "code_bits": code.tolist()}
     with contextlib.suppress(OSError):  # someone else's run: computed again next time
-        storage.write_json(path, caching.sealed({"key": key, "scores": values}))
-    return scores
+        storage.write_json(path, caching.sealed(newest | {"earlier": kept[: MAX_SCORINGS - 1]}))
+    return HeldOut(scores, code)
 
 
 def ranks(scores: Any) -> Any:
@@ -147,18 +180,49 @@ def scoring_of(run: Run, label: int | None, *, draws: int, seed: int) -> Scoring
     return Scoring("null", None, draws, seed) if label == NULL_CLASS else Scoring("given", label, draws, seed)
 
 
+def _files(source: str, reading: Reading) -> str | None:
+    """What changes when the files of a source do; None where they are not to be had."""
+    if source in KNOWN_NAMES:
+        return source
+    if source.startswith(PREFIX) or not (place := place_of(source)):
+        return None
+    try:
+        if is_prepared(place):
+            manifest = Path(place) / MANIFEST_FILE
+            return f"{manifest.stat().st_mtime_ns} {read_manifest(Path(place)).held_out_digest}"
+        return files_digest(open_source(place, reading))
+    except (OSError, ValueError):
+        return ""  # whoever opens it says what is wrong
+
+
+def passes_an_image(run: Run, scoring: Scoring) -> int:
+    """How often an image goes through the flow for each draw of its noise."""
+    return run.config.model.num_classes if scoring.labels == "marginal" else 1
+
+
 def _digest(run: Run) -> str:
     with open(run.path / WEIGHTS_FILE, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: Any) -> Any:
-    """What was kept; None where there is nothing, or nothing that can be used."""
+def _read(path: Any) -> list[dict[str, Any]]:
+    """What was kept, the newest first; empty where there is nothing, or nothing that can be used."""
     try:
         known = caching.unsealed(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
-        return None
-    if known is None or "key" not in known or not isinstance(known.get("scores"), list):
-        return None
-    numbers = all(score is None or (type(score) is float and math.isfinite(score)) for score in known["scores"])
-    return known if numbers and known["scores"] else None
+        return []
+    if known is None or not isinstance(known.get("earlier"), list):
+        return []
+    entries = [{name: known.get(name) for name in ("key", "files", "scores", "code_bits")}, *known["earlier"]]
+    return entries if all(map(_is_entry, entries)) else []
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether this is a key with as many scores, numbers or null, as numbers of bits, and one at least."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("key"), dict):
+        return False
+    scores, code = entry.get("scores"), entry.get("code_bits")
+    if not isinstance(scores, list) or not isinstance(code, list) or len(scores) != len(code) or not scores:
+        return False
+    numbers = [*(v for v in scores if v is not None), *code]
+    return all(type(v) in (int, float) and abs(v) < 1e300 for v in numbers)

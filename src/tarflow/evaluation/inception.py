@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tarflow.evaluation.features import INCEPTION, Extractor, resized, unit_pixels
+from tarflow.evaluation.features import FLOAT32, INCEPTION, Extractor, resized, unit_pixels
 from tarflow.tensor_files import read_tensors, read_torch_file
 
 SIZE = 299
@@ -44,8 +44,8 @@ class ConvolutionNormRelu(nn.Module):
 
     def __init__(self, channels: int, out: int, kernel: tuple[int, int], stride: int, padding: tuple[int, int]) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, out, kernel, stride, padding, bias=False)
-        self.bn = nn.BatchNorm2d(out, eps=0.001)
+        self.conv = nn.Conv2d(channels, out, kernel, stride, padding, bias=False, **FLOAT32)
+        self.bn = nn.BatchNorm2d(out, eps=0.001, **FLOAT32)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)))
@@ -177,7 +177,7 @@ class Inception(nn.Module):
         self.Mixed_7a = _to_8(768)
         # The last stage takes a maximum where the one before takes a mean: so does the graph of 2015.
         self.Mixed_7b, self.Mixed_7c = _stage_8(1280, "mean"), _stage_8(2048, "max")
-        self.fc = nn.Linear(DIMS, CLASSES)
+        self.fc = nn.Linear(DIMS, CLASSES, **FLOAT32)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))

@@ -12,6 +12,7 @@ from torch import Tensor
 from tarflow.data.noise import Noise
 from tarflow.evaluation.gaussian import GaussianYardstick, NoYardstick
 from tarflow.evaluation.scores import LabelPolicy, Progress, default_label_policy, score_shares
+from tarflow.fields import integer
 from tarflow.model.flow import TarFlow
 from tarflow.ranks import ALONE, Ranks
 
@@ -143,6 +144,7 @@ def evaluate_likelihood(
     Raises:
         ValueError: images, labels, noise or policy do not fit the model or each other.
     """
+    seed = integer("seed", seed)  # it is written down with the result
     policy = label_policy or default_label_policy(flow, labels)
     measure = (levels, noise, noise_std if noise == "gaussian" else 0.0)
     if isinstance(yardstick, GaussianYardstick) and yardstick.measure != measure:

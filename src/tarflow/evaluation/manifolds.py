@@ -88,7 +88,7 @@ def neighbour_distances(points: Tensor, neighbours: list[int]) -> list[Tensor]:
     """For each k of `neighbours`: the distance of each point (N, d) to its k-th nearest other one, (N,)."""
     found: list[list[Tensor]] = [[] for _ in neighbours]
     for rows, distances in _distances(points, points):
-        distances[torch.arange(len(distances)), torch.arange(rows.start, rows.start + len(distances))] = torch.inf
+        distances.diagonal(offset=rows.start).fill_(torch.inf)
         nearest = distances.topk(max(neighbours), dim=1, largest=False).values
         for place, k in enumerate(neighbours):
             found[place].append(nearest[:, k - 1])

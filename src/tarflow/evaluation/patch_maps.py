@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from tarflow.data.noise import Noise, check_noise, noisy_images
-from tarflow.evaluation.scores import LabelPolicy, check_policy, default_batch_size, default_label_policy
+from tarflow.evaluation.scores import (
+    LabelPolicy,
+    check_policy,
+    default_batch_size,
+    default_label_policy,
+    under_each_class,
+)
+from tarflow.fields import integer
 from tarflow.model.flow import TarFlow
 from tarflow.seeding import seeded_generator
 
@@ -73,13 +80,26 @@ def patch_log_likelihood(
     with torch.no_grad(), torch.autocast(flow.device.type, enabled=False):
         if policy != "marginal":
             return patch_log_prob(flow, x, y if policy == "given" else None)
-        classes = flow.config.num_classes
-        maps = torch.stack([patch_log_prob(flow, x, torch.full((len(x),), k)) for k in range(classes)])
-        log_posterior = maps.sum(dim=(2, 3)).log_softmax(dim=0)  # (K, B)
+        batch_size = max(len(x), default_batch_size(flow))
+        maps = under_each_class(flow, lambda x, y: patch_log_prob(flow, x, y), x, batch_size=batch_size)
+        log_posterior = maps.sum(dim=(2, 3)).log_softmax(dim=1)  # (B, K)
         posterior = log_posterior.exp()
-        divergence = (posterior * log_posterior).nan_to_num(nan=0.0).sum(dim=0) + math.log(classes)
-        mean = (posterior[:, :, None, None] * maps).sum(dim=0)
+        divergence = (posterior * log_posterior).nan_to_num(nan=0.0).sum(dim=1) + math.log(flow.config.num_classes)
+        mean = (posterior[:, :, None, None] * maps).sum(dim=1)
         return mean - divergence[:, None, None] / flow.config.num_patches
+
+
+def ends_of_a_map(flow: TarFlow) -> str:
+    """Why the first and the last patch of a map stand apart, in words for whoever looks at one."""
+    forward, count = sum(not block.flipped for block in flow.blocks), len(flow.blocks)
+    if flow.config.num_patches == 1:
+        return "There is one patch, which no block changes."
+    return (
+        "The patches at the top left and at the bottom right stand apart. Every block leaves the first patch of its "
+        f"order as it is: {forward} of the {count} blocks do so with the one at the top left, {count - forward} with "
+        "the one at the bottom right. Those two are changed by fewer blocks than the others, and are no sign of "
+        "something odd where they are red, or blue, in every map."
+    )
 
 
 def mean_patch_maps(
@@ -102,12 +122,13 @@ def mean_patch_maps(
     are those of `score_images`.
     """
     check_noise(noise, noise_std)
+    draws = integer("draws", draws, 1)
     numbers = range(len(images)) if indices is None else indices
     step = batch_size or default_batch_size(flow)
     parts = []
     for start in range(0, len(images), step):
         pixels, y = images[start : start + step], None if labels is None else labels[start : start + step]
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), device="cpu", dtype=torch.float64)
         for draw in range(draws):
             generators = [seeded_generator(seed, "evaluation", draw, k) for k in numbers[start : start + step]]
             x = noisy_images(pixels, levels, noise, noise_std, generators)
@@ -162,14 +183,15 @@ def heat_map(
     colours = _colour(scaled)  # (3, rows, columns)
     for axis, (pixels, count) in enumerate(zip(image.shape[1:], patches.shape, strict=True), start=1):
         colours = colours.repeat_interleave(pixels // count, dim=axis)
-    weights = torch.tensor([0.299, 0.587, 0.114] if image.shape[0] == 3 else [1.0], dtype=torch.float64)  # ITU-R 601
+    parts = [0.299, 0.587, 0.114] if image.shape[0] == 3 else [1.0]  # ITU-R 601
+    weights = torch.tensor(parts, device="cpu", dtype=torch.float64)
     grey = (image.cpu().double() * weights[:, None, None]).sum(dim=0)
     return (opacity * colours + (1 - opacity) * grey).round().clamp(0, 255).to(torch.uint8)
 
 
 def _colour(scaled: Tensor) -> Tensor:
     """-1 … 1 to red, white, blue: (…) to (3, …), linear between the anchors."""
-    anchors = torch.tensor(ANCHORS, dtype=torch.float64)
+    anchors = torch.tensor(ANCHORS, device="cpu", dtype=torch.float64)
     place = (scaled + 1) / 2 * (len(ANCHORS) - 1)
     lower = place.floor().clamp(0, len(ANCHORS) - 2).long()
     part = (place - lower).unsqueeze(-1)

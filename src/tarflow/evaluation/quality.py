@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
+from tarflow import storage
+from tarflow.checkpoint import Run, weights_digest
+from tarflow.config import from_dict
 from tarflow.data.batches import seeded_permutation
 from tarflow.evaluation.distances import frechet_distance, kernel_distance, moments
 from tarflow.evaluation.features import Extractor
 from tarflow.evaluation.manifolds import manifolds
 from tarflow.evaluation.reference import Progress, Reference
+from tarflow.model.flow import read_json
+from tarflow.sampling.setting import Setting
 
 Kind: TypeAlias = Literal["FD", "KD", "precision", "recall", "density", "coverage"]
 KINDS: tuple[Kind, ...] = ("FD", "KD", "precision", "recall", "density", "coverage")
 LOWER_IS_BETTER: tuple[Kind, ...] = ("FD", "KD")
 LEAST = 12  # samples or real images: a neighbourhood takes five others, a kernel distance two halves
+QUALITY_FILE = "quality.json"
+LARGEST = 1e300  # of a figure: what is larger is damage, and an integer of 400 digits no float
 MAX_NEIGHBOURHOODS = 5_000  # features on either side of precision, recall, density and coverage
 
 
@@ -44,6 +52,15 @@ class Figure:
     def to_dict(self) -> dict[str, Any]:
         """A dictionary that JSON can hold; without a standard error where there is none."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Figure:
+        """What `to_dict` made. Raises ValueError or TypeError where a number is none."""
+        figure = cls(**values)
+        for name, value in vars(figure).items():
+            if value is not None and not (type(value) in (int, float) and abs(value) < LARGEST):
+                raise ValueError(f"{name}: expected a number, got {value!r}")
+        return figure
 
 
 @dataclass(frozen=True)
@@ -106,3 +123,32 @@ def _values(features: Tensor, reference: Reference) -> dict[Kind, tuple[float, f
         "density": (found.density, None),
         "coverage": (found.coverage, None),
     }
+
+
+def keep_quality(run: Run, measured: dict[str, Any]) -> None:
+    """Keep what `tarflow quality` printed in RUN/quality.json, the newest of each extractor, where one may write."""
+    weights = weights_digest(run.path)
+    known = {name: entry for name, entry in kept_quality(run).items() if name != measured["extractor"]["name"]}
+    entries = known | {measured["extractor"]["name"]: measured}
+    with contextlib.suppress(OSError):
+        storage.write_json(run.path / QUALITY_FILE, {"weights": weights, "measured": entries})
+
+
+def kept_quality(run: Run) -> dict[str, dict[str, Any]]:
+    """What was kept for the weights of this run, by extractor. Empty where nothing was.
+
+    A file that is damaged, or written by another version, counts as nothing: measuring again replaces it.
+    """
+    file = run.path / QUALITY_FILE
+    try:
+        stored = read_json(file) if file.exists() else {}
+        if stored.get("weights") != weights_digest(run.path):
+            return {}
+        for entry in stored["measured"].values():
+            from_dict(Setting, entry["setting"])
+            figures = [Figure.from_dict(values) for values in entry["figures"].values()]
+            if not figures:
+                return {}
+        return dict(stored["measured"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}

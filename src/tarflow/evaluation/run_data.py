@@ -1,14 +1,21 @@
-"""The images of a run, opened again as its training had them."""
+"""The images of a run, opened again as its training had them, and held against what the run knows of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from tarflow.checkpoint import Run
+from tarflow.checkpoint import CHECKPOINTS, Run
 from tarflow.config import DataConfig
 from tarflow.data.hub import PREFIX
-from tarflow.data.load import ImageSet, Splits, load, load_all, load_held_out
+from tarflow.data.identity import MOVED, Known, check_outside, located, open_known, place_of, read_names, refuse
+from tarflow.data.load import ImageSet, Splits, load_all, load_held_out
+from tarflow.data.prepared import is_prepared
+from tarflow.data.request import Reading, Request
+from tarflow.data.sources import open_source
+from tarflow.data.split import own_split
+from tarflow.data.streamed import Storage
 
 Loading = Callable[[int, int], None]
 
@@ -21,11 +28,11 @@ def stored_data(run: Run) -> DataConfig:
 
 
 def own_source(run: Run) -> str:
-    """Where the images of the run were. Raises ValueError where they would have to be fetched.
+    """Where the images of the run are. Raises ValueError where they would have to be fetched.
 
     A run may come from anywhere, and what a file of it names is asked for before it is downloaded.
     """
-    source = stored_data(run).source
+    source = located(stored_data(run))
     if source.startswith(PREFIX):
         raise ValueError(
             f"{run.path}: its config.json names {source}, to be downloaded; ask for that by --data {source}"
@@ -33,65 +40,136 @@ def own_source(run: Run) -> str:
     return source
 
 
-def image_options(run: Run) -> dict[str, Any]:
-    """The arguments of `load` and its like that make any images into those that the run's model takes."""
+def known_images(data: DataConfig | None, run: Path) -> Known | None:
+    """What a run, or one of its checkpoints, knows of its images; None where it is of before runs knew."""
+    if data is None or not data.train_digest or not data.held_out_digest:
+        return None
+    place = run.parent.parent if run.parent.name == CHECKPOINTS else run
+    return Known(str(run), data.train_digest, data.held_out_digest, lambda: read_names(place))
+
+
+def is_own_place(data: DataConfig, source: str) -> bool:
+    """Whether `source`, as it was typed, is where a run's images were."""
+    place = place_of(source)
+    return place == data.place if place and data.place else source == data.source
+
+
+def image_options(run: Run, *, own: bool = False) -> dict[str, Any]:
+    """The arguments of `load` and its like that make any images, or the run's own, into those that its model takes."""
     model, data = run.config.model, stored_data(run)
     return {
         "image_size": model.image_shape,
         "channels": model.channels,
         "levels": run.levels,
         "class_names": data.class_names or None,
+        "reading": Reading.of(data, strict=own),
     }
 
 
 def open_splits(
     run: Run, source: str | None = None, *, skip_bad: bool | None = None, progress: Loading | None = None
 ) -> Splits:
-    """The images that a run was trained on and those it held out; or those of another `source`, split in the same way.
+    """The images that a run was trained on and those it held out; from their new place `source` where they have moved.
 
-    Bad records are left out where `skip_bad` says so; None leaves those of its own data out where the training did. Its
-    own data are streamed where they were in training.
+    Bad records are left out where `skip_bad` says so; None leaves them out where the training did. They are streamed
+    where they were in training.
 
     Raises:
-        ValueError, OSError: the run does not say what its data are; they are gone, or not what its model takes.
+        ValueError, OSError: the run does not say what its data are; they are gone, or not what it was trained on.
     """
+    splits, difference = _open(run, source, skip_bad, progress, own=True)
+    if difference is not None:
+        known = known_images(stored_data(run), run.path)
+        assert known is not None
+        raise refuse(source or stored_data(run).source, known, difference)
+    return splits
+
+
+def open_given(
+    run: Run, source: str, *, skip_bad: bool | None = None, progress: Loading | None = None
+) -> tuple[Splits, bool]:
+    """The images of any `source`, split as the run's are, and whether they are the run's own.
+
+    Of other data bad records are left out only where `skip_bad` says so. Raises as `open_splits`; the run's own place
+    with other images in it is refused.
+    """
+    if is_own_place(stored_data(run), source):
+        return open_splits(run, source, skip_bad=skip_bad, progress=progress), True
+    splits, difference = _open(run, source, skip_bad, progress, own=False)
+    return splits, difference is None
+
+
+def _open(
+    run: Run, source: str | None, skip_bad: bool | None, progress: Loading | None, *, own: bool
+) -> tuple[Splits, str | None]:
     data = stored_data(run)
-    source = own_source(run) if source is None else source
-    return load(
-        source,
-        **image_options(run),
-        held_out_fraction=data.held_out_fraction,
-        split_seed=data.split_seed,
-        skip_bad=_leaves_out(data, source, skip_bad),
-        storage=data.storage if source == data.source else "auto",
+    known = known_images(data, run.path)
+    storage: Storage = data.storage if own or known is not None else "auto"
+    where = own_source(run) if source is None else source
+    if storage == "stream" and not own and not _can_be_streamed(where, Reading.of(data, strict=own)):
+        storage = "auto"
+    request = Request(
+        **image_options(run, own=own),
+        skip_bad=data.skip_bad if own and skip_bad is None else bool(skip_bad),
         progress=progress,
     )
+    stored = known or Known(str(run.path), "", "", lambda: None)
+    try:
+        found, difference = open_known(
+            where,
+            request,
+            stored,
+            storage=storage,
+            held_out_fraction=data.held_out_fraction,
+            split_seed=data.split_seed,
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; {MOVED}" if own else str(error)) from None
+    if known is None and own:
+        difference = None  # there is nothing to hold them against
+    if isinstance(found, Splits):
+        return found, difference
+    return Splits(found.train.loaded(), found.held_out.loaded(), found.own_split, (), found.variant), difference
+
+
+def _can_be_streamed(source: str, reading: Reading) -> bool:
+    return not is_prepared(source) and all(part.groups is not None for part in open_source(source, reading).parts)
 
 
 def open_all(run: Run, source: str, *, skip_bad: bool | None = None) -> ImageSet:
     """Every image of a source, of all its splits, as the run's model takes them. Otherwise as `open_splits`."""
     data = stored_data(run)
-    return load_all(source, **image_options(run), skip_bad=_leaves_out(data, source, skip_bad))[0]
+    leaves_out = is_own_place(data, source) and data.skip_bad if skip_bad is None else skip_bad
+    return load_all(source, **image_options(run), skip_bad=leaves_out)[0]
 
 
-def _leaves_out(data: DataConfig, source: str, skip_bad: bool | None) -> bool:
-    """Whether bad records of `source` are left out."""
-    return source == data.source and data.skip_bad if skip_bad is None else skip_bad
+def open_held_out(run: Run, source: str | None = None, progress: Loading | None = None) -> ImageSet:
+    """`open_splits(run).held_out`, without decoding what was trained on where the data have a split of their own."""
+    data = stored_data(run)
+    known = known_images(data, run.path)
+    where = own_source(run) if source is None else source
+    try:
+        mapped_or_streamed = is_prepared(where) or data.storage == "stream"
+        decodes_less = not mapped_or_streamed and own_split(open_source(where, Reading.of(data))) is not None
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; {MOVED}") from None
+    if decodes_less:
+        found = load_held_out(
+            where,
+            **image_options(run, own=True),
+            held_out_fraction=data.held_out_fraction,
+            split_seed=data.split_seed,
+            skip_bad=data.skip_bad,
+            storage=data.storage,
+            progress=progress,
+        )
+        if known is None or found.digest() == known.held_out:
+            return found
+    return open_splits(run, source, progress=progress).held_out
 
 
-def open_held_out(run: Run, progress: Loading | None = None) -> ImageSet:
-    """`open_splits(run).held_out`, without decoding what was trained on where the data have a split of their own.
-
-    Its labels have the data's own numbers, not those of the run's classes.
-    """
-    data, options = stored_data(run), image_options(run)
-    del options["class_names"]
-    return load_held_out(
-        own_source(run),
-        **options,
-        held_out_fraction=data.held_out_fraction,
-        split_seed=data.split_seed,
-        skip_bad=data.skip_bad,
-        storage=data.storage,
-        progress=progress,
-    )
+def check_output(run: Run, option: str, out: Path, *sources: str) -> None:
+    """Raise DataError where images are to be written among those that the run was trained on, or into `sources`."""
+    own = [] if run.config.data is None else [located(run.config.data)]
+    for source in (*own, *sources):
+        check_outside(option, out, source)

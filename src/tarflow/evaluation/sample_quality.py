@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tarflow.data.batches import seeded_permutation
 from tarflow.evaluation.classifier import Classifier, class_agreement
+from tarflow.evaluation.shares import standard_error
 
 MAX_A_CLASS = 1_000  # images of a class whose distances to each other are averaged: half a million pairs
 MAX_HELD_OUT = 1_000  # held-out images whose nearest training image is looked for; a median needs no more
@@ -25,7 +26,7 @@ class SampleQuality:
     Attributes:
         samples: how many were judged.
         agreement: share of samples that the classifier gives the class they were meant to show.
-        agreement_standard_error: √(a(1-a)/n).
+        agreement_standard_error: √(a(1-a)/n); NaN where all agree, or none.
         classifier: what it is. classifier_accuracy: its share of right answers on held-out real images.
         diversity: mean distance between samples of a class over that of real images, both averaged over the classes
             that were sampled. 0 where each class has collapsed to one image, about 1 where they vary as real images do.
@@ -45,8 +46,9 @@ class SampleQuality:
     novelty: float
 
     def to_dict(self) -> dict[str, Any]:
-        """A dictionary that JSON can hold."""
-        return dataclasses.asdict(self)
+        """A dictionary that JSON can hold. A number that is not finite is null."""
+        values = dataclasses.asdict(self)
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def sample_quality(
@@ -77,7 +79,7 @@ def sample_quality(
     return SampleQuality(
         samples=len(samples),
         agreement=agreement,
-        agreement_standard_error=math.sqrt(agreement * (1 - agreement) / len(samples)),
+        agreement_standard_error=standard_error(agreement * (1 - agreement) / len(samples)),
         classifier=classifier.name,
         classifier_accuracy=classifier.accuracy,
         diversity=ours / real,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tarflow import caching
 from tarflow.data.batches import batch_indices
-from tarflow.evaluation.features import Extractor, unit_pixels
+from tarflow.evaluation.features import FLOAT32, Extractor, unit_pixels
 from tarflow.seeding import seeded_generator
 from tarflow.tensor_files import read_tensors, save_tensors
 
@@ -38,12 +38,12 @@ class SmallNetwork(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, 32, 3, padding=1)
-        self.second = nn.Conv2d(32, 64, 3, stride=2, padding=1)
-        self.third = nn.Conv2d(64, 64, 3, stride=2, padding=1)
-        self.last = nn.Linear(64 * 4, DIMS)
-        self.classify = nn.Linear(DIMS, classes)
-        self.scale = nn.Buffer(torch.ones(()))
+        self.first = nn.Conv2d(3, 32, 3, padding=1, **FLOAT32)
+        self.second = nn.Conv2d(32, 64, 3, stride=2, padding=1, **FLOAT32)
+        self.third = nn.Conv2d(64, 64, 3, stride=2, padding=1, **FLOAT32)
+        self.last = nn.Linear(64 * 4, DIMS, **FLOAT32)
+        self.classify = nn.Linear(DIMS, classes, **FLOAT32)
+        self.scale = nn.Buffer(torch.ones((), **FLOAT32))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.activations(x) / self.scale
@@ -81,7 +81,8 @@ def open_classifier(
         )
     if len(labels.unique()) < 2 or int(labels.min()) < 0:
         raise ValueError(f"extractor 'classifier': expected at least two classes, got {sorted(set(labels.tolist()))}")
-    network = SmallNetwork(int(labels.max()) + 1)
+    with torch.inference_mode(False):
+        network = SmallNetwork(int(labels.max()) + 1)
     digest = hashlib.blake2b(
         f"{DESCRIPTION}\0{BATCH_SIZE}\0{LEARNING_RATE}\0{images.shape}\0{levels}".encode(), digest_size=16
     )
@@ -120,7 +121,7 @@ def train(network: SmallNetwork, images: Tensor, labels: Tensor, levels: int) ->
         nn.init.uniform_(parameter, -bound, bound, generator=generator)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
     network.train()
-    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         for step in range(STEPS):
             chosen = batch_indices(len(images), BATCH_SIZE, step, 0)
             logits = network.classify(network.activations(prepare(images[chosen], levels)))

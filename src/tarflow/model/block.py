@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
+import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from tarflow.config import Recompute, TarFlowConfig
+from tarflow.devices import without_autocast
 from tarflow.model.cache import KVCache
 from tarflow.model.recompute import keeping_input
 from tarflow.model.rotary import rotation_table
@@ -15,6 +17,10 @@ from tarflow.model.transformer import Layer
 
 NULL_CLASS = -1
 """The label of no class: its embedding is the mean of all class embeddings."""
+
+
+SHARE_OF_RANGE = 0.9
+"""Of the exponents that a dtype has: an unbounded log-scale ends at ±80 in float32, beyond which e^±v is no number."""
 
 
 class Block(nn.Module):
@@ -28,29 +34,38 @@ class Block(nn.Module):
     first. Source: TarFlow, arXiv 2412.06329, section 3.
     """
 
-    def __init__(self, config: TarFlowConfig, layers: int, flipped: bool) -> None:
+    def __init__(
+        self,
+        config: TarFlowConfig,
+        layers: int,
+        flipped: bool,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.flipped = flipped
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
         width, outputs = config.width, config.patch_dim * (2 if config.transform == "affine" else 1)
-        self.proj_in = nn.Linear(config.patch_dim, width)
-        self.position = nn.Parameter(torch.randn(config.num_patches, width) * 1e-2)  # in raster order
+        self.proj_in = nn.Linear(config.patch_dim, width, **made)
+        self.position = nn.Parameter(_small(config.num_patches, width, **made))  # in raster order
         self.class_embedding: nn.Parameter | None = None
         if config.num_classes:
-            self.class_embedding = nn.Parameter(torch.randn(config.num_classes, width) * 1e-2)
-        self.layers = nn.ModuleList(Layer(width, config.head_dim, config.expansion) for _ in range(layers))
-        self.proj_out = nn.Linear(width, outputs)
+            self.class_embedding = nn.Parameter(_small(config.num_classes, width, **made))
+        self.layers = nn.ModuleList(Layer(width, config.head_dim, config.expansion, **made) for _ in range(layers))
+        self.proj_out = nn.Linear(width, outputs, **made)
         nn.init.zeros_(self.proj_out.weight)  # every block starts as a constant map
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        return self.proj_in.weight.dtype
+        """The dtype of the weights, by the positions: a layer may have been replaced by one without a weight."""
+        return self.position.dtype
 
     @property
     def product_dtype(self) -> torch.dtype:
         """The dtype of the matrices within the layers, and of queries, keys and values: `sampling.narrow` lowers it."""
-        return cast("Layer", self.layers[0]).attention.qkv.weight.dtype
+        weight = getattr(cast("Layer", self.layers[0]).attention.qkv, "weight", None)
+        return weight.dtype if isinstance(weight, Tensor) else self.dtype  # a layer that was replaced may have none
 
     def reorder(self, x: Tensor) -> Tensor:
         """Raster order to the block's own order, or back: the flip is its own inverse. Shape (B, T, …)."""
@@ -116,7 +131,7 @@ class Block(nn.Module):
                 if recompute == "layers"
                 else layer(h, **options, recompute=recompute)
             )
-        with torch.autocast(h.device.type, enabled=False):  # which would double its error in the density, for no time
+        with without_autocast(h.device):  # which would double its error in the density, for no time
             out = self.proj_out(h.to(self.dtype))
         out = out.to(torch.promote_types(out.dtype, torch.float32))
         if self.config.transform == "additive":
@@ -127,7 +142,7 @@ class Block(nn.Module):
 
     def bound(self, log_scale: Tensor) -> Tensor:
         """The log-scale that is used: a·tanh(v/a) where the config bounds it, v itself where not."""
-        a = self.config.log_scale_bound
+        a = self.config.bound
         return log_scale if a is None else a * torch.tanh(log_scale / a)
 
     def encode(self, x: Tensor, y: Tensor | None = None, recompute: Recompute = "nothing") -> tuple[Tensor, Tensor]:
@@ -144,10 +159,12 @@ class Block(nn.Module):
     def _affine(self, x: Tensor, y: Tensor | None, recompute: Recompute = "nothing") -> tuple[Tensor, Tensor]:
         """z (B, T, D) in raster order, and the log-scale (B, T-1, D) of patches 1 … T-1 of the block's own order."""
         x = self.reorder(x)
-        if x.shape[1] == 1:  # nothing to condition on: z_0 = x_0
-            return x, x[:, 1:]
         shift, log_scale = self.conditioner(x[:, :-1], self.context(y), recompute=recompute)  # of patches 1 … T-1
         log_scale = self.bound(log_scale)
+        if self.config.transform == "affine":
+            largest = SHARE_OF_RANGE * math.log(torch.finfo(log_scale.dtype).max)
+            if self.config.bound is None or self.config.bound > largest:
+                log_scale = log_scale.clamp(-largest, largest)
         z = torch.cat([x[:, :1], (x[:, 1:] - shift) * torch.exp(-log_scale)], dim=1)
         return self.reorder(z), log_scale
 
@@ -190,3 +207,9 @@ class Block(nn.Module):
         if table is None:
             return None
         return table[0][start : start + count], table[1][start : start + count]
+
+
+def _small(rows: int, width: int, **made: Any) -> Tensor:
+    """N(0, 0.01²), (rows, W). On the meta device without the product, for which PyTorch would import its compiler."""
+    table = torch.randn(rows, width, **made)
+    return table if table.is_meta else table * 1e-2

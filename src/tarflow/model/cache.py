@@ -24,7 +24,7 @@ class KVCache:
         length: int,
         head_dim: int,
         *,
-        device: torch.device | str | None = None,
+        device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         # (layers, 2, B, H, T, K): one write puts away the key and the value of a patch

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,12 +15,15 @@ from torch.distributions import Distribution
 
 from tarflow import storage
 from tarflow.config import ConfigError, Recompute, TarFlowConfig, from_dict, to_dict
-from tarflow.model.block import NULL_CLASS, Block
+from tarflow.model import checks
+from tarflow.model.block import Block
 from tarflow.model.patches import patchify, unpatchify
 from tarflow.tensor_files import read_tensors, save_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+
+RANGE = 0.4  # the exponent of the largest number that `in_range` lets through
 
 
 class TarFlow(nn.Module):
@@ -41,12 +46,17 @@ class TarFlow(nn.Module):
 
     base_variance: Tensor | None
 
-    def __init__(self, config: TarFlowConfig) -> None:
+    @torch.inference_mode(False)  # where weights would be made that nothing can be differentiated through
+    def __init__(
+        self, config: TarFlowConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """New weights, from torch's global generator; where and in which dtype as any module's: None is torch's own."""
         super().__init__()
         self.config = config
-        blocks = (Block(config, layers, flipped=index % 2 == 1) for index, layers in enumerate(config.layers))
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        blocks = (Block(config, layers, index % 2 == 1, **made) for index, layers in enumerate(config.layers))
         self.blocks = cast("list[Block]", nn.ModuleList(blocks))  # which has no type for its elements
-        variance = torch.ones(config.num_patches, config.patch_dim) if config.transform == "additive" else None
+        variance = torch.ones(config.num_patches, config.patch_dim, **made) if config.transform == "additive" else None
         self.register_buffer("base_variance", variance)
 
     @property
@@ -58,35 +68,76 @@ class TarFlow(nn.Module):
         """The dtype of the weights."""
         return self.blocks[0].dtype
 
+    @property
+    def in_inference_mode(self) -> bool:
+        """Whether some weights were made in `torch.inference_mode`, by a copy or a cast there: no gradient flows."""
+        return any(tensor.is_inference() for tensor in (*self.parameters(), *self.buffers()))
+
+    @torch.inference_mode(False)  # a copy or a cast is a flow as good as the first, wherever it was made
+    def __deepcopy__(self, memo: dict[int, Any]) -> TarFlow:
+        new = memo[id(self)] = type(self).__new__(type(self))
+        new.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return new
+
+    @torch.inference_mode(False)
+    def _apply(self, fn: Any, recurse: bool = True) -> TarFlow:
+        return super()._apply(fn, recurse)
+
     # --- the flow ------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, y: Tensor | None = None, recompute: Recompute = "nothing") -> tuple[Tensor, Tensor]:
-        """`encode` without its checks, which wait for the device: what training calls.
+    def forward(self, x: Tensor, y: Tensor | None = None, recompute: Recompute | None = None) -> tuple[Tensor, Tensor]:
+        """`encode` without its checks, which wait for the device.
 
-        `recompute` says what the backward pass computes again instead of keeping it; it changes no value.
+        Training says what the backward pass computes again instead of keeping it (`recompute`, which changes no value).
+        It skips a batch that is not finite, so that then no row is kept within the range of the network (`in_range`).
         """
+        if recompute is None:
+            return self._encode_in_range(x, y, lambda block, z, y: block.encode(z, y))
         z = self.to_patches(x)
-        ladj = z.new_zeros(len(z))
+        ladj = z.new_zeros(z.shape[0])  # not len(z), which is a constant to an exporter
         for block in self.blocks:
             z, block_ladj = block.encode(z, y, recompute)
             ladj = ladj + block_ladj
         return z, ladj
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Images x (B, C, H, W) to latents z (B, T, D) and ladj = log|det ∂z/∂x| (B,), nats."""
+        """Images x (B, C, H, W) to latents z (B, T, D) and ladj = log|det ∂z/∂x| (B,), nats.
+
+        An image so far from the data that the network leaves the range of its numbers has z = ∞ and ladj = 0, and no
+        gradient: a density of 0. NaN stays NaN.
+        """
         self.check_images(x)
-        return self(x, self.check_labels(y, len(x)))
+        return self(x, self.check_labels(y, x.shape[0]))
 
     def encode_patches(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `encode`, with ladj patch by patch: z (B, T, D) and (B, T), raster order; the sum over T is `ladj`."""
         self.check_images(x)
-        y = self.check_labels(y, len(x))
-        z = self.to_patches(x)
-        ladj = z.new_zeros(z.shape[:2])
+        y = self.check_labels(y, x.shape[0])
+        return self._encode_in_range(x, y, lambda block, z, y: block.encode_patches(z, y))
+
+    def _encode_in_range(
+        self, x: Tensor, y: Tensor | None, encode: Callable[[Block, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """z and ladj through all blocks, where rows that leave the range go on as zeros, which nothing overflows on."""
+        z, inside = self.in_range(self.to_patches(x))
+        ladj = z.new_zeros(())
         for block in self.blocks:
-            z, block_ladj = block.encode_patches(z, y)
-            ladj = ladj + block_ladj
-        return z, ladj
+            z, block_ladj = encode(block, z, y)
+            ladj = ladj + block_ladj.to(z.dtype)
+            z, still = self.in_range(z)
+            inside = inside & still
+        outside = torch.where(x.isnan().flatten(1).any(dim=1), torch.nan, torch.inf).to(z.dtype)
+        z = torch.where(inside.view(-1, 1, 1), z, outside.view(-1, 1, 1))
+        return z, torch.where(inside.view(-1, *[1] * (ladj.ndim - 1)), ladj, 0)
+
+    def in_range(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z (B, T, D) with zeros for the rows that are not within the range of the network, and which are: (B,).
+
+        The range is ± the largest number to the power of 0.4, 2.6e15 in float32: its square is far from overflowing,
+        and so are the sums in a norm. In float16 it is ±1000, of which a product may well overflow.
+        """
+        inside = z.abs().amax(dim=(1, 2)) <= max(torch.finfo(self.dtype).max ** RANGE, 1e3)
+        return torch.where(inside.view(-1, 1, 1), z, 0), inside
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Latents z (B, T, D) to images (B, C, H, W): the exact inverse of `encode`, by the slow reference.
@@ -94,14 +145,17 @@ class TarFlow(nn.Module):
         `tarflow.sample(flow, n, noise=z / flow.base_std())` does the same many times faster.
         """
         self.check_latents(z)
-        y = self.check_labels(y, len(z))
+        y = self.check_labels(y, z.shape[0])
         x = self._as_state(z)
         for block in reversed(self.blocks):
             x = block.decode(x, y)
         return self.to_images(x)
 
     def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """log p(x|y), the log-density at x, nats, shape (B,). Gradients flow to x and to the weights."""
+        """log p(x|y), the log-density at x, nats, shape (B,). Gradients flow to x and to the weights.
+
+        -∞, without a gradient, where a finite x is beyond the range of the network; NaN only where x holds one.
+        """
         z, ladj = self.encode(x, y)
         return self.base_log_prob(z) + ladj
 
@@ -147,37 +201,17 @@ class TarFlow(nn.Module):
 
     # --- what comes in ---------------------------------------------------------------------------------------------
 
-    def check_images(self, x: Tensor) -> None:
-        """Raise ValueError unless x is a floating (B, C, H, W) of this model's size."""
-        height, width = self.config.image_shape
-        expected = (self.config.channels, height, width)
-        if x.ndim != 4 or tuple(x.shape[1:]) != expected:
-            raise ValueError(f"x: expected images (B, {', '.join(map(str, expected))}), got {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise ValueError(f"x: expected floating-point values, got {x.dtype}; pixels are scaled to -1 … 1 first")
+    def check_images(self, x: Any) -> None:
+        """Raise ValueError unless x is a floating (B, C, H, W) of this model's size; warn where it holds pixels."""
+        checks.check_images(x, self.config)
 
-    def check_latents(self, z: Tensor, name: str = "z") -> None:
+    def check_latents(self, z: Any, name: str = "z") -> None:
         """Raise ValueError unless z, called `name`, is a floating (B, T, D) of this model's size."""
-        expected = (self.config.num_patches, self.config.patch_dim)
-        if z.ndim != 3 or tuple(z.shape[1:]) != expected:
-            raise ValueError(f"{name}: expected latents (B, {expected[0]}, {expected[1]}), got {tuple(z.shape)}")
-        if not z.is_floating_point():
-            raise ValueError(f"{name}: expected floating-point values, got {z.dtype}")
+        checks.check_latents(z, self.config, name)
 
-    def check_labels(self, y: Tensor | None, batch: int) -> Tensor | None:
+    def check_labels(self, y: Any, batch: int) -> Tensor | None:
         """Return labels as int64 on this model's device; raise ValueError where they are not (batch,) known classes."""
-        if y is None:
-            return None
-        y = torch.as_tensor(y)
-        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or tuple(y.shape) != (batch,):
-            raise ValueError(f"y: expected ({batch},) integer labels, got {tuple(y.shape)} of {y.dtype}")
-        if batch and (int(y.min()) < NULL_CLASS or int(y.max()) >= self.config.num_classes):
-            wrong = y[(y < NULL_CLASS) | (y >= self.config.num_classes)][0].item()
-            known = (
-                f"0 to {self.config.num_classes - 1}" if self.config.num_classes else "no class (unconditional model)"
-            )
-            raise ValueError(f"y: expected {known}, or {NULL_CLASS} for the null class, got {wrong}")
-        return y.to(device=self.device, dtype=torch.int64)
+        return checks.check_labels(y, batch, self.config, self.device)
 
     def _as_state(self, x: Tensor) -> Tensor:
         """x in the dtype of the state: the widest of its own, the weights' and float32."""
@@ -197,6 +231,7 @@ class TarFlow(nn.Module):
         save_tensors(path, self.state_dict())
 
     @classmethod
+    @torch.inference_mode(False)  # as above
     def from_pretrained(cls, directory: str | Path, *, device: torch.device | str = "cpu") -> TarFlow:
         """Load what `save_pretrained`, a training run or `tarflow convert` left in a directory; in eval mode.
 
@@ -213,8 +248,7 @@ class TarFlow(nn.Module):
                 f"{directory / WEIGHTS_FILE}: has {len(tensors)} tensors, too few for the {sum(config.layers)} layers "
                 f"in {CONFIG_FILE}"
             )
-        with torch.device("meta"):  # no memory, and no random numbers: every value, and its dtype, is the file's
-            flow = cls(config)
+        flow = cls(config, device="meta")  # no memory, no random numbers: every value, and its dtype, is the file's
         load_weights(flow, tensors, directory / WEIGHTS_FILE, assign=True)
         return flow.to(device).eval()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -12,7 +11,10 @@ BASE = 100.0
 """Ratio of the fastest wave to the slowest: from half a turn a patch to half a turn in a hundred patches."""
 
 
-@functools.lru_cache(maxsize=32)
+KEPT = 32  # tables, of as many grids, devices and dtypes
+_TABLES: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+
+
 def rotation_table(
     grid: tuple[int, int], head_dim: int, flipped: bool, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -23,10 +25,24 @@ def rotation_table(
     the first half of them from the row r, the second from the column c (axial: Heo et al., arXiv 2403.13298). Nothing
     is learned, and no checkpoint holds it.
     """
+    key = (grid, head_dim, flipped, device, dtype)
+    if key in _TABLES:
+        return _TABLES[key]
+    table = _table(grid, head_dim, flipped, device, dtype)
+    if all(type(part) is Tensor for part in table):  # what a tracer makes (torch.export) has no numbers in it
+        if len(_TABLES) >= KEPT:
+            _TABLES.clear()
+        _TABLES[key] = table
+    return table
+
+
+def _table(
+    grid: tuple[int, int], head_dim: int, flipped: bool, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     # Made in no mode of the caller's: a table of inference mode could not be used in training afterwards.
     with torch.inference_mode(False), torch.no_grad():
-        waves = BASE ** -torch.linspace(0, 1, head_dim // 4, dtype=torch.float64)
-        rows, columns = (torch.arange(n, dtype=torch.float64) for n in grid)
+        waves = BASE ** -torch.linspace(0, 1, head_dim // 4, device="cpu", dtype=torch.float64)
+        rows, columns = (torch.arange(n, device="cpu", dtype=torch.float64) for n in grid)
         places = torch.cartesian_prod(rows, columns)  # (T, 2), in raster order
         angles = (places.unsqueeze(2) * waves * math.pi).flatten(1)
         angles = angles.flip(0) if flipped else angles

@@ -6,7 +6,7 @@ the whole sequence (`is_causal`), a single query (no mask), a window (lower-righ
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +30,12 @@ class Attention(nn.Module):
     `rotation`, cos and sin (n, K/2) of `rotary.rotation_table`, turns queries and keys before they are kept.
     """
 
-    def __init__(self, width: int, head_dim: int) -> None:
+    def __init__(self, width: int, head_dim: int, **made: Any) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, **made)
+        self.qkv = nn.Linear(width, 3 * width, **made)
+        self.out = nn.Linear(width, width, **made)
 
     def forward(
         self,
@@ -85,7 +85,7 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _window_mask(count: int, length: int, device: torch.device) -> Tensor:
     """What the last `count` of `length` positions may see: themselves and all before."""
     if device.type == "cpu":
-        return torch.ones(count, length, dtype=torch.bool).tril(length - count)
+        return torch.ones(count, length, device=device, dtype=torch.bool).tril(length - count)
     # For CUDA's flash kernels, which take no other mask. Importing it imports torch's compiler: five seconds.
     from torch.nn.attention.bias import causal_lower_right
 
@@ -93,16 +93,16 @@ def _window_mask(count: int, length: int, device: torch.device) -> Tensor:
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x))."""
+    """x + attention(norm(x)), then x + MLP(norm(x)). `made` is the device and the dtype of the weights."""
 
-    def __init__(self, width: int, head_dim: int, expansion: int) -> None:
+    def __init__(self, width: int, head_dim: int, expansion: int, **made: Any) -> None:
         super().__init__()
-        self.attention = Attention(width, head_dim)
+        self.attention = Attention(width, head_dim, **made)
         self.mlp = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, expansion * width),
+            nn.LayerNorm(width, **made),
+            nn.Linear(width, expansion * width, **made),
             nn.GELU(),
-            nn.Linear(expansion * width, width),
+            nn.Linear(expansion * width, width, **made),
         )
 
     def forward(

@@ -98,8 +98,8 @@ def training_memory(
     narrow = 2 if bf16 else FLOAT
     layer = layer_activations(config, recompute, narrow, on_cpu=on_cpu, compiled=compiled)
     block = FLOAT * config.width
-    # x - shift and exp(-log_scale); of a bounded log-scale its tanh, and nothing where there is none to move
-    factors = 1 if config.transform == "additive" else 3 if config.log_scale_bound else 2
+    # x - shift, exp(-log_scale) and the log-scale before its bound, by which it goes; only the first where it has none
+    factors = 1 if config.transform == "additive" else 3
     affine = (narrow + factors * FLOAT) * config.patch_dim
     activations = tokens * (sum(config.layers) * layer + len(config.layers) * (block + affine))
     activations += images * config.num_dims * FLOAT  # the latents

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -170,7 +169,7 @@ def _steps(training: TrainingConfig, images: int | None) -> int:
         raise ConfigError("images: the recipe counts in epochs; give the number of training images, or their data")
     if images < 1:
         raise ConfigError(f"images: expected a positive number, got {images}")
-    return math.ceil(training.epochs * max(1, images // training.batch_size))  # as `setup.step_counts`
+    return training.total_steps(images)
 
 
 def _memory(

@@ -44,8 +44,8 @@ def matmul_rate(
     rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device, *, seconds: float = 0.3
 ) -> float:
     """FLOP/s of (rows, inner) times (inner, columns), counting 2·rows·inner·columns."""
-    a = torch.randn(rows, inner, device=device).to(dtype)
-    b = torch.randn(inner, columns, device=device).to(dtype)
+    a = torch.randn(rows, inner, device=device, dtype=torch.float32).to(dtype)
+    b = torch.randn(inner, columns, device=device, dtype=torch.float32).to(dtype)
     out = torch.empty(rows, columns, device=device, dtype=dtype)
     return 2 * rows * inner * columns / best_seconds(lambda: torch.mm(a, b, out=out), device, seconds=seconds)
 
@@ -55,7 +55,7 @@ def read_rate(nbytes: int, device: torch.device, *, seconds: float = 0.3) -> flo
 
     The buffer is float32 whatever the model's dtype: adding bf16 numbers would measure their conversion.
     """
-    buffer = torch.ones(max(1, nbytes // 4), device=device)
+    buffer = torch.ones(max(1, nbytes // 4), device=device, dtype=torch.float32)
     return 4 * len(buffer) / best_seconds(buffer.sum, device, seconds=seconds)
 
 

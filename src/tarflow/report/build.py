@@ -9,10 +9,12 @@ import torch
 
 from tarflow import __version__, storage
 from tarflow.checkpoint import Run, open_run
-from tarflow.report import extremes, facts, figures
-from tarflow.report.content import Figure, Parts, Section, Strip, png, sheet
-from tarflow.report.page import Chapter, page
-from tarflow.report.subject import Say, Settings, Subject, Unavailable, slug
+from tarflow.destination import check_vacant
+from tarflow.evaluation.run_data import check_output
+from tarflow.report import compared, extremes, facts, figures, measured
+from tarflow.report.content import Figure, Parts, Section, png, sheet
+from tarflow.report.page import MARK, Chapter, page
+from tarflow.report.subject import Say, Settings, Subject, Unavailable, Watch, slug
 
 PAGE = "report.html"
 PICTURES = "report-pictures"
@@ -24,6 +26,8 @@ SECTIONS: Sequence[tuple[str, str, Callable[[Subject], Parts]]] = (
     ("curves", "Training curves", facts.curves),
     ("likelihood", "Held-out likelihood", facts.likelihood),
     ("samples", "Samples", figures.samples),
+    ("quality", "What samples are worth", measured.quality),
+    ("sweep", "Guidance and denoising, measured", measured.sweep),
     ("guidance", "Guidance", figures.guidance),
     ("denoising", "Noisy and denoised", figures.denoising),
     ("trace", "From noise to image", figures.traces),
@@ -40,48 +44,69 @@ def write_report(
     settings: Settings | None = None,
     device: torch.device | str = "cpu",
     say: Say | None = None,
+    watch: Watch | None = None,
 ) -> Path:
     """Write `out`/report.html and its pictures as PNG files in `out`/report-pictures.
 
     Args:
         paths: runs, hub directories or single checkpoints.
         out: a directory, made where it is missing; None is `report` in the first of the runs. The page is written last
-            and whole or not at all, and an older one is replaced.
-        say: called with a line before each section.
+            and whole or not at all. An older report there is replaced, pictures and all.
+        say: called with a line before each section, and with one where a report is replaced. watch: told how far
+            reading, scoring and sampling are.
 
     Returns:
         The path of the page.
 
     Raises:
         FileNotFoundError, ValueError: a path that is no run, or no path at all; images that are neither grey nor RGB.
+        FileExistsError: what would be replaced in `out` is not of an older report.
     """
+    say = say or (lambda text: None)
     if not paths:
         raise ValueError("expected at least one run to report on")
     runs = [open_run(path, device) for path in paths]
     for run in runs:
         if run.config.model.channels not in (1, 3):
             raise ValueError(f"{run.path}: expected images of 1 or 3 channels, got {run.config.model.channels}")
-    subjects = subjects_of(runs, settings or Settings())
+    subjects = subjects_of(runs, settings or Settings(), watch)
     for subject in subjects:
         _ = subject.metrics  # what cannot be read is said before anything is written
     out = Path(paths[0]) / "report" if out is None else Path(out)
-    (out / PICTURES).mkdir(parents=True, exist_ok=True)
-    chapters = [_chapter(subject, say or (lambda text: None)) for subject in subjects]
-    closing = [_section("resolutions", "Samples at several resolutions", lambda: resolutions(subjects))]
-    if len(subjects) == 1:
-        closing = []
-    for section in [*closing, *(s for chapter in chapters for s in chapter.sections)]:
-        for part in section.parts:
-            if isinstance(part, Figure):
-                _write_figure(out / PICTURES, part, section.name)
-    storage.write_text(out / PAGE, page(chapters, closing, _footer(subjects)))
+    for run in runs:
+        check_output(run, "--out", out)
+    if _holds_report(out):
+        say(f"{out / PAGE}: replaced by this report, with its pictures")
+    out.mkdir(parents=True, exist_ok=True)
+    chapters = [_chapter(subject, say) for subject in subjects]
+    opening, closing = [], []
+    if len(subjects) > 1:
+        opening = [_section("runs", "The runs side by side", lambda: compared.runs(subjects))]
+        closing = [_section("resolutions", "Samples at several resolutions", lambda: compared.resolutions(subjects))]
+    with storage.replacing_directory(out / PICTURES) as pictures:
+        for section in [*closing, *(s for chapter in chapters for s in chapter.sections)]:
+            for part in section.parts:
+                if isinstance(part, Figure):
+                    _write_figure(pictures, part, section.name)
+    storage.write_text(out / PAGE, page(chapters, opening, closing, _footer(subjects)))
     return out / PAGE
 
 
-def subjects_of(runs: Sequence[Run], settings: Settings) -> list[Subject]:
+def _holds_report(out: Path) -> bool:
+    """Whether there is an older report in `out`. FileExistsError where something else goes by one of its names."""
+    pictures = out / PICTURES
+    check_vacant(pictures, ours=[p.name for p in pictures.glob("*.png")])
+    if not (out / PAGE).exists():
+        return False
+    if not (out / PAGE).is_file() or MARK not in (out / PAGE).read_text(encoding="utf-8", errors="replace"):
+        raise FileExistsError(f"{out / PAGE}: not written by `tarflow report`; give another --out")
+    return True
+
+
+def subjects_of(runs: Sequence[Run], settings: Settings, watch: Watch | None = None) -> list[Subject]:
     """The runs with prefixes that keep their ids and files apart; none where there is one run."""
     if len(runs) == 1:
-        return [Subject(runs[0], settings)]
+        return [Subject(runs[0], settings, watch=watch)]
     subjects: list[Subject] = []
     taken: set[str] = set()
     for number, run in enumerate(runs, 1):
@@ -89,30 +114,8 @@ def subjects_of(runs: Sequence[Run], settings: Settings) -> list[Subject]:
         if prefix in taken:
             prefix = f"{prefix}-{number}"
         taken.add(prefix)
-        subjects.append(Subject(run, settings, f"{prefix}-"))
+        subjects.append(Subject(run, settings, f"{prefix}-", watch))
     return subjects
-
-
-def resolutions(subjects: Sequence[Subject]) -> Parts:
-    """Figure 1 of the paper: samples of every run, the smallest images first."""
-    strips, missing = [], []
-    for subject in sorted(subjects, key=lambda s: s.run.config.model.image_shape):
-        height, width = subject.run.config.model.image_shape
-        try:
-            drawn = subject.samples
-        except Unavailable as reason:
-            missing.append(f"{subject.name}: {reason}")
-            continue
-        # Spread over the classes, and as many as a row has.
-        chosen = torch.linspace(0, len(drawn) - 1, min(subject.settings.images, len(drawn))).round().long()
-        alt = f"{len(chosen)} samples of {subject.name}, {height} by {width} pixels."
-        strips.append(Strip(f"{subject.name}, {height}×{width}", subject.shown(drawn[chosen]), alt))
-    if not strips:
-        raise Unavailable(" ".join(missing))
-    sizes = {s.run.config.model.image_shape for s in subjects}
-    caption = f"Samples of {len(strips)} models, unguided, seed {subjects[0].settings.seed}, "
-    caption += "the smallest images first." if len(sizes) > 1 else "all of one size here."
-    return [Figure("resolutions", strips, caption), *missing]
 
 
 def _chapter(subject: Subject, say: Say) -> Chapter:
@@ -141,8 +144,7 @@ def _section(name: str, title: str, compute: Callable[[], Parts]) -> Section:
 def _write_figure(folder: Path, figure: Figure, section: str) -> None:
     """One PNG file a figure, its strips below each other."""
     prefix = section.removesuffix(section.rpartition("-")[2])  # that of the run
-    with storage.replacing_file(folder / f"{prefix}{figure.name}.png") as temporary:
-        temporary.write_bytes(png(sheet([strip.images for strip in figure.strips])))
+    (folder / f"{prefix}{figure.name}.png").write_bytes(png(sheet([strip.images for strip in figure.strips])))
 
 
 def _footer(subjects: Sequence[Subject]) -> str:

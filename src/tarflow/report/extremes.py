@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tarflow.data.pixels import to_8bit
 from tarflow.evaluation.likelihood import to_bits_per_dim
-from tarflow.evaluation.patch_maps import heat_map, mean_patch_maps
+from tarflow.evaluation.patch_maps import ends_of_a_map, heat_map, mean_patch_maps
 from tarflow.report.content import Figure, Parts, Strip
 from tarflow.report.facts import LABELS, unit_name
 from tarflow.report.subject import DRAWS, Subject, Unavailable
@@ -67,7 +67,7 @@ def maps(subject: Subject) -> Parts:
         f"each patch adds to the log-likelihood: white {centre:.1f} nats, blue {span:.1f} nats or more above that, red "
         f"{span:.1f} or more below. A map adds up to log p of its image."
     )
-    return [Figure("maps", strips, caption)]
+    return [Figure("maps", strips, caption), ends_of_a_map(subject.run.flow)]
 
 
 def _ends(subject: Subject, count: int) -> tuple[Tensor, Tensor]:

@@ -190,7 +190,7 @@ def likelihood(subject: Subject) -> Parts:
     if first.yardstick:
         rows.append(["Gaussian yardstick", quoted(first.yardstick.mean, first.yardstick.standard_error), "—"])
     caption = f"Held-out {unit(first)}: {first.measure}"
-    head = ["scored by", f"{unit(first)} ± standard error", "better than the Gaussian by"]
+    head = ["scored by", f"{unit(first)} ± standard error", "beside the Gaussian"]
     text = (
         f"Lower is better. Mean over {first.images:,} held-out images and {first.draws} draws of the noise each (seed "
         f"{first.seed}); the errors are over images, and of the difference image by image."
@@ -225,9 +225,12 @@ def quoted(mean: float, error: float) -> str:
 
 
 def advantage(result: Likelihood) -> str:
-    """How much the model is better, where there is a yardstick."""
+    """How much the model is better or worse than the yardstick, where there is one."""
     found = result.yardstick
-    return quoted(found.advantage, found.advantage_standard_error) if found else "—"
+    if found is None:
+        return "—"
+    word = "better" if found.advantage >= 0 else "worse"
+    return f"{quoted(abs(found.advantage), found.advantage_standard_error)} {word}"
 
 
 def unit(result: Likelihood) -> str:
@@ -243,15 +246,17 @@ def unit_name(key: str) -> str:
 def duration(seconds: float) -> str:
     """Seconds in words.
 
-    >>> duration(36.3), duration(151.7), duration(8000)
-    ('36 s', '2 min 32 s', '2 h 13 min')
+    >>> duration(36.3), duration(151.7), duration(8000), duration(400_000)
+    ('36 s', '2 min 32 s', '2 h 13 min', '4 d 15 h')
     """
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
 
 
 def cards(facts: list[tuple[str, str]]) -> Markup:

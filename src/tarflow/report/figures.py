@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tarflow.data.noise import noisy_images
-from tarflow.data.pixels import scale_pixels, to_8bit, to_pixels
+from tarflow.data.pixels import clipped, scale_pixels, to_8bit, to_pixels
 from tarflow.evaluation.psnr import psnr
 from tarflow.evaluation.sample_quality import nearest, novelty
 from tarflow.report.content import Figure, Parts, Strip
@@ -34,7 +34,14 @@ def samples(subject: Subject) -> Parts:
         else:
             name = subject.class_name(row)
             strips.append(Strip(name, images, f"{len(images)} samples of class {name}."))
-    caption = f"{len(shown)} samples, {_how(subject)}, seed {subject.settings.seed}, none picked out."
+    caption = f"{len(shown)} samples, {how(subject)}, seed {subject.settings.seed}, none picked out."
+    if subject.stored_setting is not None:
+        caption += f" That is the run's default: {subject.stored_setting}."
+    beyond = clipped(subject.samples, subject.run.levels, subject.run.noise).flatten(1)
+    caption += (
+        f" {100 * float(beyond.double().mean()):.2g} % of their numbers, in "
+        f"{100 * float(beyond.any(dim=1).double().mean()):.2g} % of the images, are no pixels, and clipped."
+    )
     classes = subject.run.config.model.num_classes
     if classes > CLASSES:
         caption += f" The first {CLASSES} of {classes} classes."
@@ -45,7 +52,7 @@ def guidance(subject: Subject) -> Parts:
     """The same noise under growing guidance."""
     run, n = subject.run, subject.settings.images
     classes = run.config.model.num_classes
-    y = torch.arange(n) % classes if classes else None
+    y = torch.arange(n, device="cpu", dtype=torch.int64) % classes if classes else None
     by_class = classes > 1
     scales = SCALES if by_class else UNCONDITIONAL_SCALES
     temperature = 1.0 if by_class else TEMPERATURE
@@ -53,7 +60,8 @@ def guidance(subject: Subject) -> Parts:
     for scale in scales:
         guide = Guidance(scale, temperature=temperature) if scale else None
         try:
-            x = sample(run.flow, n, y, guide, subject.settings.seed, denoise=run.sigma)
+            told = subject.watch.drawing(n)
+            x = sample(run.flow, n, y, guide, subject.settings.seed, denoise=run.sigma, progress=told)
         except SamplingError as error:
             failed.append(f"w = {scale:g}: {error}.")
             continue
@@ -67,7 +75,8 @@ def guidance(subject: Subject) -> Parts:
         f"patches ({_denoised(subject)}; seed {subject.settings.seed})."
     )
     if by_class:
-        caption += " Columns go through the classes."
+        names = [subject.class_name(int(k)) for k in y] if y is not None else []
+        caption += f" Columns go through the classes: {', '.join(names)}."
     if not strips:
         raise Unavailable("No sample was finite. " + " ".join(failed))
     return [Figure("guidance", strips, caption), *failed]
@@ -84,7 +93,7 @@ def denoising(subject: Subject) -> Parts:
     assert sigma is not None
     parts: Parts = []
     try:
-        held_out = subject.held_out.subset(torch.arange(min(n, len(subject.held_out))))
+        held_out = subject.held_out.subset(range(min(n, len(subject.held_out))))
     except Unavailable as reason:
         parts.append(str(reason))
     else:
@@ -104,7 +113,7 @@ def denoising(subject: Subject) -> Parts:
         )
         parts.append(Figure("denoising", strips, caption))
     try:
-        raw, cleaned_samples = _spread(subject.raw_samples, n), _spread(subject.samples, n)
+        raw, cleaned_samples = _spread(subject.raw_samples, n), _spread(subject.plain_samples, n)
     except Unavailable as reason:
         return [*parts, str(reason)]
     strips = [
@@ -120,7 +129,7 @@ def traces(subject: Subject) -> Parts:
     run = subject.run
     count = min(TRACED, subject.settings.images)
     classes = run.config.model.num_classes
-    y = torch.arange(count) % classes if classes else None
+    y = torch.arange(count, device="cpu", dtype=torch.int64) % classes if classes else None
     try:
         stages = trace(run.flow, count, y, seed=subject.settings.seed, denoise=run.sigma)
     except SamplingError as error:
@@ -151,7 +160,7 @@ def neighbours(subject: Subject) -> Parts:
         Strip("nearest", found, "Below each sample the training image that is nearest to it."),
     ]
     caption = (
-        f"Samples ({_how(subject)}), and below each the nearest of {len(train):,} training images by the Euclidean "
+        f"Samples ({how(subject)}), and below each the nearest of {len(train):,} training images by the Euclidean "
         f"distance of levels, {float(distances.min()):.1f} to {float(distances.max()):.1f} here; 0 would be a copy."
     )
     try:
@@ -165,8 +174,14 @@ def neighbours(subject: Subject) -> Parts:
     return [Figure("neighbours", strips, caption)]
 
 
-def _how(subject: Subject) -> str:
-    return f"unguided, {_denoised(subject)}"
+def how(subject: Subject) -> str:
+    """How the samples of a run are drawn, in words."""
+    setting = subject.setting
+    cleaned = "not denoised" if setting.denoise is None else f"denoised with σ = {setting.denoise:g}"
+    if setting.guidance is None:
+        return f"unguided, {cleaned}"
+    warm = "" if setting.temperature == 1 else f", temperature {setting.temperature:g}"
+    return f"guided with scale {setting.scale:g} ({setting.schedule}, rule {setting.rule}{warm}), {cleaned}"
 
 
 def _denoised(subject: Subject) -> str:
@@ -175,7 +190,7 @@ def _denoised(subject: Subject) -> str:
 
 def _spread(x: Tensor, count: int) -> Tensor:
     """`count` of the samples (n, …), evenly spread over the classes that they go through."""
-    return x[torch.linspace(0, len(x) - 1, min(count, len(x))).round().long()]
+    return x[torch.linspace(0, len(x) - 1, min(count, len(x)), device=x.device, dtype=torch.float32).round().long()]
 
 
 def _continuous(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from tarflow.report.markup import Markup, element
 from tarflow.report.style import style_sheet
 
 # Nothing is loaded from anywhere, whatever a class or a path is called: the browser holds us to it.
+MARK = str(element("meta", name="generator", content="tarflow report"))  # by which a page of ours is known
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -25,19 +26,19 @@ class Chapter:
     sections: Sequence[Section]
 
 
-def page(chapters: Sequence[Chapter], closing: Sequence[Section], footer: str) -> str:
-    """The HTML of the whole report. Sections in `closing` come after all runs and are about all of them."""
+def page(chapters: Sequence[Chapter], opening: Sequence[Section], closing: Sequence[Section], footer: str) -> str:
+    """The HTML of the whole report. Sections in `opening` and `closing` are about all runs, before and after them."""
     alone = len(chapters) == 1
     title = f"Report on {chapters[0].name}" if alone else f"Report on {', '.join(c.name for c in chapters)}"
     lead = chapters[0].lead if alone else f"{len(chapters)} normalizing flows (TarFlow), one after the other."
-    contents = []
+    contents = [_links(opening)] if opening else []
     for chapter in chapters:
         if not alone:
             contents.append(element("p", element("a", chapter.name, href=f"#{chapter.anchor}"), class_="chapter"))
         contents.append(_links(chapter.sections))
     if closing:
         contents.append(_links(closing))
-    body: list[Markup] = []
+    body: list[Markup] = [_section(section, 2) for section in opening]
     for chapter in chapters:
         sections = [_section(section, 2 if alone else 3) for section in chapter.sections]
         if alone:
@@ -58,7 +59,7 @@ def page(chapters: Sequence[Chapter], closing: Sequence[Section], footer: str) -
             element("meta", name="viewport", content="width=device-width, initial-scale=1"),
             element("meta", http_equiv="Content-Security-Policy", content=POLICY),
             element("meta", name="color-scheme", content="light dark"),
-            element("meta", name="generator", content="tarflow report"),
+            Markup(MARK),
             element("title", title),
             element("link", rel="icon", href="data:,"),  # or a browser asks for favicon.ico
             element("style", Markup(style_sheet())),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tarflow.checkpoint import CHECKPOINTS, Run, read_metrics
+from tarflow.checkpoint import CHECKPOINTS, Run, open_setting, read_metrics, weights_digest
 from tarflow.config import DataConfig, TrainingConfig
 from tarflow.data.load import ImageSet, Splits
 from tarflow.data.pixels import to_8bit, to_pixels
@@ -21,12 +21,29 @@ from tarflow.evaluation.run_data import open_splits
 from tarflow.evaluation.scores import LabelPolicy, default_label_policy, score_images
 from tarflow.sampling.denoise import denoise
 from tarflow.sampling.sample import SamplingError, sample
+from tarflow.sampling.setting import Setting, StoredSetting
 
 CLASSES = 20  # shown at most, and gone through one by one where the label is not given
 ROWS = 4  # of samples where there are no classes
 DRAWS = 2  # of the noise for each image that is scored
 
 Say = Callable[[str], None]
+Count = Callable[[int, int], None]
+"""count(done, total)"""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told how far the parts of a section are that take long: reading, scoring, and sampling, in images."""
+
+    loading: Count | None = None
+    scoring: Count | None = None
+    sampling: Callable[[float, int], None] | None = None
+
+    def drawing(self, n: int) -> Count | None:
+        """What `sample` tells of its n images."""
+        told = self.sampling
+        return None if told is None else lambda done, total: told(n * done / total, n)
 
 
 @dataclass(frozen=True)
@@ -37,11 +54,13 @@ class Settings:
         images: in a row of a figure.
         limit: held-out images that are scored; of more, a seeded choice.
         seed: of samples and of the noise on images.
+        data: where the images of the training are now; None is where they were.
     """
 
     images: int = 10
     limit: int = 1000
     seed: int = 0
+    data: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("images", "limit"):
@@ -56,8 +75,8 @@ class Unavailable(Exception):
 class Subject:
     """One run under report. What is expensive is computed when it is first asked for, and once."""
 
-    def __init__(self, run: Run, settings: Settings, prefix: str = "") -> None:
-        self.run, self.settings = run, settings
+    def __init__(self, run: Run, settings: Settings, prefix: str = "", watch: Watch | None = None) -> None:
+        self.run, self.settings, self.watch = run, settings, watch or Watch()
         self.prefix = prefix  # of ids and file names, so that several runs fit on one page
 
     @property
@@ -90,7 +109,7 @@ class Subject:
     def _opened(self) -> Splits | str:
         _ = self.data  # Unavailable, with the reason, where there is none
         try:
-            return open_splits(self.run)
+            return open_splits(self.run, self.settings.data, progress=self.watch.loading)
         except (OSError, ValueError) as error:  # moved, deleted, or no longer what it was: the rest can still be shown
             return f"The data cannot be read here ({error})."
 
@@ -135,6 +154,7 @@ class Subject:
                 seed=self.settings.seed,
                 label_policy=policy,
                 yardstick=self.yardstick,
+                progress=self.watch.scoring,
             )
             for policy in self.policies
         ]
@@ -151,6 +171,7 @@ class Subject:
             noise_std=self.training.noise_std,
             draws=DRAWS,
             seed=self.settings.seed,
+            progress=self.watch.scoring,
         )
         return scores.mean(dim=0)
 
@@ -162,20 +183,48 @@ class Subject:
         classes = self.run.config.model.num_classes
         if not classes:
             return None
-        return torch.arange(min(classes, CLASSES)).repeat_interleave(self.settings.images)
+        return torch.arange(min(classes, CLASSES), device="cpu", dtype=torch.int64).repeat_interleave(
+            self.settings.images
+        )
+
+    @cached_property
+    def stored_setting(self) -> StoredSetting | None:
+        """What `tarflow sweep` found best for these weights; None where nothing is stored, or is of others."""
+        try:
+            stored = open_setting(self.run)
+        except ValueError as error:
+            raise Unavailable(f"The default for samples cannot be read: {error}.") from None
+        return stored if stored is not None and stored.weights == weights_digest(self.run.path) else None
+
+    @property
+    def setting(self) -> Setting:
+        """How samples of the run are drawn where nobody says otherwise: the stored setting, else denoised alone."""
+        return self.stored_setting.setting if self.stored_setting else Setting(denoise=self.run.sigma)
+
+    @cached_property
+    def samples(self) -> Tensor:
+        """Drawn as `tarflow sample` does by default, (n, C, H, W)."""
+        setting = self.setting
+        if setting == Setting(denoise=self.run.sigma):
+            return self.plain_samples
+        return self._drawn(setting)
 
     @cached_property
     def raw_samples(self) -> Tensor:
-        """As the model draws them, unguided, (n, C, H, W)."""
+        """As the model draws them, unguided and with their noise."""
+        return self._drawn(Setting())
+
+    def _drawn(self, setting: Setting) -> Tensor:
         n = ROWS * self.settings.images if self.labels is None else len(self.labels)
+        seed, told = self.settings.seed, self.watch.drawing(n)
         try:
-            return sample(self.run.flow, n, self.labels, seed=self.settings.seed)
+            return sample(self.run.flow, n, self.labels, setting.guidance, seed, denoise=setting.denoise, progress=told)
         except SamplingError as error:
             raise Unavailable(f"No samples could be drawn: {error}.") from None
 
     @cached_property
-    def samples(self) -> Tensor:
-        """Denoised where the model was trained with Gaussian noise."""
+    def plain_samples(self) -> Tensor:
+        """Unguided, and denoised where the model was trained with Gaussian noise."""
         sigma = self.run.sigma
         if sigma is None:
             return self.raw_samples

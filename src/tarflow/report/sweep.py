@@ -59,19 +59,15 @@ def sweep_chart(rows: Sequence[Row], name: str, kind: Kind) -> str:
 
     Raises ValueError where no row has the figure.
     """
-    measured = [row for row in rows if name in row.figures]
-    if not measured:
-        raise ValueError(f"{name}: no row of the sweep has this figure")
-    panels: dict[tuple[str, float, float | None], None] = {}
-    for row in measured:
-        setting = row.setting
-        guided = any(r.setting.scale and r.setting.denoise == setting.denoise for r in measured)
-        if setting.scale or not guided:
-            panels[setting.rule, setting.temperature, setting.denoise] = None
+    panels = sweep_panels(rows, name, kind, "panel")
     drawn = []
-    for number, key in enumerate(panels):
+    for number, (heading, chart) in enumerate(panels):
         place = f"translate({number % COLUMNS * WIDTH} {number // COLUMNS * (HEIGHT + HEADING)})"
-        drawn.append(element("g", *_panel(measured, name, kind, key, number), transform=place))
+        parts = [
+            element("text", heading, x=12, y=22, class_="heading"),
+            element("g", chart, transform=f"translate(0 {HEADING})"),
+        ]
+        drawn.append(element("g", *parts, transform=place))
     width, height = min(COLUMNS, len(panels)) * WIDTH, -(-len(panels) // COLUMNS) * (HEIGHT + HEADING)
     light, dark = (" ".join(f"--{k}: {v};" for k, v in THEMES[theme].items()) for theme in ("light", "dark"))
     sheet = f"svg {{ {light} }}\n@media (prefers-color-scheme: dark) {{ svg {{ {dark} }} }}\n{_SHEET}"
@@ -88,9 +84,26 @@ def sweep_chart(rows: Sequence[Row], name: str, kind: Kind) -> str:
     return f"{document}\n"
 
 
+def sweep_panels(rows: Sequence[Row], name: str, kind: Kind, prefix: str) -> list[tuple[str, Markup]]:
+    """The panels of `sweep_chart`: what each shows, and its chart, whose ids begin with `prefix`.
+
+    Raises ValueError where no row has the figure.
+    """
+    measured = [row for row in rows if name in row.figures]
+    if not measured:
+        raise ValueError(f"{name}: no row of the sweep has this figure")
+    panels: dict[tuple[str, float, float | None], None] = {}
+    for row in measured:
+        setting = row.setting
+        guided = any(r.setting.scale and r.setting.denoise == setting.denoise for r in measured)
+        if setting.scale or not guided:
+            panels[setting.rule, setting.temperature, setting.denoise] = None
+    return [_panel(measured, name, kind, key, f"{prefix}{number}") for number, key in enumerate(panels)]
+
+
 def _panel(
-    rows: Sequence[Row], name: str, kind: Kind, key: tuple[str, float, float | None], number: int
-) -> list[Markup]:
+    rows: Sequence[Row], name: str, kind: Kind, key: tuple[str, float, float | None], chart_id: str
+) -> tuple[str, Markup]:
     rule, temperature, denoise = key
     series: list[Series] = []
     for schedule, style in STYLES.items():
@@ -113,10 +126,5 @@ def _panel(
     heading = f"rule {rule}{warm}, {cleaned}"
     better = "lower is better" if kind in LOWER_IS_BETTER else "higher is better"
     label = f"{name} ({better}, N = {figure.samples})"
-    chart = line_chart(
-        f"panel{number}", series, title=f"{name}: {heading}", x_label="scale of the guidance", y_label=label
-    )
-    return [
-        element("text", heading, x=12, y=22, class_="heading"),
-        element("g", chart, transform=f"translate(0 {HEADING})"),
-    ]
+    chart = line_chart(chart_id, series, title=f"{name}: {heading}", x_label="scale of the guidance", y_label=label)
+    return heading, chart

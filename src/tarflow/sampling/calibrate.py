@@ -8,22 +8,22 @@ is used.
 
 from __future__ import annotations
 
-import dataclasses
-import os
+import math
 import time
-import weakref
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from tarflow import storage
 from tarflow.model.block import Block
-from tarflow.model.flow import TarFlow, read_json
+from tarflow.model.flow import TarFlow
 from tarflow.sampling.captured import Captured
-from tarflow.sampling.decode import Progress, Solve, invert, latents_of
+from tarflow.sampling.choices import _REMEMBERED as _REMEMBERED
+from tarflow.sampling.choices import Calibration as Calibration
+from tarflow.sampling.choices import Choice as Choice
+from tarflow.sampling.choices import calibration_key as calibration_key
+from tarflow.sampling.choices import remembered as remembered
+from tarflow.sampling.decode import Progress, invert, latents_of
 from tarflow.sampling.guidance import Guidance, guided_rows, predictor
 from tarflow.sampling.jacobi import Jacobi
 from tarflow.sampling.sequential import Solution, sequential
@@ -32,102 +32,9 @@ STRIDE = 4  # windows that are tried differ by this factor
 SLACK = 2.0  # the first of them is the largest whose evaluation takes no longer than that many of a single patch
 PROBES = 5  # timings of one thing, whose median counts
 ENOUGH = 0.25  # share of the patches after which it is clear how long an attempt will take
+PRICE = 0.04  # of all that is to be decoded with a choice: what measuring may cost on a CPU, where it is no part of it
+WORTH = 6.0  # steps of the sequential solver that measuring takes at least; where less may be spent, nothing is tried
 PATIENCE = 1.25  # an attempt is broken off when that will be so many times as long as the best one took
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """How one block is decoded, and what that took when it was measured.
-
-    Attributes:
-        solver: "sequential" or "jacobi".
-        window: patches that "jacobi" evaluates at once.
-        seconds: for the batch that was measured; of "sequential", told from a few steps.
-        sequential_seconds: the same of the sequential solver, to compare with.
-    """
-
-    solver: Literal["sequential", "jacobi"]
-    window: int | None = None
-    seconds: float = 0.0
-    sequential_seconds: float = 0.0
-
-    def __post_init__(self) -> None:
-        known = self.solver == "jacobi" or (self.solver == "sequential" and self.window is None)
-        if not known or not (self.window is None or self.window >= 1):
-            raise ValueError(
-                f"solver: expected 'sequential', or 'jacobi' and a window, got {self.solver} {self.window}"
-            )
-
-    def __str__(self) -> str:
-        return self.solver if self.window is None else f"{self.solver} {self.window}"
-
-    def solve(self, tol: float | None) -> Solve:
-        """The solver as a function of `predict` and z."""
-        return sequential if self.solver == "sequential" else Jacobi(self.window, tol)
-
-
-class Calibration:
-    """Which solver decodes each block of one flow fastest, for the batch sizes and guidances it was measured for.
-
-    `tarflow.sample(..., calibration=...)` reads it and fills it; `load` and `save` keep it beside a checkpoint, as
-    `tarflow sample` does in RUN/solvers.json. Without one, a measurement lasts as long as the process and the weights.
-
-    >>> import tarflow
-    >>> flow = tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=2, width=64, layers=(1, 1)))
-    >>> calibration = tarflow.Calibration()
-    >>> x = tarflow.sample(flow, 2, calibration=calibration)
-    >>> [len(choices) for choices in calibration.choices.values()]  # one a block
-    [2]
-    """
-
-    def __init__(self, choices: dict[str, tuple[Choice, ...]] | None = None) -> None:
-        self.choices = dict(choices or {})
-
-    @classmethod
-    def load(cls, path: str | Path, weights: str) -> Calibration:
-        """What `save` wrote for the same `weights`; empty where there is no such file, or it is of other weights."""
-        path = Path(path)
-        if not path.is_file():
-            return cls()
-        try:
-            stored = read_json(path)
-            if stored["weights"] != weights:
-                return cls()
-            return cls({key: tuple(Choice(**c) for c in choices) for key, choices in stored["choices"].items()})
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return cls()  # a measurement, not data: it is simply made again
-
-    def save(self, path: str | Path, weights: str) -> None:
-        """Write the choices, with a name for the weights that they were measured with."""
-        choices = {key: [dataclasses.asdict(c) for c in choices] for key, choices in self.choices.items()}
-        storage.write_json(Path(path), {"weights": weights, "choices": choices})
-
-
-def calibration_key(flow: TarFlow, batch: int, guidance: Guidance | None, tol: float | None) -> str:
-    """What a choice depends on: the machine, the precision, the batch, the guidance and the tolerance."""
-    device = flow.device
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    threads = f"{torch.get_num_threads()} of {os.cpu_count()} threads"
-    guided = "no guidance" if guidance is None or guidance.scale == 0 else repr(guidance)
-    tolerance = "default tolerance" if tol is None else f"tolerance {tol:g}"
-    autocast = ", autocast" if torch.is_autocast_enabled(device.type) else ""
-    dtype = str(flow.blocks[0].product_dtype).removeprefix("torch.")
-    return f"{where}, {threads}, torch {torch.__version__}, {dtype}{autocast}, batch {batch}, {guided}, {tolerance}"
-
-
-_REMEMBERED: weakref.WeakKeyDictionary[TarFlow, tuple[int, Calibration]] = weakref.WeakKeyDictionary()
-
-
-def remembered(flow: TarFlow) -> Calibration:
-    """What was measured for this flow in this process, as long as its weights are the same.
-
-    Timings and nothing else: no sample depends on it beyond the tolerance of the solvers.
-    """
-    version = sum(parameter._version for parameter in flow.parameters())
-    known = _REMEMBERED.get(flow)
-    if known is None or known[0] != version:
-        known = _REMEMBERED[flow] = (version, Calibration())
-    return known[1]
 
 
 def calibrated_decode(
@@ -139,11 +46,15 @@ def calibrated_decode(
     choices: list[Choice],
     progress: Progress | None = None,
     captured: Captured | None = None,
+    batches: float = 1.0,
 ) -> Iterator[Solution]:
-    """`decode` of the first batch: yields the same, and appends the fastest solver of each block to `choices`."""
+    """`decode` of the first batch: yields the same, and appends the fastest solver of each block to `choices`.
+
+    `batches` are to be decoded with them, this one included; see `fastest`.
+    """
     x = latents_of(flow, noise)
     for block in reversed(flow.blocks):
-        choice, solution = fastest(block, x, y, guidance, tol, captured)
+        choice, solution = fastest(block, x, y, guidance, tol, captured, batches)
         if solution is None:
             solution = invert(block, x, y, guidance, choice.solve(tol), progress, captured)
         elif progress is not None:
@@ -153,6 +64,22 @@ def calibrated_decode(
         yield solution
 
 
+def is_measured(choices: Sequence[Choice], flow: TarFlow, batches: float) -> bool:
+    """Whether choices are to be used for so many batches: measured, or not worth measuring for them, either."""
+    if len(choices) != len(flow.blocks):  # a damaged file
+        return False
+    steps = flow.config.num_patches - 1
+    return any(choice.seconds for choice in choices) or not _affordable(steps, flow.device, batches)
+
+
+def _affordable(steps: int, device: torch.device, batches: float) -> float:
+    """How many steps of the sequential solver measuring a block may cost; 0 where that is too little to measure by."""
+    if device.type != "cpu":  # elsewhere steps cost their launches, and what is measured first is all used
+        return math.inf
+    price = PRICE * steps * batches
+    return price if price >= WORTH else 0.0
+
+
 def fastest(
     block: Block,
     z: Tensor,
@@ -160,23 +87,33 @@ def fastest(
     guidance: Guidance | None,
     tol: float | None = None,
     captured: Captured | None = None,
+    batches: float = math.inf,
 ) -> tuple[Choice, Solution | None]:
     """The solver that decodes this block fastest, and its solution unless that is still to be computed.
 
     The arguments are those of `invert`. The sequential solver is timed by a few steps. The parallel one decodes the
     block, first with a window that costs little more to evaluate than a patch, then with larger ones as long as that is
     quicker, or with a smaller one; an attempt that falls behind the best is broken off.
+
+    `batches` of this size are to be decoded with the choice. On a CPU all of this costs no more than `PRICE` of them:
+    once that is spent, only an attempt that is on its way to win goes on. Where it is too little to measure anything,
+    the sequential solver is taken unmeasured.
     """
     last = z.shape[1] - 1
-    if last < 2:  # nothing to be evaluated at once
+    affordable = _affordable(last, z.device, batches)
+    if last < 2 or not affordable:  # nothing to be evaluated at once, or to be gained
         return Choice("sequential"), None
-    stepwise, found = _sequential_seconds(block, z, y, guidance, captured or Captured())
+    began, probes = time.perf_counter(), PROBES if affordable > PROBES * WORTH else 1
+    stepwise, found = _sequential_seconds(block, z, y, guidance, captured or Captured(), probes)
+    purse = began + affordable * stepwise / last  # until when measuring may take
     best = Choice("sequential", None, stepwise, stepwise)
 
     def attempt(window: int) -> bool:
         """Whether the parallel solver with this window is the best so far."""
         nonlocal best, found
-        clock = _Clock(best.seconds, last)
+        if time.perf_counter() + window * stepwise / last > purse:
+            return False
+        clock = _Clock(best.seconds, last, purse)
         try:
             solution = invert(block, z, y, guidance, Jacobi(window, tol), clock.check, captured)
         except _TooSlow:
@@ -186,7 +123,7 @@ def fastest(
         best, found = Choice("jacobi", window, clock.seconds(), stepwise), solution
         return True
 
-    window = larger = _first_window(block, z, y, guidance)
+    window = larger = _first_window(block, z, y, guidance, probes, purse)
     attempt(window)
     while larger < last:
         larger = min(last, larger * STRIDE)
@@ -202,10 +139,13 @@ class _TooSlow(Exception):
 
 
 class _Clock:
-    """Breaks an attempt off when it has taken, or is bound to take, longer than the best so far."""
+    """Breaks an attempt off when it has taken, or is bound to take, longer than the best so far.
 
-    def __init__(self, limit: float, last: int) -> None:
-        self.limit, self.last, self.started = limit, last, time.perf_counter()
+    After the moment `purse` an attempt goes on only as long as it is on its way to be the fastest.
+    """
+
+    def __init__(self, limit: float, last: int, purse: float) -> None:
+        self.limit, self.last, self.purse, self.started = limit, last, purse, time.perf_counter()
 
     def seconds(self) -> float:
         return time.perf_counter() - self.started
@@ -215,26 +155,34 @@ class _Clock:
         spent, share = self.seconds(), done / self.last
         if spent > self.limit or (share > ENOUGH and spent / share > PATIENCE * self.limit):
             raise _TooSlow
+        if self.started + spent > self.purse and spent > share * self.limit:
+            raise _TooSlow
 
 
 @torch.no_grad()
-def _first_window(block: Block, z: Tensor, y: Tensor | None, guidance: Guidance | None) -> int:
+def _first_window(
+    block: Block, z: Tensor, y: Tensor | None, guidance: Guidance | None, probes: int, purse: float
+) -> int:
     """The largest window, of powers of STRIDE and the whole, that is evaluated in SLACK times the time of a patch."""
     last = z.shape[1] - 1
     predict = predictor(block, y, guidance, block.new_cache(guided_rows(guidance, len(z))))
     z = block.reorder(z)
-    single, window = _median_seconds(lambda: predict(z[:, :1], 0), z.device), min(STRIDE, last)
+    single = seconds = _median_seconds(lambda: predict(z[:, :1], 0), z.device, probes)
+    window = 1
     while window < last:
         wider = min(last, window * STRIDE)
-        if _median_seconds(lambda wider=wider: predict(z[:, :wider], 0), z.device) > SLACK * single:  # type: ignore[misc]
+        if time.perf_counter() + probes * seconds * wider / window > purse:  # what it may cost at worst
+            break
+        seconds = _median_seconds(lambda wider=wider: predict(z[:, :wider], 0), z.device, probes)  # type: ignore[misc]
+        if seconds > SLACK * single:
             break
         window = wider
-    return window
+    return max(window, min(STRIDE, last))
 
 
 @torch.no_grad()
 def _sequential_seconds(
-    block: Block, z: Tensor, y: Tensor | None, guidance: Guidance | None, captured: Captured
+    block: Block, z: Tensor, y: Tensor | None, guidance: Guidance | None, captured: Captured, probes: int = PROBES
 ) -> tuple[float, Solution | None]:
     """The time of the sequential solver, and its solution where it had to be computed for that.
 
@@ -255,19 +203,19 @@ def _sequential_seconds(
         """What the solver does for one patch, at a place of the sequence."""
         return sequential(lambda x, _: predict(x, place), z[:, place : place + 2])
 
-    ends = [_median_seconds(lambda place=place: step(place), z.device) for place in (0, last - 1)]  # type: ignore[misc]
+    ends = [_median_seconds(lambda place=place: step(place), z.device, probes) for place in (0, last - 1)]  # type: ignore[misc]
     return last * sum(ends) / 2, None
 
 
-def _median_seconds(run: Callable[[], object], device: torch.device) -> float:
+def _median_seconds(run: Callable[[], object], device: torch.device, probes: int) -> float:
     taken = []
-    for _ in range(PROBES):
+    for _ in range(probes):
         _wait(device)
         started = time.perf_counter()
         run()
         _wait(device)
         taken.append(time.perf_counter() - started)
-    return sorted(taken)[PROBES // 2]
+    return sorted(taken)[probes // 2]
 
 
 def _wait(device: torch.device) -> None:

@@ -12,6 +12,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,16 +122,20 @@ class Captured:
         if key not in self.windows:
             length, size = block.config.num_patches - 1, block.config.patch_dim
             dtype = torch.promote_types(block.dtype, torch.float32)
-            buffers = [torch.empty(batch, length, size, dtype=dtype, device=block.position.device) for _ in range(3)]
-            self.windows[key] = _Windows(*buffers, *branches(block, y, guidance, batch), block.new_cache(rows))
-        elif (context := branches(block, y, guidance, batch)[0]) is not None:
-            self.windows[key].context.copy_(context)
+            x, shift, log_scale = torch.empty(3, batch, length, size, dtype=dtype, device=block.position.device)
+            context, temperature = branches(block, y, guidance, batch)
+            self.windows[key] = _Windows(x, shift, log_scale, context, temperature, block.new_cache(rows))
         windows = self.windows[key]
-        evaluate = guided(
-            block,
-            lambda x, start: block.conditioner(x, windows.context, start, windows.cache, windows.temperature),
-            guidance,
-        )
+        if windows.context is not None:
+            context, _ = branches(block, y, guidance, batch)
+            assert context is not None
+            windows.context.copy_(context)
+
+        def conditioner(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
+            assert isinstance(start, int)
+            return block.conditioner(x, windows.context, start, windows.cache, windows.temperature)
+
+        evaluate = guided(block, conditioner, guidance)
 
         def predict(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
             assert isinstance(start, int)
@@ -231,7 +236,7 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 @contextlib.contextmanager
-def _recording(graph: torch.cuda.CUDAGraph, pool: object) -> Iterator[None]:
+def _recording(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
     """As `torch.cuda.graph`, which collects garbage and empties the cache of the allocator before every capture."""
     graph.capture_begin(pool=pool, capture_error_mode="thread_local")
     try:

@@ -27,6 +27,7 @@ Progress = Callable[[int, int], None]
 
 CAPTURED_TOKENS = 1 << 13  # that a GPU evaluates faster than the host launches them: then windows are captured, too
 CACHE_BYTES = 1 << 30  # keys and values held at once where the batch size is ours to choose
+CPU_ROWS = 256  # images at once on a CPU: a step is bound by arithmetic from here on, and memory grows on
 CACHE_SHARE = 0.25  # of a GPU's free memory; the rest is for a window's activations, and for denoising
 
 
@@ -124,7 +125,8 @@ def draw_noise(flow: TarFlow, indices: Tensor, seed: int, attempt: int = 0) -> T
 def default_batch_size(flow: TarFlow, guidance: Guidance | None) -> int:
     """How many images have room for the keys and values of their largest block, at least 1.
 
-    The room is `CACHE_BYTES`, and on a GPU that has more, `CACHE_SHARE` of what is free.
+    The room is `CACHE_BYTES`, and on a GPU that has more, `CACHE_SHARE` of what is free. On a CPU more than `CPU_ROWS`
+    sequences at once are no faster.
     """
     room = CACHE_BYTES
     if flow.device.type == "cuda":
@@ -133,4 +135,7 @@ def default_batch_size(flow: TarFlow, guidance: Guidance | None) -> int:
         KVCache.bytes_needed(len(block.layers), 1, flow.config.width, flow.config.num_patches, block.dtype)
         for block in flow.blocks
     )
-    return max(1, room // (per_row * guided_rows(guidance, 1)))
+    rows = room // per_row
+    if flow.device.type == "cpu":
+        rows = min(rows, CPU_ROWS)
+    return max(1, rows // guided_rows(guidance, 1))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import copy
 
 import torch
 from torch import Tensor
 
-from tarflow.devices import free_bytes
+from tarflow.devices import free_bytes, without_autocast
+from tarflow.fields import integer, real
 from tarflow.model.flow import TarFlow
 
 GRAPH_BYTES = 1 << 30  # activations that are kept for the gradient at once, where the batch size is ours to choose
@@ -39,10 +40,12 @@ def denoise(
         ValueError: images, labels or sigma do not fit.
     """
     check_sigma(sigma)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
+    batch_size = None if batch_size is None else integer("batch_size", batch_size, 1)
     flow.check_images(x)
     y = flow.check_labels(y, len(x))
+    if flow.in_inference_mode:
+        with torch.inference_mode(False):
+            flow = copy.deepcopy(flow)  # the weights as tensors that can be differentiated through
     per_image, room = graph_bytes(flow), max(GRAPH_BYTES, int(GRAPH_SHARE * (free_bytes(flow.device) or 0)))
     by_block = per_image > room
     if batch_size is None:
@@ -67,15 +70,14 @@ def graph_bytes(flow: TarFlow) -> int:
 
 def check_sigma(sigma: float) -> None:
     """Raise ValueError unless σ is a positive number."""
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"sigma: expected a positive number, got {sigma}")
+    real("sigma", sigma, "a positive number", lambda value: value > 0)
 
 
 def _denoise_chunk(flow: TarFlow, x: Tensor, sigma: float, y: Tensor | None, by_block: bool) -> Tensor:
     with (
         torch.inference_mode(False),  # the caller may be in it, and nothing can be differentiated there
         torch.enable_grad(),
-        torch.autocast(x.device.type, enabled=False),
+        without_autocast(x.device),
     ):
         # A copy in the dtype of the state: the gradient of a narrower x would be rounded to that.
         dtype = torch.promote_types(torch.promote_types(x.dtype, flow.dtype), torch.float32)
@@ -87,20 +89,24 @@ def _denoise_chunk(flow: TarFlow, x: Tensor, sigma: float, y: Tensor | None, by_
 def _score(flow: TarFlow, x: Tensor, y: Tensor | None) -> Tensor:
     """∇_x log p(x|y), through the whole flow at once."""
     # Only x asks for a gradient: the weights' graph is neither built further back nor accumulated into .grad.
-    (score,) = torch.autograd.grad(flow.log_prob(x, y).sum(), [x])
+    z, ladj = flow(x, y)  # `log_prob` would wait for the device, to check the labels once more
+    (score,) = torch.autograd.grad((flow.base_log_prob(z) + ladj).sum(), [x])
     return score
 
 
 def _score_by_block(flow: TarFlow, x: Tensor, y: Tensor | None) -> Tensor:
     """The same by the chain rule, block after block: what each was given is kept, what is inside it computed again."""
-    inputs = [flow.to_patches(x.detach())]
+    z, inside = flow.in_range(flow.to_patches(x.detach()))
+    inputs = [z]
     with torch.no_grad():
         for block in flow.blocks:
-            inputs.append(block.encode(inputs[-1], y)[0])
+            z, still = flow.in_range(block.encode(z, y)[0])
+            inputs.append(z)
+            inside = inside & still
     z = inputs.pop().requires_grad_()
     (score,) = torch.autograd.grad(flow.base_log_prob(z).sum(), [z])
     for block in reversed(flow.blocks):
         below = inputs.pop().requires_grad_()
         above, ladj = block.encode(below, y)
         (score,) = torch.autograd.grad((above * score).sum() + ladj.sum(), [below])
-    return flow.to_images(score)
+    return flow.to_images(torch.where(inside.view(-1, 1, 1), score, 0))  # as through the whole flow: no gradient

@@ -109,9 +109,10 @@ class DeviceStep:
 
     def _filled(self, h: Tensor, place: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         """The layers, by the kernels that read as much of the cache as is filled; sums are in float32."""
-        kernels, dtype, addend = self.kernels, self.store.dtype, None
+        kernels, dtype = self.kernels, self.store.dtype
         assert kernels is not None
         h = h.float()
+        addend: Tensor | None = None
         for (attention, norm, up, _, down), store in zip(self.layers, self.store, strict=True):
             qkv = kernels.product(kernels.add_norm(h, addend, attention.norm, dtype), attention.qkv)  # (R, 3W)
             if rotation is not None:
@@ -121,6 +122,7 @@ class DeviceStep:
             addend = kernels.product(kernels.attend(qkv, store, place, self.scale), attention.out)
             hidden = kernels.product(kernels.add_norm(h, addend, norm, dtype), up, gelu=True)
             addend = kernels.product(hidden, down)
+        assert addend is not None  # a block has a layer at least
         return (h + addend).to(self.block.dtype)
 
     def _masked(self, h: Tensor, place: Tensor, room: int, rotation: tuple[Tensor, Tensor] | None) -> Tensor:

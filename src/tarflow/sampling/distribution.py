@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from tarflow.model.checks import as_labels, check_tensor
 from tarflow.model.flow import TarFlow
 from tarflow.sampling.sample import sample
 
@@ -56,7 +57,7 @@ class FlowDistribution(Distribution):
 
     def __init__(self, flow: TarFlow, y: Tensor | int | None = None, validate_args: bool | None = None) -> None:
         self.flow = flow
-        self.y = None if y is None else torch.as_tensor(y)
+        self.y = None if y is None else as_labels(y)
         if self.y is not None:
             checked = flow.check_labels(self.y.reshape(-1), self.y.numel())
             assert checked is not None
@@ -81,8 +82,9 @@ class FlowDistribution(Distribution):
         Raises:
             ValueError: images of another size or dtype, a shape that does not broadcast, or (where validated) NaN.
         """
+        expected = ", ".join(map(str, self.event_shape))
+        check_tensor("value", value, f"images (..., {expected})")
         if value.shape[-3:] != self.event_shape:
-            expected = ", ".join(map(str, self.event_shape))
             raise ValueError(f"value: expected images (..., {expected}), got {tuple(value.shape)}")
         if self._validate_args and value.numel():  # torch's check cannot reshape nothing
             self._validate_sample(value)
@@ -100,7 +102,7 @@ class FlowDistribution(Distribution):
             tarflow.SamplingError: an image was not finite, time and again.
         """
         shape = torch.Size(sample_shape) + self.batch_shape
-        seed = int(torch.randint(SEEDS, (), dtype=torch.int64))
+        seed = int(torch.randint(SEEDS, (), device="cpu", dtype=torch.int64))
         if shape.numel() == 0:
             dtype = torch.promote_types(self.flow.dtype, torch.float32)
             return torch.empty(*shape, *self.event_shape, dtype=dtype, device=self.flow.device)

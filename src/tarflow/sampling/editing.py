@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tarflow.fields import integer
 from tarflow.model.block import NULL_CLASS, Block
+from tarflow.model.checks import check_tensor
 from tarflow.model.flow import TarFlow
 from tarflow.sampling.decode import default_batch_size, draw_noise, invert, latents_of
 from tarflow.sampling.sample import SamplingError
@@ -92,23 +94,24 @@ def interpolate(
     >>> walk.shape, torch.allclose(walk[0], x0, atol=1e-5), torch.allclose(walk[-1], x1, atol=1e-5)
     (torch.Size([5, 1, 8, 8]), True, True)
     """
-    if steps < 2:
+    if integer("steps", steps) < 2:
         raise ValueError(f"steps: expected at least 2, both ends, got {steps}")
     shape = (flow.config.channels, *flow.config.image_shape)
     for name, x in (("x0", x0), ("x1", x1)):
+        check_tensor(name, x, f"one image {shape}")
         if tuple(x.shape) != shape:
             raise ValueError(f"{name}: expected one image {shape}, got {tuple(x.shape)}")
     if (y0 is None) != (y1 is None):
         given, missing = ("y0", "y1") if y1 is None else ("y1", "y0")
         raise ValueError(f"{missing}: expected a label, because {given} has one; {NULL_CLASS} is the null class")
-    ends = flow.check_labels(None if y0 is None else torch.tensor([y0, y1]), 2)
+    ends = flow.check_labels(None if y0 is None else [y0, y1], 2)
 
     z, _ = flow.encode(torch.stack([x0, x1]), ends)
     t = torch.linspace(0, 1, steps, dtype=z.dtype, device=z.device).view(-1, 1, 1)  # (steps, 1, 1)
     u = z / flow.base_std()  # standard normal
     start, end = _arc(u, t) if spherical else (1 - t, t)
     u = start * u[0] + end * u[1]  # (steps, T, D)
-    y = None if ends is None else ends[(2 * torch.arange(steps, device=ends.device) >= steps - 1).long()]
+    y = None if ends is None else ends[(t.flatten() >= 0.5).long()]
     return _finite(flow.to_images(_invert_all(flow, flow.blocks, u * flow.base_std(), y)))
 
 
@@ -155,6 +158,7 @@ def resample(flow: TarFlow, x: Tensor, keep: int, y: Tensor | None = None, *, bl
     (True, False)
     """
     length, count = flow.config.num_patches, len(flow.blocks)
+    keep, block = integer("keep", keep), integer("block", block)
     if not 0 <= keep <= length:
         raise ValueError(f"keep: expected 0 to {length} patches, got {keep}")
     if not -count <= block < count:
@@ -167,7 +171,7 @@ def resample(flow: TarFlow, x: Tensor, keep: int, y: Tensor | None = None, *, bl
     w = flow.to_patches(x)
     for each in before:
         w, _ = each.encode(w, y)
-    noise = draw_noise(flow, torch.arange(len(x)), seed) if len(x) else w
+    noise = draw_noise(flow, torch.arange(len(x), device="cpu", dtype=torch.int64), seed) if len(x) else w
     drawn = _invert_all(flow, after, latents_of(flow, noise).to(w.dtype), y)
     reorder = flow.blocks[block].reorder
     mixed = reorder(torch.cat([reorder(w)[:, :keep], reorder(drawn)[:, keep:]], dim=1))

@@ -7,7 +7,6 @@ is sampled, and is no inverse of the flow; that is why it lives here and not in 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tarflow.config import TarFlowConfig
+from tarflow.fields import real
 from tarflow.model.block import NULL_CLASS, Block
 from tarflow.model.cache import KVCache
 from tarflow.sampling.step import Step
@@ -47,10 +47,10 @@ class Guidance:
     rule: Literal["paper", "stable"] = "paper"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale >= 0):
-            raise ValueError(f"guidance scale: expected a number of 0 or more, got {self.scale}")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"guidance temperature: expected a positive number, got {self.temperature}")
+        scale = real("guidance scale", self.scale, "a number of 0 or more", lambda value: value >= 0)
+        warmth = real("guidance temperature", self.temperature, "a positive number", lambda value: value > 0)
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "temperature", warmth)
         if self.schedule not in ("linear", "constant"):
             raise ValueError(f"guidance schedule: expected 'linear' or 'constant', got {self.schedule!r}")
         if self.rule not in ("paper", "stable"):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tarflow.fields import integer, real
 from tarflow.model.block import Block
 from tarflow.model.flow import TarFlow
 from tarflow.sampling.guidance import Predict
@@ -128,10 +129,10 @@ class Jacobi:
 
 def check_options(window: int | None, tol: float | None) -> None:
     """Raise ValueError unless there is a window of at least one patch and a tolerance of at least 0, or neither."""
-    if window is not None and window < 1:
-        raise ValueError(f"window: expected a positive number of patches, got {window}")
-    if tol is not None and not tol >= 0:
-        raise ValueError(f"tol: expected 0 or more, got {tol}")
+    if window is not None:
+        integer("window", window, 1)
+    if tol is not None:
+        real("tol", tol, "0 or more", lambda value: value >= 0)
 
 
 def _tamed(guess: Tensor, safe: Tensor) -> Tensor:

@@ -215,16 +215,22 @@ class NativeBlock:
         )
         size = sum(parameter.numel() * parameter.itemsize for parameter in layers[0].parameters()) * len(layers)
         self.threads = torch.get_num_threads() if size >= PARALLEL else 1
-        self.scratch, self.room = torch.empty(0), (0, 0)  # for so many rows and threads
+        self.scratch, self.room = torch.empty(0, device="cpu", dtype=torch.float32), (0, 0)  # of rows and threads
+        self.shape = store.shape[2], entry.shape[1], config.patch_dim
 
     def __call__(self, x: Tensor, start: int) -> Tensor:
         """x (B, n, D) float32, patches start … start+n-1, to the outputs (B, n, O) of the last layer."""
-        batch, count, _ = x.shape
+        batch, count, size = x.shape
+        rows, length, dim = self.shape
+        # C looks at no shape: what does not fit would be read from, and written to, memory of somebody else.
+        assert x.dtype == torch.float32 and x.device.type == "cpu" and (batch, size) == (rows, dim), (x.dtype, x.shape)
+        assert start >= 0 and start + count <= length, (start, count, length)
         x = x.contiguous()
         asked = (batch * count, self.threads)
         if asked != self.room:
-            self.scratch, self.room = torch.empty(self.library.tarflow_scratch(self.block, *asked)), asked
-        out = torch.empty(batch, count, self.outputs)
+            size = self.library.tarflow_scratch(self.block, *asked)
+            self.scratch, self.room = torch.empty(size, device="cpu", dtype=torch.float32), asked
+        out = torch.empty(batch, count, self.outputs, device="cpu", dtype=torch.float32)
         pointers = (x.data_ptr(), out.data_ptr(), self.scratch.data_ptr())
         self.library.tarflow_step(self.block, *pointers, batch, count, start, self.threads)
         return out

@@ -9,9 +9,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from tarflow.fields import integer
 from tarflow.model.flow import TarFlow
-from tarflow.sampling.calibrate import Calibration, Choice, calibrated_decode, calibration_key, remembered
+from tarflow.sampling.calibrate import calibrated_decode, is_measured
 from tarflow.sampling.captured import Captured
+from tarflow.sampling.choices import Calibration, Choice, calibration_key, remembered
 from tarflow.sampling.decode import decode, default_batch_size, draw_noise
 from tarflow.sampling.denoise import check_sigma
 from tarflow.sampling.denoise import denoise as denoise_images
@@ -127,12 +129,10 @@ def sample_batches(
     first: int = 0,
 ) -> Iterator[SampleBatch]:
     """As `sample`, but yields a `SampleBatch` as each batch finishes. Arguments are checked before the first one."""
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
+    batch_size = None if batch_size is None else integer("batch_size", batch_size, 1)
     if solver not in get_args(Solver):
         raise ValueError(f"solver: expected one of {', '.join(map(repr, get_args(Solver)))}, got {solver!r}")
-    if first < 0:
-        raise ValueError(f"first: expected 0 or more, got {first}")
+    n, seed, first = integer("n", n, 1), integer("seed", seed), integer("first", first, 0)
     if window is not None and solver != "jacobi":
         raise ValueError(f"window: only solver 'jacobi' has one to choose, got solver {solver!r}")
     if tol is not None and solver == "sequential":
@@ -153,12 +153,13 @@ def check_arguments(
     flow: TarFlow, n: int, y: Tensor | None, guidance: Guidance | None, denoise: float | None, noise: Tensor | None
 ) -> Tensor | None:
     """Raise ValueError unless what is to be drawn fits the model and each other; return the labels, checked."""
-    if n < 1:
-        raise ValueError(f"n: expected a positive number of samples, got {n}")
+    integer("n", n, 1)
     if denoise is not None:
         check_sigma(denoise)
     y = flow.check_labels(y, n)
     if guidance is not None:
+        if not isinstance(guidance, Guidance):
+            raise ValueError(f"guidance: expected tarflow.Guidance(scale=…) or None, got {guidance!r}")
         guidance.check(y, flow.config)
     if noise is not None:
         flow.check_latents(noise, "noise")
@@ -189,11 +190,11 @@ class _Draw:
 
     def batch(self, first: int, end: int) -> SampleBatch:
         """Images first … end-1, those that are not finite drawn again alone."""
-        indices = torch.arange(first, end)
+        indices = torch.arange(first, end, device="cpu", dtype=torch.int64)
         redraws = torch.zeros_like(indices)
         iterations, residual = [0] * len(self.flow.blocks), 0.0
         images = None
-        todo = torch.arange(len(indices))  # rows of this batch that are still to be drawn
+        todo = indices - first  # rows of this batch that are still to be drawn
         for attempt in range(MAX_ATTEMPTS):
             which = indices[todo]
             labels = None if self.y is None else self.y[which.to(self.y.device)]
@@ -233,9 +234,12 @@ class _Draw:
         if self.choices is None:
             known = remembered(flow) if self.calibration is None else self.calibration
             key = calibration_key(flow, len(which), guidance, tol)
-            if len(known.choices.get(key, ())) != len(flow.blocks):  # not measured, or a damaged file
+            batches = (self.n - int(which[0])) / len(which)
+            if not is_measured(known.choices.get(key, ()), flow, batches):
                 measured: list[Choice] = []
-                yield from calibrated_decode(flow, noise, labels, guidance, tol, measured, progress, self.captured)
+                yield from calibrated_decode(
+                    flow, noise, labels, guidance, tol, measured, progress, self.captured, batches
+                )
                 known.choices[key] = tuple(measured)
                 self.choices = measured
                 return

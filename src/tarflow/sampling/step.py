@@ -75,7 +75,7 @@ class Step:
         h = torch.addmm(entry.reshape(batch * count, -1), x.reshape(-1, size).to(self.dtype), self.into)  # (B·n, W)
         mask = None
         if count > 1 and start > 0:  # query j sees keys 0 … start+j
-            mask = torch.ones(count, start + count, dtype=torch.bool).tril_(diagonal=start)
+            mask = torch.ones(count, start + count, device="cpu", dtype=torch.bool).tril_(diagonal=start)
         rotation = None
         if self.rotation is not None:
             rotation = (self.rotation[0][start : start + count], self.rotation[1][start : start + count])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tarflow.fields import integer
 from tarflow.model.flow import TarFlow
 from tarflow.sampling.decode import decode, draw_noise, latents_of
 from tarflow.sampling.denoise import denoise as denoise_images
@@ -44,8 +45,9 @@ def trace(
     >>> torch.equal(stages[-1], tarflow.sample(flow, 2, seed=5, solver="sequential"))
     True
     """
+    integer("seed", seed)
     y = check_arguments(flow, n, y, guidance, denoise, noise)
-    noise = draw_noise(flow, torch.arange(n), seed) if noise is None else noise
+    noise = draw_noise(flow, torch.arange(n, device="cpu", dtype=torch.int64), seed) if noise is None else noise
     stages = [flow.to_images(latents_of(flow, noise))]
     stages += [flow.to_images(solution.x) for solution in decode(flow, noise, y, guidance)]
     if denoise is not None:

@@ -25,7 +25,7 @@ def build_step(config: RunConfig, engine: Engine, init: TarFlow | None) -> Train
     assert training is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
-        flow = TarFlow(config.model)
+        flow = TarFlow(config.model, device="cpu", dtype=torch.float32)
     if init is not None:
         start_from(flow, init)
     flow.train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import inspect
 from contextlib import AbstractContextManager
 from typing import Any, Literal, TypeAlias
 
@@ -16,6 +17,8 @@ from tarflow.model.flow import TarFlow
 from tarflow.ranks import Ranks
 from tarflow.training.sharding import shard
 
+_options = inspect.signature(DistributedDataParallel).parameters
+SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _options else "broadcast_buffers"  # before 2.13
 Products: TypeAlias = Literal["float32", "tf32", "bf16"]
 
 
@@ -55,14 +58,16 @@ class Engine:
         on_gpu = self.device.type == "cuda"
         if on_gpu:
             torch.cuda.set_device(self.device)  # where NCCL and what names no device go
-        torch.distributed.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            rank=self.ranks.rank,
-            world_size=self.ranks.size,
-            device_id=self.device if on_gpu else None,
-        )
+        if not torch.distributed.is_initialized():  # by an earlier run of this process
+            torch.distributed.init_process_group(
+                "nccl" if on_gpu else "gloo",
+                rank=self.ranks.rank,
+                world_size=self.ranks.size,
+                device_id=self.device if on_gpu else None,
+            )
+            if on_gpu:
+                atexit.register(_leave)
         if on_gpu:
-            atexit.register(_leave)
             # NCCL has no tensors on the CPU, and a rank that dies makes it wait, not fail.
             self.ranks = self.ranks.within(torch.distributed.new_group(backend="gloo"))
 
@@ -84,7 +89,8 @@ class Engine:
         flow.to(self.device)
         if not self.ranks.alone:
             # The only buffer moves with the same numbers everywhere.
-            self.model = DistributedDataParallel(flow, broadcast_buffers=False, gradient_as_bucket_view=True)
+            options: Any = {SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
+            self.model = DistributedDataParallel(flow, **options)
 
     def follow(self, averaged: TarFlow) -> None:
         """Put a flow that no step is taken with where the weights of the other one are, and split it like that."""
@@ -111,6 +117,13 @@ class Engine:
         if last or not isinstance(self.model, DistributedDataParallel):
             return contextlib.nullcontext()
         return self.model.no_sync()
+
+
+def check_device(config: TrainingConfig, ranks: Ranks, device: torch.device) -> None:
+    """Raise the ConfigError that `Engine` would, before anything is read and before any rank waits for another."""
+    products_of(config, device)
+    if not ranks.alone:
+        _device_of_rank(ranks, device)
 
 
 def _device_of_rank(ranks: Ranks, device: torch.device) -> torch.device:

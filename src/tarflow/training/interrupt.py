@@ -1,12 +1,24 @@
-"""Leaving in order: signals are collected while training, and answered once everything is saved."""
+"""Leaving in order: signals are collected while training, and answered once everything is saved.
+
+SIGTERM, SIGINT (Ctrl-C), SIGHUP (a closed terminal) and SIGUSR1 (the warning that Slurm can be asked for) all mean:
+save after this step, and leave. A signal to a whole job reaches a process more than once, from the scheduler and from
+its launcher, and the ranks do not leave at the same moment. So a repetition ends nothing. A person insists by SIGINT,
+`WAVE_SECONDS` after the first signal or later; a scheduler does by SIGKILL.
+"""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+WAVE_SECONDS = 5.0  # what comes within it belongs to one wave, on a busy machine too
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 
 
 class Interrupted(Exception):
@@ -18,23 +30,100 @@ class Interrupted(Exception):
         self.step = step
 
 
-@contextlib.contextmanager
-def collect_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying of them; a second one does what it always did."""
-    received: list[int] = []
+class Stop:
+    """Whether this process was told to stop, by a signal or by the end of the launcher that started it.
 
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if received:
-            signal.signal(signum, previous[signum])
+    Who kills a launcher (`torchrun`) by SIGKILL leaves its processes behind, which no signal reaches: to them it is as
+    if their terminal were closed. A process that belongs to no job may outlive the one that started it.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.since = 0.0  # when the first signal came
+        self.launcher = os.getppid() if "WORLD_SIZE" in os.environ and os.name == "posix" else None
+
+    def __call__(self) -> int:
+        """The number of the first signal, 0 where there was none."""
+        if not self.received and self.launcher is not None and os.getppid() != self.launcher:
+            self.note(signal.SIGHUP)
+        return self.received
+
+    def note(self, signum: int) -> None:
+        """Remember a signal, unless one came before."""
+        if not self.received:
+            self.received, self.since = signum, time.monotonic()
+
+    def repeats(self) -> bool:
+        """Whether a signal that comes now is of the same wave as the first."""
+        return time.monotonic() - self.since < WAVE_SECONDS
+
+
+class _Handler:
+    """What a signal does, during the training and for the rest of the wave after it; and what it did before."""
+
+    def __init__(self, stop: Stop, previous: Any) -> None:
+        self.stop, self.previous, self.left = stop, previous, False
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if not self.stop.received and not self.left:
+            self.stop.note(signum)
+        elif not self.stop.repeats() and (self.left or signum == signal.SIGINT):
+            signal.signal(signum, self.previous)
             signal.raise_signal(signal.Signals(signum))
-        received.append(signum)
 
-    previous: dict[int, Any] = {}
-    try:
-        for wanted in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(ValueError):  # only the main thread may set handlers
-                previous[wanted] = signal.signal(wanted, handle)
-        yield received
-    finally:
-        for signum, handler in previous.items():
+
+class _Program:
+    """Whether the process ends when its training was interrupted, and only has to say so."""
+
+    leaves = False
+
+
+_program = _Program()
+
+
+def leave_when_interrupted() -> None:
+    """Have the rest of a wave of signals change nothing on the way out, the exit code neither.
+
+    For a program that ends where its training was interrupted. Anybody else has the old handlers back at once.
+    """
+    _program.leaves = True
+    atexit.register(_ignore)  # the interpreter gives up its handlers before it ends
+
+
+def _ignore() -> None:
+    for signum, handler in _numbers_and_handlers():
+        if isinstance(handler, _Handler):
+            signal.signal(signum, signal.SIG_IGN)
+
+
+def _numbers_and_handlers() -> list[tuple[int, Any]]:
+    numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+    return [(number, signal.getsignal(number)) for number in numbers]
+
+
+@contextlib.contextmanager
+def collect_signals() -> Iterator[Stop]:
+    """Collect the signals that end a training instead of dying of them; see the first lines of this file.
+
+    SIGHUP and SIGUSR1 are left to whom they belong: to `nohup`, which ignores them, or to a handler of the caller's.
+    """
+    stop = Stop()
+    handlers: dict[int, _Handler] = {}
+    for signum, before in _numbers_and_handlers():
+        if before is not signal.SIG_DFL and signum not in (signal.SIGTERM, signal.SIGINT):
+            continue
+        handler = _Handler(stop, signal.SIG_DFL if before is None else before)
+        with contextlib.suppress(ValueError):  # only the main thread may set handlers
             signal.signal(signum, handler)
+            handlers[signum] = handler
+    try:
+        yield stop
+    except Interrupted as interrupted:
+        stop.note(interrupted.signum)  # which came to another rank, and is still to come here
+        raise
+    finally:
+        for signum, handler in handlers.items():
+            if stop.received and _program.leaves:
+                handler.left = True
+            else:
+                signal.signal(signum, handler.previous)

@@ -51,11 +51,12 @@ def training_batch(
     count, rows = (len(pixels), slice(None)) if rows is None else (config.batch_size, rows)
     generator = seeded_generator(config.seed, "training", step, device=device)
     if flip:
-        pixels = flip_horizontally(pixels, torch.rand(count, generator=generator, device=device)[rows] < 0.5)
+        mirrored = torch.rand(count, generator=generator, device=device, dtype=torch.float32)[rows] < 0.5
+        pixels = flip_horizontally(pixels, mirrored)
     x = noisy_images(pixels, levels, config.noise, config.noise_std, generator, rows, count)
     if labels is None:
         return x, None
-    dropped = torch.rand(count, generator=generator, device=device)[rows] < config.label_drop
+    dropped = torch.rand(count, generator=generator, device=device, dtype=torch.float32)[rows] < config.label_drop
     return x, torch.where(dropped, NULL_CLASS, labels)
 
 
@@ -67,4 +68,4 @@ def update_base_variance(flow: TarFlow, energy: Tensor, moved: Tensor | bool = T
     """
     if flow.base_variance is not None:
         step = VARIANCE_RATE * (energy.to(flow.base_variance.dtype) - flow.base_variance)
-        flow.base_variance += torch.where(torch.as_tensor(moved, device=step.device), step, 0.0)
+        flow.base_variance += torch.where(torch.as_tensor(moved, device=step.device, dtype=torch.bool), step, 0.0)

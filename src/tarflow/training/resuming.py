@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tarflow import checkpoint, digests, storage
-from tarflow.config import RunConfig
+from tarflow.config import ConfigError, RunConfig
+from tarflow.data.identity import write_names
+from tarflow.data.load import Splits
+from tarflow.data.streamed import StreamedSplits
 from tarflow.model.flow import WEIGHTS_FILE
 from tarflow.tensor_files import check_dense
 from tarflow.training.optimizer import moments_of
-from tarflow.training.setup import check_resumable
+from tarflow.training.setup import check_resumable, step_counts
 
 # What the state of a run holds besides the weights and the optimizer, and of which type.
 _NUMBERS: dict[str, tuple[type, ...]] = {
@@ -30,23 +36,60 @@ _NUMBERS: dict[str, tuple[type, ...]] = {
 _SETTINGS = ("orthogonal", "factor", "betas", "eps", "weight_decay", "amsgrad", "maximize")
 
 
-def open_directory(out: Path, config: RunConfig) -> Path | None:
-    """Make `out` ready for a run with `config`; the checkpoint to go on from, None where there is none yet.
+def open_directory(out: Path, config: RunConfig, splits: Splits | StreamedSplits) -> tuple[RunConfig, Path | None]:
+    """Make `out` ready for a run on `splits`; what its config is, and the checkpoint to go on from, None without one.
 
+    The config is the given one with the identity of the run: that of the run in `out`, a new one where none is there.
     What a killed process left half-written is cleared away. Damaged checkpoints are passed over with a `DamageWarning`.
 
     Raises:
         ConfigError: the config differs from that of the run in `out`.
-        ValueError: there are checkpoints, and none is sound.
+        ValueError: there are checkpoints, and none is sound, or one is of another run.
     """
     (out / checkpoint.CHECKPOINTS).mkdir(exist_ok=True)
     for folder in (out, out / checkpoint.CHECKPOINTS, out / checkpoint.SAMPLES):
         storage.remove_leftovers(folder)
     if (out / checkpoint.CONFIG_FILE).exists():
-        check_resumable(checkpoint.read_config(out), config, out)
+        stored = checkpoint.read_config(out)
+        check_resumable(stored, config, out)
+        identity = stored.training.run if stored.training else None
+    else:
+        identity = uuid.uuid4().hex
+    assert config.training is not None
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, run=identity))
     latest = checkpoint.sound_checkpoint(out)
+    for path in checkpoint.checkpoints(out):
+        found = identity
+        with contextlib.suppress(ValueError, OSError):  # a damaged one, which is passed over
+            training = checkpoint.read_config(path).training
+            found = training.run if training else None
+        _check_identity(found, identity, path)
     checkpoint.write_config(out, config)
-    return latest
+    write_names(out, splits)
+    return config, latest
+
+
+def extend(out: Path, config: RunConfig, num_images: int) -> str | None:
+    """Let the run in `out` go on to the steps or epochs of `config`; what that means, None where they are its own.
+
+    The learning rate follows the schedule of the longer run from here on, so that the run is another one than if it had
+    been begun with so many steps. Raises ConfigError: fewer steps than were taken, or another change besides.
+    """
+    stored = checkpoint.read_config(out)
+    assert stored.training is not None and config.training is not None
+    more = dataclasses.replace(stored.training, steps=config.training.steps, epochs=config.training.epochs)
+    if more == stored.training:
+        return None
+    longer = dataclasses.replace(stored, training=more)
+    check_resumable(longer, config, out)
+    before, after = (step_counts(training, num_images)[0] for training in (stored.training, more))
+    latest = checkpoint.latest_checkpoint(out)
+    taken = 0 if latest is None else int(latest.name.removeprefix("step-"))
+    if after < taken:
+        raise ConfigError(f"training.steps: the run in {out} has taken {taken} steps, got {after}: expected no fewer")
+    with storage.exclusive(out):
+        checkpoint.write_config(out, longer)
+    return f"{after} steps instead of {before}; the learning rate follows the schedule of {after} from step {taken} on"
 
 
 def rewind_directory(out: Path, latest: Path | None, step: int, best_step: int | None) -> None:
@@ -81,8 +124,14 @@ def _restore_best(run: Path, best_step: int | None) -> None:
             shutil.copyfile(source / WEIGHTS_FILE, temporary)
 
 
-def check_state(state: Any, optimizer: torch.optim.Optimizer, file: Path) -> None:
-    """Raise ValueError naming `file` where `state` is not what a training with `optimizer` saves.
+def _check_identity(found: Any, run: str | None, where: Path) -> None:
+    """Raise ValueError unless what lies `where` is of the run with this identity."""
+    if found != run:
+        raise ValueError(f"{where}: of another run (id {found}) than that of this directory (id {run}); remove it")
+
+
+def check_state(state: Any, optimizer: torch.optim.Optimizer, file: Path, run: str | None) -> None:
+    """Raise ValueError naming `file` where `state` is not what a training with `optimizer` saves, of the `run`.
 
     The weights in it are checked when they are loaded.
     """
@@ -92,6 +141,7 @@ def check_state(state: Any, optimizer: torch.optim.Optimizer, file: Path) -> Non
         value = state.get(name)
         if name not in state or not isinstance(value, kinds) or isinstance(value, bool):
             raise ValueError(f"{file}: {name}: expected {kinds[0].__name__}, got {value!r}")
+    _check_identity(state.get("run"), run, file)
     if file.parent.name != f"step-{state['step']}" or math.isnan(state["best_score"]):
         got = f"step {state['step']} and {state['best_score']}"
         raise ValueError(f"{file}: expected the step of its directory and a score, got {got}")

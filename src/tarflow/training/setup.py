@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,28 @@ from tarflow.config import (
     from_dict,
     to_dict,
 )
+from tarflow.data.errors import DataWarning
+from tarflow.data.identity import MOVED, Known, located, open_known, place_of
 from tarflow.data.load import Splits, load_or_stream
-from tarflow.data.request import Request
-from tarflow.data.streamed import StreamedSplits
+from tarflow.data.prepared import is_prepared, read_manifest
+from tarflow.data.request import Reading, Request
+from tarflow.data.sets import ImageSet
+from tarflow.data.sources import common_size, open_measured
+from tarflow.data.streamed import StreamedSet, StreamedSplits
+from tarflow.data.value_range import ValueRange
 from tarflow.model.flow import TarFlow
-from tarflow.ranks import Ranks
+from tarflow.ranks import ALONE, Ranks
 
 Sections = Mapping[str, Mapping[str, Any]]
 
 
-def open_data(sections: Sections, progress: Callable[[int, int], None] | None = None) -> Splits | StreamedSplits:
-    """Load the data that the sections `data` and `model` (image size, channels) of a recipe ask for."""
+def open_data(
+    sections: Sections, progress: Callable[[int, int], None] | None = None, known: Known | None = None
+) -> Splits | StreamedSplits:
+    """Load the data that the sections `data` and `model` (image size, channels) of a recipe ask for.
+
+    Raises ConfigError where they are not those that are `known`, of a run that is to go on.
+    """
     data = from_dict(DataConfig, sections.get("data", {}), "data")
     model = sections.get("model", {})
     size = model.get("image_size")
@@ -41,14 +52,91 @@ def open_data(sections: Sections, progress: Callable[[int, int], None] | None = 
         class_names=data.class_names or None,
         skip_bad=data.skip_bad,
         progress=progress,
+        reading=Reading.of(data),
     )
-    return load_or_stream(
-        data.source,
-        request,
-        storage=data.storage,
-        held_out_fraction=data.held_out_fraction,
-        split_seed=data.split_seed,
-    )
+    options: dict[str, Any] = {
+        "storage": data.storage,
+        "held_out_fraction": data.held_out_fraction,
+        "split_seed": data.split_seed,
+    }
+    if known is None:
+        return load_or_stream(located(data), request, **options)
+    found, difference = open_known(located(data), request, known, **options)
+    if difference is not None:
+        raise ConfigError(
+            f"data.source: the training images are not those that {known.run} was trained on: {data.source}: "
+            f"{difference}; {MOVED}"
+        )
+    return found
+
+
+def follow_data(sections: Sections, typed: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The sections with the data's own channels, size and range of values, where they were not `typed`.
+
+    A recipe's size is the largest: smaller images keep theirs, if patches divide it, and are enlarged only with a
+    `DataWarning`. Images of several sizes get the recipe's, and a prepared set has its own.
+    """
+    found = {name: dict(values) for name, values in sections.items()}
+    model = found.setdefault("model", {})
+    if "channels" not in typed:
+        model.pop("channels", None)
+    data = from_dict(DataConfig, found.get("data", {}), "data")
+    if data.value_range in ("auto", "percentile") or is_prepared(located(data)):
+        found["data"]["value_range"] = _measured(data)
+    size, patch = model.get("image_size"), model.get("patch_size")
+    own = common_size(located(data), Reading.of(data))
+    if size is None or own is None:
+        return found
+    height, width = (size, size) if isinstance(size, int) else size
+    if "image_size" not in typed and (
+        is_prepared(located(data))
+        or (own[0] <= height and own[1] <= width and not (patch and (own[0] % patch or own[1] % patch)))
+    ):
+        model["image_size"] = own[0] if own[0] == own[1] else own
+    elif own[0] < height or own[1] < width:
+        warnings.warn(
+            f"{data.source}: images of {own[0]}x{own[1]} are enlarged to {height}x{width}; --image-size takes another",
+            DataWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+def _measured(data: DataConfig) -> ValueRange:
+    """The range of values that a prepared set has, or that "auto" and "percentile" come to."""
+    where = located(data)
+    if not is_prepared(where):
+        return open_measured(where, Reading.of(data)).value_range
+    manifest = read_manifest(Path(where).expanduser())
+    if data.value_range not in ("full", manifest.value_range, manifest.asked.value_range):
+        raise ConfigError(
+            f"data.value_range: {data.source} was prepared with {manifest.value_range}, got {data.value_range}; "
+            "prepare it anew with another"
+        )
+    return manifest.value_range
+
+
+def check_sections(sections: Sections, ranks: Ranks = ALONE) -> TrainingConfig:
+    """The training that is asked for; ConfigError naming the field where the sections cannot work, whatever the data.
+
+    It costs nothing, and is to be done before the data are read. `resolve` says the rest.
+    """
+    model = dict(sections.get("model", {}))
+    check_fields(TarFlowConfig, model, "model")  # a misspelt field before what it leaves missing
+    training = _training(sections)
+    from_dict(DataConfig, sections.get("data", {}), "data")
+    check_shares(training, ranks)
+    if model.get("image_size") is None and isinstance(model.get("patch_size"), int):
+        model["image_size"] = max(1, model["patch_size"])  # one patch: any images that fit have a whole number of them
+    from_dict(TarFlowConfig, model, "model")
+    return training
+
+
+def _training(sections: Sections) -> TrainingConfig:
+    training = from_dict(TrainingConfig, sections.get("training", {}), "training")
+    if training.steps is None and training.epochs is None:
+        raise ConfigError("training.steps: missing; give steps or epochs")
+    return training
 
 
 def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
@@ -58,16 +146,19 @@ def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
     """
     train = splits.train
     check_fields(TarFlowConfig, sections.get("model", {}), "model")  # a misspelt field before what it leaves missing
-    training = from_dict(TrainingConfig, sections.get("training", {}), "training")
-    if training.steps is None and training.epochs is None:
-        raise ConfigError("training.steps: missing; give steps or epochs")
+    training = _training(sections)
     data = from_dict(DataConfig, sections.get("data", {}), "data")
     conditional = data.conditional and train.labels is not None and len(train.class_names) > 0
+    if conditional:
+        _warn_of_gaps(data.source, train)
     data = dataclasses.replace(
         data,
         levels=train.levels,
         class_names=train.class_names if conditional else (),
         variant=data.variant or splits.variant,
+        place=data.place or place_of(data.source),
+        train_digest=train.digest(),
+        held_out_digest=splits.held_out.digest(),
         storage="stream" if isinstance(splits, StreamedSplits) else "memory",  # what "auto" came to, for resuming
     )
 
@@ -82,6 +173,20 @@ def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
     return RunConfig(from_dict(TarFlowConfig, model, "model"), data, training)
 
 
+def _warn_of_gaps(source: str, train: ImageSet | StreamedSet) -> None:
+    """A `DataWarning` that names the classes without a training image: nothing is learned of them."""
+    assert train.labels is not None
+    counts = torch.bincount(train.labels[train.labels >= 0], minlength=len(train.class_names))
+    empty = [name for name, count in zip(train.class_names, counts.tolist(), strict=False) if not count]
+    if empty:
+        few = ", ".join(empty[:10]) + (", …" if len(empty) > 10 else "")
+        warnings.warn(
+            f"{source}: {len(empty)} of {len(train.class_names)} classes have no training image: {few}",
+            DataWarning,
+            stacklevel=3,
+        )
+
+
 # What decides when something is written, not where the weights go; where the data lie, for their digest is checked; who
 # decodes them, and whether a bad record stops it, for until then there was none; and how the same step is computed,
 # which must fit the machine that a run is resumed on. Of these `checkpoint_activations` changes no bit, `accumulate`,
@@ -91,21 +196,34 @@ RESUMABLE = (
     *("source", "workers", "skip_bad"),
     *("accumulate", "checkpoint_activations", "compile", "strategy"),
 )
+OF_THE_IMAGES = ("place", "train_digest", "held_out_digest")  # which are held against the images, and not typed
 
 
 def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
     """Raise ConfigError naming the first field in which they differ, but for those that may change on resuming."""
     before, after = to_dict(stored), to_dict(wanted)
-    for section in before:
+    for section in ("model", "data", "training"):
         for name, value in (before[section] or {}).items():
             now = (after[section] or {}).get(name)
+            if (section, name) == ("training", "run"):  # which is not asked for, but found
+                continue
             if name == "storage":  # "auto" is that of a run from before there were streams
                 value, now = ("memory" if given == "auto" else given for given in (value, now))
-            if value != now and name not in RESUMABLE:
+            if value != now and name not in RESUMABLE and name not in OF_THE_IMAGES:
                 raise ConfigError(
                     f"{section}.{name}: the run in {run} has {value!r}, got {now!r}; "
                     f"a resumed run may change only {', '.join(RESUMABLE)}"
                 )
+
+
+def check_sections_resumable(stored: RunConfig, sections: Sections, run: Path) -> None:
+    """`check_resumable` for the sections of a run that is resumed, before its data are read."""
+    wanted = {name: dict(sections.get(name) or {}) for name in ("model", "data", "training")}
+    if stored.data is not None and wanted["data"].get("storage") == "auto":  # which says what it is with the data
+        wanted["data"]["storage"] = stored.data.storage
+    if stored.training is not None:  # a run may be given more of them, which `resuming.extend` sees to
+        wanted["training"] |= {name: getattr(stored.training, name) for name in ("steps", "epochs")}
+    check_resumable(stored, from_dict(RunConfig, wanted), run)
 
 
 def check_agreement(config: RunConfig, splits: Splits | StreamedSplits, ranks: Ranks) -> None:
@@ -130,14 +248,19 @@ def check_shares(training: TrainingConfig, ranks: Ranks) -> None:
 
 def step_counts(training: TrainingConfig, num_images: int) -> tuple[int, int]:
     """(steps in all, steps of warm-up) for a data set of `num_images`."""
-    epoch = max(1, num_images // training.batch_size)
-    if training.steps is not None:
-        steps = training.steps
-    else:
-        assert training.epochs is not None
-        steps = math.ceil(training.epochs * epoch)
-    warmup = epoch if training.warmup_steps is None else training.warmup_steps
+    steps = training.total_steps(num_images)
+    warmup = training.steps_of(1, num_images) if training.warmup_steps is None else training.warmup_steps
     return steps, min(warmup, steps)
+
+
+def check_architecture(source: TarFlowConfig, wanted: TarFlowConfig) -> None:
+    """Raise ConfigError naming the field where a flow that is `wanted` cannot start from the weights of another."""
+    for entry in dataclasses.fields(TarFlowConfig):
+        have, want = getattr(source, entry.name), getattr(wanted, entry.name)
+        if entry.name == "image_size":
+            have, want = source.image_shape, wanted.image_shape
+        if entry.name not in ("num_classes", "log_scale_bound") and have != want:
+            raise ConfigError(f"model.{entry.name}: the weights to start from have {have}, got {want}")
 
 
 @torch.no_grad()
@@ -147,12 +270,7 @@ def start_from(flow: TarFlow, source: TarFlow) -> None:
     Other classes start from what the source does without a label: each new class has the mean of the old embeddings,
     and a model without classes adds that mean to its positions. Raises ConfigError naming the field that differs.
     """
-    for entry in dataclasses.fields(TarFlowConfig):
-        have, want = getattr(source.config, entry.name), getattr(flow.config, entry.name)
-        if entry.name == "image_size":
-            have, want = source.config.image_shape, flow.config.image_shape
-        if entry.name not in ("num_classes", "log_scale_bound") and have != want:
-            raise ConfigError(f"model.{entry.name}: the weights to start from have {have}, got {want}")
+    check_architecture(source.config, flow.config)
     tensors = source.state_dict()
     old, new = source.config.num_classes, flow.config.num_classes
     if old != new:

@@ -103,7 +103,7 @@ def assembled(flow: TarFlow) -> TarFlow:
     tensors = flow.state_dict()
     if not any(map(is_sharded, tensors.values())):
         return flow
-    with torch.device("meta"), torch.no_grad():
-        copied = TarFlow(flow.config)
+    with torch.no_grad():
+        copied = TarFlow(flow.config, device="meta")
     copied.load_state_dict({name: whole(tensor) for name, tensor in tensors.items()}, assign=True)
     return copied.eval().requires_grad_(False)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tarflow.config import RunConfig
-from tarflow.data.images import columns_by_class, save_sheet
+from tarflow.data.images import class_captions, columns_by_class, save_sheet
 from tarflow.data.pixels import to_8bit, to_pixels
 from tarflow.model.flow import TarFlow
 from tarflow.ranks import Ranks
@@ -17,10 +19,12 @@ from tarflow.sampling.sample import SamplingError, sample
 SHEET_IMAGES = 100
 
 
-def draw_sheet(flow: TarFlow, config: RunConfig, path: Path, ranks: Ranks) -> str:
+def draw_sheet(
+    flow: TarFlow, config: RunConfig, path: Path, ranks: Ranks, writing: Callable[[], AbstractContextManager[None]]
+) -> str:
     """Draw a sheet and write it to `path`, on rank 0; says where it is, or why there is none. All ranks must call it.
 
-    An image is drawn by one rank, from the noise that it has where there is one process.
+    An image is drawn by one rank, from the noise that it has where there is one process. It is written in `writing`.
     """
     assert config.training is not None and config.data is not None
     drawn = ranks.gather(_draw_share(flow, config, ranks.share(SHEET_IMAGES)))
@@ -28,10 +32,15 @@ def draw_sheet(flow: TarFlow, config: RunConfig, path: Path, ranks: Ranks) -> st
         if isinstance(part, str):  # weights on their way may overflow: no reason to end a run
             return f"none ({part})"
 
+    names = config.data.class_names or tuple(map(str, range(config.model.num_classes)))
+
     def write() -> None:
-        path.parent.mkdir(exist_ok=True)
         images = torch.cat([part for part in drawn if isinstance(part, Tensor)])
-        save_sheet(path, images, columns=columns_by_class(config.model.num_classes))
+        classes = config.model.num_classes
+        named = class_captions([k % classes for k in range(len(images))], names) if classes else None
+        with writing():
+            path.parent.mkdir(exist_ok=True)
+            save_sheet(path, images, columns=columns_by_class(classes), captions=named)
 
     ranks.on_first(write)
     return str(path)
@@ -43,8 +52,8 @@ def _draw_share(flow: TarFlow, config: RunConfig, rows: slice) -> Tensor | str:
     assert training is not None and data is not None
     count = rows.stop - rows.start
     if count == 0:
-        return torch.empty(0, config.model.channels, *config.model.image_shape, dtype=torch.uint8)
-    y = (torch.arange(SHEET_IMAGES) % classes)[rows] if classes else None
+        return torch.empty(0, config.model.channels, *config.model.image_shape, device="cpu", dtype=torch.uint8)
+    y = (torch.arange(SHEET_IMAGES, device="cpu", dtype=torch.int64) % classes)[rows] if classes else None
     sigma = training.noise_std if training.noise == "gaussian" else None
     try:
         # The weights are new every time, so that measuring which solver is faster would not pay.

@@ -58,7 +58,7 @@ class TrainingStep:
 
     def set_counts(self, skipped: int, skipped_in_a_row: int) -> None:
         """Where a resumed run stands."""
-        counts = torch.tensor([skipped, skipped_in_a_row, skipped_in_a_row], device=self.flow.device)
+        counts = torch.tensor([skipped, skipped_in_a_row, skipped_in_a_row], device=self.flow.device, dtype=torch.int64)
         self.skipped, self.skipped_in_a_row, self.longest_row = counts.unbind()
 
     def __call__(self, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:

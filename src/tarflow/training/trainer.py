@@ -12,21 +12,24 @@ from typing import Any
 
 import torch
 
-from tarflow import checkpoint, storage
+from tarflow import checkpoint
 from tarflow.config import ConfigError, RunConfig
 from tarflow.data.feed import Feed
 from tarflow.data.load import Splits
 from tarflow.data.streamed import StreamedSplits
-from tarflow.evaluation.likelihood import evaluate_likelihood, to_bits_per_dim
+from tarflow.devices import without_autocast
+from tarflow.evaluation.likelihood import to_bits_per_dim
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow, load_weights
 from tarflow.tensor_files import read_tensors
 from tarflow.training.build import build_step
+from tarflow.training.directory import RunDirectory
 from tarflow.training.engine import Engine
-from tarflow.training.interrupt import Interrupted, collect_signals
+from tarflow.training.interrupt import Interrupted, Stop, collect_signals
 from tarflow.training.objective import training_batch
 from tarflow.training.optimizer import learning_rate, set_learning_rate
-from tarflow.training.resuming import check_state, open_directory, rewind_directory
+from tarflow.training.resuming import check_state
 from tarflow.training.rollcall import naming_the_lost
+from tarflow.training.scoring import one_pass, score_held_out, settle
 from tarflow.training.setup import check_agreement, step_counts
 from tarflow.training.sharding import assembled, gathered, split_moments, split_weights
 from tarflow.training.sheets import draw_sheet
@@ -51,6 +54,7 @@ class TrainingResult:
     seconds: float
 
 
+@torch.inference_mode(False)  # whatever mode the caller is in: this also lets gradients flow
 def train(
     config: RunConfig,
     splits: Splits | StreamedSplits,
@@ -67,8 +71,8 @@ def train(
         config: from `tarflow.training.setup.resolve`.
         splits: training and held-out images.
         out: the run directory; must not hold a run unless `resume`.
-        resume: go on from the newest sound checkpoint in `out`, bit for bit as if nothing had happened (on the same
-            device and number of threads); from the start where there is none yet.
+        resume: go on from the newest sound checkpoint in `out` as if nothing had happened: on a CPU, with the same
+            number of threads, bit for bit; from the start where there is none yet.
         init: weights to start from (see `start_from`).
         report: called after every step with its number, and with the metrics where they are logged, and with those of
             every evaluation and sample sheet. Of several processes (`torchrun`), which all call this with the same
@@ -76,9 +80,9 @@ def train(
 
     Raises:
         FileExistsError: `out` holds a run and `resume` was not asked for.
-        InUse: another process trains in `out`.
+        InUse: another process trains in `out`. Lost: it was moved, removed or replaced since (`tarflow.locks`).
         ConfigError: the config differs from that of the run to resume, or the training images do.
-        Interrupted: SIGTERM or SIGINT came; everything is saved.
+        Interrupted: a signal came (see `tarflow.training.interrupt`); everything is saved.
         Diverged: the loss is not finite any more; seen where metrics are logged or a checkpoint is written.
         RankLost: another process is gone. Elsewhere: rank 0 raised one of the others.
     """
@@ -87,25 +91,21 @@ def train(
     checkpoint.check_free(out, resume=resume)
     engine = Engine(config.training, torch.device(device))  # here the ranks meet; none has written anything before
     ranks = engine.ranks
-    with contextlib.ExitStack() as held:
-
-        def take_over() -> Path | None:
-            out.mkdir(parents=True, exist_ok=True)
-            held.enter_context(storage.exclusive(out))
-            checkpoint.check_free(out, resume=resume)  # another may have come and gone in between
-            return open_directory(out, config)
-
+    # The signals outside: torchrun sends one to those that are left, who first say who is not.
+    with (
+        collect_signals() as stop,
+        contextlib.closing(RunDirectory(out, ranks)) as directory,
+        without_autocast(engine.device),  # the config says the precision
+    ):
         with naming_the_lost(ranks):
             check_agreement(config, splits, ranks)
-            latest = ranks.on_first(take_over)
-            trainer = Trainer(config, splits, out, engine, report or (lambda metrics: None), init)
+            config, latest = directory.open(config, splits, resume=resume)
+            trainer = Trainer(config, splits, directory, engine, report or (lambda metrics: None), init)
             if latest is not None:
                 trainer.restore(checkpoint.load_state(latest), latest)
-            ranks.on_first(lambda: rewind_directory(out, latest, trainer.step, trainer.best_step))
-        # The signals outside: torchrun sends one to those that are left, who first say who is not.
-        held.enter_context(contextlib.closing(trainer.feed))
-        with collect_signals() as received, naming_the_lost(ranks), engine.precision():
-            return trainer.run(received)
+            directory.rewind(latest, trainer.step, trainer.best_step)
+        with contextlib.closing(trainer.feed), naming_the_lost(ranks), engine.precision():
+            return trainer.run(stop)
 
 
 class Trainer:
@@ -115,14 +115,14 @@ class Trainer:
         self,
         config: RunConfig,
         splits: Splits | StreamedSplits,
-        out: Path,
+        directory: RunDirectory,
         engine: Engine,
         report: Report,
         init: TarFlow | None,
     ) -> None:
         assert config.training is not None and config.data is not None
         self.config, self.training, self.data = config, config.training, config.data
-        self.out, self.engine, self.ranks = out, engine, engine.ranks
+        self.directory, self.out, self.engine, self.ranks = directory, directory.path, engine, engine.ranks
         self.report: Report = report if self.ranks.first else lambda metrics: None
         self.fingerprint = splits.train.digest()
         self.rows = self.ranks.share(self.training.batch_size)
@@ -151,8 +151,8 @@ class Trainer:
 
     # --- the loop --------------------------------------------------------------------------------------------------
 
-    def run(self, received: list[int]) -> TrainingResult:
-        """Train to the last step. `received` is where the signal handler leaves what came."""
+    def run(self, stop: Stop) -> TrainingResult:
+        """Train to the last step, or until `stop` says that a signal came to one of the ranks."""
         started = time.monotonic() - self.seconds
         mark = (self.step, self.seconds)
         while self.step < self.total:
@@ -177,7 +177,7 @@ class Trainer:
             better = evaluates and self.evaluate()
             if draws:
                 self.draw_samples()
-            signum = self.ranks.largest(received[0] if received else 0)  # to one of the ranks, at whichever step it was
+            signum = self.ranks.largest(stop())  # to one of the ranks, at whichever step it was
             saves = better or signum > 0 or last or self.step % self.training.save_every == 0
             if saves:
                 self.check_progress()
@@ -189,6 +189,10 @@ class Trainer:
                 raise Interrupted(signum, self.step)
         if self.best_step is None:
             raise Diverged("no held-out evaluation was finite; lower the learning rate, or bound the log-scale")
+        if self.flow.base_variance is not None:
+            batches = map(self.seen, one_pass(len(self.feed), self.training.batch_size, self.total))
+            best = settle(self.out, batches, self.engine.device, self.training.accumulate, self.ranks)
+            self.best_score = self.scored(best, "settled_")
         return TrainingResult(self.total, int(self.move.skipped), self.best_step, self.best_score, self.seconds)
 
     def report_skipped(self) -> None:
@@ -200,16 +204,19 @@ class Trainer:
 
     def take_step(self) -> dict[str, Any]:
         """One optimizer step, or a skipped one where it is not finite; what was measured, as tensors on the device."""
-        training = self.training
-        pixels, labels = self.feed.batch(self.step)
-        x, y = training_batch(
-            pixels, labels, self.step, config=training, levels=self.data.levels, flip=self.data.flip, rows=self.rows
-        )
-        rate = learning_rate(self.step, config=training, steps=self.total, warmup=self.warmup)
+        x, y = self.seen(self.step)
+        rate = learning_rate(self.step, config=self.training, steps=self.total, warmup=self.warmup)
         set_learning_rate(self.optimizer, rate)
         measured = self.move(x, y)
         self.step += 1
         return measured | {"lr": rate}
+
+    def seen(self, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """This rank's rows of a step's batch, as the model sees them."""
+        data, (pixels, labels) = self.data, self.feed.batch(step)
+        return training_batch(
+            pixels, labels, step, config=self.training, levels=data.levels, flip=data.flip, rows=self.rows
+        )
 
     def read(self, measured: dict[str, Any]) -> dict[str, Any]:
         """The metrics of a step as numbers, for which the host waits. Raises Diverged where it is time to."""
@@ -239,41 +246,32 @@ class Trainer:
     def evaluate(self) -> bool:
         """Score the averaged weights on held-out images; keep them where they are the best so far."""
         flow = assembled(self.ema.flow)
-        result = evaluate_likelihood(
-            flow,
-            self.held_out.images,
-            self.held_out.labels if self.config.model.num_classes else None,
-            levels=self.data.levels,
-            noise=self.training.noise,
-            noise_std=self.training.noise_std,
-            draws=1,  # the same ones every time
-            ranks=self.ranks,
-        )
-        metrics = {
-            "step": self.step,
-            f"held_out_{self.bits_name}": result.mean,
-            "standard_error": result.standard_error,
-        }
-        self.append(metrics)
-        self.report(metrics)
-        score = self.ranks.on_first(lambda: result.mean)  # whose last bit may differ from one processor to another
+        score = self.scored(flow, "held_out_")
         if not score < self.best_score:
             return False
         self.best_step, self.best_score = self.step, score
         # Before the checkpoint that names this step as the best: killed in between, the run resumes before both.
-        self.ranks.on_first(lambda: flow.save_weights(self.out / WEIGHTS_FILE))
+        self.ranks.on_first(lambda: self.directory.save_best(flow))
         return True
+
+    def scored(self, flow: TarFlow, name: str) -> float:
+        """The bits of the held-out images, written down and reported under a name; the same number on all ranks."""
+        result = score_held_out(flow, self.held_out, self.config, self.ranks)
+        metrics = {"step": self.step, f"{name}{self.bits_name}": result.mean, "standard_error": result.standard_error}
+        self.append(metrics)
+        self.report(metrics)
+        return self.ranks.on_first(lambda: result.mean)  # whose last bit may differ from one processor to another
 
     def draw_samples(self) -> None:
         """A sheet of samples from the same noise every time, through the averaged weights."""
         path = self.out / checkpoint.SAMPLES / f"step-{self.step:07d}.png"
-        said = draw_sheet(assembled(self.ema.flow), self.config, path, self.ranks)
+        said = draw_sheet(assembled(self.ema.flow), self.config, path, self.ranks, self.directory.writing)
         self.report({"step": self.step, "samples": said})
 
     def append(self, metrics: dict[str, Any]) -> None:
         """Add a line to the run's metrics; rank 0 does."""
         if self.ranks.first:
-            checkpoint.append_metrics(self.out, metrics)
+            self.directory.append(metrics)
 
     # --- what survives -----------------------------------------------------------------------------------------------
 
@@ -286,6 +284,7 @@ class Trainer:
             "best_step": self.best_step,
             "best_score": self.best_score,
             "seconds": self.seconds,
+            "run": self.training.run,
             "data": self.fingerprint,
             "flow": self.flow.state_dict(),
             "ema_updates": self.ema.updates,
@@ -294,7 +293,7 @@ class Trainer:
         return gathered(state, self.ranks.first)
 
     def restore(self, state: dict[str, Any], origin: Path) -> None:
-        check_state(state, self.optimizer, origin / checkpoint.STATE_FILE)
+        check_state(state, self.optimizer, origin / checkpoint.STATE_FILE, self.training.run)
         if state["data"] != self.fingerprint:
             raise ConfigError(f"data.source: the training images are not those that {origin} was trained on")
         load_weights(self.flow, split_weights(state["flow"], self.flow), origin / checkpoint.STATE_FILE)
@@ -307,9 +306,4 @@ class Trainer:
 
     def save(self) -> None:
         averaged, state = assembled(self.ema.flow), self.state()
-
-        def write() -> None:
-            checkpoint.save_checkpoint(self.out, self.step, averaged, self.config, state)
-            checkpoint.remove_old_checkpoints(self.out, self.training.keep_last, self.best_step)
-
-        self.ranks.on_first(write)
+        self.ranks.on_first(lambda: self.directory.save(self.step, averaged, self.config, state, self.best_step))

@@ -1,0 +1,77 @@
+"""What to do where the memory is too small. That depends on what it went to, as the code tells that asked for more."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import PurePath
+
+import torch
+
+# The innermost place of the traceback that is known says what the memory went to.
+PLACES = {
+    "tarflow/data/feed.py": "images",
+    "torch/optim": "weights",
+    "tarflow/training/muon.py": "weights",
+    "tarflow/training/ema.py": "weights",
+    "tarflow/training/sharding.py": "weights",
+    "tarflow/training/build.py": "weights",
+    "tarflow/training/step.py": "activations",
+    "tarflow/training/objective.py": "activations",
+    "tarflow/sampling": "samples",
+    "tarflow/model/cache.py": "samples",
+    "tarflow/evaluation": "scores",
+    "tarflow/data": "data",
+    "tarflow/checkpoint.py": "model",
+    "tarflow/interop.py": "model",
+}
+BATCHED = ("sample", "quality", "sweep", "evaluate", "score", "denoise")  # have --batch-size, of what they do at once
+SMALLER = "lower --width or --layers"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was asked for that is not there, on whichever device, in torch, a library of it, or Python."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    said = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(words in text for words in said)
+
+
+def advice(error: BaseException, command: str) -> str:
+    """What the memory went to, and which options of `command` make that less: one line."""
+    kind = _spent_on(error)
+    if kind == "images":
+        return "for the images on the device; keep them off it by --storage stream, or by `tarflow prepare`"
+    if kind == "data":
+        return "for the images; lower --image-size, take fewer, or `tarflow prepare` them, which maps them from a file"
+    if kind == "weights":
+        return (
+            f"for the weights, their gradients, moments and averages, which no batch changes; {SMALLER}, or share them "
+            "among devices (torchrun, --strategy fsdp)"
+        )
+    if kind == "activations":
+        return (
+            "for the activations of a batch; raise --accumulate (the same step in smaller parts), give "
+            "--checkpoint-activations layers, or lower --batch-size"
+        )
+    if command in BATCHED:
+        what = "samples that are drawn" if kind == "samples" else "images that are worked on"
+        return f"for the {what} at once; lower --batch-size"
+    if kind == "samples" and command == "train":
+        return f"for a sheet of samples; --sample-every 0 draws none; or {SMALLER}"
+    if kind == "scores" and command == "train":
+        return f"for an evaluation, which scores some held-out images at once; {SMALLER}"
+    if command == "report":
+        return "for the figures; lower --images and --limit, or take --device cpu"
+    return f"for the model; {SMALLER}" if command == "train" else "for the model; take --device cpu"
+
+
+def _spent_on(error: BaseException) -> str | None:
+    """What the code was doing where the memory ended, None where that is unknown."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        parts = PurePath(frame.filename).parts
+        for place, kind in PLACES.items():
+            wanted = tuple(place.split("/"))
+            if any(parts[k : k + len(wanted)] == wanted for k in range(len(parts))):
+                return kind
+    return None

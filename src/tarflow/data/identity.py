@@ -1,0 +1,162 @@
+"""Are these the images that a run was trained on? By their digests; and by their names where others have joined."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import os
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from tarflow import storage as files
+from tarflow.config import DataConfig
+from tarflow.data.errors import DataError, DataWarning
+from tarflow.data.folder import image_paths, is_run
+from tarflow.data.load import Splits, load_or_stream
+from tarflow.data.prepared import is_prepared
+from tarflow.data.request import Request
+from tarflow.data.sources import is_folder_of_images, open_source
+from tarflow.data.streamed import Storage, StreamedSplits
+from tarflow.jsontext import to_json
+
+SPLIT_FILE = "split.json.gz"
+_MOST_BYTES = 1 << 28  # of names, some five million: of more, or of what only claims to be names, none are read
+MOVED = "where the data have moved, name their new place by --data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What a run knows of its images.
+
+    Attributes:
+        run: what messages call it. train, held_out: digests, see `ImageSet.digest`.
+        names: of all images, those held out too; None where they were not kept.
+    """
+
+    run: str
+    train: str
+    held_out: str
+    names: Callable[[], frozenset[str] | None]
+
+    def matches(self, found: Splits | StreamedSplits) -> bool:
+        """Whether these are the run's images, in its split."""
+        return found.train.digest() == self.train and found.held_out.digest() == self.held_out
+
+
+def open_known(
+    source: str,
+    request: Request,
+    known: Known,
+    *,
+    storage: Storage,
+    held_out_fraction: float,
+    split_seed: int,
+) -> tuple[Splits | StreamedSplits, str | None]:
+    """`load_or_stream`, and what tells the images from those that are known; None where they are the same.
+
+    Where others have joined them those are left out, with a `DataWarning`: a split by chance depends on how many images
+    there are, so that images which were trained on would be called held out.
+    """
+
+    def opened(request: Request) -> Splits | StreamedSplits:
+        return load_or_stream(
+            source, request, storage=storage, held_out_fraction=held_out_fraction, split_seed=split_seed
+        )
+
+    problem: DataError | None = None
+    found: Splits | StreamedSplits | None = None
+    try:
+        found = opened(request)
+        if known.matches(found):
+            return found, None
+    except DataError as error:  # perhaps of an image that has joined
+        problem = error
+    names = None if is_prepared(source) else known.names()
+    difference = "their pixels, labels or split have changed"
+    if names is not None:
+        here = frozenset(name for part in open_source(source, request.reading).parts for name in part.names)
+        missing = names - here
+        if missing:
+            difference = f"{len(missing)} of {len(names)} are missing, the first is {min(missing)}"
+        elif here - names:
+            try:
+                again = opened(dataclasses.replace(request, only=names))
+            except DataError:
+                again = None
+            if again is not None and known.matches(again):
+                new = len(here - names)
+                warnings.warn(
+                    f"{source}: {new} of {len(here)} images are not those that {known.run} was trained on, "
+                    "and are left out",
+                    DataWarning,
+                    stacklevel=2,
+                )
+                return again, None
+    if found is None:
+        assert problem is not None
+        raise problem
+    return found, difference
+
+
+def refuse(source: str, known: Known, difference: str) -> DataError:
+    """The error of images that should be the known ones and are not."""
+    return DataError(f"{source}: not the images that {known.run} was trained on: {difference}; {MOVED}")
+
+
+def place_of(source: str) -> str:
+    """The absolute path of a source that is one, by which it is found from every directory; "" of a name."""
+    from tarflow.data.sources import KNOWN_NAMES
+
+    path = Path(source).expanduser()
+    return os.path.abspath(path) if source and source not in KNOWN_NAMES and path.exists() else ""
+
+
+def located(data: DataConfig) -> str:
+    """Where a run's images are: at the place where they were, or else under the name that was given."""
+    return data.place if data.place and os.path.exists(data.place) else data.source
+
+
+def write_names(run: Path, splits: Splits | StreamedSplits) -> None:
+    """Keep the names of a run's images in RUN/split.json.gz: what was trained on, and what was held out."""
+    values = {"train": list(splits.train.names), "held_out": list(splits.held_out.names)}
+    with files.replacing_file(run / SPLIT_FILE) as temporary:
+        temporary.write_bytes(gzip.compress(to_json(values).encode(), mtime=0))
+
+
+def read_names(run: Path) -> frozenset[str] | None:
+    """All names in RUN/split.json.gz; None where there is no such file, or it is damaged."""
+    try:
+        with gzip.open(run / SPLIT_FILE) as file:
+            text = file.read(_MOST_BYTES + 1)
+        values = json.loads(text) if len(text) <= _MOST_BYTES else None
+        names = frozenset([*values["train"], *values["held_out"]]) if isinstance(values, dict) else frozenset()
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return names if names and all(isinstance(name, str) for name in names) else None
+
+
+def check_run_place(out: Path, source: str) -> None:
+    """Raise DataError where a new run would lie in a folder that holds some of its own images: as a run's directory it
+    would be left out of them. An own directory among the images may be one."""
+    place = place_of(source)
+    if not place or not out.is_dir() or not out.resolve().is_relative_to(Path(place).resolve()):
+        return
+    if is_folder_of_images(place) and next(image_paths(out), None) is not None:
+        raise DataError(f"--out {out}: holds images of {source}: expected a directory of its own")
+
+
+def check_outside(option: str, out: Path, source: str) -> None:
+    """Raise DataError naming the option where images are to be written into a folder of images, of which they would
+    become more; a run that lies in there is none of it."""
+    place = place_of(source)
+    root, target = Path(place).resolve(), out.resolve()
+    if not place or not target.is_relative_to(root) or not is_folder_of_images(place):
+        return
+    between = [target, *target.parents]
+    for folder in between[: between.index(root)]:
+        if folder.is_dir() and is_run(set(os.listdir(folder))):
+            return
+    raise DataError(f"{option} {out}: in {source}, whose images it would be taken for: expected another place")

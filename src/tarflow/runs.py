@@ -1,0 +1,218 @@
+"""A run as a program uses it: opened with all that is known of it, drawn from, scored with; and made of own data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tarflow import checkpoint, recipes
+from tarflow.config import ConfigError, DataConfig, TarFlowConfig, TrainingConfig
+from tarflow.data.noise import noisy_images
+from tarflow.data.own import own_splits
+from tarflow.data.pixels import to_pixels
+from tarflow.data.sets import Splits
+from tarflow.devices import pick_device
+from tarflow.evaluation.held_out import score_pixels, scoring_of
+from tarflow.evaluation.likelihood import to_bits_per_dim
+from tarflow.evaluation.run_data import open_splits
+from tarflow.fields import integer
+from tarflow.model.block import NULL_CLASS
+from tarflow.sampling.sample import sample
+from tarflow.sampling.setting import Setting
+from tarflow.seeding import seeded_generator
+
+SECTIONS = {"model": TarFlowConfig, "data": DataConfig, "training": TrainingConfig}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(checkpoint.Run):
+    """A model with what is known of its data and training; `tarflow.open_run` opens one.
+
+    Attributes:
+        path, flow, config: where it lies, the model in eval mode, and the sections of its `config.json`.
+        levels: values a pixel can take. class_names: in the order of the labels. noise: "gaussian" or "uniform".
+        sigma: of Gaussian noise in training, by which samples are denoised; None where there was none.
+    """
+
+    @property
+    def setting(self) -> Setting:
+        """How samples are drawn where nothing is said: what `tarflow sweep` kept for these weights, else denoised by σ.
+
+        Guidance and σ are `setting.guidance` and `setting.denoise`, as `tarflow.sample` takes them.
+        """
+        stored = checkpoint.open_setting(self)
+        if stored is not None and stored.weights == checkpoint.weights_digest(self.path):
+            return stored.setting
+        return Setting(denoise=self.sigma)
+
+    def labels(self, classes: str | int | Sequence[str | int] | None, n: int) -> Tensor | None:
+        """The labels of n images that go through classes, by name or number in turn; all where `classes` is None."""
+        if not self.config.model.num_classes:
+            if classes is not None:
+                raise ValueError(f"classes: {self.path} is an unconditional model, got {classes!r}")
+            return None
+        numbers = [self.class_number(each) for each in self._several(classes)]
+        return torch.tensor([numbers[k % len(numbers)] for k in range(n)], device="cpu", dtype=torch.int64)
+
+    def class_number(self, wanted: str | int) -> int:
+        """The label of a class by its name or number; -1 for the null class, `"null"`."""
+        if not isinstance(wanted, str):
+            number = integer("classes", wanted)
+            if NULL_CLASS <= number < len(self.class_names):
+                return number
+        elif wanted in self.class_names:
+            return self.class_names.index(wanted)
+        elif wanted == "null":
+            return NULL_CLASS
+        known = ", ".join(self.class_names[:20]) + (", …" if len(self.class_names) > 20 else "")
+        raise ValueError(f"classes: {wanted!r} is not one of this model's; known: {known}, or null")
+
+    def sample(
+        self,
+        classes: str | int | Sequence[str | int] | None = None,
+        n: int | None = None,
+        *,
+        setting: Setting | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> Tensor:
+        """Draw images (n, C, H, W), -1 … 1 and not clipped; `pixels` makes pixels of them.
+
+        Args:
+            classes: a class by name or number, or several, in turn; None goes through all.
+            n: how many; None is one a class.
+            setting: guidance and denoising; None is `setting` of the run.
+            seed, options: as for `tarflow.sample`.
+        """
+        how = self.setting if setting is None else setting
+        n = max(1, len(self._several(classes))) if n is None else integer("n", n, 1)
+        calibration = checkpoint.open_calibration(self) if options.get("solver", "auto") == "auto" else None
+        y = self.labels(classes, n)
+        return sample(self.flow, n, y, how.guidance, seed, how.denoise, **({"calibration": calibration} | options))
+
+    def images(self, source: str | None = None) -> Splits:
+        """What the run was trained on and what it held out, `train` and `held_out`, each with `images` and `labels`.
+
+        Of another `source`, a path or a name as for `--data`, the same: sized, levelled and split as those.
+        """
+        return open_splits(self, source)
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Images -1 … 1 as pixels, uint8 0 … levels-1 on the CPU, rounded and clipped: what is written to files."""
+        return to_pixels(x.cpu(), self.levels, self.noise)
+
+    def noisy(self, images: Tensor, seed: int = 0) -> Tensor:
+        """Pixels (N, C, H, W) uint8 as the model sees them: scaled, with the noise of its training; float32."""
+        training = self._training()
+        generators = [seeded_generator(seed, "noisy", k) for k in range(len(images))]
+        return noisy_images(images, self.levels, training.noise, training.noise_std, generators)
+
+    def score(
+        self,
+        images: Tensor,
+        classes: str | int | None = None,
+        *,
+        draws: int = 4,
+        seed: int = 0,
+        batch_size: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """The log-likelihood of images, nats, (N,) float64 on the CPU: what `tarflow score` writes.
+
+        Args:
+            images: (N, C, H, W) uint8, levels 0 … levels-1.
+            classes: the class of all of them, by name or number; None is `log mean_y p(x|y)`, or `log p(x)`.
+            draws, seed: of the noise of training, over which the mean is taken.
+        """
+        self._training()
+        label = None if classes is None else self.class_number(classes)
+        scoring = scoring_of(self, label, draws=integer("draws", draws, 1), seed=integer("seed", seed))
+        return score_pixels(self, images, scoring, batch_size=batch_size, progress=progress)
+
+    def bits_per_dim(self, log_prob: Tensor) -> Tensor:
+        """Log-likelihoods in nats as bits a dimension; of a model of noisy images those of noisy images."""
+        return to_bits_per_dim(-log_prob / self.config.model.num_dims, self.levels, self.noise)
+
+    def _several(self, classes: str | int | Sequence[str | int] | None) -> list[str | int]:
+        if classes is None:
+            return list(range(self.config.model.num_classes))
+        return list(classes) if isinstance(classes, list | tuple | range) else [classes]  # type: ignore[list-item]
+
+    def _training(self) -> TrainingConfig:
+        if self.config.training is None:
+            raise ValueError(f"{self.path}: no section `training` in its config.json says the noise of its training")
+        return self.config.training
+
+
+def open_run(path: str | Path, *, device: torch.device | str = "cpu") -> Run:
+    """Open a run directory, a hub directory, or one `step-N` of a run.
+
+    Raises FileNotFoundError or ValueError naming the file that is missing or does not fit.
+
+    >>> import tempfile, tarflow
+    >>> directory = tempfile.mkdtemp()
+    >>> config = tarflow.TarFlowConfig(8, channels=1, patch_size=2, width=64, layers=(1, 1), num_classes=3)
+    >>> tarflow.TarFlow(config).save_pretrained(directory)
+    >>> run = tarflow.open_run(directory)
+    >>> run.class_names, run.levels, run.sigma
+    (('0', '1', '2'), 256, None)
+    >>> run.sample("2", n=4).shape
+    torch.Size([4, 1, 8, 8])
+    """
+    opened = checkpoint.open_run(path, device)
+    return Run(opened.path, opened.flow, opened.config)
+
+
+def train(
+    data: Any,
+    out: str | Path,
+    *,
+    held_out: Any = None,
+    recipe: str | Path = "default",
+    levels: int = 256,
+    class_names: Sequence[str] | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    report: Callable[[dict[str, Any]], None] | None = None,
+    **fields: Any,
+) -> Run:
+    """Train on a data set of one's own, and leave a run directory as `tarflow train` does.
+
+    Args:
+        data: a `torch.utils.data.Dataset`, or any sequence, of images or (image, label); see
+            `tarflow.data.own.own_images`. It is read once, into memory. held_out: another one; None holds out a
+            seeded fraction.
+        out: the run directory; must not hold a run unless `resume`, which goes on from its newest checkpoint.
+        recipe: by name, or the path of a `.toml` file. Size, channels, levels and classes are those of the data.
+        levels, class_names: see `own_images`.
+        report: called after every step, with a dictionary of what was measured.
+        fields: of the recipe to replace, such as `steps=1000` or `width=128`: those of the three sections of a run's
+            config.json.
+
+    Raises:
+        DataError, ConfigError (ValueErrors): what does not fit; the message names the item or the field.
+    """
+    from tarflow.training.setup import resolve  # here, because sampling and scoring should not wait for it
+    from tarflow.training.trainer import train as train_run
+
+    sections = recipes.load(recipe)
+    for name in ("image_size", "channels", "num_classes"):
+        sections["model"].pop(name, None)
+    sections["data"]["source"] = f"{type(data).__name__}, given to tarflow.train"
+    for name, value in fields.items():
+        section = next((s for s, cls in SECTIONS.items() if name in {f.name for f in dataclasses.fields(cls)}), None)
+        if section is None:
+            raise ConfigError(f"{name}: no such field of a run; see `tarflow train --help`")
+        sections[section][name] = value
+    for one, other in (("steps", "epochs"), ("epochs", "steps")):
+        if one in fields and other not in fields:
+            sections["training"].pop(other, None)
+    options = {name: sections["data"][name] for name in ("held_out_fraction", "split_seed") if name in sections["data"]}
+    splits = own_splits(data, held_out, levels=levels, class_names=class_names, **options)
+    train_run(resolve(sections, splits), splits, out, resume=resume, device=pick_device(device), report=report)
+    return open_run(out)

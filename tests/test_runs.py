@@ -1,0 +1,191 @@
+"""The public way in: a run opened, drawn from and scored with, and one that is made of data of one's own."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tarflow
+from tarflow import checkpoint
+from tarflow.cli import main
+from tarflow.data.own import own_images, own_splits
+from tarflow.sampling.setting import Setting, StoredSetting
+from tarflow.training.trainer import train
+from training_cases import run_config, splits
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    train(run_config(steps=4, save_every=4), splits(), out)
+    return out
+
+
+@pytest.fixture
+def run(path: Path) -> Iterator[tarflow.Run]:
+    yield tarflow.open_run(path)
+    for file in (checkpoint.SETTING_FILE, checkpoint.SOLVERS_FILE):
+        (path / file).unlink(missing_ok=True)
+
+
+def test_a_run_knows_its_data_and_its_noise(run: tarflow.Run) -> None:
+    assert (run.sigma, run.noise, run.levels, run.class_names) == (0.05, "gaussian", 17, ("dark", "light"))
+    assert run.setting == Setting(denoise=0.05)
+    assert not run.flow.training and run.config.model == run.flow.config
+
+
+def test_samples_by_the_name_of_a_class_are_those_of_its_number(run: tarflow.Run) -> None:
+    right = tarflow.sample(run.flow, 3, [1, 1, 1], seed=5, denoise=0.05, solver="sequential")
+    for name in ("light", 1, np.int64(1), ["light"], [1]):
+        assert torch.equal(run.sample(name, 3, seed=5, solver="sequential"), right)
+    both = tarflow.sample(run.flow, 3, [0, 1, 0], denoise=0.05, solver="sequential")
+    for names in (None, ["dark", "light"], (0, "light")):
+        assert torch.equal(run.sample(names, 3, solver="sequential"), both)
+    null = tarflow.sample(run.flow, 1, [-1], denoise=0.05, solver="sequential")
+    assert torch.equal(run.sample("null", solver="sequential"), null)
+    assert run.sample().shape == (2, 1, 4, 4) and run.sample(["dark"] * 3).shape == (3, 1, 4, 4)
+    assert run.pixels(right).dtype == torch.uint8 and int(run.pixels(right).max()) <= 16
+
+
+@pytest.mark.parametrize("wrong", ["bright", 2, -2, True, 1.0, ["dark", "bright"]])
+def test_a_class_that_is_none_is_named(run: tarflow.Run, wrong: Any) -> None:
+    with pytest.raises(ValueError, match="classes: .*(known: dark, light, or null|expected a whole number)"):
+        run.sample(wrong)
+
+
+def test_what_a_sweep_kept_is_the_default_as_long_as_it_is_of_these_weights(run: tarflow.Run) -> None:
+    best = Setting(scale=1.5, rule="stable", denoise=0.1)
+    checkpoint.save_setting(run, StoredSetting(checkpoint.weights_digest(run.path), best, "FD", 1.0, 10, 3))
+    assert run.setting == best
+    guided = tarflow.sample(run.flow, 1, [0], best.guidance, denoise=0.1, solver="sequential")
+    assert torch.equal(run.sample("dark", solver="sequential"), guided)
+    plain = run.sample("dark", setting=Setting(), solver="sequential")
+    assert torch.equal(plain, tarflow.sample(run.flow, 1, [0], solver="sequential"))
+    checkpoint.save_setting(run, StoredSetting("others", best, "FD", 1.0, 10, 3))
+    assert run.setting == Setting(denoise=0.05)
+
+
+def test_scores_are_those_that_the_command_writes(run: tarflow.Run, tmp_path: Path) -> None:
+    images = splits().held_out.images[:5]
+    (tmp_path / "images").mkdir()
+    for k, image in enumerate(images):
+        Image.fromarray((image[0].float() * 255 / 16).round().byte().numpy()).save(tmp_path / "images" / f"{k}.png")
+    assert main(["score", str(run.path), str(tmp_path / "images"), "--out", str(tmp_path / "scores.csv")]) == 0
+    rows = (tmp_path / "scores.csv").read_text().splitlines()[1:]
+    written = torch.tensor([float(row.split(",")[1]) for row in rows], dtype=torch.float64)
+    torch.testing.assert_close(run.score(images), written)
+    assert not torch.equal(run.score(images, "dark"), run.score(images, "light"))
+    assert torch.equal(run.score(images, "null"), run.score(images, -1))
+    assert run.bits_per_dim(run.score(images)).shape == (5,)
+    assert run.noisy(images).shape == images.shape and torch.equal(run.noisy(images, 1), run.noisy(images, 1))
+
+
+def test_a_model_alone_can_be_drawn_from_and_says_what_it_lacks(run: tarflow.Run, tmp_path: Path) -> None:
+    run.flow.save_pretrained(tmp_path)
+    alone = tarflow.open_run(tmp_path)
+    assert alone.sigma is None and alone.class_names == ("0", "1") and alone.levels == 256
+    assert alone.sample("1", 2).shape == (2, 1, 4, 4)
+    for call in (lambda: alone.score(torch.zeros(1, 1, 4, 4, dtype=torch.uint8)), lambda: alone.noisy(torch.zeros(1))):
+        with pytest.raises(ValueError, match="no section `training`"):
+            call()
+
+
+class Mine(torch.utils.data.Dataset[Any]):
+    classes = ("cat", "dog")
+
+    def __init__(self, count: int = 24, kind: str = "tensor") -> None:
+        self.count, self.kind = count, kind
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        if index >= self.count:
+            raise IndexError
+        image = (torch.arange(48).view(3, 4, 4) * (index + 3) % 200 + 50 * (index % 2)).to(torch.uint8)
+        label = index % 2
+        return {
+            "tensor": (image, label),
+            "array": (image.permute(1, 2, 0).numpy(), np.int64(label)),
+            "picture": (Image.fromarray(image.permute(1, 2, 0).numpy()), torch.tensor(label)),
+            "grey": (image[0], label),
+            "unlabelled": image,
+        }[self.kind]
+
+
+def test_a_data_set_of_ones_own_reaches_the_trainer(tmp_path: Path) -> None:
+    said: list[dict[str, Any]] = []
+    fields: dict[str, Any] = dict(patch_size=2, width=64, layers=(1, 1), batch_size=8, sample_every=0)
+    made = tarflow.train(Mine(), tmp_path / "run", steps=3, device="cpu", report=said.append, **fields)
+    assert isinstance(made, tarflow.Run) and made.class_names == ("cat", "dog")
+    assert made.config.model.image_shape == (4, 4) and made.config.model.channels == 3
+    assert made.config.training is not None and made.config.training.steps == 3 and len(said) >= 3
+    assert made.sample("dog", 2).shape == (2, 3, 4, 4)
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        tarflow.train(Mine(), tmp_path / "run", steps=3, device="cpu", **fields)
+    again = tarflow.train(Mine(), tmp_path / "run", steps=3, device="cpu", resume=True, **fields)
+    assert torch.equal(again.flow.blocks[0].position, made.flow.blocks[0].position)
+    with pytest.raises(tarflow.ConfigError, match="the training images are not those"):
+        tarflow.train(Mine(40), tmp_path / "run", steps=3, device="cpu", resume=True, **fields)
+    with pytest.raises(tarflow.ConfigError, match="stepss: no such field of a run"):
+        tarflow.train(Mine(), tmp_path / "other", stepss=3)
+
+
+def test_images_may_come_in_many_forms() -> None:
+    right = own_images(Mine())
+    for kind in ("array", "picture"):
+        found = own_images(Mine(kind=kind))
+        assert torch.equal(found.images, right.images) and torch.equal(found.labels, right.labels)
+    assert own_images(Mine(kind="grey")).images.shape == (24, 1, 4, 4)
+    assert own_images(Mine(kind="unlabelled")).labels is None
+    assert own_images([(image, 1) for image in right.images]).class_names == ("0", "1")
+    split = own_splits(Mine(), Mine(5))
+    assert split.own_split and len(split.held_out) == 5
+    split = own_splits(Mine(20), held_out_fraction=0.25)
+    assert not split.own_split and (len(split.train), len(split.held_out)) == (15, 5)
+
+
+BYTES = torch.zeros(3, 4, 4, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([], "data: expected at least one image"),
+        (
+            [BYTES.float()],
+            r"data\[0\]: expected uint8 pixels of 1 or 3 channels, before they are scaled, got ",
+        ),
+        ([BYTES, "cat"], r"data\[1\]: expected a picture, an array or a tensor, got str"),
+        ([BYTES, BYTES[:, :2]], r"data\[1\]: expected \(3, 4, 4\) as data\[0\], got \(3, 2, 4\)"),
+        ([torch.zeros(4, 4, 4, dtype=torch.uint8)], r"data\[0\]: expected uint8 pixels of 1 or 3 channels"),
+        ([(BYTES, 0), BYTES], r"data\[1\]: expected every item to have a label"),
+        ([(BYTES, 0.5)], r"data\[0\]: label: expected a whole number, got 0.5"),
+        ([(BYTES, True)], r"data\[0\]: label: expected a whole number, got True"),
+        ([(BYTES, -1)], r"data\[0\]: label: expected 0 or more"),
+        ([BYTES + 20], r"data\[0\]: expected levels 0 to 16, got 20"),
+    ],
+)
+def test_an_item_that_is_something_else_is_named(items: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        own_images(items, levels=17)
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "tutorials").glob("*.md")), ids=lambda page: page.stem)
+def test_no_tutorial_needs_a_name_that_may_change(page: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                assert not (node.module or "").startswith("tarflow"), ast.unparse(node)
+            if isinstance(node, ast.Import):
+                assert not any(alias.name.startswith("tarflow.") for alias in node.names), ast.unparse(node)
