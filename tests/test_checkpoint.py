@@ -161,10 +161,10 @@ def test_pruning_takes_a_link_and_not_what_it_leads_to(tmp_path: Path) -> None:
 
 def test_metrics_that_are_not_finite_are_null_on_the_disk(tmp_path: Path) -> None:
     """RFC 8259 knows no NaN. A step that is not finite has some, and an evaluation of one image."""
-    values = {"step": 1, "loss": math.nan, "standard_error": math.inf, "parts": [1.0, -math.inf]}
+    values = {"step": 1, "loss": math.nan, "standard_error": math.inf}
     checkpoint.append_metrics(tmp_path, values)
     file = tmp_path / checkpoint.METRICS_FILE
-    assert file.read_text() == '{"step": 1, "loss": null, "standard_error": null, "parts": [1.0, null]}\n'
+    assert file.read_text() == '{"step": 1, "loss": null, "standard_error": null}\n'
     (entry,) = checkpoint.read_metrics(tmp_path)
     assert entry["step"] == 1 and math.isnan(entry["loss"]) and math.isnan(entry["standard_error"])
     file.write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1.0}\n')  # as they once were
