@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from flow_cases import build
-from tarflow import checkpoint
+from tarflow import checkpoint, digests, storage
 from tarflow.checkpoint import Run
 from tarflow.config import ConfigError, DataConfig, RunConfig, TrainingConfig
+from tarflow.sampling.calibrate import Calibration, Choice
 
 FLOW = build("conditional", torch.float32)
 CONFIG = RunConfig(FLOW.config, DataConfig(levels=17), TrainingConfig(steps=9))
@@ -178,3 +182,116 @@ def test_json_is_written_in_one_place() -> None:
     source = Path(checkpoint.__file__).parent
     writers = {path.name for path in source.rglob("*.py") if re.search(r"json\.dumps?\(", path.read_text())}
     assert writers == {"jsontext.py", "rollcall.py", "tensor_files.py"}
+
+
+# --- what cannot be read, and what is not on the disk yet -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["digests.json", "model.safetensors", "state.pt", "config.json"])
+def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over_with_a_word(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by a damaged file, whose contents tell, but by a disk or a permission that gives none."""
+    save(tmp_path, 1, 2)
+    newest = tmp_path / "checkpoints" / "step-2"
+    for module, function in ((digests, "file_facts"), (checkpoint, "read_json")):
+        real = getattr(module, function)
+
+        def failing(path: Path, *rest: Any, real: Any = real) -> Any:
+            if Path(path) == newest / name:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return real(path, *rest)
+
+        monkeypatch.setattr(module, function, failing)
+    assert checkpoint.damage(newest) == f"{name}: Input/output error"
+    with pytest.warns(storage.DamageWarning, match=rf"step-2/{name}: Input/output error; going back to .*step-1"):
+        found = checkpoint.sound_checkpoint(tmp_path)
+    assert found is not None and found.name == "step-1"
+
+
+@pytest.mark.parametrize("name", checkpoint.ALL_FILES)
+def test_a_checkpoint_from_before_there_were_digests_is_opened_to_know(name: str, tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    newest = tmp_path / "checkpoints" / "step-2"
+    (newest / "digests.json").unlink()
+    assert checkpoint.damage(newest) is None
+    (newest / name).write_bytes((newest / name).read_bytes()[:40])
+    problem = checkpoint.damage(newest)
+    assert problem is not None and name in problem
+    assert checkpoint.damage(newest, [other for other in checkpoint.ALL_FILES if other != name]) is None
+
+
+@pytest.mark.parametrize("name", checkpoint.MODEL_FILES)
+def test_a_damaged_step_is_not_opened(name: str, tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    file = tmp_path / "checkpoints" / "step-1" / name
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 1 if name.endswith("tensors") else 0x20
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"step-1/{name}: damaged"):
+        checkpoint.open_run(file.parent)
+
+
+def test_metrics_are_on_the_disk_before_the_checkpoint_that_goes_on_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines that only the system's memory holds are gone with the power, and nobody writes them a second time."""
+    calls: list[str] = []
+    fsync, rename = os.fsync, os.rename
+    name_of = {}
+
+    def noted(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        calls.append(name_of.get((status.st_dev, status.st_ino), "another"))
+        fsync(descriptor)
+
+    for step in (1, 2):
+        checkpoint.append_metrics(tmp_path, {"step": step, "loss": 1.0})
+    status = (tmp_path / checkpoint.METRICS_FILE).stat()
+    name_of[status.st_dev, status.st_ino] = "metrics"
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "rename", lambda a, b: (calls.append(Path(b).name), rename(a, b)))
+    save(tmp_path, 2)
+    assert "metrics" in calls[: calls.index("step-2")]
+
+
+def test_a_checkpoint_of_a_run_without_metrics_is_one(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    assert checkpoint.damage(tmp_path / "checkpoints" / "step-2") is None
+
+
+def test_the_digest_of_weights_is_of_places_all_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    data = bytearray(os.urandom(checkpoint.DIGEST_PLACES * checkpoint.DIGEST_BYTES))
+    file.write_bytes(data)
+    seen = {checkpoint.weights_digest(tmp_path)}
+    for place in (0, len(data) // 2, 3 * len(data) // 4, len(data) - 1):
+        changed = bytearray(data)
+        changed[place] ^= 1
+        file.write_bytes(changed)
+        seen.add(checkpoint.weights_digest(tmp_path))
+    file.write_bytes(data)
+    assert len(seen) == 5 and checkpoint.weights_digest(tmp_path) in seen
+
+
+def test_solvers_that_were_measured_for_other_weights_of_the_same_size_are_forgotten(tmp_path: Path) -> None:
+    FLOW.save_pretrained(tmp_path)
+    run = checkpoint.open_run(tmp_path)
+    checkpoint.save_calibration(run, Calibration({"key": (Choice("sequential"),)}))
+    assert list(checkpoint.open_calibration(run).choices) == ["key"]
+    size = (tmp_path / "model.safetensors").stat().st_size
+    build("conditional", torch.float32, seed=1).save_weights(tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_size == size
+    assert checkpoint.open_calibration(run).choices == {}
+
+
+def test_the_noise_of_a_run_is_that_of_its_training_and_uniform_where_nothing_is_known() -> None:
+    def run(training: TrainingConfig | None) -> Run:
+        return Run(Path("run"), FLOW, RunConfig(FLOW.config, None, training))
+
+    for training, noise, sigma in (
+        (None, "uniform", None),
+        (TrainingConfig(steps=1, noise="uniform", noise_std=0.3), "uniform", None),
+        (TrainingConfig(steps=1, noise_std=0.3), "gaussian", 0.3),
+    ):
+        assert (run(training).noise, run(training).sigma) == (noise, sigma)

@@ -34,7 +34,7 @@ from tarflow.sampling.jacobi import Jacobi
 from tarflow.training.objective import objective
 
 CUDA = torch.device("cuda:0")
-CASES = names(blind=False)
+CASES = names()
 
 
 def view(x: Tensor, key: Any) -> Tensor:
@@ -126,7 +126,7 @@ def test_captured_decoding_stays_on_the_device(name: str, guidance: Guidance | N
             assert x.device == CUDA and x.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", names(blind=False, long=True))
+@pytest.mark.parametrize("name", names(long=True))
 def test_jacobi_stays_on_the_device_until_it_asks_how_many_patches_have_settled(name: str) -> None:
     flow = on_gpu(name)
     z = torch.zeros(3, flow.config.num_patches, flow.config.patch_dim, dtype=torch.float32, device=CUDA)

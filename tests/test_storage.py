@@ -450,3 +450,28 @@ def test_a_text_with_bytes_that_are_no_text_is_written_readably(tmp_path: Path) 
     """Such as the name of a class folder in latin-1, in a report that was all the work."""
     storage.write_text(tmp_path / "a.html", os.fsdecode(b"caf\xe9 \xcf\x83"))
     assert (tmp_path / "a.html").read_text(encoding="utf-8") == "caf\\udce9 σ"
+
+
+def test_leftovers_of_one_name_are_those_of_that_name_alone(tmp_path: Path) -> None:
+    """Names may hold what patterns are made of."""
+    names = ["a[b]", "ab", "a*", "axx", "a?", "?"]
+    for name in names:
+        (tmp_path / f".{name}.partial-0123abcd").write_text("half")
+    left = set(names)
+    for name in ("a[b]", "a*", "?"):
+        storage.remove_leftovers(tmp_path, name)
+        left.remove(name)
+        assert {path.name for path in tmp_path.iterdir()} == {f".{other}.partial-0123abcd" for other in left}
+    storage.remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o444, 0o777])
+def test_a_file_has_the_mode_of_the_umask_whatever_its_writer_gave_it(mode: int, tmp_path: Path) -> None:
+    """safetensors makes files that only their owner may read."""
+    (tmp_path / "plain").touch()
+    with storage.replacing_file(tmp_path / "written") as temporary:
+        temporary.unlink()
+        os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY))
+        os.chmod(temporary, mode)
+    assert stat.S_IMODE((tmp_path / "written").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)

@@ -113,3 +113,29 @@ def test_this_machine_is_measured_and_said_to_be(
     assert main(["plan", "digits", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
     assert "measured now" in text and "is expected" in text and "assumed" not in text
+
+
+@pytest.mark.parametrize("options", [(), ("--share", "0.25"), ("--devices", "4"), ("--devices", "2", "--share", "0.5")])
+@pytest.mark.parametrize("recompute", ["elementwise", "layers"])
+def test_the_share_that_is_printed_is_the_one_that_time_is_divided_by(
+    options: tuple[str, ...], recompute: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["cifar10", "--device", "h100", "--checkpoint-activations", recompute, *options]
+    assert main(["plan", *arguments]) == 0
+    share = float(options[-1]) if "--share" in options else devices.ASSUMED_SHARE
+    assert f", of which {share:.0%} is assumed" in " ".join(capsys.readouterr().out.split())
+    found = plan(capsys, *arguments)
+    rate = getattr(devices.KNOWN["h100"], found["products"])
+    work = (found["step_flops"] + found["recomputed_flops"]) / found["devices"]
+    assert found["compute_seconds"] == pytest.approx(work / (rate * share))
+
+
+@pytest.mark.parametrize(("option", "other"), [("steps", "epochs"), ("epochs", "steps")])
+def test_a_length_by_hand_replaces_that_of_the_recipe(
+    option: str, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [name for name in recipes.names() if other in recipes.load(name)["training"]]
+    assert names, f"some recipe has {other}"
+    found = plan(capsys, names[0], "--device", "h100", f"--{option}", "3", "--images", "6400", "--batch-size", "64")
+    assert found["training"][option] == 3 and found["training"][other] is None
+    assert found["steps"] == {"steps": 3, "epochs": 300}[option]

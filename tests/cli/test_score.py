@@ -524,3 +524,15 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypa
     few, many = growth("few"), growth("many")
     assert many - few < 10, f"{few:.0f} MiB for 64 images, {many:.0f} MiB for 400"
     assert len(read(tmp_path / "many.csv")) == 400
+
+
+def test_the_map_of_an_image_does_not_depend_on_the_batch_that_it_is_in(place: Path) -> None:
+    """Its noise goes by its number in PATH, as that of its score does."""
+    pictures = []
+    for size in (7, 3, 1):
+        maps = place / f"maps of {size}"
+        score(place, "run", place / "photos", "--batch-size", str(size), "--maps", str(maps))
+        pictures.append(np.stack([np.array(Image.open(path)) for path in sorted(maps.iterdir())]).astype(int))
+    assert len(pictures[0]) == 7
+    for others in pictures[1:]:
+        assert np.abs(others - pictures[0]).max() <= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,6 @@ def test_a_sheet_of_training(classes: int, tmp_path: Path, monkeypatch: pytest.M
     found: dict[str, Any] = {}
     monkeypatch.setattr(sheets, "save_sheet", lambda path, images, **options: found.update(options))
     flow, config = configured(classes)
-    sheets.draw_sheet(flow, config, tmp_path / "samples" / "sheet.png", ALONE)
+    sheets.draw_sheet(flow, config, tmp_path / "samples" / "sheet.png", ALONE, nullcontext)
     expected = [f"kind {k % 21}" for k in range(sheets.SHEET_IMAGES)] if classes > 20 else None
     assert found == {"columns": 20 if classes == 20 else None, "captions": expected}

@@ -221,3 +221,15 @@ def test_a_choice_is_seeded_in_order_and_of_every_class() -> None:
     positions = [digits.names.index(name) for name in some.names]
     assert positions == sorted(positions)
     assert len(digits.choice(10_000, seed=0)) == len(digits)
+
+
+def test_all_of_a_set_is_its_splits_one_after_the_other_with_their_own_labels_and_names(tmp_path: Path) -> None:
+    wanted = []
+    for split, classes in (("train", "abbc"), ("val", "bc"), ("test", "a")):
+        for number, name in enumerate(classes):
+            wanted.append((f"{split}/{name}/{number}.png", "abc".index(name), 10 * len(wanted)))
+            save(tmp_path / split / name / f"{number}.png", value=10 * (len(wanted) - 1))
+    images, skipped = load_all(str(tmp_path))
+    assert images.labels is not None and skipped == ()
+    assert list(zip(images.names, images.labels.tolist(), values(images), strict=True)) == wanted
+    assert images.class_names == ("a", "b", "c")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -122,3 +125,12 @@ def test_what_is_clipped_is_what_no_pixel_can_be(noise: str) -> None:
     assert torch.equal(beyond, wide != to_pixels(x, 17, noise).double())
     assert not clipped(scale_pixels(torch.arange(17).to(torch.uint8), 17), 17, "gaussian").any()
     assert 0.2 < float(beyond.double().mean()) < 0.4
+
+
+@pytest.mark.parametrize(("levels", "new_levels"), [(3, 2), (5, 3), (17, 9), (9, 17), (255, 128), (256, 17), (2, 256)])
+def test_requantising_is_the_nearest_level_and_a_half_goes_up(levels: int, new_levels: int) -> None:
+    exact = [Fraction(k * (new_levels - 1), levels - 1) for k in range(levels)]
+    by_hand = [math.floor(value + Fraction(1, 2)) for value in exact]
+    assert requantize(every_level(levels), levels, new_levels).flatten().tolist() == by_hand
+    if levels in (3, 5, 17, 255):
+        assert any(value.denominator == 2 for value in exact), "there must be a half for its way to matter"

@@ -25,6 +25,7 @@ from tarflow.data.load import load, load_all
 from tarflow.data.prepare import prepare
 from tarflow.data.request import Request
 from tarflow.data.unpacked import check_unpacked
+from tarflow.data.value_range import Values
 
 ZEROS = np.zeros((300, 20, 20), np.uint8)  # which deflate makes some hundred times smaller
 
@@ -120,14 +121,14 @@ def test_large_images_are_decoded_one_after_the_other(monkeypatch: pytest.Monkey
     inside, most = [0], [0]
     flatten, lock = images._flatten, threading.Lock()
 
-    def slow(image: Image.Image) -> Image.Image:
+    def slow(image: Image.Image, values: Values) -> Image.Image:
         with lock:
             inside[0] += 1
             most[0] = max(most[0], inside[0])
         time.sleep(0.02)
         with lock:
             inside[0] -= 1
-        return flatten(image)
+        return flatten(image, values)
 
     monkeypatch.setattr(images, "_flatten", slow)
     with ThreadPoolExecutor(4) as pool:

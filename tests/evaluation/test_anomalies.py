@@ -117,3 +117,21 @@ def test_scores_and_images_have_to_fit() -> None:
         detect(torch.zeros(2), torch.zeros(3), images(2, 0), images(2, 0))
     with pytest.raises(ValueError, match="inside: expected as many scores as images, and one at least, got 0"):
         detect(torch.zeros(0), torch.zeros(2), images(0, 0), images(2, 0))
+
+
+def test_the_typicality_of_an_image_that_belongs_is_by_the_others_alone() -> None:
+    """Of two that are 2 apart each is 2 from the other, and 1 from a mean that it has pulled half of the way."""
+    inside, outside = torch.tensor([-10.0, -12.0]), torch.tensor([-9.5])  # 1.5 from the mean of both
+    assert detect(inside, outside, images(2, 0), images(1, 1)).typicality.auroc == 0
+    nearer = detect(inside, torch.tensor([-8.9]), images(2, 0), images(1, 1))  # 2.1 from it
+    assert nearer.typicality.auroc == 1
+    with_a_failure = detect(torch.tensor([-10.0, -12.0, math.nan]), outside, images(3, 0), images(1, 1))
+    assert with_a_failure.typicality.auroc == 0, "what is not finite pulls nothing"
+
+
+@pytest.mark.parametrize(("n", "m"), [(3, 40), (40, 3), (12, 12)])
+def test_its_standard_error_by_hand(n: int, m: int) -> None:
+    inside, outside = (drawn(n, 0) + 0.5).round(decimals=1), drawn(m, 1).round(decimals=1)
+    pairs = (inside[:, None] > outside).double() + 0.5 * (inside[:, None] == outside).double()
+    variance = float(pairs.mean(dim=1).var()) / n + float(pairs.mean(dim=0).var()) / m
+    assert auroc(inside, outside).standard_error == pytest.approx(math.sqrt(variance))

@@ -50,3 +50,11 @@ def test_what_does_not_fit_is_named():
         fit_classifier(IMAGES[:300], LABELS[:300], IMAGES[:0], LABELS[:0])
     with pytest.raises(ValueError, match="at least two classes, got 300 of classes"):
         fit_classifier(IMAGES[:300], torch.zeros(300, dtype=torch.int64), IMAGES, LABELS)
+
+
+@pytest.mark.parametrize("limit", [200, 79, 60, 12])
+def test_the_winner_is_trained_on_all_of_the_images_that_it_may_see(limit):
+    held_out = IMAGES[1200:1500], LABELS[1200:1500]
+    found = fit_classifier(IMAGES[:200], LABELS[:200], *held_out, max_images=limit)
+    assert found.images == limit == found.estimator[0].n_samples_
+    assert found.accuracy == class_agreement(found, *held_out)

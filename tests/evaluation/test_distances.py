@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
+from tarflow.data.batches import seeded_permutation
 from tarflow.evaluation.distances import (
     Moments,
     covariance_factor,
@@ -146,3 +147,22 @@ def test_what_is_no_set_of_features_is_named():
         kernel_distance(x, x, size=6)
     with pytest.raises(ValueError, match="subsets: expected at least 2, got 1"):
         kernel_distance(x, x, subsets=1)
+
+
+@pytest.mark.parametrize(("n", "m", "size"), [(40, 60, 10), (60, 40, 10), (40, 40, 20), (300, 50, None)])
+def test_the_standard_error_is_the_jackknifes_by_hand(n, m, size):
+    """√(size/(n - size)) times the spread over the subsets, with n the smaller of the two counts."""
+    x, y = features(n, 3), features(m, 3, seed=1, shift=0.5)
+    found = kernel_distance(x, y, subsets=25, size=size, seed=3)
+    assert found.size == (size or 25)
+    parts = []
+    for number in range(25):
+        chosen = [
+            features[seeded_permutation(len(features), f"kernel distance, {name}", 3, number)[: found.size]]
+            for name, features in (("x", x), ("y", y))
+        ]
+        parts.append(discrepancy_by_loops(*chosen))
+    mean = sum(parts) / 25
+    spread = math.sqrt(sum((part - mean) ** 2 for part in parts) / 24)
+    assert found.value == pytest.approx(mean)
+    assert found.standard_error == pytest.approx(spread * math.sqrt(found.size / (min(n, m) - found.size)))

@@ -167,3 +167,16 @@ def test_a_flat_map_is_white_and_what_is_no_number_is_red() -> None:
 def test_what_cannot_be_drawn_is_refused(patches: Tensor, image: Tensor, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         heat_map(patches, image, **options)
+
+
+def test_without_a_scale_the_patch_farthest_from_the_mean_has_the_last_colour() -> None:
+    """And no other: the map of an image whose patches differ little but for one must not be red and blue all over."""
+    patches, image = torch.tensor([[0.0, 0.0, 0.0, 4.0]]), torch.zeros(1, 1, 4, dtype=torch.uint8)  # the mean is 1
+    found = heat_map(patches, image, opacity=1.0)
+    assert found[:, 0, 3].tolist() == [33, 102, 172]
+    assert torch.equal(found, heat_map(patches, image, centre=1.0, span=3.0, opacity=1.0))
+    assert found[:, 0, 0].tolist() == found[:, 0, 2].tolist() != [178, 24, 43]
+    red = heat_map(-patches, image, opacity=1.0)
+    assert red[:, 0, 3].tolist() == [178, 24, 43]
+    steady = heat_map(torch.ones(1, 4), image, opacity=1.0)
+    assert (steady == 247).all(), "where all are the same, all are white"

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from tarflow.data.batches import seeded_permutation
 from tarflow.evaluation import quality
 from tarflow.evaluation.distances import frechet_distance, moments
 from tarflow.evaluation.features import Extractor, unit_pixels
+from tarflow.evaluation.manifolds import manifolds
 from tarflow.evaluation.quality import KINDS, Judge
 from tarflow.evaluation.reference import Reference
 
@@ -89,3 +91,31 @@ def test_too_few_are_named():
         judge().figures_of_features(normal(11, 0))
     with pytest.raises(ValueError, match="held-out images: expected at least 12 to measure quality, got 7"):
         judge(held_out=7).figures_of_features(normal(30, 0))
+
+
+def test_the_floor_is_of_a_choice_of_the_held_out_images_and_not_of_the_first():
+    """A folder is read in the order of its names, so that the first images may be all of one kind."""
+    ours = judge(held_out=300)
+    odd = ours.reference.held_out.clone()
+    odd[:40] += 6.0
+    ours = Judge(ours.extractor, Reference(ours.reference.features, odd, "digest"))
+    found = ours.figures_of_features(normal(40, 2))
+    first, last = (
+        frechet_distance(moments(odd[rows]), ours.reference.moments) for rows in (slice(40), slice(-40, None))
+    )
+    assert last < found["FD-Flat"].floor < first / 4
+    assert found["FD-Flat"].floor_samples == 40
+    again = Judge(ours.extractor, ours.reference).figures_of_features(normal(40, 3))
+    assert [figure.floor for figure in again.values()] == [figure.floor for figure in found.values()]
+    others = ours.figures_of_features(normal(41, 2))
+    assert others["FD-Flat"].floor != found["FD-Flat"].floor
+
+
+def test_neighbourhoods_are_of_as_many_real_images_as_samples():
+    ours, samples = judge(), normal(50, 2)
+    found = ours.figures_of_features(samples)
+    chosen = seeded_permutation(600, "neighbourhoods")[:50]
+    expected = manifolds(ours.reference.features[chosen], samples)
+    for kind in ("precision", "recall", "density", "coverage"):
+        assert found[f"{kind}-Flat"].value == getattr(expected, kind)
+    assert expected != manifolds(ours.reference.features, samples) != manifolds(ours.reference.features[:50], samples)

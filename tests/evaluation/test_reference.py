@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -194,3 +195,22 @@ def test_without_a_home_there_is_no_cache(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     assert cache_directory() is None
+
+
+def test_the_reference_of_many_images_is_a_choice_and_not_the_first(tmp_path):
+    splits = Splits(images(60), images(40, seed=1), False, ())
+    found = open_reference(splits, pixels(), tmp_path, limit=15)
+    for chosen, every in ((found.features, splits.train), (found.held_out, splits.held_out)):
+        assert torch.equal(chosen, every.choice(15, 0).images.flatten(1).float() / 16)
+        assert not torch.equal(chosen, every.images[:15].flatten(1).float() / 16)
+    assert found.digest == module._digest(splits.train.choice(15, 0), pixels())
+
+
+@pytest.mark.parametrize("shape", [(10, 8), (9, 16), (10, 16, 1), (160,)])
+def test_kept_features_of_another_shape_are_made_again(shape, tmp_path):
+    expected = real_features(images(10), pixels(), tmp_path)
+    (file,) = tmp_path.rglob("*.npy")
+    np.save(file, np.zeros(shape, np.float32))
+    assert torch.equal(real_features(images(10), pixels(), tmp_path), expected)
+    np.save(file, np.zeros((10, 16)))  # float64
+    assert torch.equal(real_features(images(10), pixels(), tmp_path), expected)

@@ -89,7 +89,7 @@ def test_what_a_run_names_on_the_hub_is_asked_for_and_not_fetched(
     """The run may be somebody else's; whoever types the name has asked for it."""
     asked: list[str] = []
 
-    def fetched(source: str) -> None:
+    def fetched(source: str, *_: object) -> None:
         asked.append(source)
         raise DataError(f"{source}: fetched")
 

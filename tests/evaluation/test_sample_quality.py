@@ -113,3 +113,15 @@ def test_what_leaves_nothing_to_compare_with_is_named(digits):
         novelty(images, train["images"], train["images"][:50])
     with pytest.raises(ValueError, match="expected images of one shape"):
         novelty(images, train["images"], held_out[0][:, :, :4])
+
+
+def test_novelty_is_a_ratio_of_medians_by_hand():
+    """A few samples far from everything say nothing of the others: copies stay copies, and new ones new."""
+
+    def images(*values):
+        return torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1)
+
+    train, held_out = images(0, 100, 200), images(2, 104, 206, 0)  # 2, 4, 6 and 0 away
+    assert novelty(images(10, 101, 250), train, held_out) == pytest.approx(10 / 2)  # 10, 1 and 50: the median is 10
+    assert novelty(images(0, 100, 255), train, held_out) == 0
+    assert novelty(images(3, 103, 250), train, images(6, 106, 200, 255)) == pytest.approx(3 / 6)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flow_cases import assert_close, build, every_case, images, labels, latents, unchanged
 from tarflow import ConfigError, TarFlow
+from tarflow.model.flow import load_weights
 
 LOW = [torch.bfloat16, torch.float16]
 FLOATS = [*LOW, torch.float32, torch.float64]
@@ -254,3 +255,17 @@ def test_every_tensor_comes_back_in_its_own_dtype(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert loaded.dtype == torch.bfloat16 and loaded.base_variance.dtype == torch.float32
     assert all(p.requires_grad for p in loaded.parameters())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_not_loaded(value: float, tmp_path: Path) -> None:
+    flow = build("additive", torch.float32)
+    for name in ("blocks.0.proj_in.weight", "base_variance"):
+        tensors = {key: tensor.clone() for key, tensor in flow.state_dict().items()}
+        tensors[name][1, 0] = value
+        with pytest.raises(ValueError, match=f"file: tensor {name}: holds numbers that are not finite"):
+            load_weights(build("additive", torch.float32), tensors, "file")
+    flow.blocks[1].position.data[0, 0] = value
+    flow.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.safetensors: tensor blocks\.1\.position: holds numbers"):
+        TarFlow.from_pretrained(tmp_path)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flow_cases import assert_close, build, images, labels, names
 from tarflow.model import transformer
@@ -96,3 +97,23 @@ def test_computing_again_keeps_less(monkeypatch: pytest.MonkeyPatch) -> None:
     # In widths a token and layer: 16 (x, norm, qkv 3, attention, x, norm, hidden 4, GELU 4, and the sum), 10, and 1.
     assert kept["elementwise"] < 0.7 * kept["nothing"], kept
     assert kept["layers"] < 0.2 * kept["nothing"], kept
+
+
+@pytest.mark.parametrize("recompute", ["elementwise", "layers"])
+@pytest.mark.parametrize("name", ["unconditional", "rotary", "additive"])
+def test_a_second_derivative_is_that_of_what_is_kept(
+    recompute: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient penalty, to the images and to the weights. A pass that is silently taken for a constant is wrong."""
+    monkeypatch.setattr(transformer, "WORTH_FORGETTING", 0)
+    flow = build(name)
+    x, y = images(flow, 2).requires_grad_(), labels(flow, 2)
+
+    def penalty(recompute: str) -> tuple[Tensor, ...]:
+        with sdpa_kernel(SDPBackend.MATH):  # no other kernel of attention has a second derivative
+            z, ladj = flow(x, y, recompute)
+            (gradient,) = torch.autograd.grad(z.square().sum() + ladj.sum(), [x], create_graph=True)
+            return torch.autograd.grad(gradient.square().sum(), [x, *flow.parameters()], materialize_grads=True)
+
+    for found, expected in zip(penalty(recompute), penalty("nothing"), strict=True):
+        torch.testing.assert_close(found, expected)

@@ -25,6 +25,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "attention in pieces": {"image_size": 24, "layers": (1, 1)},
     "bounded, two heads, thin MLP": {"image_size": 8, "width": 128, "expansion": 1, "log_scale_bound": 4.0},
     "additive": {"image_size": 8, "transform": "additive"},
+    "rotary": {"image_size": 8, "rotary": True},
 }
 
 

@@ -172,3 +172,10 @@ def test_muon_has_products_of_its_own_and_one_moment_less() -> None:
     assert plain.memory.moments - plan.memory.moments == 4 * inner_weights(MODEL)
     with pytest.raises(ConfigError, match="muon"):
         make_plan(config(optimizer="muon"), CARD, devices=2, strategy="fsdp")
+
+
+@pytest.mark.parametrize(("share", "fits"), [(0.89, True), (0.91, False), (0.99, False), (1.1, False)])
+def test_a_tenth_of_the_memory_is_left_to_others(share: float, fits: bool) -> None:
+    peak = make_plan(config(), CARD).memory.peak
+    plan = make_plan(config(), dataclasses.replace(CARD, memory=peak / share))
+    assert plan.fits == fits and bool(plan.advice) != fits

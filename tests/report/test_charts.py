@@ -74,3 +74,15 @@ def test_ticks_enclose_the_data_and_are_few(a: float, b: float) -> None:
     slack = 1e-6 * max(abs(low), abs(high), 1)
     assert got[0] <= low + slack and got[-1] >= high - slack
     assert 2 <= len(got) <= 8 and got == sorted(got)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 9, 15, 16, 17, 100])
+def test_a_long_series_is_drawn_with_no_more_points_than_that_and_all_of_them_count(count: int) -> None:
+    points = [(float(k), float(k * k % 13)) for k in range(count)]
+    found = thinned(points, most=8)
+    assert len(found) <= 8 and (count > 8 or found == points)
+    size = -(-count // 8) if count else 1
+    assert found == [
+        (sum(x for x, _ in group) / len(group), pytest.approx(sum(y for _, y in group) / len(group)))
+        for group in (points[k : k + size] for k in range(0, count, size))
+    ]

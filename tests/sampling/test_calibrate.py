@@ -230,3 +230,27 @@ def test_a_choice_that_was_not_worth_measuring_is_measured_for_a_larger_draw(mea
 def test_a_batch_of_small_images_does_not_fill_the_memory() -> None:
     flow = flow_of(1.0, image_size=8)
     assert default_batch_size(flow, None) == 256 and default_batch_size(flow, Guidance(1.0)) == 128
+
+
+def test_a_choice_is_of_the_machine_the_precision_and_the_question() -> None:
+    """Whatever could make another solver the faster one is a part of the key, and what could not is none."""
+    flow = build("conditional", torch.float32)
+    keys = [
+        calibration_key(flow, 2, None, None),
+        calibration_key(flow, 3, None, None),
+        calibration_key(flow, 2, Guidance(1.0), None),
+        calibration_key(flow, 2, Guidance(1.0, temperature=0.5), None),
+        calibration_key(flow, 2, None, 1e-3),
+        calibration_key(build("conditional", torch.float64), 2, None, None),
+    ]
+    with torch.autocast("cpu", torch.bfloat16):
+        keys.append(calibration_key(flow, 2, None, None))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        keys.append(calibration_key(flow, 2, None, None))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(set(keys)) == len(keys)
+    same = [calibration_key(flow, 2, Guidance(0.0), None), calibration_key(randomise(flow, 3), 2, None, None)]
+    assert same == keys[:1] * 2

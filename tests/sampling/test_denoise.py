@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import tarflow.sampling.denoise as denoise_module
 from flow_cases import assert_close, build, every_case, images, labels, unchanged
 from tarflow import TarFlow, TarFlowConfig
 from tarflow.model.patches import unpatchify
+from tarflow.sampling.denoise import graph_bytes
 
 SIGMA = 0.3
 
@@ -220,3 +222,20 @@ def test_input_that_does_not_fit_is_refused() -> None:
         tarflow.denoise(flow, x, SIGMA, torch.tensor([0, 3]))
     with pytest.raises(ValueError, match="batch_size"):
         tarflow.denoise(flow, x, SIGMA, batch_size=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_wider_weights_leave_room_for_fewer_images(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = build("unconditional", dtype)
+    assert graph_bytes(flow) == graph_bytes(build("unconditional", torch.float32)) * dtype.itemsize // 4
+    seen: list[int] = []
+    real = denoise_module._denoise_chunk
+
+    def noted(flow: TarFlow, x: Tensor, *rest: Any) -> Tensor:
+        seen.append(len(x))
+        return real(flow, x, *rest)
+
+    monkeypatch.setattr(denoise_module, "GRAPH_BYTES", 4 * graph_bytes(build("unconditional", torch.float64)))
+    monkeypatch.setattr(denoise_module, "_denoise_chunk", noted)
+    denoise_module.denoise(flow, images(flow, 40, dtype=torch.float32), 0.1)
+    assert max(seen) == 32 // dtype.itemsize

@@ -73,6 +73,22 @@ def test_a_sample_that_is_not_finite_is_drawn_again_alone(name: str, monkeypatch
 
 
 @pytest.mark.usefixtures("no_step")
+def test_what_a_redraw_takes_is_counted_and_its_progress_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    flow, told = build("unequal_depths"), []
+    fail_for(monkeypatch, flow, [(1, 0), (3, 0), (3, 1)], seed=0)
+    batches = list(
+        tarflow.sample_batches(
+            flow, 4, batch_size=2, solver="sequential", progress=lambda done, total: told.append((done, total))
+        )
+    )
+    steps = flow.config.num_patches - 1
+    assert [batch.iterations for batch in batches] == [(2 * steps,) * 3, (3 * steps,) * 3]
+    total = 4 * 3 * flow.config.num_patches
+    assert told == sorted(told) and told[-1] == (total, total) and told.count((total, total)) == 1
+    assert len(told) == 2 * 3 * (steps + 1)
+
+
+@pytest.mark.usefixtures("no_step")
 def test_a_sample_that_never_is_finite_ends_in_an_error_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     flow = build("conditional")
     decodings = fail_for(monkeypatch, flow, [(2, attempt) for attempt in range(50)], seed=0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ import tarflow
 from flow_cases import assert_close, build, every_case, images, labels, latents, unchanged
 from tarflow import NULL_CLASS, Guidance
 from tarflow.model.patches import patchify
+from tarflow.sampling import sample as sample_module
 from tarflow.sampling.decode import draw_noise
 from tarflow.sampling.guidance import guided_rows, predictor
-from tarflow.sampling.sequential import sequential
+from tarflow.sampling.sequential import Solution, sequential
 
 GUIDANCE = Guidance(scale=1.0, temperature=0.5)
 
@@ -203,3 +205,18 @@ def test_arguments_that_do_not_fit_are_refused_before_anything_is_drawn(
 def test_an_unknown_option_is_refused() -> None:
     with pytest.raises(TypeError, match="temperature"):
         tarflow.sample(build("conditional"), 1, temperature=0.5)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("worst", [0, 1, 2])
+def test_the_residual_of_a_batch_is_the_largest_of_its_blocks(worst: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = build("unequal_depths")
+    real, asked = sample_module.decode, []
+
+    def decode(*arguments: Any, **options: Any) -> Iterator[Solution]:
+        for number, solution in enumerate(real(*arguments, **options)):
+            asked.append(solution.iterations)
+            yield dataclasses.replace(solution, residual=0.25 if number == worst else 0.125)
+
+    monkeypatch.setattr(sample_module, "decode", decode)
+    (batch,) = tarflow.sample_batches(flow, 2, solver="jacobi")
+    assert batch.residual == 0.25 and batch.iterations == tuple(asked)

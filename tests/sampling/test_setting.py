@@ -38,3 +38,9 @@ def test_a_stored_setting_survives_json_and_is_strict():
     values["setting"]["scal"] = 2
     with pytest.raises(ConfigError, match="setting.scal: no such field; perhaps scale"):
         from_dict(StoredSetting, values)
+
+
+@pytest.mark.parametrize(("compared", "words"), [(1, "the only one tried"), (2, "the best of 2"), (9, "the best of 9")])
+def test_a_stored_setting_says_among_how_many_it_was_the_best(compared, words):
+    stored = StoredSetting("abc", Setting(1.0), "FD-Classifier", 12.34567, 500, compared)
+    assert str(stored) == f"{stored.setting}: {words} by FD-Classifier (12.35, 500 samples)"

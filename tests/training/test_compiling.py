@@ -15,7 +15,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from flow_cases import build, images, labels
-from tarflow import checkpoint
+from tarflow import TarFlow, TarFlowConfig, checkpoint
 from tarflow.config import ConfigError
 from tarflow.training import build as build_module
 from tarflow.training.compiling import compile_layers, wants_compilation
@@ -126,3 +126,40 @@ def test_compiled_to_machine_code_it_is_the_same_run(tmp_path: Path) -> None:
     assert compiled.keys() == eager.keys()
     for name in eager:
         torch.testing.assert_close(compiled[name], eager[name], atol=1e-3, rtol=1e-2, msg=name)
+
+
+class WideFlow(torch.nn.Module):
+    """A layer whose gradients are more than a bucket of DDP holds, 25 MB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = TarFlowConfig(image_size=4, channels=1, patch_size=2, width=832, layers=(1,))
+        self.flow = TarFlow(config)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.flow(x)[0]
+
+
+def test_a_layer_stays_in_one_piece_under_ddp(tmp_path: Path) -> None:
+    """Cut in two it keeps the GELU's output again, which one piece computes anew."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        model = WideFlow()
+        counter = CompileCounterWithBackend("eager")
+        compile_layers(model.flow, counter)
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        wrapped(torch.zeros(2, 1, 4, 4)).sum().backward()
+        assert counter.frame_count == 1
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_stack_is_one_graph_a_layer_without_breaks_and_is_compiled_once() -> None:
+    torch._dynamo.utils.counters.clear()
+    flow = build("bounded_conditional", torch.float32, layers=(3, 3))
+    counter = CompileCounterWithBackend("aot_eager")
+    compile_layers(flow, counter)
+    for seed in range(3):
+        objective(*flow(images(flow, 4, seed, torch.float32), labels(flow, 4), "elementwise")).backward()
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert counter.frame_count == 1, "recompiled"

@@ -111,3 +111,34 @@ def test_a_run_from_before_there_were_streams_resumes_from_memory_and_not_from_a
     stream = dataclasses.replace(config, data=dataclasses.replace(config.data, storage="stream"))
     with pytest.raises(ConfigError, match=r"data.storage: the run in run has 'memory', got 'stream'"):
         check_resumable(old, stream, Path("run"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("image_size", (2, 8)),  # as many patches
+        ("channels", 4),
+        ("patch_size", 1),
+        ("width", 32),
+        ("layers", (1, 2)),
+        ("transform", "additive"),
+        ("rotary", True),  # which no tensor tells
+        ("head_dim", 4),  # nor this
+        ("expansion", 2),
+    ],
+)
+def test_whatever_decides_what_weights_mean_has_to_be_the_same(field: str, value: object) -> None:
+    source = build("conditional", torch.float32)
+    before = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    flow = TarFlow(dataclasses.replace(source.config, **{field: value}))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"model.{field}: the weights to start from have "):
+        start_from(flow, source)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in source.state_dict().items())
+
+
+def test_a_bound_and_other_classes_may_be_new_and_the_shape_be_said_in_another_way() -> None:
+    source = build("conditional", torch.float32)
+    changes = {"log_scale_bound": 3.0, "num_classes": 5, "image_size": (4, 4)}
+    flow = TarFlow(dataclasses.replace(source.config, **changes))  # type: ignore[arg-type]
+    start_from(flow, source)
+    assert torch.equal(flow.blocks[1].proj_in.weight, source.blocks[1].proj_in.weight)

@@ -218,11 +218,11 @@ def _read(path: Any) -> list[dict[str, Any]]:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether this is a key with as many scores, numbers or null, as numbers of bits, and one at least."""
+    """Whether this is a key with as many scores, floats or null, as bits, and one at least."""
     if not isinstance(entry, dict) or not isinstance(entry.get("key"), dict):
         return False
     scores, code = entry.get("scores"), entry.get("code_bits")
     if not isinstance(scores, list) or not isinstance(code, list) or len(scores) != len(code) or not scores:
         return False
     numbers = [*(v for v in scores if v is not None), *code]
-    return all(type(v) in (int, float) and abs(v) < 1e300 for v in numbers)
+    return all(type(v) is float and abs(v) < 1e300 for v in numbers)

@@ -6,7 +6,7 @@ are 6 of them, and next to no arithmetic.
 
 `norm_linear` and `gelu_linear` keep their input and compute all but the product again. torch's own `checkpoint` would
 do the same for half a millisecond a call, of which there are three a layer. All weights must want gradients, as they do
-in training, and there are none of the second order.
+in training. Backward passes are made of operations that can be differentiated again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 
@@ -51,7 +50,6 @@ class _NormLinear(torch.autograd.Function):
         return F.linear(a, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, offset, mean, deviation, weight = ctx.saved_tensors
         a = F.layer_norm(x, x.shape[-1:], scale, offset, ctx.eps)
@@ -69,7 +67,6 @@ class _GELULinear(torch.autograd.Function):
         return F.linear(F.gelu(x), weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_a, of_weight, of_bias = _linear_backward(grad, F.gelu(x), weight)

@@ -127,7 +127,9 @@ def check_sections(sections: Sections, ranks: Ranks = ALONE) -> TrainingConfig:
     from_dict(DataConfig, sections.get("data", {}), "data")
     check_shares(training, ranks)
     if model.get("image_size") is None and isinstance(model.get("patch_size"), int):
-        model["image_size"] = max(1, model["patch_size"])  # one patch: any images that fit have a whole number of them
+        model["image_size"] = 2 * max(
+            1, model["patch_size"]
+        )  # four patches: those of any images that fit are whole, too
     from_dict(TarFlowConfig, model, "model")
     return training
 
