@@ -453,12 +453,12 @@ def test_a_text_with_bytes_that_are_no_text_is_written_readably(tmp_path: Path) 
 
 
 def test_leftovers_of_one_name_are_those_of_that_name_alone(tmp_path: Path) -> None:
-    """Names may hold what patterns are made of."""
-    names = ["a[b]", "ab", "a*", "axx", "a?", "?"]
+    """Names may hold what patterns are made of, and begin with one another."""
+    names = ["a", "a[b]", "ab", "a*", "axx", "a?", "?"]
     for name in names:
         (tmp_path / f".{name}.partial-0123abcd").write_text("half")
     left = set(names)
-    for name in ("a[b]", "a*", "?"):
+    for name in ("a", "a[b]", "a*", "?"):
         storage.remove_leftovers(tmp_path, name)
         left.remove(name)
         assert {path.name for path in tmp_path.iterdir()} == {f".{other}.partial-0123abcd" for other in left}
