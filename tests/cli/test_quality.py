@@ -187,10 +187,10 @@ def test_a_sweep_of_a_run_that_cannot_be_written_to_loses_nothing(
 ) -> None:
     real = Path.touch
 
-    def touch(path: Path, *rest: Any) -> None:
+    def touch(path: Path, *rest: Any, **named: Any) -> None:
         if path.parent in (run, run / "sweep"):
             raise OSError(30, "Read-only file system", str(path))
-        real(path, *rest)
+        real(path, *rest, **named)
 
     monkeypatch.setattr(Path, "touch", touch)
     options = ["sweep", run, "-n", 12, "--guidance", 0, *FEATURES]

@@ -84,9 +84,11 @@ def _check_places(args: Sweep, run: Run, out: Path) -> None:
     from tarflow import storage
     from tarflow.checkpoint import SETTING_FILE
 
+    place = out / "sweep.json"
+    while not place.parent.exists():  # nothing is made before it is filled
+        place = place.parent
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        storage.check_writable(out / "sweep.json")
+        storage.check_writable(place)
     except OSError as error:
         hint = "" if args.out else "; give another directory by --out"
         raise OSError(f"{out}: {error.strerror}{hint}") from None
@@ -137,6 +139,7 @@ def run(args: Sweep) -> None:
     _check_places(args, run, out)
     with Progress() as progress:
         judge, _ = open_judge(run, args.judging, progress)
+        out.mkdir(parents=True, exist_ok=True)
         key: dict[str, Any] = {
             "weights": weights_digest(run.path),
             "extractor": judge.extractor.digest,
