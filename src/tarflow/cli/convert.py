@@ -63,7 +63,11 @@ def run(args: Convert) -> None:
     config = RunConfig(flow.config, DataConfig(source="official", class_names=args.class_names), training)
     args.out.mkdir(parents=True, exist_ok=True)
     flow.save_weights(args.out / WEIGHTS_FILE)
-    write_config(args.out, config)  # last and at once: a directory with a config has all that belongs to it
+    try:
+        write_config(args.out, config)  # last and at once: a directory with a config has all that belongs to it
+    except BaseException:
+        (args.out / WEIGHTS_FILE).unlink(missing_ok=True)  # which would be in the way of the next conversion
+        raise
     c = flow.config
     kind = f"{noise} noise" + (f" σ={sigma}" if sigma else "")
     print(
