@@ -26,7 +26,6 @@ from tarflow import Guidance, TarFlow
 from tarflow.evaluation.bayes import log_posterior
 from tarflow.evaluation.patch_maps import patch_log_prob
 from tarflow.evaluation.scores import log_likelihood
-from tarflow.model.rotary import rotation_table
 from tarflow.sampling import captured as captured_module
 from tarflow.sampling.captured import Captured
 from tarflow.sampling.decode import invert
@@ -64,10 +63,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module in ("sampling.decode", "sampling.denoise"):
         monkeypatch.setattr(f"tarflow.{module}.free_bytes", lambda device: 80 << 30)
     monkeypatch.setattr(TarFlow, "check_labels", checked)
-    rotation_table.cache_clear()
     with FakeTensorMode(), torch.no_grad():
         yield
-    rotation_table.cache_clear()
 
 
 def checked(flow: TarFlow, y: Tensor | None, batch: int) -> Tensor | None:

@@ -63,6 +63,11 @@ PORTABLE = [
 ]
 # Kernels that only torch's builds for CUDA import, which bring what they are written in.
 KERNELS = {"sampling.kernels": "triton"}
+# Of benchmarks/: they read images, or measure or damage how they are read, or run the tests.
+READ_IMAGES = {
+    *("loader", "killing", "fuzz", "corpus", "ablations", "peers", "recipe_samples"),
+    *("planted", "precision", "timed_training"),
+}
 MAX_LINES = 320
 
 
@@ -217,10 +222,7 @@ def test_a_planted_compiled_import_is_found(tmp_path: Path) -> None:
 def test_the_benchmarks_run_where_torch_and_the_source_are() -> None:
     needed = []
     for module, path in modules(BENCHMARKS).items():
-        if (
-            module in ("loader", "killing", "fuzz", "corpus", "ablations", "peers", "recipe_samples")
-            or "hostile" in module
-        ):
+        if module in READ_IMAGES or "hostile" in module:
             continue  # they read images, or measure or damage how they are read, which takes what reads them
         for name, line in imported(ast.parse(path.read_text()), anywhere=False):
             top, _, rest = name.partition(".")

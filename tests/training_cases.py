@@ -28,9 +28,9 @@ TRAINING = {
 
 
 def images(count: int, seed: int) -> ImageSet:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % 2
-    pixels = torch.randint(0, 8, (count, 1, 4, 4), generator=generator) + 8 * labels.view(-1, 1, 1, 1)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    labels = torch.arange(count, device="cpu") % 2
+    pixels = torch.randint(0, 8, (count, 1, 4, 4), generator=generator, device="cpu") + 8 * labels.view(-1, 1, 1, 1)
     names = tuple(f"image {i}" for i in range(count))
     return ImageSet(pixels.to(torch.uint8), labels, names, 17, ("dark", "light"))
 

@@ -1,7 +1,6 @@
 """The configuration of a run: what is modelled, which data are seen, how the weights move.
 
-Frozen dataclasses that need nothing but the standard library; `fields` says what checks them. Each field's help text is
-what the command line and the documentation show.
+Frozen dataclasses that need nothing but the standard library; `fields` checks them. The command line shows their help.
 """
 
 from __future__ import annotations

@@ -305,6 +305,7 @@ def two_processes_and_one_gpu(patch: pytest.MonkeyPatch, out: Path) -> None:
     two_processes(patch, out)
     patch.setattr(torch.cuda, "is_available", lambda: True)
     patch.setattr(torch.cuda, "device_count", lambda: 1)
+    patch.setattr("tarflow.devices.numbered", torch.device)
 
 
 def while_it_runs(patch: pytest.MonkeyPatch, out: Path) -> None:
@@ -742,7 +743,7 @@ GROUPS: dict[str, dict[str, Case]] = {
             "prepare digits --out {o}", ["out", "No space left"], "Make room; nothing was left.", full_disk
         ),
         "train at another size than prepared": Case(
-            "train --data {p}/prepared --image-size 4 --out {o}",
+            "train --data {p}/prepared --image-size 4 --patch-size 2 --out {o}",
             ["8x8", "4x4", "prepare"],
             "Give the size that it has, or prepare it at the other.",
         ),
@@ -945,7 +946,7 @@ GROUPS: dict[str, dict[str, Case]] = {
             ["activations", "--accumulate", "--batch-size"],
             "Raise `--accumulate`, and `--resume`; it is the same run up to rounding.",
             full_gpu,
-            ("out/config.json", "out/metrics.jsonl"),
+            ("out/config.json", "out/metrics.jsonl", "out/split.json.gz"),
         ),
         "more images than memory": Case(
             "train --data {p}/mixed --out {o}",

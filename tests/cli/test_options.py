@@ -91,8 +91,8 @@ def test_what_cannot_work_is_refused_before_anything_is_read(
     import tarflow.data.prepare as prepare
     import tarflow.data.stream as stream
 
-    for module in (load, prepare, stream):
-        monkeypatch.setattr(module, "open_source", read)
+    for module, name in ((load, "open_measured"), (prepare, "open_measured"), (stream, "open_source")):
+        monkeypatch.setattr(module, name, read)
     assert main(command.format(p=place, o=tmp_path / "out").split()) == 2
     error = capsys.readouterr().err
     assert error.startswith("tarflow: error: ") and "the data are read" not in error

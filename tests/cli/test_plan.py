@@ -60,7 +60,7 @@ def test_images_that_training_leaves_off_the_device_are_not_planned_on_it(
     options = ("digits", "--device", "h100", "--data", str(tmp_path / "prepared"))
     small = plan(capsys, *options)
     assert small["memory"]["images"] == 1438 * 64
-    monkeypatch.setattr("tarflow.data.feed.ON_DEVICE_BYTES", 1438 * 64 - 1)
+    monkeypatch.setattr("tarflow.planning.plan.KEPT_SHARE", (1438 * 64 - 1) / 80e9)
     large = plan(capsys, *options)
     assert large["memory"]["images"] == 0 and large["images"] == small["images"]
 

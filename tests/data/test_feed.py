@@ -83,11 +83,10 @@ def within(seconds: float, holds: Callable[[], bool]) -> bool:
     return holds()
 
 
-def test_memory_and_map_have_the_order_of_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_and_map_have_the_order_of_the_seed(tmp_path: Path) -> None:
     memory = load("digits").train
     prepare("digits", tmp_path / "out", Request())
     mapped = load(str(tmp_path / "out")).train
-    monkeypatch.setattr(feed_module, "ON_DEVICE_BYTES", 0)
     for step in (0, 5, 100):
         rows = batch_indices(len(memory), 64, step, 0)
         for images, part in ((memory, slice(None)), (mapped, slice(None)), (mapped, slice(10, 20))):
@@ -101,7 +100,7 @@ def test_a_map_that_feeds_another_device_is_gathered_ahead(tmp_path: Path, monke
     """`meta` stands for a GPU: it takes tensors from the CPU and has no values."""
     prepare("digits", tmp_path / "out", Request())
     mapped = load(str(tmp_path / "out")).train
-    monkeypatch.setattr(feed_module, "ON_DEVICE_BYTES", 0)
+    monkeypatch.setattr(feed_module, "free_bytes", lambda device: 8 * mapped.images.nbytes - 1)
     source = feed(mapped, device="meta")
     assert source.background
     for step in (0, 1, 2, 7):
@@ -109,7 +108,7 @@ def test_a_map_that_feeds_another_device_is_gathered_ahead(tmp_path: Path, monke
         assert pixels.device.type == "meta" and pixels.shape == (64, 1, 8, 8)
         assert labels is not None and labels.device.type == "meta"
     source.close()
-    monkeypatch.setattr(feed_module, "ON_DEVICE_BYTES", 1 << 30)
+    monkeypatch.setattr(feed_module, "free_bytes", lambda device: 8 * mapped.images.nbytes)
     assert not feed(mapped, device="meta").background
 
 

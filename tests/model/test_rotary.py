@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flow_cases import BASE
 from tarflow import TarFlow, TarFlowConfig
+from tarflow.model import rotary
 from tarflow.model.rotary import rotated, rotation_table
 
 GRID, HEAD_DIM = (3, 5), 16
@@ -77,7 +78,7 @@ def test_angles_are_float32_at_least_whatever_the_weights_are(dtype: torch.dtype
 
 
 def test_a_table_that_was_made_in_inference_mode_can_be_trained_with() -> None:
-    rotation_table.cache_clear()
+    rotary._TABLES.clear()
     with torch.inference_mode():
         table = rotation_table(GRID, HEAD_DIM, False, torch.device("cpu"), torch.float32)
     x = torch.randn(15, HEAD_DIM, requires_grad=True)

@@ -15,6 +15,7 @@ from tarflow import checkpoint
 from tarflow.config import TrainingConfig
 from tarflow.evaluation.likelihood import Likelihood, evaluate_likelihood
 from tarflow.model.block import NULL_CLASS
+from tarflow.training import scoring as scoring_module
 from tarflow.training import trainer as trainer_module
 from tarflow.training.interrupt import Interrupted
 from tarflow.training.objective import training_batch
@@ -54,7 +55,7 @@ def test_of_equal_scores_the_first_is_the_best(tmp_path: Path, monkeypatch: pyte
     def same(*rest: Any, **options: Any) -> Likelihood:
         return dataclasses.replace(evaluate_likelihood(*rest, **options), mean=3.0)
 
-    monkeypatch.setattr(trainer_module, "evaluate_likelihood", same)
+    monkeypatch.setattr(scoring_module, "evaluate_likelihood", same)
     result = train(run_config(evaluate_every=3), splits(), tmp_path / "run")
     assert (result.best_step, result.best_score) == (3, 3.0)
     best = tmp_path / "run" / "checkpoints" / "step-3" / "model.safetensors"

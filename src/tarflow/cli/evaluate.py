@@ -78,9 +78,9 @@ class Evaluate:
             "`shuffled` (their pixels in another order)"
         ),
     ] = ()
-    save: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="keep what --against finds best in RUN/detector.json")
-    ] = True
+    no_save: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="do not keep what --against finds best")
+    ] = False
     skip_bad: Annotated[
         tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="leave out files that cannot be read")
     ] = False
@@ -275,7 +275,7 @@ def _keep_best(args: Evaluate, run: Run, labels: str, detected: dict[str, Anomal
 
     best = best_detector(run, labels, detected)
     kept = "not kept"
-    if args.save:
+    if not args.no_save:
         try:
             kept = f"kept in {save_detector(run, best)}: `tarflow score` ranks by it from now on"
         except OSError as error:  # someone else's run

@@ -13,7 +13,8 @@ from tarflow.fields import own_number
 from tarflow.model.block import NULL_CLASS
 
 PIXELS_FROM = 8.0
-"""Images without a negative number, some of which are larger than this, are pixels that nobody has scaled."""
+"""Images without a negative number, the largest of which lies between these, are pixels that nobody has scaled."""
+PIXELS_TO = 255
 
 
 def check_images(x: Any, config: TarFlowConfig) -> None:
@@ -27,7 +28,7 @@ def check_images(x: Any, config: TarFlowConfig) -> None:
         raise ValueError(f"x: expected floating-point values, got {x.dtype}; pixels are scaled to -1 … 1 first")
     if x.device.type != "cpu" or not x.numel():  # a look at values would make the host wait for another device
         return
-    if told((x.amin() >= 0) & (x.amax() > PIXELS_FROM)):
+    if told((x.amin() >= 0) & (x.amax() > PIXELS_FROM) & (x.amax() <= PIXELS_TO)):
         warnings.warn(
             f"x: values from {x.min():g} to {x.max():g} look like pixels; the model sees -1 … 1, 2·k/(levels - 1) - 1",
             stacklevel=3,

@@ -16,7 +16,6 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tarflow.model.block import Block
 from tarflow.model.rotary import rotated
@@ -26,7 +25,6 @@ from tarflow.sampling.step import is_plain
 LENGTHS = 8  # stretches of a sequence: a mean cost of 9/16 of the whole cache instead of 1/2, for 8 captures a block
 SHORTEST = 32  # patches of a stretch; a capture costs about as much as ten steps without one
 ALIGNED = 16  # places of the cache: kernels of attention would copy a mask of another length in every layer
-MASKED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's makes a plan for every length, for long
 
 
 def kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
@@ -127,7 +125,9 @@ class DeviceStep:
 
     def _masked(self, h: Tensor, place: Tensor, room: int, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         """The layers, in torch's operations alone."""
-        rows = len(h)
+        from torch.nn.attention import SDPBackend, sdpa_kernel  # here, because it imports torch's compiler
+
+        rows, masked = len(h), [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's plans each length, for long
         mask = torch.where(self.places[:room] > place, self.hidden[1], self.hidden[0])  # (room,)
         mask = mask.expand(rows, 1, 1, room)
         for (attention, norm, up, _, down), store in zip(self.layers, self.store, strict=True):  # (2, R, H, T, K)
@@ -138,7 +138,7 @@ class DeviceStep:
             store.index_copy_(3, place, qkv[1:])
             q = qkv[0] if self.scale is None else qkv[0] * self.scale.to(store.dtype).view(-1, 1, 1, 1)
             keys, values = store[:, :, :, :room].unbind()
-            with sdpa_kernel(MASKED):
+            with sdpa_kernel(masked):
                 seen = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)  # (R, H, 1, K)
             h = h + attention.out(seen.reshape(rows, -1))
             h = h + down(F.gelu(up(norm(h))))

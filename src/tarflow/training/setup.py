@@ -89,8 +89,7 @@ def follow_data(sections: Sections, typed: Collection[str]) -> dict[str, dict[st
         return found
     height, width = (size, size) if isinstance(size, int) else size
     if "image_size" not in typed and (
-        is_prepared(located(data))
-        or (own[0] <= height and own[1] <= width and not (patch and (own[0] % patch or own[1] % patch)))
+        is_prepared(located(data)) or (own[0] <= height and own[1] <= width and _has_patches(own, patch))
     ):
         model["image_size"] = own[0] if own[0] == own[1] else own
     elif own[0] < height or own[1] < width:
@@ -100,6 +99,13 @@ def follow_data(sections: Sections, typed: Collection[str]) -> dict[str, dict[st
             stacklevel=2,
         )
     return found
+
+
+def _has_patches(size: tuple[int, int], patch: Any) -> bool:
+    """Whether images of a size have several whole patches; where the patch is not known, nothing speaks against it."""
+    if not isinstance(patch, int) or patch < 1:
+        return True
+    return size[0] % patch == size[1] % patch == 0 and size[0] * size[1] > patch * patch
 
 
 def _measured(data: DataConfig) -> ValueRange:
