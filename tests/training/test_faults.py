@@ -409,4 +409,4 @@ def test_moments_that_a_fused_step_would_write_past_are_refused(layout: str) -> 
     state = numbers | {"data": "", "ema_updates": 1, "flow": {}, "optimizer": saved}
     words = {"expanded": "repeats its numbers", "transposed": "expected numbers in C's order"}[layout]
     with pytest.raises(ValueError, match=rf"state\.pt: optimizer: 0\.exp_avg: .*{words}"):
-        check_state(state, optimizer, Path("step-1/state.pt"))
+        check_state(state, optimizer, Path("step-1/state.pt"), None)
