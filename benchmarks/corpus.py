@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
 import random
@@ -16,13 +17,18 @@ import torch
 from PIL import Image, features
 
 import tarflow
+from benchmarks import hostile, hostile_data, hostile_images, hostile_torch
 from benchmarks.killing import write_images
 from benchmarks.mutations import BYTES, JSON, JSON_LINES, STRANGE, TEXT, Mutation, places
 from tarflow import checkpoint
 from tarflow.data.prepare import prepare
 from tarflow.data.request import Request
 from tarflow.evaluation.held_out import held_out_scores, scoring_of
+from tarflow.evaluation.reference import open_reference
+from tarflow.evaluation.run_data import open_splits
+from tarflow.evaluation.small_network import open_classifier
 from tarflow.interop import to_official
+from tarflow.sampling.setting import Setting, StoredSetting
 from tarflow.training.setup import open_data, resolve
 from tarflow.training.trainer import train
 
@@ -52,17 +58,18 @@ evaluate_every = 2
 class Subject:
     """A kind of file: which one of the directory `root` is spoilt, how, and the command that reads it.
 
-    In the command `{r}` is a copy of that directory and `{o}` what it may write to. `writes` are files that it may
-    change where it succeeds. `bare` are files that are taken away in half of the cases: with digests beside it hardly a
-    state would get as far as being read.
+    In the command, or one of several, `{r}` is a copy of that directory and `{o}` what it may write to. `writes` are
+    files that it may change where it succeeds. `bare` are files that are taken away in half of the cases: with digests
+    beside it hardly a state would get as far as being read. `change` spoils the whole directory instead of the file.
     """
 
     root: str
     file: str
     ways: tuple[Mutation, ...]
-    command: str
+    command: str | tuple[str, ...]
     writes: bool = False
     bare: tuple[str, ...] = field(default=())
+    change: Callable[[Path, random.Random], None] | None = None
 
 
 SAMPLE = "sample {r} -n 2 --batch-size 2 --out {o}.png --device cpu"
@@ -105,6 +112,81 @@ def subjects() -> dict[str, Subject]:
     return result
 
 
+# Those that are seconds in the making, as gigabytes are.
+SLOW = {f"hostile {name}" for name in ("npz", "idx.gz", "idx.gz labels", "image", "images", "parquet", "features")}
+
+
+def hostile_subjects() -> dict[str, Subject]:
+    """Every kind of file once more, spoilt by those who know what is in it (`hostile`, `hostile_data`)."""
+    step, tables = (
+        "checkpoints/step-4",
+        (hostile.table_value, hostile.table_value, hostile.table_value, hostile.whole_table),
+    )
+    sample, score = SAMPLE + " --solver sequential", "score {r} {images} --draws 1 --out {o}.csv --device cpu"
+    evaluate = "evaluate {r} --draws 1 --limit 4 --device cpu"
+    report = "report {r} --images 2 --limit 4 --out {o} --device cpu"
+    plan = "plan {r}/recipe.toml --data digits"
+    quality = "quality {run} -n 12 --extractor classifier --cache {r} --device cpu"
+    scored = "score {run} {r} --draws 1 --out {o}.csv --device cpu"
+    prepared = ("prepare {r} --out {o}", "prepare {r} --out {o} --image-size 8", scored, EVALUATE)
+    torch_ways = (hostile_torch.torch_content, hostile_torch.torch_content, hostile_torch.torch_archive)
+    found = {
+        "config.json": Subject("run", "config.json", tables, (sample, score, evaluate, report), writes=True),
+        "sampling.json": Subject("run", "sampling.json", tables, (sample, report), writes=True),
+        "solvers.json": Subject("run", "solvers.json", tables, SAMPLE, writes=True),
+        "held_out_scores.json": Subject("run", "held_out_scores.json", tables, score, writes=True),
+        "metrics.jsonl": Subject("run", "metrics.jsonl", (hostile.line_value,), (report, report, RESUME), writes=True),
+        "digests.json": Subject("run", f"{step}/digests.json", tables, RESUME, writes=True),
+        "recipe": Subject(
+            "recipe",
+            "recipe.toml",
+            (hostile.toml_value,),
+            ("train --recipe {r}/recipe.toml --out {o} --device cpu", plan),
+        ),
+        "model.safetensors": Subject(
+            "run", "model.safetensors", (hostile.weights_header,), (sample, evaluate), writes=True
+        ),
+        "state.pt": Subject("run", f"{step}/state.pt", torch_ways, RESUME, writes=True, bare=(f"{step}/digests.json",)),
+        "official": Subject(
+            "official",
+            "model.pth",
+            (*torch_ways, hostile_torch.many_blocks),
+            (
+                "convert {r}/model.pth {o} --noise-std 0.1",
+                "train --recipe {recipe} --data digits --init {r}/model.pth --out {o} --device cpu",
+            ),
+        ),
+        "extractor": Subject(
+            "official",
+            "model.pth",
+            torch_ways,
+            "quality {run} -n 12 --extractor inception --weights {r}/model.pth --device cpu",
+        ),
+        "npz": Subject(
+            "npz",
+            "images.npz",
+            (hostile_data.npz_archive,),
+            tuple(c.replace("{r}", "{r}/images.npz") for c in prepared),
+        ),
+        "idx": Subject("idx", "train-images-idx3-ubyte", (hostile_data.idx_array,), prepared),
+        "idx labels": Subject("idx", "train-labels-idx1-ubyte", (hostile_data.idx_array,), prepared),
+        "idx.gz": Subject("idx.gz", "train-images-idx3-ubyte.gz", (hostile_data.idx_bomb,), prepared),
+        "idx.gz labels": Subject("idx.gz", "train-labels-idx1-ubyte.gz", (hostile_data.idx_bomb,), prepared),
+        "image": Subject("png", "1.png", (hostile_images.image_bomb,), (PREPARE, scored)),
+        "images": Subject("png", "1.png", (), scored, change=hostile_images.many_large_images),
+        "parquet": Subject("images", "train-00000.parquet", (hostile_images.parquet_table,), (*prepared, PREPARE)),
+        "prepared.json": Subject("prepared", "prepared.json", tables, (EVALUATE, scored)),
+        "prepared digests.json": Subject("prepared", "digests.json", tables, "prepare --check {r}"),
+        "features": Subject("features", "", (), quality, writes=True, change=hostile_data.spoil_features),
+    }
+    for name in ("pixels.npy", "labels.npy", "names.npy"):
+        found[name] = Subject("prepared", name, (hostile_data.npy_header,), (EVALUATE, scored))
+    return {
+        f"hostile {name}": dataclasses.replace(subject, ways=tuple(map(hostile.tolerant, subject.ways)))
+        for name, subject in found.items()
+    }
+
+
 def build(place: Path) -> None:
     """Make the good directories in `place`."""
     write_images(place / "images")
@@ -122,6 +204,13 @@ def build(place: Path) -> None:
     tarflow.sample(run.flow, 2, batch_size=2, calibration=calibration)
     checkpoint.save_calibration(run, calibration)
     held_out_scores(run, scoring_of(run, None, draws=1, seed=0))  # which leaves a file
+    setting = Setting(denoise=0.05)
+    checkpoint.save_setting(run, StoredSetting(checkpoint.weights_digest(run.path), setting, "FD-X", 1.0, 100, 3))
+    splits_of = open_splits(run)
+    labels = splits_of.train.labels
+    assert labels is not None
+    extractor = open_classifier(splits_of.train.images, labels, run.levels, cache=place / "features")
+    open_reference(splits_of, extractor, place / "features")
     (place / "recipe").mkdir()
     (place / "recipe" / "recipe.toml").write_text(RECIPE)
     (place / "official").mkdir()
@@ -137,8 +226,8 @@ def build(place: Path) -> None:
         end = name.removeprefix("idx")
         images = b"\x00\x00\x08\x03" + struct.pack(">3I", *pixels.shape) + pixels.tobytes()
         (place / name / f"train-images-idx3-ubyte{end}").write_bytes(pack(images))
-        labels = b"\x00\x00\x08\x01" + struct.pack(">I", 12) + bytes(k % 3 for k in range(12))
-        (place / name / f"train-labels-idx1-ubyte{end}").write_bytes(pack(labels))
+        numbers = b"\x00\x00\x08\x01" + struct.pack(">I", 12) + bytes(k % 3 for k in range(12))
+        (place / name / f"train-labels-idx1-ubyte{end}").write_bytes(pack(numbers))
     for name in FORMATS:
         folder = place / name.lower()
         folder.mkdir()

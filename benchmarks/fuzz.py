@@ -1,6 +1,7 @@
 """Spoils files of every kind that the commands read, by a seed, and runs the commands on them.
 
     python -m benchmarks.fuzz --count 40 --out benchmarks/results/fuzz.json
+    python -m benchmarks.fuzz --hostile --count 40 --out benchmarks/results/hostile.json
 
 Whatever is in a file, a command ends with success, where the damage is harmless or can be mended, or with one line on
 stderr that says what is wrong, and exit code 2: no traceback, no "not expected", nothing on stdout, the files as they
@@ -31,14 +32,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.corpus import Subject, build, subjects
+from benchmarks.corpus import SLOW, Subject, build, hostile_subjects, subjects
 from benchmarks.killing import machine
 from benchmarks.mutations import mutate
 from tarflow import cli
 from tarflow.training import trainer as trainer_module
 
-SECONDS = 20.0  # a case takes a hundredth of it
-MEMORY = 1 << 30  # bytes that a case may need beyond what the process has before it
+SECONDS = 60.0  # a case takes a hundredth of it, and some are seconds in the making
+MEMORY = 3 << 29  # bytes that a case may need beyond what the process has; a WebP of 81 million pixels takes most
 _SPACE = 4 << 30  # of addresses, which libraries reserve more of than they use
 
 
@@ -76,7 +77,7 @@ def run_cases(place: Path, wanted: Sequence[tuple[str, int | None]]) -> Iterator
 
 def _serve(place: Path, wanted: Sequence[tuple[str, int | None]], pipe: Any) -> None:
     torch.set_num_threads(1)  # who computes with one misses none of the threads that a fork leaves behind
-    known, real = subjects(), trainer_module.train
+    known, real = subjects() | hostile_subjects(), trainer_module.train
     size = (
         int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if os.path.exists("/proc") else 0
     )
@@ -84,7 +85,7 @@ def _serve(place: Path, wanted: Sequence[tuple[str, int | None]], pipe: Any) -> 
         resource.setrlimit(resource.RLIMIT_AS, (size + _SPACE, size + _SPACE))
     for kind, seed in wanted:
         with tempfile.TemporaryDirectory(dir=place) as folder:
-            trainer_module.train = _accept if kind == "recipe" else real
+            trainer_module.train = _accept if kind.endswith("recipe") else real
             pipe.send(_case(place, Path(folder), kind, known[kind], seed))
     os._exit(0)
 
@@ -99,12 +100,17 @@ def _case(place: Path, folder: Path, kind: str, subject: Subject, seed: int | No
     root = folder / "in"
     shutil.copytree(place / subject.root, root)
     file = root / subject.file
-    if seed is not None:
+    if seed is not None and subject.change is not None:
+        subject.change(root, rng)
+    elif seed is not None:
         file.write_bytes(mutate(file.read_bytes(), rng, subject.ways))
+    if seed is not None:
         for name in subject.bare if rng.random() < 0.5 else ():
             (root / name).unlink()
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    command = subject.command.format(r=root, o=folder / "out", run=place / "run", images=place / "images").split()
+    ways = (subject.command,) if isinstance(subject.command, str) else subject.command
+    places = {"run": place / "run", "images": place / "images", "recipe": place / "recipe" / "recipe.toml"}
+    command = (ways[0] if seed is None else rng.choice(ways)).format(r=root, o=folder / "out", **places).split()
     _reset_peak()
     had = _memory("VmRSS")
     out, err = io.StringIO(), io.StringIO()
@@ -143,6 +149,8 @@ def _problem(code: Any, out: str, err: str, growth: int) -> str | None:
         return f"exit code {code}"
     if "Traceback" in err or "not expected" in err:
         return "not one line that explains it"
+    if "out of memory" in err:  # the limit below, or that of the addresses
+        return "no end to its memory"
     if code == 2 and (len(errors) != 1 or err.splitlines()[-1] != errors[0] or len(errors[0]) < 25 or out):
         return "not one line on stderr alone"
     if any(len(line) > 1200 for line in errors):
@@ -167,19 +175,26 @@ def _reset_peak() -> None:
 def main() -> int:
     """Run `--count` cases of each kind, and say what broke."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=40, help="of each kind of file")
+    parser.add_argument("--count", type=int, default=40, help="of each kind of file; of slow ones a quarter")
     parser.add_argument("--seed", type=int, default=0, help="of the first; the others follow")
-    parser.add_argument("--only", help="one kind of file")
+    parser.add_argument("--only", help="one kind of file; with --out it is replaced there")
+    parser.add_argument("--hostile", action="store_true", help="files that are well formed and mean harm")
     parser.add_argument("--out", type=Path, help="the JSON file to write")
     args = parser.parse_args()
-    kinds = [args.only] if args.only else list(subjects())
-    if not set(kinds) <= subjects().keys():
-        parser.error(f"--only: expected one of {', '.join(subjects())}")
+    known = hostile_subjects() if args.hostile else subjects()
+    kinds = [args.only] if args.only else list(known)
+    if not set(kinds) <= (subjects() | hostile_subjects()).keys():
+        parser.error(f"--only: expected one of {', '.join(subjects() | hostile_subjects())}")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         build(Path(temporary))
-        wanted = [(kind, args.seed + k) for kind in kinds for k in range(args.count)]
-        found = list(run_cases(Path(temporary), wanted))
+        counts = {kind: -(-args.count // 4) if kind in SLOW else args.count for kind in kinds}
+        wanted = [(kind, args.seed + k) for kind in kinds for k in range(counts[kind])]
+        found = []
+        for case in run_cases(Path(temporary), wanted):
+            found.append(case)
+            if case["problem"]:
+                print(f"--only {case['kind']!r} --seed {case['seed']}: {case['problem']}\n", flush=True)
     broken = [case for case in found if case["problem"]]
     table = {
         kind: dict(
@@ -187,22 +202,23 @@ def main() -> int:
         )
         for kind in kinds
     }
+    before: dict[str, Any] = {"kinds": {}, "examples": {}}
+    if args.only and args.out and args.out.is_file():  # the other kinds stay as they were
+        before = json.loads(args.out.read_text())
+        table = before["kinds"] | table
     report = {
         "what": __doc__.splitlines()[0],
-        "command": f"python -m benchmarks.fuzz --count {args.count} --seed {args.seed}",
+        "command": f"python -m benchmarks.fuzz{' --hostile' * args.hostile} --count {args.count} --seed {args.seed}",
         **machine(),
         "limits": {"seconds": SECONDS, "memory_mib": MEMORY >> 20},
-        "files": len(found),
-        "broken": len(broken),
+        "files": sum(sum(counts.values()) for counts in table.values()),
+        "broken": sum(counts.get("broken", 0) for counts in table.values()),
         "kinds": table,
-        "examples": {
-            kind: next((c["line"] for c in found if c["kind"] == kind and c["code"] == 2), None) for kind in kinds
-        },
+        "examples": before["examples"]
+        | {kind: next((c["line"] for c in found if c["kind"] == kind and c["code"] == 2), None) for kind in kinds},
     }
     if args.out:
         args.out.write_text(json.dumps(report, indent=2) + "\n")
-    for case in broken:
-        print(f"--only {case['kind']!r} --seed {case['seed']}: {case['problem']}\n")
     for kind, counts in table.items():
         print(f"{kind:24}{counts}")
     print(f"{len(found)} files, {len(broken)} broke the promise")

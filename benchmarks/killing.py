@@ -24,7 +24,8 @@ from tarflow import __version__, checkpoint, storage
 from tarflow.data.images import from_array
 from tarflow.data.prepare import prepare
 from tarflow.data.request import Request
-from tarflow.model.flow import WEIGHTS_FILE, TarFlow, read_weights
+from tarflow.model.flow import WEIGHTS_FILE, TarFlow
+from tarflow.tensor_files import read_tensors
 from tarflow.training import trainer as trainer_module
 from tarflow.training.setup import open_data, resolve
 
@@ -247,8 +248,8 @@ def compare(whole: Path, killed: Path) -> dict[str, bool]:
     ]
     return {
         "last weights": _same(states[0]["flow"], states[1]["flow"]),
-        "averaged weights": _same(*(read_weights(path / WEIGHTS_FILE) for path in last if path is not None)),
-        "best weights": _same(*(read_weights(run / WEIGHTS_FILE) for run in (whole, killed))),
+        "averaged weights": _same(*(read_tensors(path / WEIGHTS_FILE) for path in last if path is not None)),
+        "best weights": _same(*(read_tensors(run / WEIGHTS_FILE) for run in (whole, killed))),
         "optimizer": _same(*moments)
         and states[0]["optimizer"]["param_groups"] == states[1]["optimizer"]["param_groups"],
         "counts and scores": plain[0] == plain[1],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import pickle
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from flow_cases import build
-from tarflow import checkpoint, storage
+from tarflow import checkpoint, digests, storage
 from tarflow.checkpoint import Run
 from tarflow.config import ConfigError, DataConfig, RunConfig, TrainingConfig
 from tarflow.sampling.calibrate import Calibration, Choice
@@ -120,12 +121,54 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) 
         checkpoint.read_metrics(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 2, "loss": "low"}',
+        '{"step": 2, "loss": [1]}',
+        '{"step": 2, "loss": true}',
+        '{"step": true, "loss": 1}',
+        '{"step": -1}',
+        '{"step": 1' + "0" * 400 + "}",
+        '{"step": 2, "seconds": 1' + "0" * 400 + "}",
+        '{"step": 2, "seconds": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"step": 2.0}',
+    ],
+)
+def test_metrics_that_are_no_numbers_are_an_error_that_names_the_line(line: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": null, "lr": NaN}}\n{line}\n{{"step": 3}}\n')
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl:2: expected a JSON object of numbers with a step"):
+        checkpoint.read_metrics(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": null, "lr": NaN}\n')
+    assert len(checkpoint.read_metrics(tmp_path)) == 1
+
+
+def test_a_config_of_more_layers_than_the_weights_have_is_refused_before_they_are_made(tmp_path: Path) -> None:
+    FLOW.save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    sections = json.loads(text)
+    sections["model"]["layers"] = [2000] * 2
+    (tmp_path / "config.json").write_text(json.dumps(sections))
+    with pytest.raises(ValueError, match=r"model.safetensors: has [0-9]+ tensors, too few for the 4000 layers"):
+        checkpoint.open_run(tmp_path)
+
+
+def test_pruning_takes_a_link_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    save(tmp_path / "run", 1, 2)
+    first = tmp_path / "run" / "checkpoints" / "step-1"
+    first.rename(tmp_path / "elsewhere")
+    first.symlink_to(tmp_path / "elsewhere")
+    checkpoint.remove_old_checkpoints(tmp_path / "run", 1, None)
+    assert [path.name for path in first.parent.iterdir()] == ["step-2"]
+    assert checkpoint.damage(tmp_path / "elsewhere") is None
+
+
 def test_metrics_that_are_not_finite_are_null_on_the_disk(tmp_path: Path) -> None:
     """RFC 8259 knows no NaN. A step that is not finite has some, and an evaluation of one image."""
-    values = {"step": 1, "loss": math.nan, "standard_error": math.inf, "parts": [1.0, -math.inf]}
+    values = {"step": 1, "loss": math.nan, "standard_error": math.inf}
     checkpoint.append_metrics(tmp_path, values)
     file = tmp_path / checkpoint.METRICS_FILE
-    assert file.read_text() == '{"step": 1, "loss": null, "standard_error": null, "parts": [1.0, null]}\n'
+    assert file.read_text() == '{"step": 1, "loss": null, "standard_error": null}\n'
     (entry,) = checkpoint.read_metrics(tmp_path)
     assert entry["step"] == 1 and math.isnan(entry["loss"]) and math.isnan(entry["standard_error"])
     file.write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1.0}\n')  # as they once were
@@ -134,10 +177,11 @@ def test_metrics_that_are_not_finite_are_null_on_the_disk(tmp_path: Path) -> Non
 
 
 def test_json_is_written_in_one_place() -> None:
-    """So that none of it holds NaN: by `to_json`, but for messages between processes."""
+    """So that none of it holds NaN: by `to_json`, but for messages between processes and the head of a safetensors
+    file, whose words have an order and no spaces."""
     source = Path(checkpoint.__file__).parent
     writers = {path.name for path in source.rglob("*.py") if re.search(r"json\.dumps?\(", path.read_text())}
-    assert writers == {"jsontext.py", "rollcall.py"}
+    assert writers == {"jsontext.py", "rollcall.py", "tensor_files.py"}
 
 
 # --- what cannot be read, and what is not on the disk yet -----------------------------------------------------------
@@ -150,7 +194,7 @@ def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over_with_a_word(
     """Not by a damaged file, whose contents tell, but by a disk or a permission that gives none."""
     save(tmp_path, 1, 2)
     newest = tmp_path / "checkpoints" / "step-2"
-    for module, function in ((storage, "file_facts"), (checkpoint, "read_json")):
+    for module, function in ((digests, "file_facts"), (checkpoint, "read_json")):
         real = getattr(module, function)
 
         def failing(path: Path, *rest: Any, real: Any = real) -> Any:

@@ -283,6 +283,12 @@ def test_a_run_config_keeps_what_it_lacks() -> None:
     assert from_dict(RunConfig, json.loads(json.dumps(to_dict(whole)))) == whole
 
 
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("inf"), float("nan")])
+def test_numbers_that_no_float_can_hold_are_refused(value: float) -> None:
+    with pytest.raises(ConfigError, match=r"lr: expected a number"):
+        from_dict(TrainingConfig, {"lr": value}, "training")
+
+
 def test_a_sequence_of_one_token_is_refused() -> None:
     """It would be N(0, 1), whatever the data and the class: nothing is before the first token to transform it by."""
     for fields in (

@@ -16,9 +16,13 @@ BENCHMARKS = SOURCE.parent.parent / "benchmarks"
 ROOMS = [
     "fields",
     "config",
+    "unfinished",
     "jsontext",
     "locks",
     "storage",
+    "digests",
+    "caching",
+    "tensor_files",
     "destination",
     "seeding",
     "devices",
@@ -218,7 +222,7 @@ def test_a_planted_compiled_import_is_found(tmp_path: Path) -> None:
 def test_the_benchmarks_run_where_torch_and_the_source_are() -> None:
     needed = []
     for module, path in modules(BENCHMARKS).items():
-        if module in READ_IMAGES:
+        if module in READ_IMAGES or "hostile" in module:
             continue  # they read images, or measure or damage how they are read, which takes what reads them
         for name, line in imported(ast.parse(path.read_text()), anywhere=False):
             top, _, rest = name.partition(".")

@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tarflow.checkpoint import open_run
+from tarflow.cli import main
 from tarflow.config import TarFlowConfig
 from tarflow.interop import load_official, noise_from_name, to_official
 from tarflow.model.flow import TarFlow
@@ -386,6 +388,30 @@ def test_flows_that_the_official_code_cannot_hold(fields: dict[str, Any], messag
 )
 def test_noise_from_name(path: str | Path, expected: tuple[str, float] | None) -> None:
     assert noise_from_name(path) == expected
+
+
+def test_a_conversion_that_is_killed_leaves_nothing_that_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two files: nothing is there, and it is converted again."""
+    torch.save(to_official(make()), tmp_path / "model.pth")
+    command = ["convert", str(tmp_path / "model.pth"), str(tmp_path / "out"), "--noise-std", "0.1"]
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tarflow.checkpoint.write_config", killed)
+        assert main(command) == 130
+    assert list((tmp_path / "out").iterdir()) == []
+    assert main(command) == 0
+    assert open_run(tmp_path / "out").sigma == 0.1
+    weights = tmp_path / "out" / "model.safetensors"
+    spoilt = bytearray(weights.read_bytes())
+    spoilt[-1] ^= 1
+    weights.write_bytes(spoilt)
+    with pytest.raises(ValueError, match="damaged, its digest is not that"):
+        TarFlow.from_pretrained(tmp_path / "out")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tarflow import locks, storage
+from tarflow import locks, storage, unfinished
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="there are no such locks")
 
@@ -73,10 +73,9 @@ def test_a_file_that_is_replaced_was_no_link_on_its_way(tmp_path: Path, monkeypa
 
     (tmp_path / "target").write_text("precious")
     monkeypatch.setattr(uuid, "uuid4", Known)
-    with contextlib.suppress(OSError), storage.replacing_file(tmp_path / "a"):
-        pass
-    assert (tmp_path / "a").exists(), "the name is the one that is known"
-    (tmp_path / ".a.partial-00000000").symlink_to("target")
+    with storage.replacing_file(tmp_path / "a") as temporary:
+        assert temporary == unfinished.sibling(tmp_path / "a"), "the name is the one that is known"
+    temporary.symlink_to("target")
     with pytest.raises(FileExistsError), storage.replacing_file(tmp_path / "a"):
         pass
     assert (tmp_path / "target").read_text() == "precious"

@@ -150,3 +150,17 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "folder.toml").mkdir()
     with pytest.raises(ConfigError, match=r"folder\.toml: no such file"):
         recipes.load(tmp_path / "folder.toml")
+
+
+@pytest.mark.parametrize(
+    "value", ["[" * 100_000 + "]" * 100_000, "{a=" * 5_000 + "1" + "}" * 5_000, "1" + "0" * 5_000, "1" + "0" * 400]
+)
+def test_a_recipe_nested_too_deep_or_with_endless_numbers_is_one_line(value: str, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(f"[training]\nlr = {value}\n")
+    (tmp_path / "c.toml").write_text(f"[training]\nlr = '{'x' * 1_000_000}'\n")
+    assert recipes.load(tmp_path / "c.toml")  # in no time
+    (tmp_path / "b.toml").write_text(f"[training]\n{'a.' * 20_000}b = 1\n")
+    with pytest.raises(ConfigError, match=r"b\.toml: not a readable TOML file: tables or lists nested too deep"):
+        recipes.load(tmp_path / "b.toml")
+    with pytest.raises(ConfigError, match=r"a\.toml: not a readable TOML file|training\.lr: expected a number"):
+        from_dict(TrainingConfig, recipes.load(tmp_path / "a.toml")["training"], "training")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tarflow import storage
+from tarflow import digests, storage
 
 
 def contents(directory: Path) -> dict[str, str]:
@@ -206,22 +206,22 @@ def test_text_is_added_at_the_end(tmp_path: Path) -> None:
 def test_a_file_is_digested_while_it_is_written(tmp_path: Path) -> None:
     file = tmp_path / "a"
     with open(file, "wb") as opened:
-        digesting = storage.Digesting(opened)
+        digesting = digests.Digesting(opened)
         assert digesting.write(b"abc") == 3
         assert digesting.write(np.arange(6, dtype=np.int64).reshape(2, 3)) == 48
     pieces: list[int] = []
-    assert storage.file_facts(file, pieces.append) == digesting.facts
+    assert digests.file_facts(file, pieces.append) == digesting.facts
     assert file.stat().st_size == sum(pieces) == digesting.facts["bytes"] == 51
     assert digesting.facts["blake2b"] == hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
-    assert storage.difference(file, digesting.facts) is None
+    assert digests.difference(file, digesting.facts) is None
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
-    assert storage.difference(file, digesting.facts) == "damaged, its digest is not that of what was written"
+    assert digests.difference(file, digesting.facts) == "damaged, its digest is not that of what was written"
     file.write_bytes(b"abc")
-    assert storage.difference(file, digesting.facts) == "damaged, 3 bytes of 51"
+    assert digests.difference(file, digesting.facts) == "damaged, 3 bytes of 51"
     file.unlink()
-    assert storage.difference(file, digesting.facts) == "missing"
+    assert digests.difference(file, digesting.facts) == "missing"
     with pytest.raises(KeyError):
-        storage.difference(file, {})
+        digests.difference(file, {})
 
 
 def test_a_directory_is_held_by_one_at_a_time(tmp_path: Path) -> None:
@@ -296,6 +296,156 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatc
         storage.check_not_in_use(tmp_path)
 
 
+# --- what a file system may refuse ---------------------------------------------------------------------------------
+
+REFUSED = [errno.EINVAL, errno.EPERM, errno.EACCES, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS]
+
+
+def written(place: Path) -> None:
+    storage.write_text(place / "a.txt", "text")
+    with storage.replacing_directory(place / "folder") as folder:
+        (folder / "b.txt").write_text("text")
+    storage.flush(place / "a.txt")
+    assert contents(place) == {"a.txt": "text", "folder/b.txt": "text"}
+
+
+@pytest.mark.parametrize("number", REFUSED)
+def test_what_cannot_be_flushed_is_written_all_the_same(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    written(tmp_path)
+
+
+@pytest.mark.parametrize("number", REFUSED)
+def test_a_directory_that_cannot_be_opened_is_written_all_the_same(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is open for reading alone is not flushed, as on Windows."""
+    opened, fsync = os.open, os.fsync
+    flushed: list[int] = []
+
+    def refusing_open(path: Path, *rest: int) -> int:
+        if os.path.isdir(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, *rest)
+
+    def refusing_fsync(descriptor: int) -> None:
+        import fcntl
+
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flushed.append(descriptor)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "open", refusing_open)
+    monkeypatch.setattr(os, "fsync", refusing_fsync)
+    written(tmp_path)
+    assert len(flushed) == 3, "each file is flushed"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_cannot_keep_it_is_an_error(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        storage.write_text(tmp_path / "a.txt", "text")
+    assert caught.value.filename == str(tmp_path / "a.txt") and not list(tmp_path.iterdir())
+
+
+def test_modes_that_cannot_be_set_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chmod(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    with storage.replacing_file(tmp_path / "a") as temporary:
+        os.chmod = chmod
+        temporary.unlink()
+        os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
+    assert (tmp_path / "a").exists()
+
+
+# --- names and links -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "é" * 127, "x" * 251 + ".csv", "a\nb", "-", os.fsdecode(b"\xff\xfe")])
+def test_any_name_that_a_file_may_have_can_be_written(name: str, tmp_path: Path) -> None:
+    storage.write_text(tmp_path / name, "text")
+    assert contents(tmp_path) == {name: "text"}
+    (tmp_path / name).unlink()
+    with storage.exclusive_name(tmp_path / name), storage.replacing_directory(tmp_path / name) as folder:
+        (folder / "a").write_text("text")
+    assert contents(tmp_path) == {f"{name}/a": "text"}
+
+
+@pytest.mark.parametrize("write", [storage.replacing_file, storage.replacing_directory, storage.check_writable])
+def test_a_name_that_no_file_may_have_is_refused_before_the_work(write: object, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="too long") as caught:
+        write(tmp_path / ("a" * 256)).__enter__()  # type: ignore[operator]
+    assert caught.value.filename == str(tmp_path / ("a" * 256)) and not list(tmp_path.iterdir())
+
+
+def test_whether_a_file_can_be_written_is_known_before(tmp_path: Path) -> None:
+    storage.check_writable(tmp_path / "a")
+    with pytest.raises(FileNotFoundError) as caught:
+        storage.check_writable(tmp_path / "no" / "a")
+    assert caught.value.filename == str(tmp_path / "no" / "a") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_a_directory_behind_a_link_is_replaced_where_it_lies(dangling: bool, tmp_path: Path) -> None:
+    there, link = tmp_path / "there", tmp_path / "here" / "link"
+    link.parent.mkdir()
+    link.symlink_to(there)
+    if not dangling:
+        there.mkdir()
+        (there / "old").write_text("old")
+    with storage.exclusive_name(link), storage.replacing_directory(link) as folder:
+        (folder / "new").write_text("new")
+    assert link.is_symlink() and contents(there) == {"new": "new"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "there"] and list(link.parent.iterdir()) == [
+        link
+    ]
+
+
+def test_of_a_link_to_a_directory_the_link_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "a").write_text("kept")
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    storage.remove_directory(tmp_path / "link")
+    assert contents(tmp_path) == {"there/a": "kept"} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_mounted_directory_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "ismount", lambda path: True)
+    with pytest.raises(ValueError, match="a mounted file system"), storage.replacing_directory(tmp_path / "a"):
+        pytest.fail("the work was done")
+
+
+def test_new_data_that_cannot_take_the_name_leave_the_old_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    path.mkdir()
+    (path / "old").write_text("old")
+    rename = os.rename
+
+    def refuse(a: Path, b: Path) -> None:
+        if (Path(a) / "new").exists():
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(a))
+        rename(a, b)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(OSError, match="busy"), storage.replacing_directory(path) as folder:
+        (folder / "new").write_text("new")
+    assert contents(tmp_path) == {"a/old": "old"}
+
+
 def test_a_text_with_bytes_that_are_no_text_is_written_readably(tmp_path: Path) -> None:
     """Such as the name of a class folder in latin-1, in a report that was all the work."""
     storage.write_text(tmp_path / "a.html", os.fsdecode(b"caf\xe9 \xcf\x83"))
@@ -303,12 +453,12 @@ def test_a_text_with_bytes_that_are_no_text_is_written_readably(tmp_path: Path) 
 
 
 def test_leftovers_of_one_name_are_those_of_that_name_alone(tmp_path: Path) -> None:
-    """Names may hold what patterns are made of."""
-    names = ["a[b]", "ab", "a*", "axx", "a?", "?"]
+    """Names may hold what patterns are made of, and begin with one another."""
+    names = ["a", "a[b]", "ab", "a*", "axx", "a?", "?"]
     for name in names:
         (tmp_path / f".{name}.partial-0123abcd").write_text("half")
     left = set(names)
-    for name in ("a[b]", "a*", "?"):
+    for name in ("a", "a[b]", "a*", "?"):
         storage.remove_leftovers(tmp_path, name)
         left.remove(name)
         assert {path.name for path in tmp_path.iterdir()} == {f".{other}.partial-0123abcd" for other in left}

@@ -10,7 +10,8 @@ import torch
 from tarflow import checkpoint
 from tarflow.config import RunConfig
 from tarflow.data.load import ImageSet, Splits
-from tarflow.model.flow import WEIGHTS_FILE, read_weights
+from tarflow.model.flow import WEIGHTS_FILE
+from tarflow.tensor_files import read_tensors
 from tarflow.training.setup import resolve
 
 MODEL = {"patch_size": 2, "width": 16, "head_dim": 8, "layers": [1, 1]}
@@ -48,8 +49,8 @@ def run_weights(run: Path) -> dict[str, torch.Tensor]:
     last = checkpoint.latest_checkpoint(run)
     assert last is not None
     state = checkpoint.load_state(last)
-    result = {f"best.{k}": v for k, v in read_weights(run / WEIGHTS_FILE).items()}
-    result |= {f"ema.{k}": v for k, v in read_weights(last / WEIGHTS_FILE).items()}
+    result = {f"best.{k}": v for k, v in read_tensors(run / WEIGHTS_FILE).items()}
+    result |= {f"ema.{k}": v for k, v in read_tensors(last / WEIGHTS_FILE).items()}
     result |= {f"flow.{k}": v for k, v in state["flow"].items()}
     for index, moments in state["optimizer"]["state"].items():
         result |= {f"optimizer.{index}.{k}": torch.as_tensor(v, device="cpu") for k, v in moments.items()}

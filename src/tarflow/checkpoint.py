@@ -28,14 +28,15 @@ from typing import Any, Literal, cast
 
 import torch
 
-from tarflow import storage
+from tarflow import caching, digests, storage
 from tarflow.config import ConfigError, RunConfig, from_dict, to_dict
+from tarflow.digests import DIGESTS_FILE as DIGESTS_FILE
 from tarflow.jsontext import to_json
 from tarflow.model.flow import CONFIG_FILE as CONFIG_FILE
-from tarflow.model.flow import WEIGHTS_FILE, TarFlow, read_json, read_weights
+from tarflow.model.flow import WEIGHTS_FILE, TarFlow, read_json
 from tarflow.sampling.choices import Calibration
 from tarflow.sampling.setting import StoredSetting
-from tarflow.storage import DIGESTS_FILE as DIGESTS_FILE
+from tarflow.tensor_files import read_tensors, read_torch_file
 
 STATE_FILE = "state.pt"
 MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE)
@@ -115,12 +116,17 @@ def open_setting(run: Run) -> StoredSetting | None:
     Its `weights` are to be compared with `weights_digest`: training may have gone on since.
     """
     file = run.path / SETTING_FILE
-    return from_dict(StoredSetting, read_json(file), str(file)) if file.exists() else None
+    if not file.exists():
+        return None
+    stored = read_json(file)
+    if caching.is_sealed(stored) and (stored := caching.unsealed(stored)) is None:
+        raise ConfigError(f"{file}: damaged, its digest is not that of what was written; `tarflow sweep` again")
+    return from_dict(StoredSetting, stored, str(file))
 
 
 def save_setting(run: Run, stored: StoredSetting) -> Path:
     """Keep a setting beside the weights as the model's default."""
-    storage.write_json(run.path / SETTING_FILE, to_dict(stored))
+    storage.write_json(run.path / SETTING_FILE, caching.sealed(to_dict(stored)))
     return run.path / SETTING_FILE
 
 
@@ -184,7 +190,7 @@ def save_checkpoint(run: Path, step: int, averaged: TarFlow, config: RunConfig, 
         averaged.save_weights(temporary / WEIGHTS_FILE)
         write_config(temporary, config)
         torch.save(state, temporary / STATE_FILE)
-        storage.write_json(temporary / DIGESTS_FILE, {name: storage.file_facts(temporary / name) for name in ALL_FILES})
+        storage.write_json(temporary / DIGESTS_FILE, {name: digests.file_facts(temporary / name) for name in ALL_FILES})
     return directory / f"step-{step}"
 
 
@@ -212,7 +218,7 @@ def damage(directory: Path, files: Sequence[str] = ALL_FILES) -> str | None:
         for name in files:
             if not (directory / name).is_file():
                 return f"{name}: missing"
-            if known is not None and (problem := storage.difference(directory / name, known[name])) is not None:
+            if known is not None and (problem := digests.difference(directory / name, known[name])) is not None:
                 return f"{name}: {problem}"
         if known is None:
             for name, read in ((CONFIG_FILE, read_config), (WEIGHTS_FILE, _read_weights), (STATE_FILE, load_state)):
@@ -228,7 +234,7 @@ def damage(directory: Path, files: Sequence[str] = ALL_FILES) -> str | None:
 
 
 def _read_weights(directory: Path) -> None:
-    read_weights(directory / WEIGHTS_FILE)
+    read_tensors(directory / WEIGHTS_FILE)  # which knows its own digest
 
 
 def sound_checkpoint(run: str | Path, files: Sequence[str] = ALL_FILES) -> Path | None:
@@ -252,31 +258,7 @@ def load_state(checkpoint: str | Path) -> dict[str, Any]:
     """The training state of one checkpoint, on the CPU."""
     path = Path(checkpoint) / STATE_FILE
     state = read_torch_file(path, "expected the state of a training run")
-    _check_plain(state, path)
     return cast("dict[str, Any]", state)  # `resuming.check_state` says whether it is one
-
-
-def read_torch_file(path: Path, expected: str) -> Any:
-    """What `torch.save` wrote, on the CPU: tensors and plain values only, never code. Errors name the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; {expected}")
-    # What torch warns of ends in the error below.
-    with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever zip and pickle make of garbage; torch advises to switch the guard off
-            reason = "damaged, not written by torch.save, or holding Python objects (which are never run)"
-            raise ValueError(f"{path}: {reason}; {expected}") from error
-
-
-def _check_plain(content: Any, path: Path) -> None:
-    """Raise ValueError where a tensor is sparse, quantised or without values: hardly any operation takes those."""
-    if isinstance(content, torch.Tensor):
-        if content.layout is not torch.strided or content.is_quantized or content.device.type != "cpu":
-            raise ValueError(f"{path}: holds a tensor that is not a plain array of numbers")
-    elif isinstance(content, dict | list | tuple):
-        for entry in content.values() if isinstance(content, dict) else content:
-            _check_plain(entry, path)
 
 
 def remove_old_checkpoints(run: Path, keep_last: int, best_step: int | None) -> None:
@@ -299,14 +281,23 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-            if not isinstance(entry, dict) or not isinstance(entry["step"], int):
+            if not isinstance(entry, dict) or type(entry["step"]) is not int or not 0 <= entry["step"] < 2**63:
+                raise TypeError
+            if not all(value is None or _is_number(value) for value in entry.values()):
                 raise TypeError
         except (ValueError, TypeError, KeyError, RecursionError):
             if number < len(lines):
-                raise ConfigError(f"{path}:{number}: expected a JSON object with a step; remove the line") from None
+                raise ConfigError(
+                    f"{path}:{number}: expected a JSON object of numbers with a step; remove the line"
+                ) from None
         else:
             entries.append({name: math.nan if value is None else value for name, value in entry.items()})
     return entries
+
+
+def _is_number(value: Any) -> bool:
+    """Whether JSON has a number here, or one of Python's words for what is none, that floats can hold."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**1023)
 
 
 def rewind_metrics(run: Path, step: int) -> None:

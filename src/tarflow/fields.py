@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import numbers
 import operator
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -86,8 +86,8 @@ def real(name: str, value: Any, expected: str, holds: Callable[[float], bool] = 
     Raises ValueError that names it, and what was `expected`.
     """
     number = own_number(value)
-    good = not isinstance(number, bool) and isinstance(number, numbers.Real) and math.isfinite(number)
-    if not good or not holds(float(number)):
+    of_kind = not isinstance(number, bool) and isinstance(number, numbers.Real)
+    if not of_kind or not abs(number) <= sys.float_info.max or not holds(float(number)):
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
     return float(number)
 
@@ -137,7 +137,7 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
             return number
     elif hint is int and isinstance(number, int | float) and number == number // 1:
         return int(number)
-    elif hint is float and isinstance(number, int | float) and math.isfinite(number):
+    elif hint is float and isinstance(number, int | float) and abs(number) <= sys.float_info.max:
         return float(number)
     elif hint is str and isinstance(value, str):
         return value

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tarflow.checkpoint import read_torch_file
 from tarflow.config import ConfigError, TarFlowConfig
 from tarflow.model.flow import TarFlow
+from tarflow.tensor_files import read_torch_file
 
 KEY_MAP = (
     # official, ours; {b} is a block, {l} one of its layers, {p} weight or bias

@@ -19,6 +19,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tarflow import unfinished
+
 if sys.platform != "win32":
     import fcntl
 
@@ -104,9 +106,14 @@ def exclusive_name(path: str | Path) -> Iterator[Hold]:
 
     A lock within the directory would be renamed away with what it replaces.
     """
-    path = Path(path)
-    with contextlib.closing(Hold(path, path.with_name(f".{path.name}{LOCK_FILE}"))) as hold:
+    path = behind_links(path)
+    with contextlib.closing(Hold(path, path.with_name(f".{unfinished.stem(path.name)}{LOCK_FILE}"))) as hold:
         yield hold
+
+
+def behind_links(path: str | Path) -> Path:
+    """What has the name in truth, where it is a symbolic link."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
 
 
 def check_not_in_use(directory: str | Path) -> None:

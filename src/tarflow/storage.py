@@ -2,35 +2,37 @@
 
 Everything goes to a hidden sibling first, is flushed to the disk, and takes its name in one `rename`, which the file
 system makes atomic. A process killed at any moment leaves either the old contents or the new ones, and at worst a
-hidden sibling that `remove_leftovers` clears away. The exception is a directory written over an older one, which no
-file system renames in one step: killed between the two, neither has its name.
+hidden sibling, which the next who writes there clears away. The exception is a directory written over an older one,
+which no file system renames in one step: killed between the two, neither has its name.
 
-`locks` keeps a second process out. What `file_facts`, or `Digesting`, said of a file when it was written tells
-`difference` later whether it still is that.
+`locks` keeps a second process out.
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
-import hashlib
+import errno
 import os
 import re
 import shutil
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from tarflow import unfinished
 from tarflow.jsontext import to_json
 from tarflow.locks import InUse as InUse
+from tarflow.locks import behind_links as behind_links
 from tarflow.locks import check_not_in_use as check_not_in_use
 from tarflow.locks import exclusive as exclusive
 from tarflow.locks import exclusive_name as exclusive_name
+from tarflow.unfinished import remove_leftovers as remove_leftovers
 
-DIGESTS_FILE = "digests.json"  # what a directory keeps of its files: {name: `file_facts`}
-_MARK = ".partial-"
-_READ_BYTES = 1 << 18  # digested at a time
+# What file systems and other systems answer where a directory, or what is open for reading, is not flushed.
+_NOT_FLUSHED = (
+    *(errno.EINVAL, errno.EPERM, errno.EACCES, errno.EBADF, errno.EISDIR),
+    *(errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY),
+)
 
 
 class DamageWarning(UserWarning):
@@ -41,50 +43,88 @@ class DamageWarning(UserWarning):
 def replacing_file(path: str | Path) -> Iterator[Path]:
     """Yield a path to write to; when the block ends well it becomes `path`, otherwise it is removed."""
     path = Path(path)
-    temporary = _sibling(path)
-    try:
-        temporary.touch(exist_ok=False)  # nobody's link is followed
-        mode = temporary.stat().st_mode  # what the umask allows: some writers make files that only their owner may read
-        yield temporary
-        os.chmod(temporary, mode)
-        _flush(temporary)
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if (named := _named(error, path)) is not None:
-            raise named from error
-        raise
+    with naming(path):
+        temporary = _begun(path)
+        try:
+            temporary.touch(exist_ok=False)  # nobody's link is followed
+            mode = temporary.stat().st_mode  # what the umask allows: some writers make files for their owner alone
+            yield temporary
+            if temporary.stat().st_mode != mode:
+                with contextlib.suppress(OSError):  # a share that belongs to somebody else
+                    os.chmod(temporary, mode)
+            _flush(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
     _flush(path.parent)
 
 
 @contextlib.contextmanager
 def replacing_directory(path: str | Path) -> Iterator[Path]:
-    """Yield a new directory to fill; when the block ends well it becomes `path` (an older one there is replaced)."""
-    path = Path(path)
-    temporary = _sibling(path)
-    try:
-        temporary.mkdir()
-        yield temporary
-        for entry in temporary.rglob("*"):
-            _flush(entry)
-        _flush(temporary)
-        if path.exists():  # a directory cannot be renamed over a full one: there is a moment without either
-            remove_directory(path)
-        os.rename(temporary, path)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if (named := _named(error, path)) is not None:
-            raise named from error
-        raise
+    """Yield a new directory to fill; when the block ends well it becomes `path` (an older one there is replaced).
+
+    Where `path` is a symbolic link to a directory, that directory is replaced, and the link stays.
+    """
+    path = behind_links(path)
+    if os.path.ismount(path):
+        raise ValueError(f"{path}: a mounted file system, which cannot be replaced; name a directory inside it")
+    with naming(path):
+        temporary = _begun(path)
+        older = None
+        try:
+            temporary.mkdir()
+            yield temporary
+            for entry in temporary.rglob("*"):
+                _flush(entry)
+            _flush(temporary)
+            if path.exists():  # a directory cannot be renamed over a full one: there is a moment without either
+                older = unfinished.sibling(path)
+                os.rename(path, older)
+            os.rename(temporary, path)
+        except BaseException:
+            if older is not None and older.exists() and not path.exists():
+                os.rename(older, path)
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    if older is not None:
+        shutil.rmtree(older, ignore_errors=True)  # what stays of it is hidden, and goes with the next
     _flush(path.parent)
 
 
 def remove_directory(path: str | Path) -> None:
-    """Remove a directory so that nobody ever sees half of it: it loses its name first."""
-    hidden = _sibling(Path(path))
+    """Remove a directory so that nobody ever sees half of it: it loses its name first.
+
+    Of a symbolic link the link goes: what it leads to was put there by somebody else.
+    """
+    path = Path(path)
+    if path.is_symlink():
+        path.unlink()
+        return
+    hidden = unfinished.sibling(path)
     os.rename(path, hidden)
     shutil.rmtree(hidden)
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Let errors of writing that name no file, or a hidden one, name `path`."""
+    try:
+        yield
+    except BaseException as error:
+        if (named := _named(error, Path(path))) is not None:
+            raise named from error
+        raise
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise OSError naming `path` where no file of that name can be written: before hours of work, not after."""
+    path = Path(path)
+    with naming(path):
+        temporary = _begun(path)
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -110,78 +150,17 @@ def append_text(path: str | Path, text: str) -> None:
         raise _named(error, Path(path)) or error from None
 
 
-def remove_leftovers(directory: str | Path, name: str | None = None) -> None:
-    """Remove what a killed process left half-written in `directory`, all of it or that of the one entry `name`."""
-    for entry in Path(directory).glob(f".{'*' if name is None else glob.escape(name)}{_MARK}*"):
-        if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
+def cache_directory() -> Path | None:
+    """What can be made again is kept in $TARFLOW_CACHE, else `tarflow` in $XDG_CACHE_HOME, else `~/.cache/tarflow`.
 
-
-def cache_directory() -> Path:
-    """What can be made again is kept in $TARFLOW_CACHE, else `tarflow` in $XDG_CACHE_HOME, else `~/.cache/tarflow`."""
+    None for a user without a home, as in a container that does not know its number. It need not be there.
+    """
     if own := os.environ.get("TARFLOW_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tarflow"
-
-
-def file_facts(path: str | Path, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
-    """The size and a digest of a file: what it must still have when it is read again.
-
-    `progress` is called with the number of bytes of each piece that was read.
-    """
-    digest, count = _new_digest(), 0
-    with open(path, "rb", buffering=0) as file:
-        piece = memoryview(bytearray(_READ_BYTES))
-        while size := file.readinto(piece):
-            digest.update(piece[:size])
-            count += size
-            if progress is not None:
-                progress(size)
-    return {"bytes": count, "blake2b": digest.hexdigest()}
-
-
-def difference(path: str | Path, facts: dict[str, Any], progress: Callable[[int], None] | None = None) -> str | None:
-    """Why a file is not what `facts` say that was written, in a few words; None where it is.
-
-    `progress` is that of `file_facts`. Raises KeyError or TypeError where `facts` are no facts.
-    """
-    size, digest = facts["bytes"], facts["blake2b"]
     try:
-        if not Path(path).is_file():
-            return "missing"
-        if (found := os.stat(path).st_size) != size:
-            return f"damaged, {found} bytes of {size}"
-        if file_facts(path, progress)["blake2b"] != digest:
-            return "damaged, its digest is not that of what was written"
-    except OSError as error:  # such as a disk that cannot read it any more
-        return error.strerror or str(error)
-    return None
-
-
-class Digesting:
-    """Writes to an open file, and digests what goes there: `facts` are its `file_facts`, without reading it again."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._digest, self._count = file, _new_digest(), 0
-
-    def write(self, data: Any) -> int:
-        """Write bytes, or the buffer of an array (contiguous, in C's order); how many bytes that were."""
-        size = memoryview(data).nbytes
-        self._file.write(data)
-        self._digest.update(data)
-        self._count += size
-        return size
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Of what was written so far."""
-        return {"bytes": self._count, "blake2b": self._digest.hexdigest()}
-
-
-def _new_digest() -> Any:
-    return hashlib.blake2b(digest_size=16)
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tarflow"
+    except RuntimeError:  # Path.home
+        return None
 
 
 def flush(path: str | Path) -> None:
@@ -196,7 +175,11 @@ def _named(error: BaseException, path: Path) -> OSError | None:
     A failed write(2) names no file, or the hidden one. safetensors raises an error of its own, with the system's number
     in its text, and torch's writer a RuntimeError that does not say why.
     """
-    if isinstance(error, OSError) and error.errno and (error.filename is None or _MARK in str(error.filename)):
+    if (
+        isinstance(error, OSError)
+        and error.errno
+        and (error.filename is None or unfinished.MARK in str(error.filename))
+    ):
         return OSError(error.errno, os.strerror(error.errno), str(path))
     if found := re.search(r"I/O error: .*\(os error (\d+)\)", str(error)):
         return OSError(int(found[1]), os.strerror(int(found[1])), str(path))
@@ -205,14 +188,33 @@ def _named(error: BaseException, path: Path) -> OSError | None:
     return None
 
 
-def _sibling(path: Path) -> Path:
-    return path.with_name(f".{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
+def _begun(path: Path) -> Path:
+    """The name that `path` has until it is whole, where it may have its own; what killed processes left is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        path.lstat()  # which says what is wrong with the name, such as its length
+    unfinished.remove_abandoned(path.parent)
+    return unfinished.sibling(path)
 
 
 def _flush(path: Path) -> None:
-    """Ask the system to put a file, or the names in a directory, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Ask the system to put a file, or the names in a directory, on the disk; as far as it is willing to."""
+    try:
+        descriptor = _opened(path)
+    except OSError as error:
+        if error.errno in _NOT_FLUSHED:
+            return
+        raise
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_FLUSHED:
+            raise
     finally:
         os.close(descriptor)
+
+
+def _opened(path: Path) -> int:
+    if not path.is_dir():  # some systems flush only what is open for writing
+        with contextlib.suppress(OSError):
+            return os.open(path, os.O_RDWR)
+    return os.open(path, os.O_RDONLY)

@@ -92,6 +92,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     weights = load((root / "run" / "model.safetensors").read_bytes())
     a_run_but("extra-weights", model=save_tensors(weights | {"extra": torch.zeros(3)}))
+    whole = (root / "run" / "model.safetensors").read_bytes()
+    a_run_but("flipped-weights", model=whole[:-1] + bytes([whole[-1] ^ 1]))
+    a_run_but("bad-metrics")
+    (root / "bad-metrics" / "metrics.jsonl").write_text('{"step": 1, "loss": "low"}\n{"step": 2}\n')
+    config = json.loads((root / "run" / "config.json").read_text())
+    config["data"]["source"] = "hub:owner/name"
+    a_run_but("downloaded", config=json.dumps(config).encode())
     name = min(weights)
     a_run_but("nan-weights", model=save_tensors(weights | {name: torch.full_like(weights[name], torch.nan)}))
 
@@ -106,6 +113,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(dict(list(state.items())[:-1]), root / "cut.pth")
     for name, text in (
         ("bad", "[model\n"),
+        ("deep", f"[training]\nlr = {'[' * 50_000}\n"),
         ("field", "[model]\nwidht = 64\n"),
         ("section", "[modell]\nwidth = 64\n"),
         ("type", '[model]\nwidth = "wide"\n'),
@@ -178,6 +186,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(root / "labels.npz", images=np.zeros((2, 4, 4), np.uint8), labels=np.array([0, 2**40]))
     np.savez(root / "floats.npz", images=np.zeros((2, 4, 4)))
     (root / "garbage.parquet").write_bytes(b"no table")
+    pq.write_table(pa.table({"image": pa.array([b""] * 200_000)}), root / "rows.parquet")
     two = {"image": [b""], "fine_label": [0], "coarse_label": [0]}
     pq.write_table(pa.table(two), root / "labels.parquet")
     for split in ("train", "test"):
@@ -385,6 +394,11 @@ GROUPS: dict[str, dict[str, Case]] = {
             ["extra-weights/model.safetensors", "extra"],
             "Put together the two files of one run.",
         ),
+        "weights of which a bit has changed": Case(
+            "sample {p}/flipped-weights --out {o}.png",
+            ["flipped-weights/model.safetensors", "digest"],
+            "Copy or download it again, or take a `step-N`.",
+        ),
         "weights that are not finite numbers": Case(
             "sample {p}/nan-weights --out {o}.png",
             ["nan-weights/model.safetensors", "not finite"],
@@ -495,6 +509,7 @@ GROUPS: dict[str, dict[str, Case]] = {
         "recipe that is not TOML": Case(
             "train --recipe {p}/bad.toml --out {o}", ["bad.toml"], "Mend the line that it names."
         ),
+        "recipe nested without end": Case("train --recipe {p}/deep.toml --out {o}", ["deep.toml"], "Do not trust it."),
         "recipe with an unknown field": Case(
             "train --recipe {p}/field.toml --data digits --out {o}", ["widht", "width"], "Take the name it proposes."
         ),
@@ -660,6 +675,9 @@ GROUPS: dict[str, dict[str, Case]] = {
         "a table that is none": Case(
             "train --data {p}/garbage.parquet --out {o}", ["garbage.parquet"], "Download it again."
         ),
+        "a table that claims too many rows": Case(
+            "train --data {p}/rows.parquet --out {o}", ["rows.parquet", "200000 rows"], "Do not trust it."
+        ),
         "wrong file": Case("train --data {p}/bad.toml --out {o}", ["bad.toml", ".parquet"], "Give one of these kinds."),
     },
     "Preparing data": {
@@ -795,6 +813,11 @@ GROUPS: dict[str, dict[str, Case]] = {
         "a negative number in float64": Case(
             "evaluate {p}/unconditional --data {p}/mixed --float64 -1", ["--float64", "-1"], "0 scores none."
         ),
+        "a run that names a set of the hub": Case(
+            "evaluate {p}/downloaded",
+            ["downloaded", "--data hub:owner/name"],
+            "Ask for it, where it may be downloaded.",
+        ),
         "data that have changed": Case(
             "evaluate {p}/changed", ["unlabelled", "changed", "--data"], "Put them back, or name their new place."
         ),
@@ -845,6 +868,9 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "report on nothing": Case(
             "report {p}/nowhere --out {o}", ["nowhere"], "Give the directory that `--out` named."
+        ),
+        "report on metrics that are no numbers": Case(
+            "report {p}/bad-metrics --out {o}", ["metrics.jsonl:1", "numbers"], "Remove the line."
         ),
         "report without a run": Case("report", ["RUN"], "Give one run or more."),
         "report without images": Case("report {p}/run --images 0 --out {o}", ["images", "0"], "Give one or more."),
@@ -964,7 +990,8 @@ CASES = {name: case for group in GROUPS.values() for name, case in group.items()
 VARIES = [
     (r"TOML file: .*", "TOML file: …"),
     (r"not JSON \(.*\)", "not JSON (…)"),
-    (r"safetensors file \(.*\)", "safetensors file (…)"),
+    (r"safetensors file \(.*?\)", "safetensors file (…)"),
+    (r"rows in \d+ bytes", "rows in … bytes"),
 ]
 
 

@@ -172,6 +172,44 @@ def test_an_interrupted_sweep_is_not_measured_twice(
     assert [seed for _, seed in drawn] == [0, 0, 0, 1]
 
 
+@pytest.mark.usefixtures("on_features_alone")
+def test_a_cache_that_cannot_be_written_to_is_said_once(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    found, said = printed(capsys, "quality", run, "-n", 12, *FEATURES, "--cache", tmp_path / "file" / "cache")
+    assert found["figures"] and said.count("tarflow: warning") == 1
+    assert f"tarflow: warning: {tmp_path}/file/cache: Not a directory; nothing is kept there" in said
+
+
+def test_a_sweep_of_a_run_that_cannot_be_written_to_loses_nothing(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.touch
+
+    def touch(path: Path, *rest: Any, **named: Any) -> None:
+        if path.parent in (run, run / "sweep"):
+            raise OSError(30, "Read-only file system", str(path))
+        real(path, *rest, **named)
+
+    monkeypatch.setattr(Path, "touch", touch)
+    options = ["sweep", run, "-n", 12, "--guidance", 0, *FEATURES]
+    found, said = printed(capsys, *options, "--out", tmp_path / "out")
+    assert len(found["rows"]) == 1 and (tmp_path / "out" / "sweep.md").exists()
+    assert said.startswith(f"{run}: Read-only file system; the best setting will not be kept as its default")
+    assert "default not kept: " in said
+    monkeypatch.setattr("tarflow.cli.sweep.open_judge", lambda *_: pytest.fail("it was measured first"))
+    assert main([str(word) for word in options]) == 2
+    assert f"{run}/sweep: Read-only file system; give another directory by --out" in capsys.readouterr().err
+
+
+def test_a_default_that_was_damaged_is_not_used(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = save_setting(open_run(run), StoredSetting(weights_digest(run), Setting(2.0), "FD-Classifier", 1.0, 500, 2))
+    file.write_text(file.read_text().replace("2.0", "3.0"))
+    assert main(["sample", str(run), "-n", "1", "--out", str(tmp_path / "a.png")]) == 2
+    assert f"error: {file}: damaged, its digest is not that" in capsys.readouterr().err
+
+
 # --- the default in use ---------------------------------------------------------------------------------------------
 
 

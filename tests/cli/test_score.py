@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import itertools
 import json
 import math
@@ -19,9 +20,10 @@ from PIL import Image
 import tarflow
 from benchmarks.memory import peak, reset_peak
 from flow_cases import BASE, build, randomise
-from tarflow import checkpoint
+from tarflow import caching, checkpoint
 from tarflow.checkpoint import write_config
 from tarflow.cli import main
+from tarflow.cli.csv_text import unescaped
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.load import load
 from tarflow.data.noise import noisy_images
@@ -228,7 +230,9 @@ def test_names_are_written_as_they_are(place: Path) -> None:
         write_images(place / "again", 1)
         os.rename(place / "again" / "00.png", place / "photos" / "00.png")
         (place / "again").rmdir()
-    assert [row["file"] for row in score(place, "uniform", place / "photos")] == sorted(os.listdir(place / "photos"))
+    assert [row["file"] for row in score(place, "uniform", place / "photos", "--raw-names")] == sorted(
+        os.listdir(place / "photos")
+    )
 
 
 def test_maps_are_pictures_of_each_image(place: Path) -> None:
@@ -384,6 +388,114 @@ def test_one_line_that_names_it(name: str, place: Path, capsys: pytest.CaptureFi
     for word in words:
         assert word in lines[0], f"{word!r} is not in {lines[0]!r}"
     assert {path: path.is_file() and path.read_bytes() for path in place.rglob("*")} == before
+
+
+NAMES = (
+    *(
+        "a b.png",
+        "a\rb.png",
+        "a\nb.png",
+        "a\r\nb.png",
+        'a"b.png',
+        "a,b.png",
+        "50%.png",
+        "%0D.png",
+        "ä.png",
+        "a\u0301.png",
+    ),
+    *(
+        "=1+1.png",
+        "+1.png",
+        "-1.png",
+        "@a.png",
+        "＝1.png",
+        " a.png",
+        "\ta.png",
+        "\x7f\x1b[31m.png",
+        "a\u2028b\x85c.png",
+    ),
+    *(os.fsdecode(b"\xff\xfe.png"), os.fsdecode(b"caf\xe9.png"), "'=1.png", "=cmd|' C calc'!A0.png", "日本.png"),
+)
+
+
+@pytest.fixture
+def odd(place: Path) -> Path:
+    """A folder with all of `NAMES`, half of which cannot be read."""
+    (place / "odd").mkdir()
+    for k, name in enumerate(NAMES):
+        with open(place / "odd" / name, "wb") as file:
+            file.write((place / "photos" / "00.png").read_bytes() if k % 2 else b"garbage")
+    return place / "odd"
+
+
+def test_any_name_comes_back_exactly_and_none_breaks_a_line(place: Path, odd: Path) -> None:
+    rows = score(place, "run", odd, "--draws", "1")
+    assert sorted(unescaped(row["file"]) for row in rows) == sorted(NAMES)
+    assert all(list(row) == list(rows[0]) and None not in row for row in rows)
+    text = (place / "new" / "scores.csv").read_bytes().decode("utf-8")
+    assert len(text.splitlines()) == 1 + len(NAMES)
+    assert not any(line.lstrip('"').startswith(tuple("=+-@＝")) for line in text.splitlines())
+    plain = {"a b.png", "a,b.png", 'a"b.png', "ä.png", "日本.png", "'=1.png"}
+    assert plain <= {row["file"] for row in rows}, "most names stay as they are"
+    pandas = pytest.importorskip("pandas")
+    assert pandas.read_csv(place / "new" / "scores.csv")["file"].tolist() == [row["file"] for row in rows]
+
+
+def test_raw_names_are_bytes_in_quotes(place: Path, odd: Path) -> None:
+    rows = score(place, "run", odd, "--draws", "1", "--raw-names")
+    assert sorted(row["file"] for row in rows) == sorted(NAMES)
+    assert b'"caf\xe9.png"' in (place / "new" / "scores.csv").read_bytes()
+
+
+def test_a_class_that_would_break_a_line_does_not(place: Path) -> None:
+    file = place / "run" / "config.json"
+    config = json.loads(file.read_text())
+    config["data"]["class_names"] = ["a\rb", "b", "\udc80"]
+    file.write_text(json.dumps(config))
+    for label, shown in (("0", "class=a%0Db"), ("2", "class=%80")):
+        assert {row["labels"] for row in score(place, "run", place / "photos", "--class", label)} == {shown}
+
+
+def test_a_name_that_no_file_may_have_is_refused_before_the_work(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longest = "s" * 251 + ".csv"
+    assert main(["score", f"{place}/run", f"{place}/photos", "--out", f"{place}/new/{longest}", "--draws", "1"]) == 0
+    assert [path.name for path in (place / "new").iterdir()] == [longest]
+    monkeypatch.setattr("tarflow.cli.score._score", lambda *_: pytest.fail("the work was done"))
+    assert main(["score", f"{place}/run", f"{place}/photos", "--out", f"{place}/new/s{longest}"]) == 2
+    assert f"tarflow: error: {place}/new/s{longest}: File name too long" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["rows", "end"])
+def test_a_full_disk_names_the_file(
+    where: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    writer = csv.writer
+
+    class Full:
+        def __init__(self, file: Any, **options: Any) -> None:
+            self.writerow = full if bool(options) is (where == "end") else writer(file, **options).writerow
+
+    monkeypatch.setattr("tarflow.cli.score.csv.writer", Full)
+    assert main(["score", f"{place}/run", f"{place}/photos", "--out", f"{place}/new/s.csv", "--draws", "1"]) == 2
+    assert f"tarflow: error: {place}/new/s.csv: No space left on device" in capsys.readouterr().err
+    assert not list((place / "new").iterdir())
+
+
+@pytest.mark.parametrize("spoilt", [10**400, "low", True, [1.0], 3])
+@pytest.mark.parametrize("right_digest", [False, True])
+def test_kept_scores_that_are_no_numbers_are_computed_again(place: Path, spoilt: object, right_digest: bool) -> None:
+    before = score(place, "uniform", place / "photos", "--draws", "1")
+    file = place / "uniform" / HELD_OUT_FILE
+    table = json.loads(file.read_text())
+    table["scores"][1] = spoilt
+    table.pop("blake2b")
+    file.write_text(json.dumps(caching.sealed(table) if right_digest else table))
+    assert score(place, "uniform", place / "photos", "--draws", "1") == before
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

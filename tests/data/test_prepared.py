@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from forked import exit_code, fork
-from tarflow import storage
+from tarflow import digests, storage
 from tarflow.cli import main
 from tarflow.data import prepare as packing
 from tarflow.data.errors import DataError
@@ -393,7 +393,7 @@ def test_a_file_that_the_disk_cannot_read_is_named(tmp_path: Path, monkeypatch: 
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     prepare("digits", tmp_path / "out", Request())
-    monkeypatch.setattr(storage, "file_facts", fail)
+    monkeypatch.setattr(digests, "file_facts", fail)
     with pytest.raises(DataError, match=f"{PIXELS_FILE}: Input/output error"):
         check_prepared(tmp_path / "out")
 
@@ -411,7 +411,7 @@ def test_a_file_that_the_disk_cannot_read_is_named(tmp_path: Path, monkeypatch: 
 )
 def test_digests_that_are_damaged_are_named(change: Any, tmp_path: Path) -> None:
     prepare("digits", tmp_path / "out", Request())
-    file = tmp_path / "out" / storage.DIGESTS_FILE
+    file = tmp_path / "out" / digests.DIGESTS_FILE
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
     with pytest.raises(DataError, match=r"out/digests.json: damaged: prepare it again, with --force"):
         check_prepared(tmp_path / "out")
@@ -428,13 +428,13 @@ def test_digests_are_taken_while_writing_and_opening_takes_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a set of a terabyte would be read a second time, and again before every training."""
-    real, read = storage.file_facts, []
+    real, read = digests.file_facts, []
 
     def file_facts(path: Any, *arguments: Any) -> Any:
         read.append(Path(path).name)
         return real(path, *arguments)
 
-    monkeypatch.setattr(storage, "file_facts", file_facts)
+    monkeypatch.setattr(digests, "file_facts", file_facts)
     prepare("digits", tmp_path / "out", Request())
     assert read == [MANIFEST_FILE]
     spoil(tmp_path / "out" / PIXELS_FILE, a_bit)
@@ -476,3 +476,15 @@ def test_the_manifest_says_what_was_done(folder: Path, tmp_path: Path) -> None:
     assert (manifest.variant, manifest.shape, manifest.levels, manifest.own_split) == ("mine", (3, 4, 4), 256, False)
     assert "EXIF" in manifest.preprocessing
     assert load(str(tmp_path / "out")).variant == "mine"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_directory_behind_a_link_is_prepared_where_it_lies(force: bool, tmp_path: Path) -> None:
+    there, link = tmp_path / "disk" / "there", tmp_path / "link"
+    there.parent.mkdir()
+    link.symlink_to(there)
+    prepare("digits", link, Request())
+    if force:
+        prepare("digits", link, Request(image_size=4), force=True)
+    assert link.is_symlink() and is_prepared(str(there))
+    assert len(load(str(link)).train) and [path.name for path in tmp_path.iterdir() if path != link] == ["disk"]

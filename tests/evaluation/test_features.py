@@ -123,7 +123,7 @@ def test_other_weights_are_named(inception_weights, tmp_path):
     with pytest.raises(ValueError, match=r"weights.pth: no table of tensors"):
         open_extractor("inception", weights=path)
     (tmp_path / "garbage.safetensors").write_bytes(b"garbage")
-    with pytest.raises(ValueError, match=r"garbage.safetensors: not a safetensors file"):
+    with pytest.raises(ValueError, match=r"garbage.safetensors: not a readable safetensors file"):
         open_extractor("inception", weights=tmp_path / "garbage.safetensors")
     with pytest.raises(FileNotFoundError, match=r"none.safetensors: no such file"):
         open_extractor("inception", weights=tmp_path / "none.safetensors")
@@ -233,8 +233,11 @@ def test_the_small_network_is_kept_and_a_damaged_one_made_again(two_kinds, tmp_p
     monkeypatch.setattr(small_network, "train", lambda *_: pytest.fail("it is in the cache"))
     assert small_network.open_classifier(images, labels, 17, cache=tmp_path).digest == first.digest
     monkeypatch.setattr(small_network, "train", trained)
-    file.write_bytes(file.read_bytes()[:100])
-    assert small_network.open_classifier(images, labels, 17, cache=tmp_path).digest == first.digest
+    data = file.read_bytes()
+    flipped = data[:-100] + bytes([data[-100] ^ 64]) + data[-99:]
+    for spoilt in (data[:100], flipped):
+        file.write_bytes(spoilt)
+        assert small_network.open_classifier(images, labels, 17, cache=tmp_path).digest == first.digest
     small_network.open_classifier(images, labels, 16, cache=tmp_path)
     assert len(list((tmp_path / "classifiers").iterdir())) == 2
 

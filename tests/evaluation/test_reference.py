@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from tarflow import caching
+from tarflow.caching import CacheWarning
 from tarflow.data.load import ImageSet, Splits
 from tarflow.evaluation import reference as module
 from tarflow.evaluation.features import Extractor, unit_pixels
@@ -82,6 +84,34 @@ def test_damaged_files_and_leftovers_are_made_again(tmp_path):
     assert again.network.seen == 25 and files(tmp_path) == ["00000.npy", "00001.npy", "00002.npy"]
 
 
+def test_no_flipped_bit_is_another_feature(tmp_path):
+    found = real_features(images(10), pixels(), tmp_path)
+    (file,) = (tmp_path / "features").glob("*/00000.npy")
+    data = file.read_bytes()
+    for place in range(0, len(data), 29):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        again = pixels()
+        assert torch.equal(real_features(images(10), again, tmp_path), found) and again.network.seen == 10
+
+
+def test_a_cache_that_cannot_be_written_to_costs_time_and_a_line(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.warns(CacheWarning, match="file/cache: Not a directory; nothing is kept there"):
+        found = real_features(images(25), pixels(), tmp_path / "file" / "cache")
+    torch.testing.assert_close(found, images(25).images.flatten(1).float() / 16)
+
+
+def test_a_cache_that_is_full_is_filled_no_further(tmp_path, monkeypatch):
+    def full(path, contents):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(caching, "keep", full)
+    with pytest.warns(CacheWarning, match="No space left on device") as told:
+        found = real_features(images(25), pixels(), tmp_path)
+    assert len(told) == 1
+    torch.testing.assert_close(found, images(25).images.flatten(1).float() / 16)
+
+
 @pytest.mark.parametrize(
     "header", [b"{'descr': ", b"{'descr': '<f4', 'shape': (10, 10**12), 'fortran_order': 0}", b"(" * 90]
 )
@@ -89,7 +119,8 @@ def test_whatever_is_in_a_file_it_is_made_again(header, tmp_path):
     found = real_features(images(25), pixels(), tmp_path)
     (folder,) = (tmp_path / "features").iterdir()
     text = header.ljust(117) + b"\n"
-    (folder / "00001.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    contents = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    (folder / "00001.npy").write_bytes(contents + caching.seal(contents))
     again = pixels()
     assert torch.equal(real_features(images(25), again, tmp_path), found)
     assert again.network.seen == 10
@@ -156,6 +187,14 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_directory() == tmp_path / ".cache" / "tarflow"
+
+
+def test_without_a_home_there_is_no_cache(monkeypatch):
+    """As of a user whose number nobody knows."""
+    for name in ("TARFLOW_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert cache_directory() is None
 
 
 def test_the_reference_of_many_images_is_a_choice_and_not_the_first(tmp_path):

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from flow_cases import build
-from tarflow.checkpoint import Run
-from tarflow.config import DataConfig, RunConfig
+from tarflow.checkpoint import Run, write_config
+from tarflow.cli import main
+from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.errors import DataError
 from tarflow.data.load import load
 from tarflow.evaluation.run_data import open_all, open_given, open_held_out, open_splits, stored_data
@@ -80,3 +81,35 @@ def test_a_model_alone_says_what_is_missing() -> None:
     for call in (stored_data, open_splits, open_held_out):
         with pytest.raises(ValueError, match="bare: only a model is stored; expected section `data`"):
             call(run)
+
+
+def test_what_a_run_names_on_the_hub_is_asked_for_and_not_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run may be somebody else's; whoever types the name has asked for it."""
+    asked: list[str] = []
+
+    def fetched(source: str, *_: object) -> None:
+        asked.append(source)
+        raise DataError(f"{source}: fetched")
+
+    monkeypatch.setattr("tarflow.data.hub.open_hub", fetched)
+    run = run_of(Path("hub:owner/name"))
+    for call in (open_splits, open_held_out):
+        with pytest.raises(ValueError, match=r"somewhere: its config.json names hub:owner/name.*by --data hub:owner"):
+            call(run)
+    run.flow.save_pretrained(tmp_path / "run")
+    write_config(tmp_path / "run", RunConfig(run.flow.config, run.config.data, TrainingConfig(steps=1)))
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    for command in (
+        "evaluate {run}",
+        "quality {run} -n 12 --extractor classifier",
+        "sweep {run} -n 12 --extractor classifier",
+    ):
+        assert main(command.format(run=tmp_path / "run").split()) == 2
+        assert "names hub:owner/name, to be downloaded" in capsys.readouterr().err
+    assert main(["score", f"{tmp_path}/run", f"{tmp_path}/a.png", "--out", f"{tmp_path}/s.csv", "--draws", "1"]) == 0
+    assert "no percentiles" in (said := capsys.readouterr().err) and "hub:owner/name" in said
+    assert asked == []
+    assert main(["evaluate", f"{tmp_path}/run", "--data", "hub:owner/name"]) == 2
+    assert asked == ["hub:owner/name"]

@@ -6,9 +6,10 @@ That it is the conditioner for every flow of the table, in any windows, is shown
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from torch import nn
 
 import tarflow
 from flow_cases import assert_close, build, latents, randomise
-from tarflow import TarFlow, TarFlowConfig
+from tarflow import TarFlow, TarFlowConfig, caching
 from tarflow.model.block import Block
 from tarflow.sampling import native
 from tarflow.sampling.step import Step
@@ -131,6 +132,99 @@ def test_it_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it was compiled again"))
     assert native.library() is not None
     assert list((fresh / "tarflow").iterdir()) == [made]
+
+
+def planted(place: Path) -> bytes:
+    """A library that leaves a file where it is loaded."""
+    code = place / "planted.c"
+    code.write_text(
+        f'#include <stdio.h>\n__attribute__((constructor)) void run(void) {{ fclose(fopen("{place}/ran", "w")); }}\n'
+    )
+    subprocess.run(["gcc", "-shared", "-fPIC", str(code), "-o", str(place / "planted.so")], check=True)
+    return (place / "planted.so").read_bytes()
+
+
+def change_owner(path: Path) -> None:
+    try:
+        os.chown(path, 12345, 12345)
+    except OSError:
+        pytest.skip("only root can give a file away")
+
+
+SPOILT: dict[str, Callable[[Path], object]] = {
+    "cut off": lambda file: file.write_bytes(file.read_bytes()[:-1000]),
+    "empty": lambda file: file.write_bytes(b""),
+    "a bit": lambda file: file.write_bytes(bytes([*(data := file.read_bytes())[:3000], data[3000] ^ 1, *data[3001:]])),
+    "replaced": lambda file: file.write_bytes(planted(file.parent.parent)),
+    "replaced, and sealed": lambda file: (
+        file.write_bytes((code := planted(file.parent.parent)) + caching.seal(code)),
+        file.chmod(0o666),
+    ),
+    "a link": lambda file: (file.rename(file.with_name("x")), file.symlink_to(file.with_name("x"))),
+    "of another user": lambda file: (
+        file.write_bytes((code := planted(file.parent.parent)) + caching.seal(code)),
+        change_owner(file),
+    ),
+}
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled without much ado: what it computes is not asked."""
+    monkeypatch.setattr(native, "FLAGS", tuple(flag.replace("-O2", "-O0") for flag in native.FLAGS))
+
+
+@needs_compiler
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize("name", SPOILT)
+def test_what_is_not_what_this_user_compiled_is_compiled_again(
+    name: str, fresh: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert native.library() is not None
+    (file,) = (fresh / "tarflow" / f"native-{os.geteuid()}").glob("step-*.so")
+    good = file.read_bytes()
+    SPOILT[name](file)
+    native.library.cache_clear()
+    with caplog.at_level("WARNING"):
+        assert native.library() is not None
+    (line,) = caplog.messages
+    assert line.startswith(str(file)) and line.endswith("; compiled again")
+    assert not (file.parent.parent / "ran").exists()
+    assert caching.opened(file.read_bytes()) is not None and len(file.read_bytes()) == len(good)
+    native.library.cache_clear()
+    caplog.clear()
+    assert native.library() is not None and not caplog.messages
+
+
+@needs_compiler
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize("how", ["writable", "of another user", "a link", "a file"])
+def test_a_folder_that_others_may_write_to_is_not_used(how: str, fresh: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = fresh / "tarflow" / f"native-{os.geteuid()}"
+    if how == "a file":
+        folder.parent.mkdir(parents=True)
+        folder.write_text("")
+    else:
+        folder.mkdir(parents=True)
+    if how == "writable":
+        folder.chmod(0o777)
+    elif how == "of another user":
+        change_owner(folder)
+    elif how == "a link":
+        folder.rename(fresh / "elsewhere")
+        folder.symlink_to(fresh / "elsewhere")
+    with caplog.at_level("INFO"):
+        assert native.library() is not None
+    assert str(folder) in caplog.text
+    assert not list(fresh.rglob("*.so"))
+
+
+@needs_compiler
+@pytest.mark.usefixtures("quickly")
+def test_it_does_without_a_home(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert native.library() is not None
 
 
 @needs_compiler

@@ -24,6 +24,7 @@ from tarflow.config import ConfigError
 from tarflow.data.errors import DataError
 from tarflow.storage import DamageWarning, InUse
 from tarflow.training.interrupt import Interrupted
+from tarflow.training.resuming import check_state
 from tarflow.training.setup import open_data, resolve
 from tarflow.training.trainer import train
 from training_cases import assert_bitwise_equal, run_config, run_weights, splits
@@ -157,6 +158,26 @@ def test_lost_or_damaged_best_weights_are_put_back(whole: Path, tmp_path: Path) 
         change(run / "model.safetensors")
         train(CONFIG, splits(), run, resume=True)
         assert_same_run(whole, run)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("sample {run} -n 1 --out {out}.png", "evaluate {run}", "score {run} digits --out {out}.csv", "report {run}"),
+        *("quality {run}", "sweep {run}", "denoise {run} digits --out {out}"),
+        "train --recipe digits --init {run} --out {out}",
+    ],
+)
+def test_no_command_uses_damaged_best_weights(
+    command: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    spoil("model.safetensors", a_bit)(run)
+    assert main(command.format(run=run, out=tmp_path / "out").split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tarflow: error: {run}/model.safetensors: damaged, its digest is not that")
+    assert line.endswith(f"{run}/checkpoints/step-12 is sound, and may be given in its place")
 
 
 def test_what_a_killed_process_left_half_written_is_cleared_away(whole: Path, tmp_path: Path) -> None:
@@ -337,14 +358,28 @@ STATES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda state: state["optimizer"]["param_groups"][0].update(betas=(0.5, 0.5)),
         "optimizer: betas differ",
     ),
+}
+# Found where it is opened: the checkpoint before it is taken.
+CONTENTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a sparse tensor": (lambda state: state.update(x=torch.eye(2).to_sparse()), "not a plain array of numbers"),
+    "an expanded moment": (
+        lambda state: state["optimizer"]["state"][0].update(
+            exp_avg=torch.zeros(1).expand(state["optimizer"]["state"][0]["exp_avg"].shape)
+        ),
+        "repeats its numbers",
+    ),
+    "an expanded weight": (
+        lambda state: state["flow"].update({k: v[:1].expand_as(v) for k, v in state["flow"].items() if len(v) > 1}),
+        "repeats its numbers",
+    ),
+    "lists in lists": (lambda state: state.update(x=json.loads("[" * 300 + "]" * 300)), "nested more than"),
 }
 
 
-@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("name", [*STATES, *CONTENTS])
 def test_a_state_that_does_not_fit_is_one_line_that_names_it(name: str, whole: Path, tmp_path: Path) -> None:
     """Whole, as somebody's mistake or malice leaves it: that is no damage, and no other checkpoint is taken for it."""
-    change, words = STATES[name]
+    change, words = (STATES | CONTENTS)[name]
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     step = run / "checkpoints" / "step-12"
@@ -352,10 +387,26 @@ def test_a_state_that_does_not_fit_is_one_line_that_names_it(name: str, whole: P
     change(state)
     torch.save(state, step / "state.pt")
     (step / "digests.json").unlink()
-    if name == "a sparse tensor":  # found where it is opened: the checkpoint before it is taken
+    if name in CONTENTS:
         with pytest.warns(DamageWarning, match=words):
             train(CONFIG, splits(), run, resume=True)
         return
     with pytest.raises(ValueError, match=rf"(?s)step-12/state\.pt: .*{words}") as caught:
         train(CONFIG, splits(), run, resume=True)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("layout", ["expanded", "transposed"])
+def test_moments_that_a_fused_step_would_write_past_are_refused(layout: str) -> None:
+    """Also where they do not come from `load_state`, which puts every tensor in order."""
+    weight = torch.nn.Parameter(torch.zeros(4, 4))
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    weight.grad = torch.ones(4, 4)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    saved["state"][0]["exp_avg"] = torch.zeros(4, 4).t() if layout == "transposed" else torch.zeros(1).expand(4, 4)
+    numbers = dict.fromkeys(("step", "skipped", "skipped_in_a_row", "best_step", "best_score", "seconds"), 1)
+    state = numbers | {"data": "", "ema_updates": 1, "flow": {}, "optimizer": saved}
+    words = {"expanded": "repeats its numbers", "transposed": "expected numbers in C's order"}[layout]
+    with pytest.raises(ValueError, match=rf"state\.pt: optimizer: 0\.exp_avg: .*{words}"):
+        check_state(state, optimizer, Path("step-1/state.pt"), None)

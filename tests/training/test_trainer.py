@@ -12,7 +12,8 @@ import torch
 
 from tarflow import checkpoint
 from tarflow.config import ConfigError
-from tarflow.model.flow import WEIGHTS_FILE, read_weights
+from tarflow.model.flow import WEIGHTS_FILE
+from tarflow.tensor_files import read_tensors
 from tarflow.training import trainer as trainer_module
 from tarflow.training.interrupt import Interrupted
 from tarflow.training.trainer import Diverged, train
@@ -114,8 +115,8 @@ def test_keeps_the_last_and_the_best_checkpoints(tmp_path: Path) -> None:
         train(config, splits(), tmp_path / "run")
     kept = [path.name for path in checkpoint.checkpoints(tmp_path / "run")]
     assert kept == ["step-4", "step-10", "step-11", "step-12"]
-    best = read_weights(tmp_path / "run" / WEIGHTS_FILE)
-    assert_bitwise_equal(best, read_weights(tmp_path / "run" / "checkpoints" / "step-4" / WEIGHTS_FILE))
+    best = read_tensors(tmp_path / "run" / WEIGHTS_FILE)
+    assert_bitwise_equal(best, read_tensors(tmp_path / "run" / "checkpoints" / "step-4" / WEIGHTS_FILE))
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tarflow.caching import CacheWarning
 from tarflow.cli.streams import standard_streams
 from tarflow.data.errors import DataWarning
 from tarflow.storage import DamageWarning
@@ -141,7 +142,8 @@ def _one_line(box: str) -> str:
 
 @contextlib.contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Damaged files that were passed over, and doubts about data, are always said, without a line of our code."""
+    """Damaged files that were passed over, caches that cannot be, and doubts about data are always said, without a line
+    of our code."""
     usual = warnings.showwarning
     said: set[str] = set()  # a command may open the same data several times
 
@@ -150,7 +152,7 @@ def _warnings_in_one_line() -> Iterator[None]:
         if issubclass(category, DataWarning) and (str(message) in said or of_another_rank):
             return
         said.add(str(message))
-        if issubclass(category, DamageWarning | DataWarning):
+        if issubclass(category, DamageWarning | DataWarning | CacheWarning):
             print(f"tarflow: warning: {message}", file=sys.stderr)
         else:
             usual(message, category, *where, **named)
@@ -158,6 +160,7 @@ def _warnings_in_one_line() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("always", DamageWarning)
         warnings.simplefilter("always", DataWarning)
+        warnings.simplefilter("default", CacheWarning)
         warnings.showwarning = show
         yield
 

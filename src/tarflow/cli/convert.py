@@ -46,6 +46,7 @@ def run(args: Convert) -> None:
     from tarflow.config import DataConfig, RunConfig, TrainingConfig
     from tarflow.destination import check_vacant
     from tarflow.interop import load_official, noise_from_name
+    from tarflow.model.flow import WEIGHTS_FILE
 
     check_vacant(args.out)
     noise: Literal["gaussian", "uniform"]
@@ -60,8 +61,13 @@ def run(args: Convert) -> None:
         raise ValueError(f"--class-names: expected {flow.config.num_classes}, got {len(args.class_names)}")
     training = TrainingConfig(noise=noise, noise_std=sigma or TrainingConfig.noise_std)
     config = RunConfig(flow.config, DataConfig(source="official", class_names=args.class_names), training)
-    flow.save_pretrained(args.out)
-    write_config(args.out, config)
+    args.out.mkdir(parents=True, exist_ok=True)
+    flow.save_weights(args.out / WEIGHTS_FILE)
+    try:
+        write_config(args.out, config)  # last and at once: a directory with a config has all that belongs to it
+    except BaseException:
+        (args.out / WEIGHTS_FILE).unlink(missing_ok=True)  # which would be in the way of the next conversion
+        raise
     c = flow.config
     kind = f"{noise} noise" + (f" σ={sigma}" if sigma else "")
     print(

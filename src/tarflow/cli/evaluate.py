@@ -104,14 +104,13 @@ def _check(args: Evaluate) -> None:
 def run(args: Evaluate) -> None:
     from tarflow.checkpoint import open_run
     from tarflow.cli.progress import Progress
-    from tarflow.data.identity import located
     from tarflow.devices import pick_device
     from tarflow.evaluation.bayes import BAYES_KEYS, evaluate_bayes
     from tarflow.evaluation.breakdown import PRECISION_KEYS, by_patch, precision_difference
     from tarflow.evaluation.discrete import IMPORTANCE_KEYS, importance_bound
     from tarflow.evaluation.gaussian import NoYardstick, fit_yardstick
     from tarflow.evaluation.likelihood import evaluate_likelihood
-    from tarflow.evaluation.run_data import open_all, open_given, open_splits
+    from tarflow.evaluation.run_data import open_all, open_given, open_splits, own_source
 
     _check(args)
     run = open_run(args.run, pick_device(args.device))
@@ -128,7 +127,7 @@ def run(args: Evaluate) -> None:
             splits, same = open_given(run, source, skip_bad=skip_bad, progress=progress.loading)
         if args.split == "all" or (args.split == "held-out" and not same and not splits.own_split):
             # A seeded fraction means nothing in a set that was never trained on.
-            images, split = open_all(run, args.data or located(data), skip_bad=skip_bad), "all"
+            images, split = open_all(run, args.data or own_source(run), skip_bad=skip_bad), "all"
         else:
             images, split = (splits.train, "train") if args.split == "train" else (splits.held_out, "held-out")
         if args.limit is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ from tarflow.destination import check_vacant
 
 if TYPE_CHECKING:
     from tarflow.checkpoint import Run
+
+
+MOST_NAME = 200  # bytes of a class in the name of a file, which may have 255
 
 
 def is_folder(out: Path) -> bool:
@@ -51,6 +55,7 @@ class SampleWriter:
         self.folder = is_folder(out)
         self.kept: list[Tensor] = []
         (out if self.folder else out.parent).mkdir(parents=True, exist_ok=True)
+        storage.check_writable(out / "0.png" if self.folder else out)  # before the work
 
     def add(self, indices: list[int], images: Tensor) -> None:
         """Images x (b, C, H, W) as the model sees them; `indices` say which samples they are."""
@@ -84,4 +89,5 @@ class SampleWriter:
 
     def _class_name(self, label: int) -> str:
         name = "null" if label < 0 else self.run.class_names[label]
-        return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+        name = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+        return os.fsencode(name)[:MOST_NAME].decode(errors="ignore")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import errno
 import itertools
 import math
+import os
 import sys
 import tempfile
 import warnings
@@ -43,7 +45,8 @@ class Score:
     how many bits a dimension the model saves over a lossless code, and `typicality`, minus how far the bits are from
     those of held-out images in the mean, each with its percentile: both are low for what does not belong where a high
     likelihood misleads; `labels`, what was scored: marginal (log mean_y p(x|y)), null, class=NAME, or none for a model
-    without classes; `error`, why a file could not be scored.
+    without classes; `error`, why a file could not be scored. The file is UTF-8; what in a name would break a line, be a
+    formula, or is no UTF-8 is percent-encoded, as in a URL, and `%` itself is %25.
     """
 
     run: Annotated[
@@ -75,6 +78,10 @@ class Score:
             help="where the images of the run's training are now, for the percentiles; where they were when not given"
         ),
     ] = None
+    raw_names: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool],
+        tyro.conf.arg(help="write names byte for byte, in quotes, also where they are no UTF-8 or hold ends of lines"),
+    ] = False
     draws: Annotated[int, tyro.conf.arg(help="draws of the noise for each image")] = 4
     seed: Annotated[int, tyro.conf.arg(help="seed of the noise")] = 0
     batch_size: Annotated[int | None, tyro.conf.arg(help="images scored at once")] = None
@@ -116,7 +123,8 @@ def run(args: Score) -> None:
         check_output(run, "--maps", args.maps, args.path)
     by = _ranked_by(args, run, scoring)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
+    storage.check_writable(args.out)  # before the work
+    with contextlib.ExitStack() as stack, _room_for(args.out):
         progress = stack.enter_context(Progress())
         # It has no name, so nothing of it stays, whatever happens.
         # A name may hold bytes that are no text: they are written as they are.
@@ -135,6 +143,17 @@ def run(args: Score) -> None:
     lost = sum(map(math.isinf, scores))
     unread += f", {lost} of them so unlikely that their density is 0" if lost else ""
     print(f"{args.out}: {stream.total} images{unread}; labels: {_policy(run, scoring)}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _room_for(out: Path) -> Iterator[None]:
+    """Let a full disk name `out`: the rows are kept in a file beside it that has no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(error.errno, os.strerror(error.errno), str(out)) from None
+        raise
 
 
 def _check(args: Score) -> None:
@@ -179,6 +198,7 @@ def _score(
     import torch
     from PIL import Image
 
+    from tarflow.cli.score_maps import draw_maps, map_name
     from tarflow.evaluation.anomalies import code_bits
     from tarflow.evaluation.held_out import passes_an_image, score_pixels
     from tarflow.evaluation.scores import beyond
@@ -200,14 +220,14 @@ def _score(
                 found |= dict(zip(numbers, values.tolist(), strict=True))
                 coded |= dict(zip(numbers, code_bits(pixels).tolist(), strict=True))
                 if maps is not None:
-                    _draw(run, pixels, numbers, scoring, maps, stream.total)
+                    draw_maps(run, pixels, numbers, scoring, maps, stream.total)
             for record in batch:
                 problem, value = record.problem or "", found[record.index]
                 first = first or (f"{record.name}: {problem}" if problem else "")
                 bad += bool(problem)
                 if not problem and not math.isfinite(value):
                     problem = f"its log-likelihood is {value}"
-                picture = _map_name(record.index, stream.total) if maps and record.pixels is not None else ""
+                picture = map_name(record.index, stream.total) if maps and record.pixels is not None else ""
                 writer.writerow([record.name, problem, picture])
                 scores.append(-math.inf if record.pixels is not None and math.isnan(value) else value)
                 code.append(coded[record.index])
@@ -232,6 +252,7 @@ def _finish(
     import numpy as np
 
     from tarflow import storage
+    from tarflow.cli.csv_text import escaped
     from tarflow.evaluation.detector import score_columns
 
     reference = _reference(args, run, scoring, progress)
@@ -243,12 +264,13 @@ def _finish(
         storage.replacing_file(args.out) as temporary,
         open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if args.raw_names else csv.QUOTE_MINIMAL)
+        text = str if args.raw_names else escaped
         writer.writerow(header + (["map"] if args.maps else []))
         found = zip(*(_cells(name, values) for name, values in columns.items()), strict=False)
         for value, (name, problem, picture) in zip(scores, csv.reader(rows), strict=True):
             cells = [""] * len(columns) if math.isnan(value) else next(found)
-            writer.writerow([name, *cells, by, labels, problem, *([picture] if args.maps else [])])
+            writer.writerow([text(name), *cells, by, text(labels), text(problem), *([picture] if args.maps else [])])
 
 
 def _cells(name: str, values: Any) -> Iterator[Any]:
@@ -278,27 +300,6 @@ def _reference(args: Score, run: Run, scoring: Scoring, progress: Progress) -> H
             file=sys.stderr,
         )
         return None
-
-
-def _draw(run: Run, pixels: Any, numbers: list[int], scoring: Scoring, maps: Path, total: int) -> None:
-    """One picture an image: itself, and its map over it."""
-    import torch
-
-    from tarflow.data.images import save_sheet
-    from tarflow.data.pixels import to_8bit
-    from tarflow.evaluation.held_out import score_options
-    from tarflow.evaluation.patch_maps import heat_map, mean_patch_maps
-
-    options = score_options(run, len(pixels), scoring)
-    patches = mean_patch_maps(run.flow, pixels, **options, indices=numbers, batch_size=len(pixels))
-    for number, values, image in zip(numbers, patches, to_8bit(pixels, run.levels), strict=True):
-        if bool(values.isfinite().any()):
-            pair = torch.stack([image.expand(3, -1, -1), heat_map(values, image)])
-            save_sheet(maps / _map_name(number, total), pair, columns=2, zoom=max(1, 128 // image.shape[-2]))
-
-
-def _map_name(number: int, total: int) -> str:
-    return f"{number:0{len(str(total - 1))}d}.png"
 
 
 def _batch_size(args: Score, run: Run) -> int:

@@ -17,6 +17,7 @@ from tarflow.jsontext import to_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tarflow.checkpoint import Run
     from tarflow.evaluation.sweep import Row
     from tarflow.sampling.setting import Setting
 
@@ -78,6 +79,26 @@ def options(argv: Sequence[str]) -> type:
     return Sweep
 
 
+def _check_places(args: Sweep, run: Run, out: Path) -> None:
+    """Raise OSError before hours of measuring where nothing can be written to `out`; say where no default can be."""
+    from tarflow import storage
+    from tarflow.checkpoint import SETTING_FILE
+
+    place = out / "sweep.json"
+    while not place.parent.exists():  # nothing is made before it is filled
+        place = place.parent
+    try:
+        storage.check_writable(place)
+    except OSError as error:
+        hint = "" if args.out else "; give another directory by --out"
+        raise OSError(f"{out}: {error.strerror}{hint}") from None
+    if not args.no_save:
+        try:
+            storage.check_writable(run.path / SETTING_FILE)
+        except OSError as error:
+            print(f"{run.path}: {error.strerror}; the best setting will not be kept as its default", file=sys.stderr)
+
+
 def run(args: Sweep) -> None:
     from tarflow import storage
     from tarflow.checkpoint import open_run, save_setting, weights_digest
@@ -113,9 +134,10 @@ def run(args: Sweep) -> None:
         strengths=args.strength,
     )
     y = labels_of(run, (), args.n)
+    out = args.out or run.path / SWEEP
+    check_vacant(out, "--out", ours=SWEEP_FILES)
+    _check_places(args, run, out)
     with Progress() as progress:
-        out = args.out or run.path / SWEEP
-        check_vacant(out, "--out", ours=SWEEP_FILES)
         judge, _ = open_judge(run, args.judging, progress)
         out.mkdir(parents=True, exist_ok=True)
         key: dict[str, Any] = {
@@ -162,7 +184,6 @@ def run(args: Sweep) -> None:
     storage.write_text(out / "sweep.md", table)
     storage.write_text(out / "sweep.svg", sweep_chart(rows, name, args.by))
     stored = StoredSetting(key["weights"], best.setting, name, best.figures[name].value, args.n, len(rows))
-    saved = None if args.no_save else save_setting(run, stored)
     print(table, end="", file=sys.stderr)
     print(f"best: {stored}; with other noise {again[name].value:.4g}", file=sys.stderr)
     for edge in at_edge:
@@ -172,5 +193,11 @@ def run(args: Sweep) -> None:
         f"numbers, in {100 * beyond['clipped_images']:.2g} % of the images",
         file=sys.stderr,
     )
-    print(f"table and plot in {out}; default {f'kept in {saved}' if saved else 'not kept'}", file=sys.stderr)
+    kept = "not kept"
+    if not args.no_save:
+        try:
+            kept = f"kept in {save_setting(run, stored)}"
+        except OSError as error:  # what was measured is in the table all the same
+            kept = f"not kept: {error.filename}: {error.strerror}"
+    print(f"table and plot in {out}; default {kept}", file=sys.stderr)
     print(to_json({"run": str(args.run), "rows": [row.to_dict() for row in rows], **more}, indent=2))

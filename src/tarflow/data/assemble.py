@@ -21,6 +21,7 @@ from tarflow.data.value_range import Values
 
 _CHUNK = 16  # records a thread decodes before the next hand-over: small images take less time than that
 _WINDOW = 16  # chunks under way, which bounds the encoded bytes in memory
+_WINDOW_BYTES = 1 << 28  # of decoded images under way
 THREADS = min(4, os.cpu_count() or 1)  # Pillow decodes without the lock; small images gain nothing from more
 
 Item = TypeVar("Item")
@@ -93,9 +94,10 @@ def assemble(
 
     def read(content: Content) -> Any:
         try:
-            return read_one(content, levels, image_size, channels, values)
+            image = read_one(content, levels, image_size, channels, values)
         except DataError as error:
             return error
+        return image if first is None or image.shape[1:] == first[1] else image.shape  # which is all that is said of it
 
     with ThreadPoolExecutor(THREADS) as pool, warnings.catch_warnings():
         # Large images are errors of `decode`; Pillow's warning would say it twice. Set here, as filters are global.
@@ -106,9 +108,10 @@ def assemble(
                 if isinstance(image, DataError):
                     bad.append((name, str(image)))
                 else:
-                    first = first or (name, image.shape[1:])
-                    if image.shape[1:] != first[1]:
-                        raise DataError(_two_sizes(where, *first, name, image.shape[1:]))
+                    shape = image if isinstance(image, tuple) else image.shape
+                    first = first or (name, shape[1:])
+                    if shape[1:] != first[1]:
+                        raise DataError(_two_sizes(where, *first, name, shape[1:]))
                     stack.append(position, image, channels)
                 done += 1
                 if progress is not None and (done % _CHUNK == 0 or done == total):
@@ -144,7 +147,7 @@ def read_one(
             return content
         image = convert(from_array(content), channels)
     else:
-        image = decode(_read_file(content) if isinstance(content, Path) else content, channels, values)
+        image = decode(_read_file(content) if isinstance(content, Path) else content, channels, image_size, values)
     pixels = to_array(image if image_size is None else fit(image, image_size))
     return pixels if levels == 256 else np.minimum(pixels, levels - 1)  # bicubic overshoots, Pillow clips at 255 only
 
@@ -157,12 +160,17 @@ def _read_file(path: Path) -> bytes:
 
 
 def in_order(pool: ThreadPoolExecutor, read: Callable[[Item], Any], items: Iterable[Item]) -> Iterator[Any]:
-    """`read` of every item, in order, in the pool's threads, with a bounded number under way."""
-    items = iter(items)
-    while window := list(itertools.islice(items, _CHUNK * _WINDOW)):
-        chunks = [window[i : i + _CHUNK] for i in range(0, len(window), _CHUNK)]
+    """`read` of every item, in order, in the pool's threads, with a bounded number, and size of arrays, under way."""
+    items, count = iter(items), THREADS  # of which is learnt how large they are
+    while window := list(itertools.islice(items, count)):
+        size = min(_CHUNK, -(-len(window) // THREADS))
+        chunks = [window[i : i + size] for i in range(0, len(window), size)]
+        largest = 1
         for images in pool.map(lambda chunk: [read(item) for item in chunk], chunks):
+            largest = max(largest, *(getattr(image, "nbytes", 1) for image in images))
             yield from images
+        del images
+        count = max(1, min(_CHUNK * _WINDOW, _WINDOW_BYTES // largest))
 
 
 def _two_sizes(where: str, name: str, size: tuple[int, ...], other: str, other_size: tuple[int, ...]) -> str:

@@ -7,17 +7,20 @@ dimension, and the values in row-major order. Images are (N, H, W), labels are (
 from __future__ import annotations
 
 import gzip
+import math
 import re
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
 from tarflow.data.errors import DataError
 from tarflow.data.records import SPLIT_ORDER, Part, RowNames, Source, Split
 from tarflow.data.split_names import split_of
+from tarflow.data.unpacked import check_unpacked
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 FASHION_MNIST_CLASSES = (
@@ -26,6 +29,8 @@ FASHION_MNIST_CLASSES = (
 )
 _IMAGES = "-images-idx3-ubyte"
 _LABELS = "-labels-idx1-ubyte"
+_READ_BYTES = 1 << 22  # at a time
+MOST_UNPACKED = 1040  # times its size that a file of deflate can come to
 
 
 def open_fashion_mnist() -> Source:
@@ -74,41 +79,63 @@ def open_idx_file(path: Path) -> Source:
     return Source((_open_part(path, "all"),), files=tuple(_files(path)))
 
 
-def read_idx(path: Path) -> Any:
-    """The array in an IDX file of unsigned bytes.
+def read_idx(path: Path, check: Callable[[tuple[int, ...]], None] | None = None) -> Any:
+    """The array in an IDX file of unsigned bytes. `check` gets its shape before anything more is read.
 
     Raises `DataError` naming the file: not a gzip file, another magic number or type, too few or too many bytes.
     """
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # noqa: SIM115 - closed in the next line
+        with opened as file:
+            return _read_array(path, cast("IO[bytes]", file), check)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: expected a gzip file, got {error}") from None
-    if len(data) < 4 or data[:3] != b"\0\0\x08" or not 1 <= data[3] <= 4:
-        raise DataError(
-            f"{path}: expected an IDX file of unsigned bytes (magic 00 00 08 01..04), got {data[:4].hex(' ')}"
-        )
-    start = 4 + 4 * data[3]
-    if len(data) < start:
+
+
+def _read_array(path: Path, file: IO[bytes], check: Callable[[tuple[int, ...]], None] | None) -> Any:
+    """The header, then as many bytes as it says and the file can hold."""
+    magic = file.read(4)
+    if len(magic) < 4 or magic[:3] != b"\0\0\x08" or not 1 <= magic[3] <= 4:
+        raise DataError(f"{path}: expected an IDX file of unsigned bytes (magic 00 00 08 01..04), got {magic.hex(' ')}")
+    sizes = file.read(4 * magic[3])
+    start = 4 + 4 * magic[3]
+    if len(sizes) < 4 * magic[3]:
         raise DataError(f"{path}: ends within its header of {start} bytes")
-    shape = struct.unpack(f">{data[3]}I", data[4:start])
-    expected = start + int(np.prod(shape, dtype=object))  # whole numbers of Python: a false header must not overflow
-    if len(data) != expected:
-        sizes = "x".join(map(str, shape))
-        raise DataError(f"{path}: expected {expected} bytes for {sizes} values, got {len(data)}")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    shape = struct.unpack(f">{magic[3]}I", sizes)
+    if check is not None:
+        check(shape)
+    count = math.prod(shape)
+    packed = path.stat().st_size
+    values = np.empty(0, np.uint8)
+    if count <= packed * MOST_UNPACKED:  # else they cannot be in there
+        check_unpacked(str(path), packed, count)
+        values = np.empty(count, np.uint8)
+    found, room = 0, memoryview(values.data)
+    while found < len(values) and (data := file.read(min(_READ_BYTES, len(values) - found))):
+        room[found : found + len(data)] = data
+        found += len(data)
+    more = found == count and bool(file.read(1))
+    if found < count or more:
+        kind = "x".join(map(str, shape))
+        unpacked = "more" if more else str(start + found) if len(values) else "fewer"
+        got = unpacked if path.suffix == ".gz" else str(packed)
+        raise DataError(f"{path}: expected {start + count} bytes for {kind} values, got {got}")
+    return values.reshape(shape)
 
 
 def _open_part(path: Path, split: Split) -> Part:
-    images = read_idx(path)
-    if images.ndim != 3 or 0 in images.shape[1:]:
-        raise DataError(f"{path}: expected images (N, H, W), got shape {images.shape}")
-    labels = None
+    def of_images(shape: tuple[int, ...]) -> None:
+        if len(shape) != 3 or 0 in shape[1:]:
+            raise DataError(f"{path}: expected images (N, H, W), got shape {shape}")
+
+    def of_labels(shape: tuple[int, ...]) -> None:
+        if shape != (len(images),):
+            raise DataError(f"{label_path}: expected {len(images)} labels, one an image, got shape {shape}")
+
+    images, labels = read_idx(path, of_images), None
     label_path = _label_file(path)
     if label_path is not None:
-        labels = read_idx(label_path)
-        if labels.shape != images.shape[:1]:
-            raise DataError(f"{label_path}: expected {len(images)} labels, one an image, got shape {labels.shape}")
-        labels = labels.tolist()
+        labels = read_idx(label_path, of_labels).tolist()
     return Part(split, RowNames([(path.name, len(images))]), labels, lambda: iter(images[:, None]))
 
 

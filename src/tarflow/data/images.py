@@ -12,9 +12,11 @@ Whatever a file holds becomes 8-bit grey (mode L) or RGB:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import math
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,10 +40,16 @@ SUFFIXES = frozenset(
 )
 CAPTION = 14  # pixels of a line of text below an image
 _ORIENTATION = 0x0112  # the EXIF tag
+LARGE = 1 << 22  # pixels from which on images are decoded one after the other: each takes a dozen bytes a pixel
+MOST_SIDE = 1 << 20  # Pillow takes eight bytes a row besides, at each step of what is done here
+_ONE_LARGE = threading.Lock()
+_ROWS = 256  # of an image, looked at together
 
 
-def decode(data: bytes, channels: int | None = None, values: Values | None = None) -> Image.Image:
-    """The image in `data`, the contents of a file, as mode L (channels 1) or RGB (channels 3).
+def decode(
+    data: bytes, channels: int | None = None, size: tuple[int, int] | None = None, values: Values | None = None
+) -> Image.Image:
+    """The image in `data`, the contents of a file, as mode L (channels 1) or RGB (channels 3); made to `fit` a size.
 
     `values` says how more than 8 bits become levels; None takes all 16. Without `channels`, grey stays grey; a palette
     of greys is grey, an RGB image that happens to look grey is RGB.
@@ -51,13 +59,14 @@ def decode(data: bytes, channels: int | None = None, values: Values | None = Non
     if not data:
         raise DataError("empty file")
     try:
-        with Image.open(io.BytesIO(data), formats=_formats()) as opened:
-            width, height = opened.size
-            if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-                raise DataError(_too_large(f"{height}x{width}"))
+        with (
+            Image.open(io.BytesIO(data), formats=_formats()) as opened,
+            _ONE_LARGE if _check_size(opened) > LARGE else contextlib.nullcontext(),
+        ):
             opened.load()  # everything is read here: nothing below can meet a truncated file
             upright = ImageOps.exif_transpose(opened) if opened.getexif().get(_ORIENTATION, 1) != 1 else opened
-            return convert(_flatten(upright, values or Values("full")), channels)
+            found = convert(_flatten(upright, values or Values("full")), channels)
+            return found if size is None else fit(found, size)
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -204,14 +213,22 @@ def _flatten(image: Image.Image, values: Values) -> Image.Image:
     if has_more_bits(mode):
         return _from_many_bits(image, values)
     if "transparency" in image.info or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        grey = mode in ("1", "L", "LA", "La")
-        layer = image.convert("LA" if grey else "RGBA")
-        flat = Image.new("L" if grey else "RGB", image.size, "white")
-        flat.paste(layer.convert(flat.mode), mask=layer.getchannel("A"))
+        flat = _over_white(image, grey=mode in ("1", "L", "LA", "La"))
     else:
         flat = image.convert("L" if mode == "1" else "RGB")
     if mode in ("P", "PA") and _is_grey(flat):
         return flat.convert("L")  # exact: the weights of the luma add up to one
+    return flat
+
+
+def _over_white(image: Image.Image, *, grey: bool) -> Image.Image:
+    """A transparent image on white, some rows at a time: what is computed on the way is larger than the image."""
+    flat = Image.new("L" if grey else "RGB", image.size, "white")
+    rows = max(1, LARGE // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        layer = image.crop(box).convert("LA" if grey else "RGBA")
+        flat.paste(layer.convert(flat.mode), box, mask=layer.getchannel("A"))
     return flat
 
 
@@ -224,6 +241,7 @@ def raw_values(data: bytes | Path) -> Any:
     """The values (H, W) of an image of more than 8 bits; None of another, or of what cannot be read."""
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_formats()) as opened:
+            _check_size(opened)
             return np.asarray(opened) if has_more_bits(opened.mode) else None
     except Exception:  # whoever reads all of it says what is wrong
         return None
@@ -231,7 +249,7 @@ def raw_values(data: bytes | Path) -> Any:
 
 def _from_many_bits(image: Image.Image, how: Values) -> Image.Image:
     values = np.asarray(image)
-    grey = how.to_levels(values if image.mode == "F" else values.astype(np.int64))
+    grey = how.to_levels(values)
     key = image.info.get("transparency")  # one value is transparent
     if isinstance(key, int):
         grey[values == key] = 255
@@ -239,8 +257,9 @@ def _from_many_bits(image: Image.Image, how: Values) -> Image.Image:
 
 
 def _is_grey(image: Image.Image) -> bool:
-    pixels = np.asarray(image)
-    return bool((pixels[..., :1] == pixels).all())
+    tops = range(0, image.height, _ROWS)
+    parts = (np.asarray(image.crop((0, top, image.width, min(top + _ROWS, image.height)))) for top in tops)
+    return all(bool((pixels[..., :1] == pixels).all()) for pixels in parts)
 
 
 @functools.cache
@@ -249,6 +268,16 @@ def _formats() -> tuple[str, ...]:
     if any(name not in Image.OPEN for name in _FORMATS):
         Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)  # a build of Pillow may lack some
+
+
+def _check_size(image: Image.Image) -> int:
+    """How many pixels an image that is not loaded yet has. Raises DataError where they are too many."""
+    width, height = image.size
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise DataError(_too_large(f"{height}x{width}"))
+    if max(width, height) > MOST_SIDE:
+        raise DataError(f"{height}x{width} pixels: expected at most {MOST_SIDE} a side")
+    return width * height
 
 
 def _too_large(size: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 
 from tarflow.data.errors import DataError
 from tarflow.data.records import Part, RowNames, Source
+from tarflow.data.unpacked import check_unpacked
 
 _CHUNK_BYTES = 1 << 22  # read at a time
 
@@ -40,7 +42,7 @@ class Member:
         size = int(np.prod(self.shape[1:])) * self.dtype.itemsize
         step = max(1, _CHUNK_BYTES // size)
         with reading(self.path), zipfile.ZipFile(self.path) as archive, archive.open(f"{self.key}.npy") as file:
-            _header(file)
+            npy_header(file)
             for start in range(0, self.shape[0], step):
                 count = min(step, self.shape[0] - start)
                 data = file.read(count * size)
@@ -57,10 +59,14 @@ def open_member(path: Path, key: str) -> Member:
         keys = [name.removesuffix(".npy") for name in archive.namelist()]
         if key not in keys:
             raise DataError(f"{path}: expected a key '{key}', got {', '.join(keys) or 'no keys'}")
-        with archive.open(f"{key}.npy") as file:
-            shape, fortran, dtype = _header(file)
+        entry = archive.getinfo(f"{key}.npy")
+        with archive.open(entry) as file:
+            shape, fortran, dtype = npy_header(file)
     if dtype.hasobject:
         raise DataError(f"{path}: not a readable .npz archive: key '{key}' is a pickle, which is never loaded")
+    if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize > entry.file_size:
+        raise DataError(f"{path}: not a readable .npz archive: key '{key}' ends too early")
+    check_unpacked(f"{path}: key '{key}'", entry.compress_size, entry.file_size)
     return Member(path, key, shape, dtype, fortran)
 
 
@@ -90,12 +96,13 @@ def open_npz(path: Path) -> Source:
     with reading(path), zipfile.ZipFile(path) as archive:
         labelled = "labels.npy" in archive.namelist()
     if labelled:
-        labels = open_member(path, "labels").read()
-        if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        member = open_member(path, "labels")  # whose shape is looked at before it is unpacked
+        if member.shape != images.shape[:1] or not np.issubdtype(member.dtype, np.integer):
             raise DataError(
                 f"{path}: key 'labels': expected {images.shape[0]} whole numbers, "
-                f"got {labels.dtype} of shape {labels.shape}"
+                f"got {member.dtype} of shape {member.shape}"
             )
+        labels = member.read()
         if labels.size and labels.min() < 0:
             raise DataError(f"{path}: key 'labels': expected whole numbers from 0, got {labels.min()}")
         labels = labels.tolist()
@@ -124,7 +131,7 @@ def _layout(images: Member) -> str:
     return "first" if first else "last"
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
+def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
     """Shape, whether in Fortran's order, and dtype; what follows in `file` are the values."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):

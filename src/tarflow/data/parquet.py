@@ -23,6 +23,7 @@ from tarflow.data.parquet_columns import Columns, choose_columns
 from tarflow.data.parquet_files import by_split
 from tarflow.data.records import SPLIT_ORDER, Content, Group, Location, Part, RowNames, Source, Split
 from tarflow.data.request import Reading
+from tarflow.data.unpacked import check_unpacked
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -115,11 +116,23 @@ def _head(path: Location, reading: Reading, place: Path | None) -> _File | None:
     with _open(path) as file:
         if file.metadata.num_rows == 0:
             return None
+        _check_sizes(path, file.metadata)
         columns, labels = choose_columns(file.schema_arrow, reading, path), None
         if (label := columns.label) is not None:
             labels = _read(path, lambda: file.read(columns=[label])[label].to_pylist())
         name = path.relative_to(place).as_posix() if place is not None and isinstance(path, Path) else path.name
         return _File(path, name, file.metadata, columns, labels)
+
+
+def _check_sizes(path: Location, metadata: Any) -> None:
+    """Raise `DataError` where a few bytes say that they are a great many."""
+    if isinstance(path, Path) and metadata.num_rows > path.stat().st_size:
+        raise DataError(f"{path}: {metadata.num_rows} rows in {path.stat().st_size} bytes: expected an image a row")
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = [group.column(k) for k in range(group.num_columns)]
+        packed = sum(column.total_compressed_size for column in columns)
+        check_unpacked(str(path), packed, sum(column.total_uncompressed_size for column in columns))
 
 
 def _contents(file: _File, labelled: bool) -> Iterator[Content]:

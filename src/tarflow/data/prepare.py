@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tarflow import __version__, storage
+from tarflow import __version__, digests, storage
 from tarflow.config import to_dict
 from tarflow.data.assemble import Stack, assemble
 from tarflow.data.errors import DataError
@@ -157,12 +157,13 @@ def prepare(
 
     if (manifest := known()) is not None:  # before the lock, which takes a place where one may write
         return manifest, True
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with storage.exclusive_name(out):
+    place = storage.behind_links(out)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with storage.exclusive_name(place):
         if (manifest := known()) is not None:  # another may have come and gone in between
             return manifest, True
-        storage.remove_leftovers(out.parent, out.name)
-        with storage.replacing_directory(out) as folder, contextlib.ExitStack() as closing:
+        storage.remove_leftovers(place.parent, place.name)
+        with storage.replacing_directory(place) as folder, contextlib.ExitStack() as closing:
 
             def new_stack(part: Part) -> FileStack:
                 stack = FileStack(folder / f"{part.split}.raw", len(part.names))
@@ -232,7 +233,7 @@ def _write(
     sets = [SetDigest((len(rows), *shape)) for rows in order]
     offsets = [0]
     with open(folder / PIXELS_FILE, "wb") as pixels_file, open(folder / NAMES_FILE, "wb") as names_file:
-        pixels, text = storage.Digesting(pixels_file), storage.Digesting(names_file)
+        pixels, text = digests.Digesting(pixels_file), digests.Digesting(names_file)
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False}
         np.lib.format.write_array_header_1_0(pixels, header | {"shape": (total, *shape)})
         for rows, digest in zip(order, sets, strict=True):
@@ -254,12 +255,12 @@ def _write(
                     progress("writing", done, total)
     facts = {PIXELS_FILE: pixels.facts, NAMES_FILE: text.facts}
     facts[OFFSETS_FILE] = _save(folder / OFFSETS_FILE, np.array(offsets, np.uint64))
-    digests = [digest.result(None) for digest in sets]
+    set_digests = [digest.result(None) for digest in sets]
     if labels[0] is not None:
         every_label = np.concatenate([label.numpy() for label in labels if label is not None])
         own_labels = [every_label[rows] for rows in order]
         facts[LABELS_FILE] = _save(folder / LABELS_FILE, np.concatenate(own_labels))
-        digests = [digest.result(numbers) for digest, numbers in zip(sets, own_labels, strict=True)]
+        set_digests = [digest.result(numbers) for digest, numbers in zip(sets, own_labels, strict=True)]
     del arrays
     for stack in stacks:
         stack.path.unlink()
@@ -280,16 +281,16 @@ def _write(
         variant=asked.variant or opened.variant,
         train=len(order[0]),
         held_out=len(order[1]),
-        train_digest=digests[0],
-        held_out_digest=digests[1],
+        train_digest=set_digests[0],
+        held_out_digest=set_digests[1],
         own_split=own is not None,
         preprocessing=PREPROCESSING,
         skipped=tuple(skipped),
         value_range=opened.value_range,
     )
     storage.write_json(folder / MANIFEST_FILE, to_dict(manifest))
-    facts[MANIFEST_FILE] = storage.file_facts(folder / MANIFEST_FILE)
-    storage.write_json(folder / storage.DIGESTS_FILE, facts)
+    facts[MANIFEST_FILE] = digests.file_facts(folder / MANIFEST_FILE)
+    storage.write_json(folder / digests.DIGESTS_FILE, facts)
     return manifest
 
 
@@ -304,9 +305,9 @@ def _gather(arrays: Sequence[Any], ends: Any, rows: Any) -> Any:
 
 
 def _save(path: Path, array: Any) -> dict[str, Any]:
-    """`np.save`, and what `storage.file_facts` says of it."""
+    """`np.save`, and what `digests.file_facts` says of it."""
     with open(path, "wb") as file:
-        digesting = storage.Digesting(file)
+        digesting = digests.Digesting(file)
         np.save(digesting, array)
     return digesting.facts
 

@@ -24,17 +24,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tarflow import storage
 from tarflow.config import ConfigError, check_value, from_dict
 from tarflow.data.errors import DataError
 from tarflow.data.labels import label_tensors
+from tarflow.data.npz import npy_header
 from tarflow.data.records import Part, Source
 from tarflow.data.request import Request
 from tarflow.data.sets import ImageSet, Splits
+from tarflow.digests import DIGESTS_FILE, difference
 
 MANIFEST_FILE, PIXELS_FILE, LABELS_FILE = "prepared.json", "pixels.npy", "labels.npy"
 NAMES_FILE, OFFSETS_FILE = "names.bin", "names.npy"
-FILES = (MANIFEST_FILE, PIXELS_FILE, LABELS_FILE, NAMES_FILE, OFFSETS_FILE, storage.DIGESTS_FILE)
+FILES = (MANIFEST_FILE, PIXELS_FILE, LABELS_FILE, NAMES_FILE, OFFSETS_FILE, DIGESTS_FILE)
 FORMAT = 1
 
 
@@ -102,7 +103,7 @@ class FileNames(Sequence[str]):
     """The names `start … stop-1` of a prepared directory, read when they are asked for."""
 
     def __init__(self, path: Path, start: int, stop: int) -> None:
-        self.offsets = np.load(path / OFFSETS_FILE, mmap_mode="r", allow_pickle=False)[start : stop + 1]
+        self.offsets = _load(path / OFFSETS_FILE, None, np.uint64)[start : stop + 1]
         with open(path / NAMES_FILE, "rb") as file:
             self.text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -183,7 +184,7 @@ def check_prepared(path: str | Path, progress: Callable[[int, int], None] | None
     path = Path(path).expanduser()
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such directory; expected one that `tarflow prepare` made")
-    if not (path / MANIFEST_FILE).exists() and not (path / storage.DIGESTS_FILE).exists():
+    if not (path / MANIFEST_FILE).exists() and not (path / DIGESTS_FILE).exists():
         raise DataError(f"{path}: expected a directory that `tarflow prepare` made")
     digests = _read_digests(path)
     total, done, problems = sum(facts["bytes"] for facts in digests.values()), 0, []
@@ -195,7 +196,7 @@ def check_prepared(path: str | Path, progress: Callable[[int, int], None] | None
             progress(done, total)
 
     for name, facts in digests.items():
-        if (problem := storage.difference(path / name, facts, count)) is not None:
+        if (problem := difference(path / name, facts, count)) is not None:
             problems.append(f"{path / name}: {problem}")
     if problems:
         raise DataError(f"{'; '.join(problems)}: prepare it again, with --force")
@@ -203,8 +204,8 @@ def check_prepared(path: str | Path, progress: Callable[[int, int], None] | None
 
 
 def _read_digests(path: Path) -> dict[str, dict[str, Any]]:
-    """What `path` keeps of its files: {name: `storage.file_facts`}."""
-    file = path / storage.DIGESTS_FILE
+    """What `path` keeps of its files: {name: `digests.file_facts`}."""
+    file = path / DIGESTS_FILE
     again = "prepare it again, with --force"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -268,22 +269,28 @@ def _arrays(path: Path, manifest: Manifest) -> tuple[Any, Any]:
     labels = _load(path / LABELS_FILE, (total,), np.int64) if manifest.labelled else None
     offsets = _load(path / OFFSETS_FILE, (total + 1,), np.uint64)
     names = path / NAMES_FILE
+    if int(offsets[0]) != 0 or not bool((offsets[:-1] <= offsets[1:]).all()):
+        raise DataError(f"{path / OFFSETS_FILE}: damaged, the names do not follow each other")
     if not names.is_file() or names.stat().st_size != int(offsets[-1]):
         raise DataError(f"{names}: missing or damaged: prepare {manifest.source} again")
     return pixels, labels
 
 
-def _load(file: Path, shape: tuple[int, ...], kind: type) -> Any:
+def _load(file: Path, shape: tuple[int, ...] | None, kind: type) -> Any:
+    """The array of a file, mapped; None takes any number of values. Raises DataError where it is of another kind."""
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        with file.open("rb") as opened:
+            found, fortran, dtype = npy_header(opened)
+            start = opened.tell()
+        fits = found == shape or (shape is None and len(found) == 1 and found[0] >= 0)
+        if fits and dtype == kind and not fortran:  # else NumPy maps whatever the header says, and may die of it
+            return np.memmap(file, kind, "r", start, found) if 0 not in found else np.empty(found, kind)
     except PermissionError:
         raise
     except Exception as error:  # NumPy reads the header as Python's own syntax, and raises what its parser does
         reason = getattr(error, "strerror", None) or "not the array that was written"  # NumPy speaks of pickles
         raise DataError(f"{file}: missing or damaged: {reason}") from None
-    if array.shape != shape or array.dtype != kind:
-        raise DataError(f"{file}: expected {np.dtype(kind)} of shape {shape}, got {array.dtype} of {array.shape}")
-    return array
+    raise DataError(f"{file}: expected {np.dtype(kind)} of shape {shape}, got {dtype} of {found}")
 
 
 def readonly_tensor(array: Any) -> Tensor:

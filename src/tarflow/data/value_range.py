@@ -28,6 +28,7 @@ ValueRange: TypeAlias = "tuple[float, float] | Literal['full', 'auto', 'percenti
 FULL = (0.0, 65535.0)
 IMAGES, PIXELS = 1000, 4096  # that "auto" and "percentile" look at, and of each of them, spread over all
 PERCENTILES = (0.1, 99.9)
+_ROWS = 256  # of an image, computed together
 _EMPTY = 4  # times as many values as are used: fewer than a quarter is what 14 bits of 16 are
 
 
@@ -52,10 +53,15 @@ class Values:
             raise DataError(f"whole numbers from {least} to {greatest}: expected at most 16 bits{hint}")
         with self._lock:
             self.least, self.greatest = min(self.least, float(least)), max(self.greatest, float(greatest))
-        if self.full:
-            return ((values.astype(np.int64) + 128) // 257).astype(np.uint8)  # exact, and white stays white
-        levels = np.rint((values.astype(np.float64) - self.low) * (255 / (self.high - self.low)))
-        return levels.clip(0, 255).astype(np.uint8)
+        levels = np.empty(values.shape, np.uint8)
+        for top in range(0, len(values), _ROWS):  # wider numbers of a few rows, not of all
+            rows = values[top : top + _ROWS]
+            if self.full:
+                levels[top : top + _ROWS] = (rows.astype(np.int32) + 128) // 257  # exact, and white stays white
+            else:
+                scaled = np.rint((rows.astype(np.float64) - self.low) * (255 / (self.high - self.low)))
+                levels[top : top + _ROWS] = scaled.clip(0, 255)
+        return levels
 
     def say(self, where: str) -> None:
         """A `DataWarning` where the values that were met use little of the range, or much is outside of it."""

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tarflow.checkpoint import read_torch_file
 from tarflow.evaluation.features import Extractor, resized, unit_pixels
+from tarflow.tensor_files import read_torch_file
 
 SIZE = 224  # what Lite0 was trained at; the padding of its convolutions is fixed to it
 # Of levels 0 … 255, as the Lite family was trained: not the mean and deviation of ImageNet that other networks take.

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tarflow import storage
+from tarflow import caching, storage
 from tarflow.checkpoint import Run
 from tarflow.data.batches import seeded_permutation
 from tarflow.data.fingerprint import files_digest
@@ -147,7 +147,7 @@ def held_out_scores(
     values = [v if math.isfinite(v) else None for v in scores.tolist()]
     newest = {"key": key, "files": files, "scores": values, "code_bits": code.tolist()}
     with contextlib.suppress(OSError):  # someone else's run: computed again next time
-        storage.write_json(path, newest | {"earlier": kept[: MAX_SCORINGS - 1]})
+        storage.write_json(path, caching.sealed(newest | {"earlier": kept[: MAX_SCORINGS - 1]}))
     return HeldOut(scores, code)
 
 
@@ -208,21 +208,21 @@ def _digest(run: Run) -> str:
 def _read(path: Any) -> list[dict[str, Any]]:
     """What was kept, the newest first; empty where there is nothing, or nothing that can be used."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = caching.unsealed(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
         return []
-    if not isinstance(known, dict) or not isinstance(known.get("earlier"), list):
+    if known is None or not isinstance(known.get("earlier"), list):
         return []
     entries = [{name: known.get(name) for name in ("key", "files", "scores", "code_bits")}, *known["earlier"]]
     return entries if all(map(_is_entry, entries)) else []
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether this is a key with as many scores, numbers or null, as numbers of bits, and one at least."""
+    """Whether this is a key with as many scores, floats or null, as bits, and one at least."""
     if not isinstance(entry, dict) or not isinstance(entry.get("key"), dict):
         return False
     scores, code = entry.get("scores"), entry.get("code_bits")
     if not isinstance(scores, list) or not isinstance(code, list) or len(scores) != len(code) or not scores:
         return False
     numbers = [*(v for v in scores if v is not None), *code]
-    return all(type(v) in (int, float) and abs(v) < 1e300 for v in numbers)
+    return all(type(v) is float and abs(v) < 1e300 for v in numbers)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tarflow.checkpoint import read_torch_file
 from tarflow.evaluation.features import FLOAT32, INCEPTION, Extractor, resized, unit_pixels
+from tarflow.tensor_files import read_tensors, read_torch_file
 
 SIZE = 299
 DIMS = 2048
@@ -224,14 +224,4 @@ def prepare(pixels: Tensor, levels: int) -> Tensor:
 
 
 def _read(path: Path) -> object:
-    if path.suffix != ".safetensors":
-        return read_torch_file(path, EXPECTED)
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; {EXPECTED}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file ({error}); {EXPECTED}") from None
+    return read_torch_file(path, EXPECTED) if path.suffix != ".safetensors" else read_tensors(path, EXPECTED)

@@ -1,16 +1,17 @@
 """Features of real images: computed once, kept under a digest, and continued where an interruption left them.
 
-    CACHE/features/DIGEST/00000.npy …    (n, d) float32, `CHUNK` images each, written whole or not at all
+    CACHE/features/DIGEST/00000.npy …    (n, d) float32, `CHUNK` images each, and a digest of that behind it
     CACHE/classifiers/DIGEST.safetensors networks of the extractor "Classifier"
 
 The digest is of the images, the number of levels and the extractor (its weights and how it resizes), so that nothing
-stale is ever read; what is kept may be deleted at any time.
+stale is ever read; what is kept may be deleted at any time, and what is damaged is computed again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tarflow import storage
+from tarflow import caching, storage
 from tarflow.data.sets import ImageSet, Splits
 from tarflow.evaluation.distances import Moments, moments
 from tarflow.evaluation.features import Extractor
@@ -82,14 +83,13 @@ def real_features(
     """
     folder = None if cache is None else cache / "features" / _digest(images, extractor)
     with contextlib.ExitStack() as held:
-        keep = folder is not None
+        keep = False
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
+            with contextlib.suppress(storage.InUse), caching.optional(folder.parent.parent):
+                folder.mkdir(parents=True, exist_ok=True)
                 held.enter_context(storage.exclusive(folder))
                 storage.remove_leftovers(folder)
-            except storage.InUse:
-                keep = False
+                keep = True
         return _features(images, extractor, folder, keep, progress)
 
 
@@ -109,8 +109,12 @@ def _features(
 
             part = extractor.features(pixels, images.levels, told)
             if file is not None and keep:
-                with storage.replacing_file(file) as temporary, open(temporary, "wb") as opened:
-                    np.save(opened, part.numpy())
+                buffer = io.BytesIO()
+                np.save(buffer, part.numpy())
+                keep = False
+                with caching.optional(file.parent.parent.parent):
+                    caching.keep(file, buffer.getvalue())
+                    keep = True
         parts.append(part)
     return torch.cat(parts)
 
@@ -124,8 +128,10 @@ def _digest(images: ImageSet, extractor: Extractor) -> str:
 
 def _kept(file: Path, shape: tuple[int, int]) -> Tensor | None:
     """The features in a file; None where there is none, or it is not what was written."""
+    if (contents := caching.kept(file)) is None:
+        return None
     try:
-        values = np.load(file, allow_pickle=False)
+        values = np.load(io.BytesIO(contents), allow_pickle=False)
     except Exception:  # NumPy reads the header as Python's own syntax, and raises what its parser does
         return None
     if values.shape != shape or values.dtype != np.float32:

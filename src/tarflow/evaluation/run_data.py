@@ -8,6 +8,7 @@ from typing import Any
 
 from tarflow.checkpoint import CHECKPOINTS, Run
 from tarflow.config import DataConfig
+from tarflow.data.hub import PREFIX
 from tarflow.data.identity import MOVED, Known, check_outside, located, open_known, place_of, read_names, refuse
 from tarflow.data.load import ImageSet, Splits, load_all, load_held_out
 from tarflow.data.prepared import is_prepared
@@ -24,6 +25,19 @@ def stored_data(run: Run) -> DataConfig:
     if run.config.data is None:
         raise ValueError(f"{run.path}: only a model is stored; expected section `data` in its config.json")
     return run.config.data
+
+
+def own_source(run: Run) -> str:
+    """Where the images of the run are. Raises ValueError where they would have to be fetched.
+
+    A run may come from anywhere, and what a file of it names is asked for before it is downloaded.
+    """
+    source = located(stored_data(run))
+    if source.startswith(PREFIX):
+        raise ValueError(
+            f"{run.path}: its config.json names {source}, to be downloaded; ask for that by --data {source}"
+        )
+    return source
 
 
 def known_images(data: DataConfig | None, run: Path) -> Known | None:
@@ -91,7 +105,7 @@ def _open(
     data = stored_data(run)
     known = known_images(data, run.path)
     storage: Storage = data.storage if own or known is not None else "auto"
-    where = located(data) if source is None else source
+    where = own_source(run) if source is None else source
     if storage == "stream" and not own and not _can_be_streamed(where, Reading.of(data, strict=own)):
         storage = "auto"
     request = Request(
@@ -133,7 +147,7 @@ def open_held_out(run: Run, source: str | None = None, progress: Loading | None 
     """`open_splits(run).held_out`, without decoding what was trained on where the data have a split of their own."""
     data = stored_data(run)
     known = known_images(data, run.path)
-    where = located(data) if source is None else source
+    where = own_source(run) if source is None else source
     try:
         mapped_or_streamed = is_prepared(where) or data.storage == "stream"
         decodes_less = not mapped_or_streamed and own_split(open_source(where, Reading.of(data))) is not None

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tarflow import storage
+from tarflow import caching
 from tarflow.data.batches import batch_indices
 from tarflow.evaluation.features import FLOAT32, Extractor, unit_pixels
 from tarflow.seeding import seeded_generator
+from tarflow.tensor_files import read_tensors, save_tensors
 
 DIMS = 64
 SCALED_BY = 1_000  # training images at most, whose features set the scale
@@ -91,12 +92,10 @@ def open_classifier(
     state = None if file is None else _kept(file, network)
     if state is None:
         train(network, images.cpu(), labels.cpu(), levels)
-        if file is not None:
-            from safetensors.torch import save_file
-
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with storage.replacing_file(file) as temporary:
-                save_file(network.state_dict(), temporary)
+        if cache is not None and file is not None:
+            with caching.optional(cache):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                save_tensors(file, network.state_dict())
     else:
         network.load_state_dict(state)
     weights = hashlib.blake2b(DESCRIPTION.encode(), digest_size=16)
@@ -140,14 +139,9 @@ def train(network: SmallNetwork, images: Tensor, labels: Tensor, levels: int) ->
 
 def _kept(file: Path, network: nn.Module) -> dict[str, Tensor] | None:
     """The weights of an earlier day; None where there are none, or they are damaged: they are simply made again."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not file.is_file():
-        return None
     try:
-        state = load_file(file)
-    except (OSError, SafetensorError):
+        state = read_tensors(file)
+    except (OSError, ValueError):
         return None
     shapes = {name: value.shape for name, value in network.state_dict().items()}
     return state if {name: value.shape for name, value in state.items()} == shapes else None

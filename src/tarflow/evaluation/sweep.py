@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from tarflow import storage
+from tarflow import caching, storage
 from tarflow.config import TarFlowConfig, from_dict, to_dict
 from tarflow.evaluation.quality import LOWER_IS_BETTER, Figure, Judge, Kind
 from tarflow.fields import real
@@ -181,7 +181,9 @@ def read_sweep(path: Path) -> Stored | None:
     if not path.is_file():
         return None
     try:
-        stored = read_json(path)
+        stored = caching.unsealed(read_json(path))
+        if stored is None:
+            return None
         rows = [
             Row(
                 from_dict(Setting, row["setting"]),
@@ -197,4 +199,4 @@ def read_sweep(path: Path) -> Stored | None:
 
 def write_rows(path: Path, key: dict[str, Any], rows: Sequence[Row], **more: Any) -> None:
     """Write rows with what they depend on, whole or not at all."""
-    storage.write_json(path, {"key": key, "rows": [row.to_dict() for row in rows], **more})
+    storage.write_json(path, caching.sealed({"key": key, "rows": [row.to_dict() for row in rows], **more}))

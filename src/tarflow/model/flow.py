@@ -18,6 +18,7 @@ from tarflow.config import ConfigError, Recompute, TarFlowConfig, from_dict, to_
 from tarflow.model import checks
 from tarflow.model.block import Block
 from tarflow.model.patches import patchify, unpatchify
+from tarflow.tensor_files import read_tensors, save_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -226,12 +227,8 @@ class TarFlow(nn.Module):
         storage.write_json(directory / CONFIG_FILE, {"model": to_dict(self.config)})
 
     def save_weights(self, path: str | Path) -> None:
-        """Write the weights as safetensors."""
-        from safetensors.torch import save_file
-
-        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.state_dict().items()}
-        with storage.replacing_file(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt"})
+        """Write the weights as safetensors, with a digest in the file by which damage is found."""
+        save_tensors(path, self.state_dict())
 
     @classmethod
     @torch.inference_mode(False)  # as above
@@ -245,8 +242,14 @@ class TarFlow(nn.Module):
         if not isinstance(sections, dict) or "model" not in sections:
             raise ConfigError(f"{directory / CONFIG_FILE}: expected a section 'model'")
         config = from_dict(TarFlowConfig, sections["model"], f"{directory / CONFIG_FILE}: model")
+        tensors = read_tensors(directory / WEIGHTS_FILE)
+        if sum(config.layers) > len(tensors):  # before as many modules are made
+            raise ValueError(
+                f"{directory / WEIGHTS_FILE}: has {len(tensors)} tensors, too few for the {sum(config.layers)} layers "
+                f"in {CONFIG_FILE}"
+            )
         flow = cls(config, device="meta")  # no memory, no random numbers: every value, and its dtype, is the file's
-        load_weights(flow, read_weights(directory / WEIGHTS_FILE), directory / WEIGHTS_FILE, assign=True)
+        load_weights(flow, tensors, directory / WEIGHTS_FILE, assign=True)
         return flow.to(device).eval()
 
 
@@ -258,19 +261,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # the latter is what brackets without end come to
         raise ValueError(f"{path}: not JSON ({error})") from None
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or an error that names it."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected weights in safetensors")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def load_weights(flow: TarFlow, tensors: dict[str, Tensor], origin: str | Path, *, assign: bool = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -12,6 +13,8 @@ from typing import Any
 from tarflow.config import ConfigError
 
 SECTIONS = ("model", "data", "training")
+_KEYS = re.compile(r"""[^\w."' \t-]+""")  # what is between keys, which may be tables in one another
+MOST_TABLES = 100
 EXPECTS = ("images", "image_size", "channels", "num_classes")  # what the section `expects` may say of the data
 
 
@@ -83,7 +86,12 @@ def _read(name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
             f"recipe {name}: no such recipe; {hint}known: {', '.join(known)}, or the path of a .toml file"
         )
     try:
-        sections = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        text = file.read_text(encoding="utf-8")
+        if any(key.count(".") > MOST_TABLES for key in _KEYS.split(text)):  # for which tomllib takes gigabytes
+            raise RecursionError
+        sections = tomllib.loads(text)
+    except (ValueError, OSError) as error:  # of syntax, of encoding, of numbers with thousands of digits
         raise ConfigError(f"{origin}: not a readable TOML file: {error}") from None  # tomllib says at which line
+    except RecursionError:
+        raise ConfigError(f"{origin}: not a readable TOML file: tables or lists nested too deep") from None
     return origin, sections

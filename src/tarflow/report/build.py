@@ -70,6 +70,8 @@ def write_report(
         if run.config.model.channels not in (1, 3):
             raise ValueError(f"{run.path}: expected images of 1 or 3 channels, got {run.config.model.channels}")
     subjects = subjects_of(runs, settings or Settings(), watch)
+    for subject in subjects:
+        _ = subject.metrics  # what cannot be read is said before anything is written
     out = Path(paths[0]) / "report" if out is None else Path(out)
     for run in runs:
         check_output(run, "--out", out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from typing import Any
 
 import torch
 
@@ -108,19 +109,25 @@ def trained(subject: Subject) -> Parts:
 
 def _progress(subject: Subject) -> list[tuple[str, str]]:
     """What metrics.jsonl says of steps and time."""
-    timed = [entry for entry in subject.metrics if "seconds" in entry]
+    timed = [entry for entry in subject.metrics if math.isfinite(_number(entry, "seconds"))]
     rows = []
     if timed:
         last = timed[-1]
         rows.append(("Time", f"{last['step']:,} steps in {duration(last['seconds'])}"))
     prefix = "held_out_"
-    scored = [(e[k], e["step"], k) for e in subject.metrics for k in e if k.startswith(prefix)]
+    scored = [(_number(e, k), e["step"], k) for e in subject.metrics for k in e if k.startswith(prefix)]
     scored = [entry for entry in scored if math.isfinite(entry[0])]
     if scored:
         score, step, key = min(scored)
         unit = unit_name(key.removeprefix(prefix))
         rows.append(("Best weights", f"step {step:,}, held-out {score:.4f} {unit} while training"))
     return rows
+
+
+def _number(entry: dict[str, Any], name: str) -> float:
+    """A value of a line of metrics.jsonl; not a number where there is none."""
+    value = entry.get(name)
+    return math.nan if value is None else float(value)
 
 
 def architecture(subject: Subject) -> Parts:
@@ -141,10 +148,10 @@ def curves(subject: Subject) -> Parts:
     if not metrics:
         raise Unavailable("There is no metrics.jsonl beside the model, so nothing is known of its training.")
     bits = next((k for e in metrics for k in ("bits_per_dim", "noisy_bits_per_dim") if k in e), "bits_per_dim")
-    loss = [(float(e["step"]), float(e["loss"])) for e in metrics if "loss" in e]
-    train = [(float(e["step"]), float(e[bits])) for e in metrics if bits in e]
+    loss = [(float(e["step"]), _number(e, "loss")) for e in metrics if "loss" in e]
+    train = [(float(e["step"]), _number(e, bits)) for e in metrics if bits in e]
     held_out_name = f"held_out_{bits}"
-    held_out = [(float(e["step"]), float(e[held_out_name])) for e in metrics if held_out_name in e]
+    held_out = [(float(e["step"]), _number(e, held_out_name)) for e in metrics if held_out_name in e]
     series = [Series("training", train, "first"), Series("held out", held_out, "second", dots=True)]
     text = "Left, or above: the training loss. Right, or below: training and held-out images, in "
     text += "bits/dim of the data." if bits == "bits_per_dim" else "bits/dim of noisy images."

@@ -2,9 +2,9 @@
 
 Called from Python one after the other, PyTorch's operations for one step of 16 images take seven times as long as its
 arithmetic at the rate of large products; this takes under three times as long. It is compiled into the user's cache
-once for each kind of processor, in a second or two, and loaded from there afterwards. Without GCC and
-the OpenMP that PyTorch brings on Linux, or with TARFLOW_NATIVE=0 in the environment, PyTorch's operations do the same
-work.
+once for each kind of processor, in a second or two, and loaded from there afterwards, where it is still what was
+compiled and nobody else can have put it there. Without GCC and the OpenMP that PyTorch brings on Linux, or with
+TARFLOW_NATIVE=0 in the environment, PyTorch's operations do the same work.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tarflow import storage
+from tarflow import caching, storage
 from tarflow.model.block import Block
 from tarflow.model.transformer import Layer
 
@@ -64,26 +65,67 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
-def _compiled(command: Sequence[str]) -> Path:
+def _compiled(command: Sequence[str]) -> ctypes.CDLL:
     """The library that `command` makes, from the cache where it is there."""
     parts = [SOURCE.read_bytes(), *(word.encode() for word in command), _processor()]
-    name = f"step-{hashlib.sha256(b''.join(parts)).hexdigest()[:32]}.so"
-    folder = _folder()
-    if (folder / name).exists():
-        return folder / name
-    with storage.replacing_file(folder / name) as unfinished:  # whoever looks for it finds all of it
+    file = _folder() / f"step-{hashlib.sha256(b''.join(parts)).hexdigest()[:32]}.so"
+    if os.path.lexists(file):
+        try:
+            return _trusted(file)
+        except OSError as error:
+            log.warning("%s: %s; compiled again", file, error.strerror or error)
+    with storage.replacing_file(file) as unfinished:  # whoever looks for it finds all of it
         subprocess.run([*command, "-o", str(unfinished)], check=True, capture_output=True, text=True, timeout=SECONDS)
-    return folder / name
+        contents = unfinished.read_bytes()
+        unfinished.write_bytes(contents + caching.seal(contents))  # behind it, which the loader passes over
+    with contextlib.suppress(OSError):
+        file.chmod(0o600)  # a compiler leaves what the umask allows
+    return _trusted(file)
+
+
+def _trusted(file: Path) -> ctypes.CDLL:
+    """Load what this user wrote, what is all there, and nobody else can change. Raises OSError where it is not that.
+
+    It is loaded by the number of the open file and not by its name, so that it is the one that was looked at.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
+    with open(descriptor, "rb", closefd=False) as opened:
+        contents = opened.read()
+    problem = _open_to_others(os.fstat(descriptor))
+    if problem is None and caching.opened(contents) is None:
+        problem = "damaged"
+    if problem is not None:
+        os.close(descriptor)
+        raise OSError(problem)
+    number = f"/proc/self/fd/{descriptor}"  # open as long as the process, so that no other library has this name
+    return ctypes.CDLL(number if os.path.exists(number) else str(file))
+
+
+def _open_to_others(facts: os.stat_result) -> str | None:
+    """Who else could have written what is to be run; None where nobody could."""
+    if facts.st_uid != os.geteuid():
+        return f"belongs to user {facts.st_uid}"
+    return "others may write to it" if facts.st_mode & 0o022 else None
 
 
 @functools.cache
 def _folder() -> Path:
-    """Where compiled code is kept: the user's cache, or where there is none to write to, a folder of this process."""
-    with contextlib.suppress(OSError, RuntimeError):
-        folder = storage.cache_directory()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
+    """Where compiled code is kept: this user's own folder in the cache, else one of this process.
+
+    A cache may be shared, or lie where others write, and what is in it is run: so the folder is ours alone.
+    """
+    if (cache := storage.cache_directory()) is not None:
+        folder = cache / f"native-{os.geteuid()}"
+        try:
+            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            facts = folder.lstat()
+            problem = _open_to_others(facts) if stat.S_ISDIR(facts.st_mode) else "not a directory"
+            if problem is None and os.access(folder, os.W_OK):
+                return folder
+            log.warning("%s: %s; not used for compiled code", folder, problem or "cannot be written to")
+        except OSError as error:
+            log.info("%s: %s", folder, error)
     own = Path(tempfile.mkdtemp(prefix="tarflow-"))
     atexit.register(shutil.rmtree, own, ignore_errors=True)
     return own
@@ -97,8 +139,8 @@ def _processor() -> bytes:
     return f"{platform.machine()} {platform.processor()}".encode()
 
 
-def _opened(path: Path) -> ctypes.CDLL:
-    result = ctypes.CDLL(str(path))
+def _opened(result: ctypes.CDLL) -> ctypes.CDLL:
+    """The library with the types of its functions."""
     result.tarflow_panel.restype = ctypes.c_int
     block = ctypes.POINTER(_Block)
     result.tarflow_scratch.argtypes, result.tarflow_scratch.restype = [block, Number, Number], Number

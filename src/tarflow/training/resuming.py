@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from tarflow import checkpoint, storage
+from tarflow import checkpoint, digests, storage
 from tarflow.config import ConfigError, RunConfig
 from tarflow.data.identity import write_names
 from tarflow.data.load import Splits
 from tarflow.data.streamed import StreamedSplits
 from tarflow.model.flow import WEIGHTS_FILE
+from tarflow.tensor_files import check_dense
 from tarflow.training.optimizer import moments_of
 from tarflow.training.setup import check_resumable, step_counts
 
@@ -96,6 +97,7 @@ def rewind_directory(out: Path, latest: Path | None, step: int, best_step: int |
 
     Later checkpoints, which are damaged, lose their names; the best weights so far and the metrics are those of then.
     """
+    checkpoint.read_metrics(out)  # which raises before anything is changed
     _set_aside_after(out, latest)
     _restore_best(out, best_step)
     checkpoint.rewind_metrics(out, step)
@@ -116,8 +118,8 @@ def _restore_best(run: Path, best_step: int | None) -> None:
     source = run / checkpoint.CHECKPOINTS / f"step-{best_step}"
     if best_step is None or not source.is_dir() or checkpoint.damage(source, [WEIGHTS_FILE]) is not None:
         return  # they are written again when a later step is the best
-    have = storage.file_facts(run / WEIGHTS_FILE) if (run / WEIGHTS_FILE).is_file() else None
-    if have != storage.file_facts(source / WEIGHTS_FILE):
+    have = digests.file_facts(run / WEIGHTS_FILE) if (run / WEIGHTS_FILE).is_file() else None
+    if have != digests.file_facts(source / WEIGHTS_FILE):
         with storage.replacing_file(run / WEIGHTS_FILE) as temporary:
             shutil.copyfile(source / WEIGHTS_FILE, temporary)
 
@@ -170,5 +172,11 @@ def _check_optimizer(saved: Any, optimizer: torch.optim.Optimizer, file: Path) -
             value = moments[index].get(name) if isinstance(moments[index], dict) else None
             if not isinstance(value, torch.Tensor) or value.shape != shape or not value.is_floating_point():
                 raise ValueError(f"{file}: optimizer: {index}.{name}: expected numbers of shape {tuple(shape)}")
+            try:  # a fused step writes as many numbers as the parameter has, one after the other
+                check_dense(value)
+            except ValueError as error:
+                raise ValueError(f"{file}: optimizer: {index}.{name}: {error}") from None
+            if not value.is_contiguous():
+                raise ValueError(f"{file}: optimizer: {index}.{name}: expected numbers in C's order")
             if not bool(value.isfinite().all()):
                 raise ValueError(f"{file}: optimizer: {index}.{name}: holds numbers that are not finite")

@@ -19,7 +19,8 @@ from tarflow.data.load import Splits
 from tarflow.data.streamed import StreamedSplits
 from tarflow.devices import without_autocast
 from tarflow.evaluation.likelihood import to_bits_per_dim
-from tarflow.model.flow import WEIGHTS_FILE, TarFlow, load_weights, read_weights
+from tarflow.model.flow import WEIGHTS_FILE, TarFlow, load_weights
+from tarflow.tensor_files import read_tensors
 from tarflow.training.build import build_step
 from tarflow.training.directory import RunDirectory
 from tarflow.training.engine import Engine
@@ -296,7 +297,7 @@ class Trainer:
         if state["data"] != self.fingerprint:
             raise ConfigError(f"data.source: the training images are not those that {origin} was trained on")
         load_weights(self.flow, split_weights(state["flow"], self.flow), origin / checkpoint.STATE_FILE)
-        load_weights(self.ema.flow, split_weights(read_weights(origin / WEIGHTS_FILE), self.ema.flow), origin)
+        load_weights(self.ema.flow, split_weights(read_tensors(origin / WEIGHTS_FILE), self.ema.flow), origin)
         self.ema.updates = state["ema_updates"]
         self.optimizer.load_state_dict(split_moments(state["optimizer"], self.optimizer))
         self.step = state["step"]

@@ -1,0 +1,48 @@
+"""Text in the cells of a CSV file: any name, so that every program reads the same cells, and the exact name comes back.
+
+A name may hold line ends and bytes that are no UTF-8, and a spreadsheet computes what begins with `=`. Cells are
+percent-encoded where that is needed, as in a URL, and only there: most names stay as they are.
+
+    os.fsdecode(urllib.parse.unquote_to_bytes(cell))        # the name again, in Python
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from urllib.parse import unquote_to_bytes
+
+_FORMULA = "=+-@＝＋－＠"  # some spreadsheets take the wide ones, too
+_ENDS = "\x85\u2028\u2029"  # of lines, for some programs
+
+
+def escaped(text: str) -> str:
+    r"""`text` with every `%`, control character, end of a line, and byte that is no UTF-8 as %XX; and the first
+    character where it would begin a formula, or a space at either end.
+
+    >>> escaped("cat.png"), escaped("=1+1.png"), escaped("a\rb.png"), escaped("50%.png")
+    ('cat.png', '%3D1+1.png', 'a%0Db.png', '50%25.png')
+    """
+    last = len(text) - 1
+    return "".join(
+        _encoded(c)
+        if c == "%"
+        or c in _ENDS
+        or unicodedata.category(c) in ("Cc", "Cs")
+        or (k == 0 and c in _FORMULA)
+        or (k in (0, last) and c.isspace())
+        else c
+        for k, c in enumerate(text)
+    )
+
+
+def unescaped(cell: str) -> str:
+    """The text that `escaped` was given."""
+    return os.fsdecode(unquote_to_bytes(cell))
+
+
+def _encoded(character: str) -> str:
+    of_bytes = "\udc80" <= character <= "\udcff"  # what Python has for bytes that are no UTF-8
+    return "".join(
+        f"%{byte:02X}" for byte in character.encode(errors="surrogateescape" if of_bytes else "surrogatepass")
+    )
