@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import itertools
@@ -9,6 +10,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -536,3 +538,24 @@ def test_the_map_of_an_image_does_not_depend_on_the_batch_that_it_is_in(place: P
     assert len(pictures[0]) == 7
     for others in pictures[1:]:
         assert np.abs(others - pictures[0]).max() <= 1
+
+
+@pytest.mark.parametrize("command", ["score", "evaluate"])
+def test_products_on_a_gpu_are_tf32_unless_asked_otherwise(
+    command: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scoring without was at a seventh of the rate of training."""
+    asked: list[bool] = []
+
+    @contextlib.contextmanager
+    def products(device: torch.device, *, tf32: bool) -> Iterator[None]:
+        asked.append(tf32)
+        yield
+        asked.append(tf32)
+
+    monkeypatch.setattr("tarflow.devices.float32_products", products)
+    photos = str(place / "photos")
+    rest = [photos, "--out", str(place / "s.csv")] if command == "score" else ["--data", photos]
+    for more in ([], ["--precision", "float32"]):
+        assert main([command, str(place / "uniform"), *rest, *more]) == 0
+    assert asked == [True, True, False, False]

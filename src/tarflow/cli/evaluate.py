@@ -85,6 +85,12 @@ class Evaluate:
         tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="leave out files that cannot be read")
     ] = False
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
+    precision: Annotated[
+        Literal["auto", "float32"],
+        tyro.conf.arg(
+            help="of the products on CUDA; auto: tf32, 6e-5 bits/dim from float64 (docs/speed.md), and faster"
+        ),
+    ] = "auto"
 
 
 def options(argv: Sequence[str]) -> type:
@@ -104,7 +110,7 @@ def _check(args: Evaluate) -> None:
 def run(args: Evaluate) -> None:
     from tarflow.checkpoint import open_run
     from tarflow.cli.progress import Progress
-    from tarflow.devices import pick_device
+    from tarflow.devices import float32_products, pick_device
     from tarflow.evaluation.bayes import BAYES_KEYS, evaluate_bayes
     from tarflow.evaluation.breakdown import PRECISION_KEYS, by_patch, precision_difference
     from tarflow.evaluation.discrete import IMPORTANCE_KEYS, importance_bound
@@ -120,7 +126,7 @@ def run(args: Evaluate) -> None:
             f"{args.run}: only a model is stored; expected sections `data` and `training` in its config.json"
         )
     source, skip_bad = args.data or data.source, args.skip_bad
-    with Progress() as progress:
+    with Progress() as progress, float32_products(run.flow.device, tf32=args.precision == "auto"):
         if args.data is None:
             splits, same = open_splits(run, skip_bad=skip_bad, progress=progress.loading), True
         else:
