@@ -154,7 +154,9 @@ def test_labels_that_are_no_classes_are_refused(y: torch.Tensor | int, message: 
 
 
 def test_values_that_do_not_fit_are_refused() -> None:
-    p = build("four_channels").distribution(torch.tensor([0, 1, 0]))
+    p = FlowDistribution(build("four_channels"), torch.tensor([0, 1, 0]), validate_args=True)
+    with pytest.raises(ValueError, match="value: leading shape .2,. does not broadcast with .3,."):
+        FlowDistribution(p.flow, torch.tensor([0, 1, 0]), validate_args=False).log_prob(torch.zeros(2, 4, 2, 3))
     with pytest.raises(ValueError, match=r"^value: expected images \(..., 4, 2, 3\), got \(3, 1, 2, 3\)"):
         p.log_prob(torch.zeros(3, 1, 2, 3))  # torch's own check would broadcast the one channel
     with pytest.raises(ValueError, match="broadcast"):

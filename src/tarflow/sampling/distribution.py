@@ -88,7 +88,12 @@ class FlowDistribution(Distribution):
             raise ValueError(f"value: expected images (..., {expected}), got {tuple(value.shape)}")
         if self._validate_args and value.numel():  # torch's check cannot reshape nothing
             self._validate_sample(value)
-        shape = torch.broadcast_shapes(value.shape[:-3], self.batch_shape)
+        try:
+            shape = torch.broadcast_shapes(value.shape[:-3], self.batch_shape)
+        except RuntimeError:  # what torch's check says, where it is asked to
+            raise ValueError(
+                f"value: leading shape {tuple(value.shape[:-3])} does not broadcast with {tuple(self.batch_shape)}"
+            ) from None
         x = value.expand(*shape, *self.event_shape).reshape(shape.numel(), *self.event_shape)
         return self.flow.log_prob(x, self._labels(shape)).reshape(shape)
 
