@@ -86,3 +86,11 @@ def test_a_long_series_is_drawn_with_no_more_points_than_that_and_all_of_them_co
         (sum(x for x, _ in group) / len(group), pytest.approx(sum(y for _, y in group) / len(group)))
         for group in (points[k : k + size] for k in range(0, count, size))
     ]
+
+
+def test_a_chart_says_how_many_points_it_leaves_out() -> None:
+    whole = Series("a", [(0.0, 1.0), (1.0, 2.0), (2.0, 3.0)], "first")
+    broken = Series("b", [(0.0, math.nan), (1.0, -math.inf), (2.0, 3.0)], "second")
+    text = "2 of 6 points are no finite numbers, and left out"
+    assert text in str(line_chart("c", [whole, broken], title="t", x_label="step", y_label="loss"))
+    assert "left out" not in str(line_chart("c", [whole], title="t", x_label="step", y_label="loss"))

@@ -40,7 +40,7 @@ class Scale:
 
 
 def line_chart(name: str, series: Sequence[Series], *, title: str, x_label: str, y_label: str) -> Markup:
-    """A chart of all finite points of `series`. `name` makes its ids unique on the page.
+    """A chart of all finite points of `series`, which says how many others there are. `name` makes its ids unique.
 
     Raises:
         ValueError: no finite point at all.
@@ -49,6 +49,9 @@ def line_chart(name: str, series: Sequence[Series], *, title: str, x_label: str,
     drawn = [s for s in drawn if s.points]
     if not drawn:
         raise ValueError(f"{title}: no finite point to draw")
+    left_out = sum(len(s.points) - len(finite(s.points)) for s in series)
+    if left_out:
+        x_label += f" ({left_out} of {sum(len(s.points) for s in series)} points are no finite numbers, and left out)"
     xs = [x for s in drawn for x, _ in s.points]
     ys = [y for s in drawn for _, y in s.points]
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))

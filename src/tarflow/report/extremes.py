@@ -67,6 +67,8 @@ def maps(subject: Subject) -> Parts:
         f"each patch adds to the log-likelihood: white {centre:.1f} nats, blue {span:.1f} nats or more above that, red "
         f"{span:.1f} or more below. A map adds up to log p of its image."
     )
+    if lost := patches.numel() - len(finite):
+        caption += f" {lost} of {patches.numel()} patches are no finite numbers, and shown as the least likely."
     return [Figure("maps", strips, caption), ends_of_a_map(subject.run.flow)]
 
 
