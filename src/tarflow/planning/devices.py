@@ -1,7 +1,8 @@
 """What a device can do: by its vendor's data sheet, what others quote from it, or measured here.
 
 `share` is how much of the rate of large products a training step is taken to reach. On the named accelerators it is an
-assumption, and nobody has measured it with this code; on the CPU it is what benchmarks/results/plan-cpu.json found.
+assumption, which one of them bears out: a step of the paper's model reached 0.40 of an H200's data sheet in bf16
+(benchmarks/results/gpu-nvidia-h200.json). On the CPU it is what benchmarks/results/plan-cpu.json found.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Sequential decoding on a GPU: one step captured as a CUDA graph, and replayed for every patch.
+"""Decoding on a GPU by CUDA graphs: a step of the sequential solver, or a window of Jacobi iteration, is replayed.
 
-A step is a hundred small kernels, and launching them one by one takes longer than running them. A graph launches all of
-them at once, but its shapes are fixed: the position is a tensor on the device that the step itself moves on. Nothing is
-allocated in the loop, and the host waits for nothing.
+A step is some seventy small kernels, and launching them one by one takes longer than running them. A graph launches all
+of them at once, but its shapes are fixed: the position is a tensor on the device that the step itself moves on. Nothing
+is allocated in the loop, and the host waits for nothing. A window of few patches is as short of work, and comes back as
+often as Jacobi iteration needs; there the solver waits, to ask what has settled.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class _Windows:
 
 
 class Captured:
-    """The sequential solver for the batches of one flow on a GPU. Its graphs are kept from batch to batch.
+    """What a GPU has recorded of one flow: `solve` is the sequential solver, `predictor` is for windows.
 
     All blocks share the memory that they are captured with: the cache of the largest, a batch of patches, and a pool
     for what is in between. A smaller batch is filled up. Everything is freed with this object.
