@@ -86,10 +86,7 @@ class Evaluate:
     ] = False
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
     precision: Annotated[
-        Literal["auto", "float32"],
-        tyro.conf.arg(
-            help="of the products on CUDA; auto: tf32, 6e-5 bits/dim from float64 (docs/speed.md), and faster"
-        ),
+        Literal["auto", "float32"], tyro.conf.arg(help="of products on CUDA; auto: tf32, to 6e-5 bits/dim, and faster")
     ] = "auto"
 
 

@@ -87,10 +87,7 @@ class Score:
     batch_size: Annotated[int | None, tyro.conf.arg(help="images scored at once")] = None
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
     precision: Annotated[
-        Literal["auto", "float32"],
-        tyro.conf.arg(
-            help="of the products on CUDA; auto: tf32, 6e-5 bits/dim from float64 (docs/speed.md), and faster"
-        ),
+        Literal["auto", "float32"], tyro.conf.arg(help="of products on CUDA; auto: tf32, to 6e-5 bits/dim, and faster")
     ] = "auto"
 
 
@@ -169,14 +166,13 @@ def _check(args: Score) -> None:
 
     if args.out.suffix.lower() != ".csv" or args.out.is_dir():
         raise ValueError(f"--out {args.out}: expected the name of a .csv file")
-    if args.draws < 1:
-        raise ValueError(f"--draws: expected a positive number, got {args.draws}")
-    if args.batch_size is not None and args.batch_size < 1:
-        raise ValueError(f"--batch-size: expected a positive number, got {args.batch_size}")
+    for name, value in (("draws", args.draws), ("batch-size", args.batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{name}: expected a positive number, got {value}")
     if args.maps is not None:
         check_vacant(args.maps, "--maps")
-    if args.maps is not None and not args.maps.parent.is_dir():
-        raise FileNotFoundError(f"--maps {args.maps}: {args.maps.parent} is no directory")
+        if not args.maps.parent.is_dir():
+            raise FileNotFoundError(f"--maps {args.maps}: {args.maps.parent} is no directory")
 
 
 def _ranked_by(args: Score, run: Run, scoring: Scoring) -> Detector:
