@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,25 @@ def test_images_that_join_are_left_out_by_every_command(
     shutil.rmtree(trained / "checkpoints" / "step-4")
     assert resume(trained) == 0, "its images are there, in the order of before"
     assert "1 of 41 images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("joins", [False, True])
+def test_a_copy_whose_names_spell_accents_otherwise_is_known(joins: bool, tmp_path: Path) -> None:
+    photos, copy = write_images(tmp_path / "photos", 40), tmp_path / "copy"
+    copy.mkdir()
+    for k, path in enumerate(sorted(photos.iterdir())):
+        name = f"{'é' if k % 2 else 'f'}{path.name}"  # composed, é comes after f; decomposed, before it
+        shutil.copyfile(path, copy / unicodedata.normalize("NFD", name))
+        path.rename(photos / unicodedata.normalize("NFC", name))
+    assert train(photos, tmp_path / "run", "--held-out-fraction", "0.3", "--noise", "uniform") == 0
+    run = checkpoint.open_run(tmp_path / "run")
+    if joins:
+        joined(copy)
+        with pytest.warns(DataWarning, match="1 of 41 images"):
+            found, own = open_given(run, str(copy))
+    else:
+        found, own = open_given(run, str(copy))
+    assert own and found.held_out.digest() == open_splits(run).held_out.digest() and len(found.held_out) == 12
 
 
 def _stderr(capsys: pytest.CaptureFixture[str], command: list[str], code: int = 0) -> str:

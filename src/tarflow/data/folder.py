@@ -130,7 +130,8 @@ def _walk(
     whose sample sheets are no data, is left out, unless it is what was asked for.
     """
     with os.scandir(root / here) as entries:
-        listed = sorted((entry.name, entry.is_dir()) for entry in entries)  # links are followed
+        found = [(entry.name, entry.is_dir()) for entry in entries]  # links are followed
+    listed = sorted(found, key=lambda entry: (composed(entry[0]), entry[0]))  # as another system lists a copy of it
     if here.parts and is_run({name for name, _ in listed}):
         return
     for name, is_folder in listed:

@@ -15,6 +15,7 @@ from tarflow import storage as files
 from tarflow.config import DataConfig
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.folder import image_paths, is_run
+from tarflow.data.labels import composed
 from tarflow.data.load import Splits, load_or_stream
 from tarflow.data.prepared import is_prepared
 from tarflow.data.request import Request
@@ -78,6 +79,8 @@ def open_known(
     difference = "their pixels, labels or split have changed"
     if names is not None:
         here = frozenset(name for part in open_source(source, request.reading).parts for name in part.names)
+        spelled = {composed(name): name for name in here - names}
+        names = frozenset(name if name in here else spelled.get(composed(name), name) for name in names)
         missing = names - here
         if missing:
             difference = f"{len(missing)} of {len(names)} are missing, the first is {min(missing)}"
