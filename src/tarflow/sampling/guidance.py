@@ -60,8 +60,8 @@ class Guidance:
         """Raise ValueError where the two branches coincide, so that guidance would do nothing, silently."""
         if self.scale == 0:
             return
-        # The mean of one class is that class; one patch is not predicted; a softmax over one key has no temperature.
-        by_class = config.num_classes > 1 and config.num_patches > 1 and y is not None and bool((y != NULL_CLASS).any())
+        # The mean of one class is that class; a softmax over one key has no temperature.
+        by_class = config.num_classes > 1 and y is not None and bool((y != NULL_CLASS).any())
         by_temperature = self.temperature != 1.0 and config.num_patches > 2
         if not (by_class or by_temperature):
             raise ValueError(
