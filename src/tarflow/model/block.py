@@ -67,6 +67,11 @@ class Block(nn.Module):
         weight = getattr(cast("Layer", self.layers[0]).attention.qkv, "weight", None)
         return weight.dtype if isinstance(weight, Tensor) else self.dtype  # a layer that was replaced may have none
 
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """The dtype of z, the shift and the log-scale, and of all else that is not rounded: float32 at least."""
+        return torch.promote_types(self.dtype, torch.float32)
+
     def reorder(self, x: Tensor) -> Tensor:
         """Raster order to the block's own order, or back: the flip is its own inverse. Shape (B, T, …)."""
         return x.flip(1) if self.flipped else x
@@ -198,8 +203,7 @@ class Block(nn.Module):
         config = self.config
         if not config.rotary:
             return None
-        dtype = torch.promote_types(self.dtype, torch.float32)
-        return rotation_table(config.grid, config.head_dim, self.flipped, self.position.device, dtype)
+        return rotation_table(config.grid, config.head_dim, self.flipped, self.position.device, self.state_dtype)
 
     def _rotation(self, start: int, count: int) -> tuple[Tensor, Tensor] | None:
         """The same of patches start … start+n-1, (n, K/2)."""

@@ -122,7 +122,7 @@ class Captured:
         key = (block, guidance, batch)
         if key not in self.windows:
             length, size = block.config.num_patches - 1, block.config.patch_dim
-            dtype = torch.promote_types(block.dtype, torch.float32)
+            dtype = block.state_dtype
             x, shift, log_scale = torch.empty(3, batch, length, size, dtype=dtype, device=block.position.device)
             context, temperature = branches(block, y, guidance, batch)
             self.windows[key] = _Windows(x, shift, log_scale, context, temperature, block.new_cache(rows))

@@ -108,7 +108,7 @@ def branches(
         context = torch.cat([context.expand(batch, -1, -1), null.expand(batch, -1, -1)])
     if guidance.temperature == 1.0:
         return context, None
-    dtype = torch.promote_types(block.dtype, torch.float32)
+    dtype = block.state_dtype
     temperature = torch.ones(2 * batch, device=block.position.device, dtype=dtype)
     temperature[batch:] = guidance.temperature
     return context, temperature
