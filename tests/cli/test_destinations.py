@@ -14,14 +14,10 @@ from flow_cases import build
 from report_cases import make_run
 from tarflow.cli import main
 from tarflow.destination import check_vacant
-from tarflow.evaluation import run_data, small_network
+from tarflow.evaluation import run_data
 from tarflow.interop import to_official
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setattr(small_network, "STEPS", 5)
-    monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path_factory.getbasetemp() / "quality-cache"))
+pytestmark = pytest.mark.usefixtures("quick_network")
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,13 @@ import tarflow
 from report_cases import make_run
 from tarflow.checkpoint import open_run, open_setting, save_setting, weights_digest
 from tarflow.cli import main, quality
-from tarflow.evaluation import small_network
 from tarflow.evaluation.quality import KINDS
 from tarflow.sampling.setting import Setting, StoredSetting
 
 FEATURES = ["--extractor", "classifier"]
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A network that learns little, in a cache that all tests share."""
-    monkeypatch.setattr(small_network, "STEPS", 5)
-    monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path_factory.getbasetemp() / "quality-cache"))
+pytestmark = pytest.mark.usefixtures("quick_network")
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,7 @@ from tarflow.sampling.setting import Setting
 OPTIONS = ["--guidance", "0", "--extractor", "classifier", "--solver", "sequential"]
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A network that learns little, in a cache that all tests share."""
-    monkeypatch.setattr(small_network, "STEPS", 5)
-    monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path_factory.getbasetemp() / "quality-cache"))
+pytestmark = pytest.mark.usefixtures("quick_network")
 
 
 @pytest.fixture
