@@ -30,6 +30,7 @@ ROOMS = [
     "model",
     "sampling",
     "data",
+    "pictures",
     "recipes",
     "checkpoint",
     "interop",
