@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tarflow.data.errors import DataError
 from tarflow.data.records import Location
-from tarflow.data.request import NO_COLUMN, Reading
+from tarflow.data.options import NO_COLUMN, Reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
