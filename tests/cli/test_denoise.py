@@ -18,7 +18,7 @@ from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.load import load_all
 from tarflow.data.pixels import dequantize, scale_pixels, to_8bit, to_pixels
-from tarflow.evaluation.psnr import psnr
+from tarflow.evaluation.quality.psnr import psnr
 from tarflow.sampling.denoise import denoise
 from tarflow.seeding import seeded_generator
 

@@ -128,8 +128,8 @@ def _samples(run: Run, splits: Splits, guidance: Any, args: Demo) -> dict[str, A
     import torch
 
     from tarflow.data.pixels import to_8bit, to_pixels
-    from tarflow.evaluation.classifier import fit_classifier
-    from tarflow.evaluation.sample_quality import sample_quality
+    from tarflow.evaluation.quality.classifier import fit_classifier
+    from tarflow.evaluation.quality.ratios import sample_quality
     from tarflow.pictures import save_sheet
     from tarflow.sampling.sample import sample
 
@@ -161,7 +161,7 @@ def _denoising(run: Run, splits: Splits, args: Demo) -> dict[str, Any]:
 
     from tarflow.data.noise import noisy_images
     from tarflow.data.pixels import scale_pixels, to_pixels
-    from tarflow.evaluation.psnr import psnr
+    from tarflow.evaluation.quality.psnr import psnr
     from tarflow.pictures import save_sheet
     from tarflow.sampling.denoise import denoise
     from tarflow.seeding import seeded_generator
