@@ -15,8 +15,8 @@ from flow_cases import build
 from tarflow import TarFlow, checkpoint
 from tarflow.config import RunConfig
 from tarflow.data.images import grid
-from tarflow.data.pixels import to_8bit, to_pixels
 from tarflow.evaluation import likelihood
+from tarflow.measure import to_8bit, to_pixels
 from tarflow.ranks import ALONE, Ranks
 from tarflow.sampling.sample import sample
 from tarflow.training import scoring as scoring_module
