@@ -28,7 +28,7 @@ from tarflow.cli import main
 from tarflow.cli.csv_text import unescaped
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.load import load
-from tarflow.evaluation import held_out, scores
+from tarflow.evaluation.likelihood import held_out, scores
 from tarflow.evaluation.likelihood.anomalies import code_bits
 from tarflow.evaluation.likelihood.detector import DETECTOR_FILE
 from tarflow.evaluation.likelihood.held_out import HELD_OUT_FILE

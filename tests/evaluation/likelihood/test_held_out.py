@@ -16,7 +16,7 @@ from flow_cases import build
 from tarflow.checkpoint import Run
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.batches import seeded_permutation
-from tarflow.evaluation import held_out
+from tarflow.evaluation.likelihood import held_out
 from tarflow.evaluation.likelihood.held_out import (
     HELD_OUT_FILE,
     Scoring,
