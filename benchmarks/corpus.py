@@ -21,12 +21,12 @@ from benchmarks import hostile, hostile_data, hostile_images, hostile_torch
 from benchmarks.killing import write_images
 from benchmarks.mutations import BYTES, JSON, JSON_LINES, STRANGE, TEXT, Mutation, places
 from tarflow import checkpoint
-from tarflow.data.prepare import prepare
-from tarflow.data.request import Request
-from tarflow.evaluation.held_out import held_out_scores, scoring_of
-from tarflow.evaluation.reference import open_reference
+from tarflow.data.options import LoadOptions
+from tarflow.data.store.write import prepare
+from tarflow.evaluation.likelihood.held_out import held_out_scores, scoring_of
+from tarflow.evaluation.quality.extractors.small_network import open_classifier
+from tarflow.evaluation.quality.reference import open_reference
 from tarflow.evaluation.run_data import open_splits
-from tarflow.evaluation.small_network import open_classifier
 from tarflow.interop import to_official
 from tarflow.sampling.setting import Setting, StoredSetting
 from tarflow.training.setup import open_data, resolve
@@ -190,7 +190,7 @@ def hostile_subjects() -> dict[str, Subject]:
 def build(place: Path) -> None:
     """Make the good directories in `place`."""
     write_images(place / "images")
-    prepare(str(place / "images"), place / "prepared", Request())
+    prepare(str(place / "images"), place / "prepared", LoadOptions())
     sections: dict[str, dict[str, Any]] = {
         "model": {"patch_size": 2, "width": 16, "head_dim": 8, "layers": [1, 1]},
         "data": {"source": str(place / "images")},

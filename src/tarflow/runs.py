@@ -12,15 +12,14 @@ from torch import Tensor
 
 from tarflow import checkpoint, recipes
 from tarflow.config import ConfigError, DataConfig, TarFlowConfig, TrainingConfig
-from tarflow.data.noise import noisy_images
-from tarflow.data.own import own_splits
-from tarflow.data.pixels import to_pixels
 from tarflow.data.sets import Splits
+from tarflow.data.torch_datasets import dataset_splits
 from tarflow.devices import pick_device
-from tarflow.evaluation.held_out import score_pixels, scoring_of
-from tarflow.evaluation.likelihood import to_bits_per_dim
+from tarflow.evaluation.likelihood.evaluate import to_bits_per_dim
+from tarflow.evaluation.likelihood.held_out import score_pixels, scoring_of
 from tarflow.evaluation.run_data import open_splits
 from tarflow.fields import integer
+from tarflow.measure import noisy_images, to_pixels
 from tarflow.model.block import NULL_CLASS
 from tarflow.sampling.sample import sample
 from tarflow.sampling.setting import Setting
@@ -185,8 +184,8 @@ def train(
 
     Args:
         data: a `torch.utils.data.Dataset`, or any sequence, of images or (image, label); see
-            `tarflow.data.own.own_images`. It is read once, into memory. held_out: another one; None holds out a
-            seeded fraction.
+            `tarflow.data.torch_datasets.dataset_images`. It is read once, into memory. held_out: another one; None
+            holds out a seeded fraction.
         out: the run directory; must not hold a run unless `resume`, which goes on from its newest checkpoint.
         recipe: by name, or the path of a `.toml` file. Size, channels, levels and classes are those of the data.
         levels, class_names: see `own_images`.
@@ -213,6 +212,6 @@ def train(
         if one in fields and other not in fields:
             sections["training"].pop(other, None)
     options = {name: sections["data"][name] for name in ("held_out_fraction", "split_seed") if name in sections["data"]}
-    splits = own_splits(data, held_out, levels=levels, class_names=class_names, **options)
+    splits = dataset_splits(data, held_out, levels=levels, class_names=class_names, **options)
     train_run(resolve(sections, splits), splits, out, resume=resume, device=pick_device(device), report=report)
     return open_run(out)

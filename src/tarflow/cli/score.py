@@ -22,9 +22,9 @@ import tyro
 if TYPE_CHECKING:
     from tarflow.checkpoint import Run
     from tarflow.cli.progress import Progress
-    from tarflow.data.stream import Record, Stream
-    from tarflow.evaluation.detector import Detector
-    from tarflow.evaluation.held_out import HeldOut, Scoring
+    from tarflow.data.scan import Scan, ScannedImage
+    from tarflow.evaluation.likelihood.detector import Detector
+    from tarflow.evaluation.likelihood.held_out import HeldOut, Scoring
 
 CLASSES = 10  # from which on it is worth saying what a score under each of them costs
 MAX_BATCH = 256  # images scored at once where it is ours to choose: about as many are decoded ahead
@@ -100,10 +100,10 @@ def run(args: Score) -> None:
     from tarflow.checkpoint import open_run
     from tarflow.cli.drawing import class_number
     from tarflow.cli.progress import Progress
-    from tarflow.data.request import Reading
-    from tarflow.data.stream import open_stream
+    from tarflow.data.options import LoadOptions, Reading
+    from tarflow.data.scan import open_scan
     from tarflow.devices import float32_products, pick_device
-    from tarflow.evaluation.held_out import passes_an_image, scoring_of
+    from tarflow.evaluation.likelihood.held_out import passes_an_image, scoring_of
     from tarflow.evaluation.run_data import check_output
 
     _check(args)
@@ -115,13 +115,9 @@ def run(args: Score) -> None:
         raise ValueError(f"--class: {args.run} is an unconditional model")
     label = None if args.label is None else class_number(run, args.label)
     scoring = scoring_of(run, label, draws=args.draws, seed=args.seed)
-    stream = open_stream(
-        args.path,
-        image_size=model.image_shape,
-        channels=model.channels,
-        levels=run.levels,
-        reading=None if run.config.data is None else Reading.of(run.config.data, strict=False),
-    )
+    reading = Reading.of(run.config.data, strict=False)
+    options = LoadOptions(model.image_shape, model.channels, run.levels, reading=reading)
+    images = open_scan(args.path, options)
     if args.maps is not None:
         check_output(run, "--maps", args.maps, args.path)
     by = _ranked_by(args, run, scoring)
@@ -141,12 +137,12 @@ def run(args: Score) -> None:
                 f"without a label, an image goes through the flow once a class, {classes} times: --class null is "
                 f"{classes} times cheaper, and scores it under no class in particular"
             )
-        scores, code, bad = _score(args, run, stream, scoring, rows, maps, progress)
+        scores, code, bad = _score(args, run, images, scoring, rows, maps, progress)
         _finish(args, run, scoring, by, rows, scores, code, progress)
     unread = f", {bad} of them not scored (see column error)" if bad else ""
     lost = sum(map(math.isinf, scores))
     unread += f", {lost} of them so unlikely that their density is 0" if lost else ""
-    print(f"{args.out}: {stream.total} images{unread}; labels: {_policy(run, scoring)}", file=sys.stderr)
+    print(f"{args.out}: {images.total} images{unread}; labels: {_policy(run, scoring)}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -178,7 +174,7 @@ def _check(args: Score) -> None:
 def _ranked_by(args: Score, run: Run, scoring: Scoring) -> Detector:
     """The score that images are ranked by; a line on stderr says where a stored choice is used, or is not."""
     from tarflow.checkpoint import weights_digest
-    from tarflow.evaluation.detector import DETECTOR_FILE, open_detector
+    from tarflow.evaluation.likelihood.detector import DETECTOR_FILE, open_detector
 
     if args.by is not None or (stored := open_detector(run)) is None:
         return args.by or "likelihood"
@@ -194,22 +190,22 @@ def _ranked_by(args: Score, run: Run, scoring: Scoring) -> Detector:
 
 
 def _score(
-    args: Score, run: Run, stream: Stream, scoring: Scoring, rows: IO[str], maps: Path | None, progress: Progress
+    args: Score, run: Run, images: Scan, scoring: Scoring, rows: IO[str], maps: Path | None, progress: Progress
 ) -> tuple[array[float], array[float], int]:
-    """Score the stream, a row (file, error, map) for each record; the scores and the bits of a lossless code, NaN where
+    """Score the images, a row (file, error, map) for each record; the scores and the bits of a lossless code, NaN where
     there are none, and how many records could not be read."""
     import torch
     from PIL import Image
 
     from tarflow.cli.score_maps import draw_maps, map_name
-    from tarflow.evaluation.anomalies import code_bits
-    from tarflow.evaluation.held_out import passes_an_image, score_pixels
-    from tarflow.evaluation.scores import beyond
+    from tarflow.evaluation.likelihood.anomalies import code_bits
+    from tarflow.evaluation.likelihood.held_out import passes_an_image, score_pixels
+    from tarflow.evaluation.likelihood.scores import beyond
 
     writer = csv.writer(rows)
     size, each = _batch_size(args, run), scoring.draws * passes_an_image(run, scoring)
     scores, code, bad, first = array("d"), array("d"), 0, ""
-    with warnings.catch_warnings(), contextlib.closing(iter(stream)) as records:
+    with warnings.catch_warnings(), contextlib.closing(iter(images)) as records:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # which is an error in its row
         for batch in _batches(records, size):
             good = [record for record in batch if record.pixels is not None]
@@ -218,26 +214,26 @@ def _score(
             if good:
                 pixels = torch.stack([record.pixels for record in good if record.pixels is not None])
                 numbers = [record.index for record in good]
-                told = beyond(progress.scoring, len(scores) * each, stream.total * each)
+                told = beyond(progress.scoring, len(scores) * each, images.total * each)
                 values = score_pixels(run, pixels, scoring, indices=numbers, batch_size=size, progress=told)
                 found |= dict(zip(numbers, values.tolist(), strict=True))
                 coded |= dict(zip(numbers, code_bits(pixels).tolist(), strict=True))
                 if maps is not None:
-                    draw_maps(run, pixels, numbers, scoring, maps, stream.total)
+                    draw_maps(run, pixels, numbers, scoring, maps, images.total)
             for record in batch:
                 problem, value = record.problem or "", found[record.index]
                 first = first or (f"{record.name}: {problem}" if problem else "")
                 bad += bool(problem)
                 if not problem and not math.isfinite(value):
                     problem = f"its log-likelihood is {value}"
-                picture = map_name(record.index, stream.total) if maps and record.pixels is not None else ""
+                picture = map_name(record.index, images.total) if maps and record.pixels is not None else ""
                 writer.writerow([record.name, problem, picture])
                 scores.append(-math.inf if record.pixels is not None and math.isnan(value) else value)
                 code.append(coded[record.index])
-            if len(scores) < stream.total:  # records that cannot be read are done, too
-                progress.scoring(len(scores) * each, stream.total * each)
+            if len(scores) < images.total:  # records that cannot be read are done, too
+                progress.scoring(len(scores) * each, images.total * each)
     if bad == len(scores):
-        raise ValueError(f"{stream.source}: none of {bad} images can be read; the first is {first}")
+        raise ValueError(f"{images.source}: none of {bad} images can be read; the first is {first}")
     return scores, code, bad
 
 
@@ -256,7 +252,7 @@ def _finish(
 
     from tarflow import storage
     from tarflow.cli.csv_text import escaped
-    from tarflow.evaluation.detector import score_columns
+    from tarflow.evaluation.likelihood.detector import score_columns
 
     reference = _reference(args, run, scoring, progress)
     columns = score_columns(run, by, np.frombuffer(scores), np.frombuffer(code), reference)
@@ -285,7 +281,7 @@ def _cells(name: str, values: Any) -> Iterator[Any]:
 
 def _reference(args: Score, run: Run, scoring: Scoring, progress: Progress) -> HeldOut | None:
     """What is known of the run's held-out images, or None after a line that says why nothing is."""
-    from tarflow.evaluation.held_out import held_out_scores
+    from tarflow.evaluation.likelihood.held_out import held_out_scores
 
     try:
         return held_out_scores(
@@ -306,7 +302,7 @@ def _reference(args: Score, run: Run, scoring: Scoring, progress: Progress) -> H
 
 
 def _batch_size(args: Score, run: Run) -> int:
-    from tarflow.evaluation.scores import default_batch_size
+    from tarflow.evaluation.likelihood.scores import default_batch_size
 
     return args.batch_size or min(default_batch_size(run.flow), MAX_BATCH)
 
@@ -315,6 +311,6 @@ def _policy(run: Run, scoring: Scoring) -> str:
     return scoring.labels if scoring.label is None else f"class={run.class_names[scoring.label]}"
 
 
-def _batches(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
+def _batches(records: Iterator[ScannedImage], size: int) -> Iterator[list[ScannedImage]]:
     while batch := list(itertools.islice(records, size)):
         yield batch

@@ -19,10 +19,10 @@ from PIL import Image
 from tarflow.data.errors import DataError
 from tarflow.data.images import convert, decode, fit, from_array, to_array
 from tarflow.data.options import LoadOptions
-from tarflow.data.pixels import requantize
 from tarflow.data.records import Content, Records, Source
 from tarflow.data.sets import seeded_split
 from tarflow.data.value_range import Values
+from tarflow.measure import requantize
 
 _CHUNK = 16  # records a thread decodes before the next hand-over: small images take less time than that
 _WINDOW = 16  # chunks under way, which bounds the encoded bytes in memory
@@ -63,6 +63,9 @@ class Layout:
         """
         own, known = source.own_split(), options.split_by_name
         parts = own or source.parts
+        for part in parts:
+            if not len(part):
+                raise DataError(f"{where}: {f'the {part.split} split ' if own else ''}holds no images")
         if own:
             sets = [np.full(len(part), number, np.int8) for number, part in enumerate(parts)]
         else:
@@ -240,9 +243,13 @@ def _bad_records(where: str, bad: Sequence[tuple[str, str]], total: int) -> str:
 
 def _nothing(where: str, layout: Layout, which: int, bad: Sequence[tuple[str, str]]) -> str:
     """What is said of a set without an image that can be read."""
-    mine = [part for part, numbers in zip(layout.parts, layout.sets, strict=True) if (numbers == which).any()]
-    split = f"the {mine[0].split} split: " if layout.own_split and mine else ""
-    total = layout.sizes()[which] if which < len(layout.sizes()) else 0
-    if not total or not bad:
-        return f"{where}: {split}holds no images"
-    return f"{where}: {split}none of {total} images can be read; the first is {bad[0][0]}: {bad[0][1]}"
+    if not bad:
+        return f"{where}: holds no images"
+    split = f"the {layout.parts[which].split} split: " if layout.own_split else ""
+    mine = {
+        name
+        for part, sets in zip(layout.parts, layout.sets, strict=True)
+        for name in np.array(part.names)[sets == which]
+    }
+    first = next((name, reason) for name, reason in bad if name in mine)
+    return f"{where}: {split}none of {len(mine)} images can be read; the first is {first[0]}: {first[1]}"

@@ -6,16 +6,14 @@ all images, and nothing here has a state that would have to be saved.
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from tarflow.data.batches import batch_indices
-from tarflow.data.errors import DataError
 from tarflow.data.sets import ImageSet
 from tarflow.devices import KEPT_SHARE, free_bytes, numbered
 
@@ -55,7 +53,9 @@ class Feed:
         labels = images.labels if labelled else None
         self.labels = None if labels is None else labels.to(self.images.device)
         self.background = self.images.device != self.device
-        self._ahead: _Ahead | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._waiting: deque[Future[Batch]] = deque()
+        self._next = -1  # the step of the first of those
 
     def __len__(self) -> int:
         """How many images are learned from."""
@@ -65,18 +65,22 @@ class Feed:
         """The batch of a step; of the step after the last one asked for, it is waiting already."""
         if not self.background:
             return self._choose(step)
-        if self._ahead is None or self._ahead.next_step != step:
+        if self._thread is None or step != self._next:
             self.close()
-            self._ahead = _Ahead(self._pinned, step)
-        pixels, labels = self._ahead.take()
+            self._thread, self._next = ThreadPoolExecutor(1, "tarflow-feed"), step
+        while len(self._waiting) < AHEAD:
+            self._waiting.append(self._thread.submit(self._pinned, self._next + len(self._waiting)))
+        pixels, labels = self._waiting.popleft().result()
+        self._next += 1
         labels = None if labels is None else labels.to(self.device, non_blocking=True)
         return pixels.to(self.device, non_blocking=True), labels
 
     def close(self) -> None:
         """End what runs in the background."""
-        if self._ahead is not None:
-            self._ahead.stop()
-            self._ahead = None
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+            self._thread = None
+            self._waiting.clear()
 
     def _choose(self, step: int) -> Batch:
         """The batch of a step, where the images are."""
@@ -100,48 +104,3 @@ def _fits(images: Tensor, device: torch.device) -> bool:
     """Whether the images may lie on the device, beside what training needs there. The CPU holds them anyway."""
     free = free_bytes(device)
     return free is None or images.nbytes <= KEPT_SHARE * free
-
-
-class _Ahead:
-    """Makes batches in a thread, some before they are asked for."""
-
-    def __init__(self, make: Callable[[int], Batch], step: int) -> None:
-        self.next_step = step
-        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(make, step), name="tarflow-feed", daemon=True)
-        self._thread.start()
-
-    def take(self) -> Batch:
-        """The next batch; raises what went wrong while it was made."""
-        while True:
-            try:
-                found = self._ready.get(timeout=1)
-                break
-            except queue.Empty:
-                if not self._thread.is_alive() and self._ready.empty():
-                    raise DataError("the thread that reads the data is gone; resume") from None
-        if isinstance(found, BaseException):
-            raise found
-        self.next_step += 1
-        return found
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def _run(self, make: Callable[[int], Batch], step: int) -> None:
-        while not self._stopped.is_set():
-            try:
-                made: Batch | BaseException = make(step)
-            except BaseException as error:
-                made = error
-            while not self._stopped.is_set():
-                try:
-                    self._ready.put(made, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if isinstance(made, BaseException):
-                return
-            step += 1

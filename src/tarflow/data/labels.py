@@ -25,8 +25,8 @@ def label_tensors(
     """The labels (N,) int64 of each list of `kept` records, and the names of the classes; None and () without.
 
     A record is counted through all `parts`. With `class_names` labels are indices into those, by name; where the source
-    has no names, a label is its own name. Raises `DataError` that begins with `where`: labels in some parts only, labels
-    without a class, unknown classes.
+    has no names, a label is its own name. Raises `DataError` that begins with `where`: labels in some parts only,
+    labels without a class, unknown classes.
     """
     labelled = [part for part in parts if part.labels is not None]
     if not labelled:

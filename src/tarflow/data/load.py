@@ -121,13 +121,17 @@ def _names(layout: Layout, kept: Sequence[Sequence[int]]) -> list[tuple[str, ...
 
 def _too_large(where: str, source: Source, layout: Layout, options: LoadOptions) -> tuple[int, int, int] | None:
     """The shape of images that are not to be held in memory; None of those that are."""
-    room = MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 40
-    if options.size is not None and not source.remote:
-        if sum(layout.sizes()) * math.prod((options.channels or 3, *options.size)) <= room:
-            return None
+    room = 0.0 if source.remote else MEMORY_SHARE * _memory_bytes()
+    total, channels = sum(layout.sizes()), options.channels or 3
+    if options.size is not None and total * math.prod((channels, *options.size)) <= room:
+        return None
     found = common_shape(source)
-    size = options.size or (found[1:] if found else None)
-    if size is None:
+    if found is None and options.size is None:
         return None  # whoever reads all of it says best what is wrong
-    shape = (options.channels or (found[0] if found else 3), *size)
-    return shape if source.remote or sum(layout.sizes()) * math.prod(shape) > room else None
+    shape = (options.channels or (found[0] if found else 3), *(options.size or found[1:]))  # type: ignore[index]
+    return shape if total * math.prod(shape) > room else None
+
+
+def _memory_bytes() -> float:
+    """Of the machine; without end where it does not say."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf

@@ -9,9 +9,9 @@ from typing import Any
 
 from tarflow.config import DataConfig
 from tarflow.data.errors import DataError
-from tarflow.data.pixels import check_levels
 from tarflow.data.value_range import ValueRange
 from tarflow.fields import integer, real
+from tarflow.measure import check_levels
 
 NO_COLUMN = "none"  # as the name of a column: no such column is read
 
@@ -24,12 +24,14 @@ class Reading:
         image_column, label_column: of Parquet files; "" finds out, and "none" reads no labels.
         value_range: of images of more than 8 bits, see `data.value_range`.
         strict: whether such a column must be there; a run's columns are only looked for in other data.
+        unlabelled: neither labels nor splits are looked for, nor errors in them.
     """
 
     image_column: str = ""
     label_column: str = ""
     value_range: ValueRange = "full"
     strict: bool = True
+    unlabelled: bool = False
 
     @classmethod
     def of(cls, data: DataConfig | None, *, strict: bool = True) -> Reading:

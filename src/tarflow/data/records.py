@@ -53,6 +53,8 @@ class RowNames(Sequence[str]):
         return self.ends[-1] if self.ends else 0
 
     def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[k] for k in range(len(self))[index]]
         index = range(len(self))[index]  # counts negative ones from the end, and raises IndexError
         file = bisect.bisect_right(self.ends, index)
         name, rows = self.files[file]
@@ -65,7 +67,7 @@ class Records:
 
     Attributes:
         names, labels: one a record; without labels None.
-        read: the contents of these rows, which are in rising order, without reading what lies between more than need be.
+        read: the contents of these rows, which are in rising order; what lies between is not read where that can be.
     """
 
     split: Split

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tarflow.data.assemble import THREADS, in_order, read_one, requantizing_table
 from tarflow.data.errors import DataError
-from tarflow.data.options import NO_COLUMN, LoadOptions
+from tarflow.data.options import LoadOptions
 from tarflow.data.records import Content, Source
 from tarflow.data.sources import open_source
 from tarflow.data.value_range import Values
@@ -71,7 +73,7 @@ class Scan:
         return (name for part in self.opened.parts for name in part.names)
 
 
-def open_scan(source: str, options: LoadOptions) -> Scan:
+def open_scan(source: str, options: LoadOptions | None = None, **fields: Any) -> Scan:
     """Every image of every split of `source`, made to fit a model; labels are not read.
 
     Everything else is as with `load.load_all`, except that a bad record is part of the scan and no error, and that
@@ -81,9 +83,8 @@ def open_scan(source: str, options: LoadOptions) -> Scan:
         FileNotFoundError: no such path, nor a known name.
         DataError: no images, not a readable file, or options that cannot be honoured.
     """
-    reading = options.reading
-    without_labels = type(reading)(reading.image_column, NO_COLUMN, reading.value_range, reading.strict)
-    scan = Scan(source, open_source(source, without_labels), options)
+    options = (options or LoadOptions()).replace(**fields)
+    scan = Scan(source, open_source(source, dataclasses.replace(options.reading, unlabelled=True)), options)
     if scan.total == 0:
         raise DataError(f"{source}: holds no images")
     return scan

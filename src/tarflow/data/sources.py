@@ -114,8 +114,5 @@ def is_folder_of_images(source: str) -> bool:
     """Whether `source` is a folder whose files are images, one each, and not Parquet or IDX files, or a known name."""
     path = Path(source).expanduser()
     return (
-        bool(source)
-        and source not in KNOWN_NAMES
-        and path.is_dir()
-        and find_reader(source).open is folder.open_folder
+        bool(source) and source not in KNOWN_NAMES and path.is_dir() and find_reader(source).open is folder.open_folder
     )

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tarflow.data.errors import DataError
 from tarflow.data.options import LoadOptions
-from tarflow.data.pixels import check_levels
 from tarflow.data.sets import ImageSet, Splits, seeded_split
 from tarflow.fields import integer
+from tarflow.measure import check_levels
 
 
 def dataset_splits(

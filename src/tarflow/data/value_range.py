@@ -24,7 +24,7 @@ from tarflow.data.errors import DataError, DataWarning
 if TYPE_CHECKING:
     from tarflow.data.records import Content, Source
 
-ValueRange: TypeAlias = "tuple[float, float] | Literal['full', 'auto', 'percentile']"
+ValueRange: TypeAlias = tuple[float, float] | Literal["full", "auto", "percentile"]
 FULL = (0.0, 65535.0)
 IMAGES, PIXELS = 1000, 4096  # that "auto" and "percentile" look at, and of each of them, spread over all
 PERCENTILES = (0.1, 99.9)

@@ -9,6 +9,7 @@ NAME = "digits"
 
 
 def claims(source: str) -> bool:
+    """The name itself."""
     return source == NAME
 
 

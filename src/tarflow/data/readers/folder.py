@@ -24,6 +24,7 @@ _NO_PICTURES = frozenset(  # suffixes of what lies beside images and was hardly 
 
 
 def claims(source: str) -> bool:
+    """A folder, or a file with the suffix of an image."""
     return Path(source).is_dir() or Path(source).suffix.lower() in SUFFIXES
 
 
@@ -55,6 +56,8 @@ def open_folder(source: str, reading: Reading | None = None) -> Source:
     if count := left_out.total():
         files = f"{count} file{'s'[: count > 1]}"
         warnings.warn(f"{root}: left out: {files} not read ({kinds})", DataWarning, stacklevel=2)
+    if reading is not None and reading.unlabelled:
+        return Source((_records("all", root, names, None),))
     folders = _split_folders(root, names)
     inside = {
         split: [name for name in names if name.split("/", 1)[0] == folders[split]]
@@ -105,7 +108,9 @@ def _walk(root: Path, here: str, above: frozenset[tuple[int, int]], others: Coun
         found = [(entry.name, entry.is_dir()) for entry in entries]  # links are followed
     if here and is_run({name for name, _ in found}):
         return
-    for name, is_folder in sorted(found, key=lambda entry: (composed(entry[0]), entry[0])):  # as another system lists it
+    for name, is_folder in sorted(
+        found, key=lambda entry: (composed(entry[0]), entry[0])
+    ):  # as another system lists it
         path, relative = os.path.join(root, here, name), f"{here}/{name}" if here else name
         if is_folder:
             if not name.startswith(".") and (identity := _identity(path)) not in above:
@@ -120,7 +125,9 @@ def _walk(root: Path, here: str, above: frozenset[tuple[int, int]], others: Coun
 def _kind(name: str) -> str:
     """What is said of a file that is left out; "" where it was hardly meant to be an image."""
     suffix = os.path.splitext(name)[1].lower()
-    usual = name.startswith(".") or suffix in _NO_PICTURES | SUFFIXES or (not suffix and name.isalpha() and name.isupper())
+    usual = (
+        name.startswith(".") or suffix in _NO_PICTURES | SUFFIXES or (not suffix and name.isalpha() and name.isupper())
+    )
     return "" if usual else suffix or "without a suffix"
 
 

@@ -55,6 +55,7 @@ class RemoteFile:
 
 
 def claims(source: str) -> bool:
+    """What begins with `hub:`."""
     return source.startswith(PREFIX)
 
 

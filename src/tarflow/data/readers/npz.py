@@ -19,7 +19,7 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 class Archive:
-    """The arrays of an `.npz` file, each unpacked when it is asked for. Errors are `DataError` that name file and key."""
+    """The arrays of an `.npz` file, each unpacked when it is asked for. Errors are `DataError` naming file and key."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,9 +37,10 @@ class Archive:
             if version not in _HEADERS:
                 raise ValueError(f"an array of format {version}")
             shape, _, dtype = _HEADERS[version](file)
+            room = entry.file_size - file.tell()
         if dtype.hasobject:
             raise DataError(f"{self.path}: not a readable .npz archive: key '{key}' is a pickle, which is never loaded")
-        if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize > entry.file_size:
+        if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize > room:
             raise DataError(f"{self.path}: not a readable .npz archive: key '{key}' ends too early")
         check_unpacked(f"{self.path}: key '{key}'", entry.compress_size, entry.file_size)
         return shape, dtype
@@ -50,7 +51,7 @@ class Archive:
             return arrays[key]
 
     def labels(self, count: int, least: int, most: int, where: str = "") -> list[int]:
-        """Key `labels`: `count` whole numbers from `least` to `most`; their shape is looked at before it is unpacked."""
+        """Key `labels`: `count` whole numbers from `least` to `most`. Their shape is looked at before they are read."""
         shape, dtype = self.header("labels")
         if shape != (count,) or not np.issubdtype(dtype, np.integer):
             raise DataError(f"{self.path}: key 'labels': expected {count} whole numbers, got {dtype} of shape {shape}")
@@ -76,6 +77,7 @@ class Archive:
 
 
 def claims(source: str) -> bool:
+    """A file of that suffix."""
     return Path(source).suffix.lower() == ".npz" and Path(source).is_file()
 
 

@@ -144,7 +144,9 @@ def _by_split(root: Path, files: Sequence[Path]) -> dict[Split, list[Path]]:
         )
     if len(sets) > 1:
         first, second = list(sets.items())[:2]
-        raise DataError(f"{root}: holds several sets, as in {first[0]} and in {second[0]}: give the path of one of them")
+        raise DataError(
+            f"{root}: holds several sets, as in {first[0]} and in {second[0]}: give the path of one of them"
+        )
     return groups
 
 
@@ -220,7 +222,7 @@ def _columns(file: _File, number: int) -> Iterator[Any]:
     for attempt in range(ATTEMPTS):
         try:
             with _open(file.path, file.metadata) as opened:
-                table = _read(file.path, lambda: opened.read_row_group(number, columns=image, use_threads=False))  # noqa: B023
+                table = _read(file.path, lambda: opened.read_row_group(number, columns=image, use_threads=False))
             break
         except DataError:
             if attempt == ATTEMPTS - 1:

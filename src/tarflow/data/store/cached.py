@@ -1,7 +1,7 @@
 """The store that is made on its own: in the cache directory, of a set that does not fit into memory, or is far away.
 
-It is found again by the files of the source, what their records become, and the split. Nothing else is kept there, so it
-may be deleted at any time. `tarflow prepare` makes the same store at a place of one's own.
+It is found again by the files of the source, what their records become, and the split. It may be deleted at any time.
+`tarflow prepare` makes the same store at a place of one's own.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def open_cached(
 
 
 def _is_sound(place: Path) -> bool:
-    """Whether a store of our own is there, and is what was written but for its pixels, of which the size is looked at."""
+    """Whether a store of our own is there, and is what was written; of its pixels the size alone is looked at."""
     try:
         status = os.lstat(place)
         if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "getuid") and status.st_uid != os.getuid()):

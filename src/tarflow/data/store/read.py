@@ -116,6 +116,8 @@ class FileNames(Sequence[str]):
         return self.stop - self.start
 
     def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[k] for k in range(len(self))[index]]
         row = range(self.start, self.stop)[index]  # counts negative ones from the end, and raises IndexError
         begin = int(self.ends[row - 1]) if row else 0
         return self.text[begin : int(self.ends[row])].decode(errors="surrogateescape")
@@ -193,7 +195,9 @@ def open_records(source: str, reading: Reading | None = None) -> Source:
 
     def part(split: Any, start: int, stop: int) -> Records:
         own = None if labels is None else labels[start:stop].tolist()
-        return Records(split, FileNames(path, names.ends, start, stop), own, lambda rows: (pixels[start + k] for k in rows))
+        return Records(
+            split, FileNames(path, names.ends, start, stop), own, lambda rows: (pixels[start + k] for k in rows)
+        )
 
     parts = part("train", 0, manifest.train), part("validation", manifest.train, manifest.total)
     return Source(
