@@ -62,7 +62,7 @@ PORTABLE = [
     "planning",
 ]
 # Kernels that only torch's builds for CUDA import, which bring what they are written in.
-KERNELS = {"sampling.kernels": "triton"}
+KERNELS = {"sampling.cuda.kernels": "triton"}
 # Of benchmarks/: they read images, or measure or damage how they are read, or run the tests.
 READ_IMAGES = {
     *("loader", "killing", "fuzz", "corpus", "ablations", "peers", "recipe_samples"),

@@ -17,9 +17,9 @@ from flow_cases import assert_close, build, labels, latents, unchanged
 from tarflow import Guidance, SamplingError, TarFlow
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
+from tarflow.sampling.cpu.step import Step
 from tarflow.sampling.decode import draw_noise
 from tarflow.sampling.sample import MAX_ATTEMPTS
-from tarflow.sampling.step import Step
 
 GUIDANCE = Guidance(scale=1.0, temperature=0.5)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from flow_cases import labels, latents, randomise, repeated
 from tarflow import Guidance, TarFlow, TarFlowConfig
 from tarflow.model.block import Block
-from tarflow.sampling.captured import Captured
+from tarflow.sampling.cuda.graph import Captured
 from tarflow.sampling.guidance import guided_rows, predictor
 from tarflow.sampling.jacobi import WILD, jacobi
 from tarflow.sampling.sequential import sequential

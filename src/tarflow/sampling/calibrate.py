@@ -17,12 +17,12 @@ from torch import Tensor
 
 from tarflow.model.block import Block
 from tarflow.model.flow import TarFlow
-from tarflow.sampling.captured import Captured
 from tarflow.sampling.choices import _REMEMBERED as _REMEMBERED
 from tarflow.sampling.choices import Calibration as Calibration
 from tarflow.sampling.choices import Choice as Choice
 from tarflow.sampling.choices import calibration_key as calibration_key
 from tarflow.sampling.choices import remembered as remembered
+from tarflow.sampling.cuda.graph import Captured
 from tarflow.sampling.decode import Progress, invert, latents_of
 from tarflow.sampling.guidance import Guidance, guided_rows, predictor
 from tarflow.sampling.jacobi import Jacobi

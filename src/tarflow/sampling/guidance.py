@@ -18,7 +18,7 @@ from tarflow.config import TarFlowConfig
 from tarflow.fields import real
 from tarflow.model.block import NULL_CLASS, Block
 from tarflow.model.cache import KVCache
-from tarflow.sampling.step import Step
+from tarflow.sampling.cpu.step import Step
 
 Predict = Callable[[Tensor, "int | Tensor"], tuple[Tensor, Tensor]]
 """predict(x, start): shift and log_scale (B, n, D) of patches start+1 … start+n from x (B, n, D), patches start … ."""

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from flow_cases import build, images, labels, latents
-from tarflow.sampling import captured as captured_module
 from tarflow.sampling import denoise as denoise_module
-from tarflow.sampling.captured import Captured, cuda_graphs
+from tarflow.sampling.cuda import graph as captured_module
+from tarflow.sampling.cuda.graph import Captured, cuda_graphs
 
 DEVICE = torch.device("cuda", 1)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
-from tarflow.sampling.device_step import ALIGNED, DeviceStep
+from tarflow.sampling.cuda.step import ALIGNED, DeviceStep
 from tarflow.sampling.guidance import Guidance, Predict, branches, guided, guided_rows
 from tarflow.sampling.sequential import Solution
 

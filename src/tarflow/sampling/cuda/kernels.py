@@ -4,7 +4,7 @@ Attention of a single query over a masked stretch of a cache was six tenths of a
 take a mask give a sequence's head to one block of threads, in tiles of 64 queries of which 63 are not there. Here the
 length is read on the device, so that nothing behind it is touched, and the new key and value are stored on the way.
 
-Triton comes with torch's builds for CUDA, and only they import this module (`device_step.kernels_for`). All is computed
+Triton comes with torch's builds for CUDA, and only they import this module (`step.kernels_for`). All is computed
 in float32.
 """
 

@@ -20,8 +20,8 @@ import tarflow
 from flow_cases import assert_close, build, latents, randomise
 from tarflow import TarFlow, TarFlowConfig, caching
 from tarflow.model.block import Block
-from tarflow.sampling import native
-from tarflow.sampling.step import Step
+from tarflow.sampling.cpu import native
+from tarflow.sampling.cpu.step import Step
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="needs GCC and a PyTorch with libgomp")
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tarflow.model.block import Block
 from tarflow.model.rotary import rotated
 from tarflow.model.transformer import Layer
-from tarflow.sampling.step import is_plain
+from tarflow.sampling.cpu.step import is_plain
 
 LENGTHS = 8  # stretches of a sequence: a mean cost of 9/16 of the whole cache instead of 1/2, for 8 captures a block
 SHORTEST = 32  # patches of a stretch; a capture costs about as much as ten steps without one
@@ -28,11 +28,11 @@ ALIGNED = 16  # places of the cache: kernels of attention would copy a mask of a
 
 
 def kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
-    """`tarflow.sampling.kernels`, where it runs on the device, on weights of the dtype."""
+    """`tarflow.sampling.cuda.kernels`, where it runs on the device, on weights of the dtype."""
     narrow = dtype in (torch.float32, torch.bfloat16, torch.float16)
     if device.type != "cuda" or not narrow or importlib.util.find_spec("triton") is None:
         return None
-    from tarflow.sampling import kernels
+    from tarflow.sampling.cuda import kernels
 
     return kernels
 

@@ -18,8 +18,8 @@ from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
 from tarflow.model.rotary import rotated
 from tarflow.model.transformer import Attention, Layer
+from tarflow.sampling.cpu.native import NativeBlock, library
 from tarflow.sampling.narrow import NarrowNorm
-from tarflow.sampling.native import NativeBlock, library
 
 # Rows below which weights are kept in blocks of columns. Products so thin are bound by how weights come in, and a block
 # comes in as one run of memory: with MKL on AVX2, and weights from beyond the second cache, 3 times as fast as x·Wᵀ at

@@ -8,7 +8,7 @@ from typing import Any
 import tarflow
 from flow_cases import randomise
 
-STAND_INS = Path(__file__).parent / "benchmarks" / "stand_ins"
+STAND_INS = Path(__file__).parents[1] / "benchmarks" / "stand_ins"
 SMALL: dict[str, Any] = {"image_size": 8, "patch_size": 2, "width": 64, "layers": (1, 2, 1), "num_classes": 3}
 SMALL["log_scale_bound"] = None  # as the official code
 

@@ -12,9 +12,9 @@ from flow_cases import assert_close, build, labels, latents, names, randomise, r
 from tarflow import Guidance, TarFlow, TarFlowConfig
 from tarflow.model.block import Block
 from tarflow.sampling import decode as decode_module
-from tarflow.sampling.captured import Captured
+from tarflow.sampling.cuda.graph import Captured
+from tarflow.sampling.cuda.step import ALIGNED, DeviceStep
 from tarflow.sampling.decode import invert
-from tarflow.sampling.device_step import ALIGNED, DeviceStep
 from tarflow.sampling.guidance import guided_rows, predictor
 from tarflow.sampling.jacobi import Jacobi, jacobi
 from tarflow.sampling.sequential import Solution, sequential

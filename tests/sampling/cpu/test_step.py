@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import tarflow
 from flow_cases import assert_close, build, labels, latents, names, unchanged
 from tarflow.model.block import Block
-from tarflow.sampling.native import library
-from tarflow.sampling.step import THIN, Product, Step
+from tarflow.sampling.cpu.native import library
+from tarflow.sampling.cpu.step import THIN, Product, Step
 
 every_seeing_case = pytest.mark.parametrize("name", names())
 
@@ -29,7 +29,7 @@ def no_gradients() -> Iterator[None]:
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What a step in float32 is computed by: PyTorch's operations or, where it can be compiled, native code."""
     if request.param == "operations":
-        monkeypatch.setattr("tarflow.sampling.step.library", lambda: None)
+        monkeypatch.setattr("tarflow.sampling.cpu.step.library", lambda: None)
     elif library() is None:
         pytest.skip("native code needs GCC and a PyTorch with libgomp")
     return str(request.param)
