@@ -23,7 +23,7 @@ from benchmarks.mutations import BYTES, JSON, JSON_LINES, STRANGE, TEXT, Mutatio
 from tarflow import checkpoint
 from tarflow.data.prepare import prepare
 from tarflow.data.request import Request
-from tarflow.evaluation.held_out import held_out_scores, scoring_of
+from tarflow.evaluation.likelihood.held_out import held_out_scores, scoring_of
 from tarflow.evaluation.reference import open_reference
 from tarflow.evaluation.run_data import open_splits
 from tarflow.evaluation.small_network import open_classifier

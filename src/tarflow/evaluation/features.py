@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tarflow.data.pixels import check_levels
+from tarflow.measure import check_levels
 
 ExtractorName: TypeAlias = Literal["efficientnet", "inception", "classifier"]
 FLOAT32: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}

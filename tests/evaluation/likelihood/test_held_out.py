@@ -16,8 +16,15 @@ from flow_cases import build
 from tarflow.checkpoint import Run
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.batches import seeded_permutation
-from tarflow.evaluation import held_out
-from tarflow.evaluation.held_out import HELD_OUT_FILE, Scoring, held_out_scores, percentiles, ranks, score_pixels
+from tarflow.evaluation.likelihood import held_out
+from tarflow.evaluation.likelihood.held_out import (
+    HELD_OUT_FILE,
+    Scoring,
+    held_out_scores,
+    percentiles,
+    ranks,
+    score_pixels,
+)
 from tarflow.evaluation.run_data import open_held_out
 
 SCORING = Scoring("none", None, 2, 0)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tarflow.data.pixels import clipped, dequantize, flip_horizontally, requantize, scale_pixels, to_8bit, to_pixels
+from tarflow.measure import clipped, dequantize, flip_horizontally, requantize, scale_pixels, to_8bit, to_pixels
 
 levels_of = st.integers(2, 256)
 calm = settings(deadline=None, max_examples=50)  # the first example pays for torch's start

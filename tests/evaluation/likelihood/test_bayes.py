@@ -8,15 +8,15 @@ from torch import Tensor
 
 import flow_cases
 from tarflow import TarFlow, TarFlowConfig
-from tarflow.data.noise import noisy_images
-from tarflow.evaluation.bayes import (
+from tarflow.evaluation.likelihood.bayes import (
     BAYES_KEYS,
     bayes_classifier,
     evaluate_bayes,
     expected_calibration_error,
     log_posterior,
 )
-from tarflow.evaluation.scores import score_images
+from tarflow.evaluation.likelihood.scores import score_images
+from tarflow.measure import noisy_images
 from tarflow.seeding import seeded_generator
 
 CONDITIONAL = flow_cases.build("conditional")

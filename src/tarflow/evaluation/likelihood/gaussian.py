@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tarflow.data.noise import Noise, check_noise
-from tarflow.data.pixels import check_levels
+from tarflow.measure import Noise, check_levels, check_noise
 
 MAX_DIMS = 12_288  # 64x64 RGB; the covariance is then 1.2 GB, and as much again for its factor
 CHUNK_BYTES = 1 << 26  # float64 images that are on their way into the covariance

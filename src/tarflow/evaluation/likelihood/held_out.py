@@ -24,9 +24,9 @@ from tarflow.data.identity import located, place_of
 from tarflow.data.prepared import MANIFEST_FILE, is_prepared, read_manifest
 from tarflow.data.request import Reading
 from tarflow.data.sources import KNOWN_NAMES, open_source
-from tarflow.evaluation.anomalies import code_bits
+from tarflow.evaluation.likelihood.anomalies import code_bits
+from tarflow.evaluation.likelihood.scores import LabelPolicy, Progress, score_images
 from tarflow.evaluation.run_data import open_held_out, stored_data
-from tarflow.evaluation.scores import LabelPolicy, Progress, score_images
 from tarflow.model.block import NULL_CLASS
 from tarflow.model.flow import WEIGHTS_FILE
 

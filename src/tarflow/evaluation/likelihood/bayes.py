@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tarflow.data.noise import Noise, check_noise, noisy_images
-from tarflow.evaluation.scores import Progress, beyond, check_policy, default_batch_size, under_each_class
+from tarflow.evaluation.likelihood.scores import Progress, beyond, check_policy, default_batch_size, under_each_class
 from tarflow.evaluation.shares import standard_error
 from tarflow.fields import integer
+from tarflow.measure import Noise, check_noise, noisy_images
 from tarflow.model.flow import TarFlow
 from tarflow.seeding import seeded_generator
 

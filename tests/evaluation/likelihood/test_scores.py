@@ -7,8 +7,8 @@ import torch
 
 import flow_cases
 from tarflow import NULL_CLASS
-from tarflow.evaluation import scores
-from tarflow.evaluation.scores import default_batch_size, default_label_policy, log_likelihood
+from tarflow.evaluation.likelihood import scores
+from tarflow.evaluation.likelihood.scores import default_batch_size, default_label_policy, log_likelihood
 
 CONDITIONAL = flow_cases.build("conditional")
 UNCONDITIONAL = flow_cases.build("unconditional")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tarflow.evaluation.likelihood import Likelihood, mean_and_error, to_bits_per_dim
+from tarflow.evaluation.likelihood.evaluate import Likelihood, mean_and_error, to_bits_per_dim
 
 
 @dataclass(frozen=True)

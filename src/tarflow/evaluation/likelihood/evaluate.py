@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from tarflow.data.noise import Noise
-from tarflow.evaluation.gaussian import GaussianYardstick, NoYardstick
-from tarflow.evaluation.scores import LabelPolicy, Progress, default_label_policy, score_shares
+from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, NoYardstick
+from tarflow.evaluation.likelihood.scores import LabelPolicy, Progress, default_label_policy, score_shares
 from tarflow.fields import integer
+from tarflow.measure import Noise
 from tarflow.model.flow import TarFlow
 from tarflow.ranks import ALONE, Ranks
 

@@ -16,9 +16,9 @@ import numpy as np
 from tarflow import storage
 from tarflow.checkpoint import Run, weights_digest
 from tarflow.config import from_dict, to_dict
-from tarflow.evaluation.anomalies import Anomalies
-from tarflow.evaluation.held_out import HeldOut, percentiles, ranks
-from tarflow.evaluation.likelihood import to_bits_per_dim
+from tarflow.evaluation.likelihood.anomalies import Anomalies
+from tarflow.evaluation.likelihood.evaluate import to_bits_per_dim
+from tarflow.evaluation.likelihood.held_out import HeldOut, percentiles, ranks
 from tarflow.fields import coerce_fields
 from tarflow.model.flow import read_json
 

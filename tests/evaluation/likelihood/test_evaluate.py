@@ -10,9 +10,9 @@ import torch
 from scipy.stats import norm
 
 from tarflow import TarFlow, TarFlowConfig
-from tarflow.evaluation.gaussian import GaussianYardstick, NoYardstick, fit_yardstick
-from tarflow.evaluation.likelihood import evaluate_likelihood, noise_standard_error, to_bits_per_dim
-from tarflow.evaluation.scores import score_images
+from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood, noise_standard_error, to_bits_per_dim
+from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, NoYardstick, fit_yardstick
+from tarflow.evaluation.likelihood.scores import score_images
 
 # One block on two pixels, one a patch, without any dependence: p(x) = N(x_0; 0, 1) N(x_1; SHIFT, exp(2 LOG_SCALE)).
 SHIFT, LOG_SCALE = 0.3, -0.8

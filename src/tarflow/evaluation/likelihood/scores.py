@@ -9,10 +9,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from tarflow.data.noise import Noise, check_noise, noisy_images
-from tarflow.data.pixels import check_levels
-from tarflow.evaluation.gaussian import GaussianYardstick
+from tarflow.evaluation.likelihood.gaussian import GaussianYardstick
 from tarflow.fields import integer
+from tarflow.measure import Noise, check_levels, check_noise, noisy_images
 from tarflow.model.block import NULL_CLASS
 from tarflow.model.checks import check_tensor
 from tarflow.model.flow import TarFlow

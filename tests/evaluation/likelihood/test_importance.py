@@ -13,8 +13,8 @@ from torch import Tensor
 
 from flow_cases import randomise
 from tarflow import TarFlow, TarFlowConfig
-from tarflow.evaluation.discrete import importance_bound, log_mean
-from tarflow.evaluation.likelihood import evaluate_likelihood
+from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
+from tarflow.evaluation.likelihood.importance import importance_bound, log_mean
 
 LEVELS = 3
 PIXELS = TarFlowConfig(

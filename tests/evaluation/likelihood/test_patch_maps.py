@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 import flow_cases
-from tarflow.data.noise import noisy_images
-from tarflow.data.pixels import scale_pixels
-from tarflow.evaluation.patch_maps import heat_map, mean_patch_maps, patch_log_likelihood, patch_log_prob
-from tarflow.evaluation.scores import log_likelihood, score_images
+from tarflow.evaluation.likelihood.patch_maps import heat_map, mean_patch_maps, patch_log_likelihood, patch_log_prob
+from tarflow.evaluation.likelihood.scores import log_likelihood, score_images
+from tarflow.measure import noisy_images, scale_pixels
 from tarflow.model.patches import patchify
 
 CONDITIONAL = flow_cases.build("conditional")

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tarflow.data.noise import Noise
-from tarflow.evaluation.likelihood import Likelihood, mean_and_error, to_bits_per_dim
-from tarflow.evaluation.patch_maps import mean_patch_maps
-from tarflow.evaluation.scores import LabelPolicy, Progress, default_batch_size, score_images
+from tarflow.evaluation.likelihood.evaluate import Likelihood, mean_and_error, to_bits_per_dim
+from tarflow.evaluation.likelihood.patch_maps import mean_patch_maps
+from tarflow.evaluation.likelihood.scores import LabelPolicy, Progress, default_batch_size, score_images
+from tarflow.measure import Noise
 from tarflow.model.flow import TarFlow
 
 UNLABELLED = "no label"

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tarflow.data.noise import Noise, check_noise, noisy_images
-from tarflow.evaluation.scores import (
+from tarflow.evaluation.likelihood.scores import (
     LabelPolicy,
     check_policy,
     default_batch_size,
@@ -17,6 +16,7 @@ from tarflow.evaluation.scores import (
     under_each_class,
 )
 from tarflow.fields import integer
+from tarflow.measure import Noise, check_noise, noisy_images
 from tarflow.model.flow import TarFlow
 from tarflow.seeding import seeded_generator
 

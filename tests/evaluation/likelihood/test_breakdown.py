@@ -10,9 +10,9 @@ import torch
 
 from flow_cases import build
 from tarflow import NULL_CLASS
-from tarflow.evaluation.breakdown import by_class, by_patch, precision_difference
-from tarflow.evaluation.likelihood import evaluate_likelihood
-from tarflow.evaluation.scores import log_likelihood
+from tarflow.evaluation.likelihood.breakdown import by_class, by_patch, precision_difference
+from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
+from tarflow.evaluation.likelihood.scores import log_likelihood
 
 IMAGES = torch.randint(0, 17, (7, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 LABELS = torch.tensor([2, 0, 0, 2, 2, 0, 2])

@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from tarflow.evaluation.anomalies import auroc, code_bits, detect, inverted, shuffled
+from tarflow.evaluation.likelihood.anomalies import auroc, code_bits, detect, inverted, shuffled
 
 
 def drawn(count: int, seed: int) -> Tensor:

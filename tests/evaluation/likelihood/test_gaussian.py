@@ -8,9 +8,9 @@ import torch
 from sklearn.covariance import ledoit_wolf
 from torch.distributions import MultivariateNormal
 
-from tarflow.data.noise import noisy_images
-from tarflow.evaluation import gaussian
-from tarflow.evaluation.gaussian import GaussianYardstick, NoYardstick, fit_yardstick
+from tarflow.evaluation.likelihood import gaussian
+from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, NoYardstick, fit_yardstick
+from tarflow.measure import noisy_images
 from tarflow.seeding import seeded_generator
 
 

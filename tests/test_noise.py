@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from tarflow.data.noise import noisy_images
-from tarflow.data.pixels import to_pixels
+from tarflow.measure import noisy_images, to_pixels
 from tarflow.seeding import seeded_generator
 
 PIXELS = torch.arange(16, dtype=torch.uint8).reshape(4, 1, 2, 2).expand(4, 3, 2, 2)
