@@ -26,10 +26,10 @@ from tarflow.data.load import load_or_stream
 from tarflow.data.prepare import prepare
 from tarflow.data.request import Request
 from tarflow.devices import numbered
-from tarflow.evaluation.scores import log_likelihood
+from tarflow.evaluation.likelihood.scores import log_likelihood
 from tarflow.planning.memory import training_memory
-from tarflow.sampling import device_step
-from tarflow.sampling.captured import Captured
+from tarflow.sampling.cuda import step as device_step
+from tarflow.sampling.cuda.graph import Captured
 from tarflow.training import build as build_module
 from tarflow.training.engine import Engine
 from tarflow.training.objective import objective, training_batch

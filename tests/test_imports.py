@@ -16,6 +16,7 @@ BENCHMARKS = SOURCE.parent.parent / "benchmarks"
 ROOMS = [
     "fields",
     "config",
+    "measure",
     "unfinished",
     "jsontext",
     "locks",
@@ -30,6 +31,7 @@ ROOMS = [
     "model",
     "sampling",
     "data",
+    "pictures",
     "recipes",
     "checkpoint",
     "interop",
@@ -50,8 +52,7 @@ NOT_ROOMS = {"__init__", "__main__"}  # the front door, whose names are lazy, an
 PORTABLE = [
     "model",
     "sampling",
-    "data/pixels.py",
-    "data/noise.py",
+    "measure.py",
     "data/batches.py",
     "training/objective.py",
     "training/muon.py",
@@ -62,7 +63,7 @@ PORTABLE = [
     "planning",
 ]
 # Kernels that only torch's builds for CUDA import, which bring what they are written in.
-KERNELS = {"sampling.kernels": "triton"}
+KERNELS = {"sampling.cuda.kernels": "triton"}
 # Of benchmarks/: they read images, or measure or damage how they are read, or run the tests.
 READ_IMAGES = {
     *("loader", "killing", "fuzz", "corpus", "ablations", "peers", "recipe_samples"),

@@ -12,15 +12,14 @@ from torch import Tensor
 
 from tarflow import checkpoint, recipes
 from tarflow.config import TrainingConfig
-from tarflow.data.noise import noisy_images
 from tarflow.data.own import own_splits
-from tarflow.data.pixels import to_pixels
 from tarflow.data.sets import Splits
 from tarflow.devices import pick_device
-from tarflow.evaluation.held_out import score_pixels, scoring_of
-from tarflow.evaluation.likelihood import to_bits_per_dim
+from tarflow.evaluation.likelihood.evaluate import to_bits_per_dim
+from tarflow.evaluation.likelihood.held_out import score_pixels, scoring_of
 from tarflow.evaluation.run_data import open_splits
 from tarflow.fields import integer
+from tarflow.measure import noisy_images, to_pixels
 from tarflow.model.block import NULL_CLASS
 from tarflow.sampling.sample import sample
 from tarflow.sampling.setting import Setting

@@ -14,8 +14,8 @@ from flow_cases import build
 from tarflow.checkpoint import Run
 from tarflow.cli.output import SampleWriter
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
-from tarflow.data.images import grid
-from tarflow.data.pixels import requantize, scale_pixels
+from tarflow.measure import requantize, scale_pixels
+from tarflow.pictures import grid
 
 LABELS = [2, 0, -1, 1, 2, 0, 0, 1, 2, 1, 0]
 BATCHES = ([3, 4, 5, 6], [0, 1, 2], [7, 8, 9, 10])  # as they finish

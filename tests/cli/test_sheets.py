@@ -14,7 +14,7 @@ from flow_cases import build
 from tarflow.checkpoint import write_config
 from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
-from tarflow.data.images import CAPTION
+from tarflow.pictures import CAPTION
 from tarflow.ranks import ALONE
 from tarflow.training import sheets
 

@@ -6,28 +6,20 @@ import contextlib
 import io
 import struct
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from tarflow.data.errors import DataError
 from tarflow.data.images import (
-    CAPTION,
-    captioned,
-    class_captions,
     convert,
     decode,
     fit,
     from_array,
-    grid,
-    save_png,
-    save_sheet,
     to_array,
 )
 
@@ -251,70 +243,3 @@ def test_arrays_and_images_are_two_ways_to_hold_the_same() -> None:
         values = np.random.default_rng(1).integers(0, 256, (channels, 4, 5), np.uint8)
         assert np.array_equal(to_array(from_array(values)), values)
     assert convert(Image.new("L", (1, 1)), None).mode == "L"
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_png_holds_what_was_written(channels: int, tmp_path: Path) -> None:
-    image = torch.randint(0, 256, (channels, 5, 7), dtype=torch.uint8)
-    save_png(tmp_path / "image.dat", image)  # a PNG whatever the name
-    assert [path.name for path in tmp_path.iterdir()] == ["image.dat"]
-    again = decode((tmp_path / "image.dat").read_bytes())
-    assert np.array_equal(to_array(again), image.numpy())
-
-
-@pytest.mark.parametrize("image", [torch.zeros(3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.uint8)])
-def test_only_grey_or_rgb_bytes_are_written(image: torch.Tensor, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"\(C, H, W\) uint8"):
-        save_png(tmp_path / "x.png", image)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_sheet_has_its_images_row_by_row_on_white() -> None:
-    images = torch.arange(1, 4, dtype=torch.uint8).reshape(3, 1, 1, 1).expand(3, 3, 2, 1)
-    sheet = grid(images, columns=2, padding=1)
-    w = 255
-    expected = [[w] * 5, [w, 1, w, 2, w], [w, 1, w, 2, w], [w] * 5, [w, 3, w, w, w], [w, 3, w, w, w], [w] * 5]
-    assert sheet.tolist() == [expected] * 3
-    assert grid(images, columns=3, padding=0)[0].tolist() == [[1, 2, 3], [1, 2, 3]]
-
-
-@pytest.mark.parametrize(("count", "options", "size"), [
-    (5, {}, (2 * 34 + 2, 3 * 34 + 2)),  # about square, and each pixel four times as wide as it was
-    (5, {"columns": 9}, (34 + 2, 5 * 34 + 2)),  # no empty columns
-    (2, {"columns": 1, "zoom": 1}, (2 * 10 + 2, 10 + 2)),
-])  # fmt: skip
-def test_a_sheet_is_written(count: int, options: dict[str, int], size: tuple[int, int], tmp_path: Path) -> None:
-    images = torch.randint(0, 255, (count, 3, 8, 8), dtype=torch.uint8)
-    save_sheet(tmp_path / "sheet.png", images, **options)
-    sheet = to_array(decode((tmp_path / "sheet.png").read_bytes()))
-    assert sheet.shape == (3, *size)
-    assert sheet[:, 2, 2].tolist() == images[0, :, 0, 0].tolist()
-
-
-def test_a_sheet_of_nothing_is_an_error() -> None:
-    with pytest.raises(ValueError, match="at least one image"):
-        grid(torch.zeros(0, 1, 2, 2, dtype=torch.uint8), 2)
-    with pytest.raises(ValueError, match="columns >= 1"):
-        grid(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), 0)
-
-
-def test_a_sheet_of_many_classes_has_their_names() -> None:
-    names = [f"kind {k}" for k in range(30)]
-    names[3] = "貓"
-    captions = class_captions([0, 3, -1, 29], names)
-    assert captions == ["kind 0", "3", "null", "kind 29"]
-    assert class_captions([0, 1], names[:20]) is None, "a column each"
-    images = torch.zeros(4, 3, 64, 64, dtype=torch.uint8)
-    shown = captioned(images, captions)
-    assert shown.shape == (4, 3, 64 + CAPTION, 64) and torch.equal(shown[:, :, :64], images)
-    lines = shown[:, :, 64:]
-    assert int(lines.min()) < 64 and int(lines.max()) == 255, "black on white"
-    assert not torch.equal(lines[0], lines[3]) and torch.equal(lines[0, 0], lines[0, 2])
-    long = captioned(images[:1], ["a name that is far too long for so small an image"])
-    assert int(long[:, :, 64:, -1].min()) == 255, "cut before the margin"
-
-
-def test_captions_make_room_for_themselves(tmp_path: Path) -> None:
-    save_sheet(tmp_path / "sheet.png", torch.zeros(4, 1, 8, 8, dtype=torch.uint8), captions=["a", "b", "c", "d"])
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (2 * 66 + 2, 2 * (66 + CAPTION) + 2)

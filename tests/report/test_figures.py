@@ -10,10 +10,9 @@ from torch import Tensor
 
 from report_cases import make_run
 from tarflow.checkpoint import open_run
-from tarflow.data.noise import noisy_images
-from tarflow.data.pixels import dequantize, scale_pixels, to_8bit, to_pixels
-from tarflow.evaluation.patch_maps import heat_map, mean_patch_maps
-from tarflow.evaluation.sample_quality import novelty
+from tarflow.evaluation.likelihood.patch_maps import heat_map, mean_patch_maps
+from tarflow.evaluation.quality.ratios import novelty
+from tarflow.measure import dequantize, noisy_images, scale_pixels, to_8bit, to_pixels
 from tarflow.report import extremes, figures
 from tarflow.report.build import subjects_of
 from tarflow.report.compared import resolutions

@@ -8,7 +8,7 @@ import torch
 import tarflow
 from flow_cases import assert_close, build, labels, latents, names, repeated
 from tarflow.model.transformer import Layer
-from tarflow.sampling.captured import Captured
+from tarflow.sampling.cuda.graph import Captured
 from tarflow.sampling.guidance import predictor
 from tarflow.sampling.narrow import narrowed
 from tarflow.sampling.sequential import sequential

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def run_job(place: Path, scenario: str) -> None:
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(TESTS / "support"), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
     # torch's own tracer looks at `.grad` of what it traces, and hides the warning only from where it is shown.
     ignored = "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
     command = [

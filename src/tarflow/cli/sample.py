@@ -54,9 +54,9 @@ def run(args: Sample) -> None:
     from tarflow.checkpoint import open_run
     from tarflow.cli.output import SampleWriter, check_out
     from tarflow.cli.progress import Progress
-    from tarflow.data.images import columns_by_class
     from tarflow.devices import pick_device
     from tarflow.evaluation.run_data import check_output
+    from tarflow.pictures import columns_by_class
 
     if args.n < 1:
         raise ValueError(f"-n: expected a positive number, got {args.n}")

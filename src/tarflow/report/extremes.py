@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tarflow.data.pixels import to_8bit
-from tarflow.evaluation.likelihood import to_bits_per_dim
-from tarflow.evaluation.patch_maps import ends_of_a_map, heat_map, mean_patch_maps
+from tarflow.evaluation.likelihood.evaluate import to_bits_per_dim
+from tarflow.evaluation.likelihood.patch_maps import ends_of_a_map, heat_map, mean_patch_maps
+from tarflow.measure import to_8bit
 from tarflow.report.content import Figure, Parts, Strip
 from tarflow.report.facts import LABELS, unit_name
 from tarflow.report.subject import DRAWS, Subject, Unavailable

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from tarflow import __version__
-from tarflow.evaluation.gaussian import NoYardstick
-from tarflow.evaluation.likelihood import Likelihood
+from tarflow.evaluation.likelihood.evaluate import Likelihood
+from tarflow.evaluation.likelihood.gaussian import NoYardstick
 from tarflow.report.architecture import block_inside, parameters_of, stack
 from tarflow.report.charts import Series, finite, line_chart
 from tarflow.report.content import Drawing, Parts

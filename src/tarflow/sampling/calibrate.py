@@ -8,6 +8,7 @@ is used.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +18,12 @@ from torch import Tensor
 
 from tarflow.model.block import Block
 from tarflow.model.flow import TarFlow
-from tarflow.sampling.captured import Captured
 from tarflow.sampling.choices import _REMEMBERED as _REMEMBERED
 from tarflow.sampling.choices import Calibration as Calibration
 from tarflow.sampling.choices import Choice as Choice
 from tarflow.sampling.choices import calibration_key as calibration_key
 from tarflow.sampling.choices import remembered as remembered
+from tarflow.sampling.cuda.graph import Captured
 from tarflow.sampling.decode import Progress, invert, latents_of
 from tarflow.sampling.guidance import Guidance, guided_rows, predictor
 from tarflow.sampling.jacobi import Jacobi
@@ -201,7 +202,8 @@ def _sequential_seconds(
 
     def step(place: int) -> Solution:
         """What the solver does for one patch, at a place of the sequence."""
-        return sequential(lambda x, _: predict(x, place), z[:, place : place + 2])
+        there = dataclasses.replace(predict, evaluate=lambda x, _: predict(x, place))
+        return sequential(there, z[:, place : place + 2])
 
     ends = [_median_seconds(lambda place=place: step(place), z.device, probes) for place in (0, last - 1)]  # type: ignore[misc]
     return last * sum(ends) / 2, None

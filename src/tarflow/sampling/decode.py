@@ -12,8 +12,8 @@ from tarflow.devices import free_bytes
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
 from tarflow.model.flow import TarFlow
-from tarflow.sampling.captured import Captured
-from tarflow.sampling.device_step import DeviceStep
+from tarflow.sampling.cuda.graph import Captured
+from tarflow.sampling.cuda.step import DeviceStep
 from tarflow.sampling.guidance import Guidance, Predict, guided_rows, predictor
 from tarflow.sampling.jacobi import STEADY, Jacobi, default_tolerance, jacobi, network_dtype
 from tarflow.sampling.sequential import Solution, sequential
@@ -108,12 +108,12 @@ def _reporting(predict: Predict, length: int, progress: Progress | None) -> Pred
     if progress is None:
         return predict
 
-    def watched(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
+    def watched(x: Tensor, start: int) -> Tensor:
         assert progress is not None
-        progress(int(start), length)
+        progress(start, length)
         return predict(x, start)
 
-    return watched
+    return dataclasses.replace(predict, evaluate=watched)
 
 
 def draw_noise(flow: TarFlow, indices: Tensor, seed: int, attempt: int = 0) -> Tensor:

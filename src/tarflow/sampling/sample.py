@@ -12,8 +12,8 @@ from torch import Tensor
 from tarflow.fields import integer
 from tarflow.model.flow import TarFlow
 from tarflow.sampling.calibrate import calibrated_decode, is_measured
-from tarflow.sampling.captured import Captured
 from tarflow.sampling.choices import Calibration, Choice, calibration_key, remembered
+from tarflow.sampling.cuda.graph import Captured
 from tarflow.sampling.decode import decode, default_batch_size, draw_noise
 from tarflow.sampling.denoise import check_sigma
 from tarflow.sampling.denoise import denoise as denoise_images
