@@ -1,4 +1,4 @@
-"""The most and the least likely images and their maps are those of the scores; what has no score is the least likely."""
+"""The most and the least likely images, and their maps, are those of the scores; those without a score come last."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from report_cases import make_run
 from tarflow.checkpoint import open_run
-from tarflow.data.pixels import dequantize, scale_pixels, to_8bit
-from tarflow.evaluation.patch_maps import heat_map, mean_patch_maps
+from tarflow.evaluation.likelihood.patch_maps import heat_map, mean_patch_maps
+from tarflow.measure import dequantize, scale_pixels, to_8bit
 from tarflow.report import likelihood
 from tarflow.report.parts import Figure, Parts, Strip
 from tarflow.report.subject import DRAWS, Settings, Subject, Unavailable

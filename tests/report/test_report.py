@@ -16,8 +16,8 @@ from PIL import Image
 from report_cases import Page, make_run
 from tarflow.checkpoint import open_run, read_config
 from tarflow.data.load import load
-from tarflow.evaluation.gaussian import fit_yardstick
-from tarflow.evaluation.likelihood import evaluate_likelihood
+from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
+from tarflow.evaluation.likelihood.gaussian import fit_yardstick
 from tarflow.report.build import PICTURES, SECTIONS, subjects_of, write_report
 from tarflow.report.likelihood import advantage
 from tarflow.report.parts import TEMPLATES, Strip, sheet

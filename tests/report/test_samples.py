@@ -10,9 +10,8 @@ from torch import Tensor
 
 from report_cases import make_run
 from tarflow.checkpoint import open_run
-from tarflow.data.noise import noisy_images
-from tarflow.data.pixels import dequantize, scale_pixels, to_8bit, to_pixels
-from tarflow.evaluation.sample_quality import novelty
+from tarflow.evaluation.quality.ratios import novelty
+from tarflow.measure import dequantize, noisy_images, scale_pixels, to_8bit, to_pixels
 from tarflow.report import samples
 from tarflow.report.build import subjects_of
 from tarflow.report.compared import resolutions

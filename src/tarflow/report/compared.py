@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tarflow.evaluation.quality import kept_quality
+from tarflow.evaluation.quality.judge import kept_quality
 from tarflow.report.architecture import parameters_of
 from tarflow.report.likelihood import LABELS, advantage, unit_of
 from tarflow.report.parts import Figure, Parts, Strip, Table

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tarflow.data.noise import Noise
-from tarflow.data.pixels import to_8bit
-from tarflow.evaluation.gaussian import NoYardstick
-from tarflow.evaluation.likelihood import Likelihood, to_bits_per_dim
-from tarflow.evaluation.patch_maps import ends_of_a_map, heat_map, mean_patch_maps
+from tarflow.evaluation.likelihood.evaluate import Likelihood, to_bits_per_dim
+from tarflow.evaluation.likelihood.gaussian import NoYardstick
+from tarflow.evaluation.likelihood.patch_maps import ends_of_a_map, heat_map, mean_patch_maps
+from tarflow.measure import Noise, to_8bit
 from tarflow.report.parts import Figure, Parts, Strip, Table
 from tarflow.report.subject import DRAWS, Subject, Unavailable
 from tarflow.report.words import quoted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tarflow.config import from_dict
-from tarflow.evaluation.quality import Figure, kept_quality
+from tarflow.evaluation.quality.judge import Figure, kept_quality
 from tarflow.report.parts import Parts, Table
 from tarflow.report.subject import Subject, Unavailable
 from tarflow.report.sweep import better_is, with_error

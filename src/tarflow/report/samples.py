@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tarflow.data.noise import noisy_images
-from tarflow.data.pixels import clipped, scale_pixels, to_8bit, to_pixels
-from tarflow.evaluation.psnr import psnr
-from tarflow.evaluation.sample_quality import nearest, novelty
-from tarflow.evaluation.sweep import SCALES, UNCONDITIONAL_SCALES, UNCONDITIONAL_TEMPERATURE
+from tarflow.evaluation.quality.psnr import psnr
+from tarflow.evaluation.quality.ratios import nearest, novelty
+from tarflow.evaluation.quality.sweep import SCALES, UNCONDITIONAL_SCALES, UNCONDITIONAL_TEMPERATURE
+from tarflow.measure import clipped, noisy_images, scale_pixels, to_8bit, to_pixels
 from tarflow.report.parts import Figure, Parts, Strip
 from tarflow.report.subject import CLASSES, Subject, Unavailable
 from tarflow.sampling.denoise import denoise

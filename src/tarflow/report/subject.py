@@ -14,11 +14,11 @@ from torch import Tensor
 from tarflow.checkpoint import CHECKPOINTS, Run, open_setting, read_metrics, weights_digest
 from tarflow.config import TrainingConfig
 from tarflow.data.load import ImageSet, Splits
-from tarflow.data.pixels import to_8bit, to_pixels
-from tarflow.evaluation.gaussian import GaussianYardstick, NoYardstick, fit_yardstick
-from tarflow.evaluation.likelihood import Likelihood, evaluate_likelihood
+from tarflow.evaluation.likelihood.evaluate import Likelihood, evaluate_likelihood
+from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, NoYardstick, fit_yardstick
+from tarflow.evaluation.likelihood.scores import LabelPolicy, default_label_policy
 from tarflow.evaluation.run_data import open_splits
-from tarflow.evaluation.scores import LabelPolicy, default_label_policy
+from tarflow.measure import to_8bit, to_pixels
 from tarflow.sampling.denoise import denoise
 from tarflow.sampling.sample import SamplingError, sample
 from tarflow.sampling.setting import Setting, StoredSetting

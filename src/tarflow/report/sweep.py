@@ -8,8 +8,8 @@ from typing import Any
 from markupsafe import Markup
 
 from tarflow.checkpoint import weights_digest
-from tarflow.evaluation.quality import KINDS, LOWER_IS_BETTER, Figure, Kind
-from tarflow.evaluation.sweep import SWEEP, Row, edges, read_sweep
+from tarflow.evaluation.quality.judge import KINDS, LOWER_IS_BETTER, Figure, Kind
+from tarflow.evaluation.quality.sweep import SWEEP, Row, edges, read_sweep
 from tarflow.report.charts import HEIGHT, WIDTH, Series, line_chart
 from tarflow.report.parts import TEMPLATES, Drawing, Parts, Table
 from tarflow.report.subject import Subject, Unavailable
