@@ -38,7 +38,7 @@ from tarflow.config import TarFlowConfig, TrainingConfig
 from tarflow.data.batches import batch_indices
 from tarflow.data.load import load
 from tarflow.data.sets import Splits
-from tarflow.evaluation.likelihood import evaluate_likelihood
+from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
 from tarflow.interop import load_official
 from tarflow.model.flow import TarFlow
 from tarflow.training.ema import EMA

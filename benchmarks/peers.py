@@ -26,9 +26,9 @@ from torch import Tensor
 
 from benchmarks.ablations import Bench, describe, open_bench, parser_of, read, write
 from benchmarks.variants import BASELINE, VARIANTS
-from tarflow.data.noise import noisy_images
-from tarflow.evaluation.gaussian import GaussianYardstick, fit_yardstick
-from tarflow.evaluation.likelihood import mean_and_error, to_bits_per_dim
+from tarflow.evaluation.likelihood.evaluate import mean_and_error, to_bits_per_dim
+from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, fit_yardstick
+from tarflow.measure import noisy_images
 from tarflow.seeding import seeded_generator
 from tarflow.training.optimizer import learning_rate, set_learning_rate
 

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from benchmarks.rates import synchronise
 from tarflow.checkpoint import Run, open_run
-from tarflow.data.noise import noisy_images
 from tarflow.devices import numbered
 from tarflow.evaluation.run_data import open_held_out
+from tarflow.measure import noisy_images
 from tarflow.planning.work import training_flops
 from tarflow.sampling.narrow import narrowed
 from tarflow.seeding import seeded_generator

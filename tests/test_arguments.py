@@ -12,8 +12,8 @@ from PIL import Image
 
 import tarflow
 from flow_cases import build, images, labels, latents
-from tarflow.data.pixels import check_levels
-from tarflow.evaluation.likelihood import evaluate_likelihood
+from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
+from tarflow.measure import check_levels
 
 FLOW = build("conditional", torch.float32).requires_grad_(False)
 X, Y, Z = images(FLOW, 2, dtype=torch.float32), labels(FLOW, 2), latents(FLOW, 2)

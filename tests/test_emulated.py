@@ -23,9 +23,9 @@ from torch._subclasses.fake_tensor import (
 import tarflow
 from flow_cases import config_of, names, repeated
 from tarflow import Guidance, TarFlow
-from tarflow.evaluation.bayes import log_posterior
-from tarflow.evaluation.patch_maps import patch_log_prob
-from tarflow.evaluation.scores import log_likelihood
+from tarflow.evaluation.likelihood.bayes import log_posterior
+from tarflow.evaluation.likelihood.patch_maps import patch_log_prob
+from tarflow.evaluation.likelihood.scores import log_likelihood
 from tarflow.sampling.cuda import graph as captured_module
 from tarflow.sampling.cuda.graph import Captured
 from tarflow.sampling.decode import invert

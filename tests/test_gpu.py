@@ -26,7 +26,7 @@ from tarflow.data.load import load_or_stream
 from tarflow.data.prepare import prepare
 from tarflow.data.request import Request
 from tarflow.devices import numbered
-from tarflow.evaluation.scores import log_likelihood
+from tarflow.evaluation.likelihood.scores import log_likelihood
 from tarflow.planning.memory import training_memory
 from tarflow.sampling.cuda import step as device_step
 from tarflow.sampling.cuda.graph import Captured

@@ -16,6 +16,7 @@ BENCHMARKS = SOURCE.parent.parent / "benchmarks"
 ROOMS = [
     "fields",
     "config",
+    "measure",
     "unfinished",
     "jsontext",
     "locks",
@@ -51,8 +52,7 @@ NOT_ROOMS = {"__init__", "__main__"}  # the front door, whose names are lazy, an
 PORTABLE = [
     "model",
     "sampling",
-    "data/pixels.py",
-    "data/noise.py",
+    "measure.py",
     "data/batches.py",
     "training/objective.py",
     "training/muon.py",

@@ -33,7 +33,7 @@ _HOMES = {
     "resample": "tarflow.sampling.editing",
     "trace": "tarflow.sampling.trace",
     "load_official": "tarflow.interop",
-    "patch_log_prob": "tarflow.evaluation.patch_maps",
+    "patch_log_prob": "tarflow.evaluation.likelihood.patch_maps",
     "Run": "tarflow.runs",
     "open_run": "tarflow.runs",
     "train": "tarflow.runs",
@@ -45,7 +45,7 @@ __all__ = ["__version__", *_HOMES]
 if TYPE_CHECKING:
     from tarflow.config import ConfigError as ConfigError
     from tarflow.config import TarFlowConfig as TarFlowConfig
-    from tarflow.evaluation.patch_maps import patch_log_prob as patch_log_prob
+    from tarflow.evaluation.likelihood.patch_maps import patch_log_prob as patch_log_prob
     from tarflow.interop import load_official as load_official
     from tarflow.model.block import NULL_CLASS as NULL_CLASS
     from tarflow.model.derivatives import second_order as second_order

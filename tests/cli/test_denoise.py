@@ -17,8 +17,8 @@ from tarflow.checkpoint import write_config
 from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.load import load_all
-from tarflow.data.pixels import dequantize, scale_pixels, to_8bit, to_pixels
-from tarflow.evaluation.psnr import psnr
+from tarflow.evaluation.quality.psnr import psnr
+from tarflow.measure import dequantize, scale_pixels, to_8bit, to_pixels
 from tarflow.sampling.denoise import denoise
 from tarflow.seeding import seeded_generator
 

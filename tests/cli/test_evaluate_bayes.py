@@ -17,7 +17,7 @@ from tarflow.checkpoint import write_config
 from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.load import load
-from tarflow.evaluation.bayes import BAYES_KEYS, evaluate_bayes
+from tarflow.evaluation.likelihood.bayes import BAYES_KEYS, evaluate_bayes
 
 
 @pytest.fixture(scope="module")

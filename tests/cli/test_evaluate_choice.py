@@ -17,7 +17,7 @@ from tarflow.checkpoint import open_run, write_config
 from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.load import ImageSet
-from tarflow.evaluation import likelihood
+from tarflow.evaluation.likelihood import evaluate as likelihood
 from tarflow.evaluation.run_data import open_all, open_splits
 
 

@@ -18,9 +18,9 @@ from tarflow.checkpoint import write_config
 from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.load import load_all
-from tarflow.evaluation.anomalies import detect, inverted
-from tarflow.evaluation.held_out import score_pixels, scoring_of
-from tarflow.evaluation.scores import score_images
+from tarflow.evaluation.likelihood.anomalies import detect, inverted
+from tarflow.evaluation.likelihood.held_out import score_pixels, scoring_of
+from tarflow.evaluation.likelihood.scores import score_images
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from flow_cases import build
 from tarflow.checkpoint import Run
 from tarflow.cli.output import SampleWriter
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
-from tarflow.data.pixels import requantize, scale_pixels
+from tarflow.measure import requantize, scale_pixels
 from tarflow.pictures import grid
 
 LABELS = [2, 0, -1, 1, 2, 0, 0, 1, 2, 1, 0]

@@ -28,12 +28,12 @@ from tarflow.cli import main
 from tarflow.cli.csv_text import unescaped
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.load import load
-from tarflow.data.noise import noisy_images
-from tarflow.evaluation import held_out, scores
-from tarflow.evaluation.anomalies import code_bits
-from tarflow.evaluation.detector import DETECTOR_FILE
-from tarflow.evaluation.held_out import HELD_OUT_FILE
+from tarflow.evaluation.likelihood import held_out, scores
+from tarflow.evaluation.likelihood.anomalies import code_bits
+from tarflow.evaluation.likelihood.detector import DETECTOR_FILE
+from tarflow.evaluation.likelihood.held_out import HELD_OUT_FILE
 from tarflow.evaluation.run_data import open_held_out
+from tarflow.measure import noisy_images
 from tarflow.seeding import seeded_generator
 
 

@@ -12,8 +12,8 @@ from report_cases import make_run
 from tarflow.checkpoint import open_run
 from tarflow.cli import demo, main
 from tarflow.data.load import Splits, load
-from tarflow.evaluation.gaussian import GaussianYardstick, fit_yardstick
-from tarflow.evaluation.likelihood import evaluate_likelihood
+from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
+from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, fit_yardstick
 from tarflow.evaluation.run_data import open_splits
 from tarflow.report.subject import Settings, Subject
 

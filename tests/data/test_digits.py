@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from tarflow.data.load import load, load_all
-from tarflow.data.pixels import scale_pixels
+from tarflow.measure import scale_pixels
 
 
 def test_the_digits_are_scikit_learns_own() -> None:

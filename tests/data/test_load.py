@@ -15,7 +15,7 @@ from PIL import Image
 from tarflow.data import assemble
 from tarflow.data.errors import DataError
 from tarflow.data.load import ImageSet, load, load_all
-from tarflow.data.pixels import requantize
+from tarflow.measure import requantize
 
 
 def save(path: Path, shape: tuple[int, ...] = (4, 4), value: int = 0) -> Path:

@@ -10,7 +10,7 @@ import torch
 import tarflow
 from flow_cases import build, images, labels
 from tarflow import TarFlow, TarFlowConfig
-from tarflow.evaluation.patch_maps import patch_log_prob
+from tarflow.evaluation.likelihood.patch_maps import patch_log_prob
 from tarflow.interop import load_official, to_official
 from tarflow.sampling import denoise as room
 

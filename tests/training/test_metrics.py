@@ -13,7 +13,7 @@ import torch
 
 from tarflow import checkpoint
 from tarflow.config import TrainingConfig
-from tarflow.evaluation.likelihood import Likelihood, evaluate_likelihood
+from tarflow.evaluation.likelihood.evaluate import Likelihood, evaluate_likelihood
 from tarflow.model.block import NULL_CLASS
 from tarflow.training import scoring as scoring_module
 from tarflow.training import trainer as trainer_module

@@ -14,8 +14,8 @@ from PIL import Image
 from flow_cases import build
 from tarflow import TarFlow, checkpoint
 from tarflow.config import RunConfig
-from tarflow.data.pixels import to_8bit, to_pixels
-from tarflow.evaluation import likelihood
+from tarflow.evaluation.likelihood import evaluate as likelihood
+from tarflow.measure import to_8bit, to_pixels
 from tarflow.pictures import grid
 from tarflow.ranks import ALONE, Ranks
 from tarflow.sampling.sample import sample

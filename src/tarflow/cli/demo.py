@@ -104,8 +104,8 @@ def _train(recipe: str, out: Path, device: torch.device) -> tuple[Run, Splits, f
 
 
 def _likelihood(run: Run, splits: Splits) -> dict[str, Any]:
-    from tarflow.evaluation.gaussian import fit_yardstick
-    from tarflow.evaluation.likelihood import evaluate_likelihood
+    from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
+    from tarflow.evaluation.likelihood.gaussian import fit_yardstick
 
     training, held_out = run.config.training, splits.held_out
     assert training is not None
@@ -127,9 +127,9 @@ def _samples(run: Run, splits: Splits, guidance: Any, args: Demo) -> dict[str, A
     """Judge guided and unguided samples, and draw the sheet of the guided ones."""
     import torch
 
-    from tarflow.data.pixels import to_8bit, to_pixels
-    from tarflow.evaluation.classifier import fit_classifier
-    from tarflow.evaluation.sample_quality import sample_quality
+    from tarflow.evaluation.quality.classifier import fit_classifier
+    from tarflow.evaluation.quality.ratios import sample_quality
+    from tarflow.measure import to_8bit, to_pixels
     from tarflow.pictures import save_sheet
     from tarflow.sampling.sample import sample
 
@@ -159,9 +159,8 @@ def _denoising(run: Run, splits: Splits, args: Demo) -> dict[str, Any]:
     """Add the noise of the training to held-out digits and remove it; draw clean, noisy and denoised in rows."""
     import torch
 
-    from tarflow.data.noise import noisy_images
-    from tarflow.data.pixels import scale_pixels, to_pixels
-    from tarflow.evaluation.psnr import psnr
+    from tarflow.evaluation.quality.psnr import psnr
+    from tarflow.measure import noisy_images, scale_pixels, to_pixels
     from tarflow.pictures import save_sheet
     from tarflow.sampling.denoise import denoise
     from tarflow.seeding import seeded_generator

@@ -60,11 +60,11 @@ def run(args: Denoise) -> None:
     from tarflow.cli.output import SampleWriter, check_out
     from tarflow.cli.progress import Progress
     from tarflow.data.load import load_all
-    from tarflow.data.pixels import dequantize, scale_pixels
     from tarflow.data.request import Reading
     from tarflow.devices import pick_device
-    from tarflow.evaluation.psnr import psnr
+    from tarflow.evaluation.quality.psnr import psnr
     from tarflow.evaluation.run_data import check_output
+    from tarflow.measure import dequantize, scale_pixels
     from tarflow.sampling.denoise import denoise
     from tarflow.seeding import seeded_generator
 

@@ -190,7 +190,7 @@ class Sampler:
         """n samples as they would be written: (n, C, H, W) uint8 at the levels of the data, on the CPU, clipped."""
         import torch
 
-        from tarflow.data.pixels import clipped, to_pixels
+        from tarflow.measure import clipped, to_pixels
 
         pixels, beyond = [], []
         for batch in self.batches(n, y, setting, seed, progress):

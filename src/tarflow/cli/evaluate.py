@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from tarflow.checkpoint import Run
     from tarflow.cli.progress import Progress
     from tarflow.data.sets import ImageSet
-    from tarflow.evaluation.anomalies import Anomalies
-    from tarflow.evaluation.held_out import Scoring
-    from tarflow.evaluation.likelihood import Likelihood
+    from tarflow.evaluation.likelihood.anomalies import Anomalies
+    from tarflow.evaluation.likelihood.evaluate import Likelihood
+    from tarflow.evaluation.likelihood.held_out import Scoring
 
 
 @dataclasses.dataclass
@@ -108,11 +108,11 @@ def run(args: Evaluate) -> None:
     from tarflow.checkpoint import open_run
     from tarflow.cli.progress import Progress
     from tarflow.devices import float32_products, pick_device
-    from tarflow.evaluation.bayes import BAYES_KEYS, evaluate_bayes
-    from tarflow.evaluation.breakdown import PRECISION_KEYS, by_patch, precision_difference
-    from tarflow.evaluation.discrete import IMPORTANCE_KEYS, importance_bound
-    from tarflow.evaluation.gaussian import NoYardstick, fit_yardstick
-    from tarflow.evaluation.likelihood import evaluate_likelihood
+    from tarflow.evaluation.likelihood.bayes import BAYES_KEYS, evaluate_bayes
+    from tarflow.evaluation.likelihood.breakdown import PRECISION_KEYS, by_patch, precision_difference
+    from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
+    from tarflow.evaluation.likelihood.gaussian import NoYardstick, fit_yardstick
+    from tarflow.evaluation.likelihood.importance import IMPORTANCE_KEYS, importance_bound
     from tarflow.evaluation.run_data import open_all, open_given, open_splits, own_source
 
     _check(args)
@@ -209,7 +209,7 @@ def run(args: Evaluate) -> None:
 
 def _by_class(run: Run, result: Likelihood, images: ImageSet) -> dict[str, Any] | None:
     """Each class's score under its name, as JSON can hold it; None where the images have no labels."""
-    from tarflow.evaluation.breakdown import by_class
+    from tarflow.evaluation.likelihood.breakdown import by_class
 
     if images.labels is None or not images.class_names:
         return None
@@ -224,7 +224,7 @@ def _by_class(run: Run, result: Likelihood, images: ImageSet) -> dict[str, Any] 
 def _others(args: Evaluate, run: Run, images: ImageSet, name: str, progress: Progress) -> Tensor:
     """Images that do not belong, (N, C, H, W) uint8, by their name or path, or made of those that do."""
     from tarflow.data.load import load_all
-    from tarflow.evaluation.anomalies import TRANSFORMS
+    from tarflow.evaluation.likelihood.anomalies import TRANSFORMS
     from tarflow.evaluation.run_data import image_options
 
     if name in TRANSFORMS:
@@ -236,7 +236,7 @@ def _others(args: Evaluate, run: Run, images: ImageSet, name: str, progress: Pro
 
 def _scoring(args: Evaluate, run: Run, result: Likelihood) -> Scoring:
     """Under what images are compared with others: labels that both sets have, none of their own."""
-    from tarflow.evaluation.held_out import Scoring, scoring_of
+    from tarflow.evaluation.likelihood.held_out import Scoring, scoring_of
 
     if result.labels == "null":
         return Scoring("null", None, args.draws, args.seed)
@@ -253,9 +253,9 @@ def _against(
     progress: Progress,
 ) -> Anomalies:
     """The flow as a detector of images `outside`."""
-    from tarflow.evaluation.anomalies import detect
-    from tarflow.evaluation.held_out import score_pixels
-    from tarflow.evaluation.likelihood import to_bits_per_dim
+    from tarflow.evaluation.likelihood.anomalies import detect
+    from tarflow.evaluation.likelihood.evaluate import to_bits_per_dim
+    from tarflow.evaluation.likelihood.held_out import score_pixels
 
     options: dict[str, Any] = {"batch_size": args.batch_size, "progress": progress.scoring}
     inside = (
@@ -274,7 +274,7 @@ def _against(
 
 def _keep_best(args: Evaluate, run: Run, labels: str, detected: dict[str, Anomalies], progress: Progress) -> None:
     """Keep the detector that did best with the run, and say so; or why it is not kept."""
-    from tarflow.evaluation.detector import best_detector, save_detector
+    from tarflow.evaluation.likelihood.detector import best_detector, save_detector
 
     best = best_detector(run, labels, detected)
     kept = "not kept"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tarflow import storage
-from tarflow.data.pixels import to_8bit, to_pixels
 from tarflow.destination import check_vacant
+from tarflow.measure import to_8bit, to_pixels
 from tarflow.pictures import class_captions, save_png, save_sheet
 
 if TYPE_CHECKING:

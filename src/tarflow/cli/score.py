@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from tarflow.checkpoint import Run
     from tarflow.cli.progress import Progress
     from tarflow.data.stream import Record, Stream
-    from tarflow.evaluation.detector import Detector
-    from tarflow.evaluation.held_out import HeldOut, Scoring
+    from tarflow.evaluation.likelihood.detector import Detector
+    from tarflow.evaluation.likelihood.held_out import HeldOut, Scoring
 
 CLASSES = 10  # from which on it is worth saying what a score under each of them costs
 MAX_BATCH = 256  # images scored at once where it is ours to choose: about as many are decoded ahead
@@ -103,7 +103,7 @@ def run(args: Score) -> None:
     from tarflow.data.request import Reading
     from tarflow.data.stream import open_stream
     from tarflow.devices import float32_products, pick_device
-    from tarflow.evaluation.held_out import passes_an_image, scoring_of
+    from tarflow.evaluation.likelihood.held_out import passes_an_image, scoring_of
     from tarflow.evaluation.run_data import check_output
 
     _check(args)
@@ -178,7 +178,7 @@ def _check(args: Score) -> None:
 def _ranked_by(args: Score, run: Run, scoring: Scoring) -> Detector:
     """The score that images are ranked by; a line on stderr says where a stored choice is used, or is not."""
     from tarflow.checkpoint import weights_digest
-    from tarflow.evaluation.detector import DETECTOR_FILE, open_detector
+    from tarflow.evaluation.likelihood.detector import DETECTOR_FILE, open_detector
 
     if args.by is not None or (stored := open_detector(run)) is None:
         return args.by or "likelihood"
@@ -202,9 +202,9 @@ def _score(
     from PIL import Image
 
     from tarflow.cli.score_maps import draw_maps, map_name
-    from tarflow.evaluation.anomalies import code_bits
-    from tarflow.evaluation.held_out import passes_an_image, score_pixels
-    from tarflow.evaluation.scores import beyond
+    from tarflow.evaluation.likelihood.anomalies import code_bits
+    from tarflow.evaluation.likelihood.held_out import passes_an_image, score_pixels
+    from tarflow.evaluation.likelihood.scores import beyond
 
     writer = csv.writer(rows)
     size, each = _batch_size(args, run), scoring.draws * passes_an_image(run, scoring)
@@ -256,7 +256,7 @@ def _finish(
 
     from tarflow import storage
     from tarflow.cli.csv_text import escaped
-    from tarflow.evaluation.detector import score_columns
+    from tarflow.evaluation.likelihood.detector import score_columns
 
     reference = _reference(args, run, scoring, progress)
     columns = score_columns(run, by, np.frombuffer(scores), np.frombuffer(code), reference)
@@ -285,7 +285,7 @@ def _cells(name: str, values: Any) -> Iterator[Any]:
 
 def _reference(args: Score, run: Run, scoring: Scoring, progress: Progress) -> HeldOut | None:
     """What is known of the run's held-out images, or None after a line that says why nothing is."""
-    from tarflow.evaluation.held_out import held_out_scores
+    from tarflow.evaluation.likelihood.held_out import held_out_scores
 
     try:
         return held_out_scores(
@@ -306,7 +306,7 @@ def _reference(args: Score, run: Run, scoring: Scoring, progress: Progress) -> H
 
 
 def _batch_size(args: Score, run: Run) -> int:
-    from tarflow.evaluation.scores import default_batch_size
+    from tarflow.evaluation.likelihood.scores import default_batch_size
 
     return args.batch_size or min(default_batch_size(run.flow), MAX_BATCH)
 

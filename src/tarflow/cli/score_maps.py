@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tarflow.data.pixels import to_8bit
-from tarflow.evaluation.held_out import Scoring, score_options
-from tarflow.evaluation.patch_maps import heat_map, mean_patch_maps
+from tarflow.evaluation.likelihood.held_out import Scoring, score_options
+from tarflow.evaluation.likelihood.patch_maps import heat_map, mean_patch_maps
+from tarflow.measure import to_8bit
 from tarflow.pictures import save_sheet
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tarflow.checkpoint import Run
-    from tarflow.evaluation.sweep import Row
+    from tarflow.evaluation.quality.sweep import Row
     from tarflow.sampling.setting import Setting
 
 
@@ -106,8 +106,8 @@ def run(args: Sweep) -> None:
     from tarflow.config import to_dict
     from tarflow.destination import check_vacant
     from tarflow.devices import pick_device
-    from tarflow.evaluation.quality import LEAST
-    from tarflow.evaluation.sweep import (
+    from tarflow.evaluation.quality.judge import LEAST
+    from tarflow.evaluation.quality.sweep import (
         SWEEP,
         SWEEP_FILES,
         best_row,
@@ -182,7 +182,7 @@ def run(args: Sweep) -> None:
     write_rows(out / "sweep.json", key, rows, **more)
     table = sweep_table(rows, best)
     storage.write_text(out / "sweep.md", table)
-    storage.write_text(out / "sweep.svg", sweep_chart(rows, name, args.by))
+    storage.write_text(out / "sweep.svg", sweep_chart(rows, name))
     stored = StoredSetting(key["weights"], best.setting, name, best.figures[name].value, args.n, len(rows))
     print(table, end="", file=sys.stderr)
     print(f"best: {stored}; with other noise {again[name].value:.4g}", file=sys.stderr)

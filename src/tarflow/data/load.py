@@ -9,7 +9,6 @@ import torch
 
 from tarflow.data.errors import DataError
 from tarflow.data.labels import label_tensors
-from tarflow.data.pixels import requantize
 from tarflow.data.prepared import is_prepared, open_all_prepared, open_prepared
 from tarflow.data.records import Part, Source
 from tarflow.data.request import Reading, Request
@@ -20,6 +19,7 @@ from tarflow.data.split import check_fraction, own_split, seeded_split
 from tarflow.data.streamed import Storage, StreamedSplits, is_streamed, open_streamed
 from tarflow.data.value_range import Values
 from tarflow.fields import integer
+from tarflow.measure import requantize
 
 
 def load(

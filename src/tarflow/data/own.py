@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from tarflow.data.errors import DataError
-from tarflow.data.pixels import check_levels
 from tarflow.data.sets import ImageSet, Splits
 from tarflow.data.split import check_fraction, seeded_split
 from tarflow.fields import integer
+from tarflow.measure import check_levels
 
 
 def own_splits(

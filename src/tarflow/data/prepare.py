@@ -21,7 +21,6 @@ from tarflow.data.assemble import Stack, assemble
 from tarflow.data.errors import DataError
 from tarflow.data.fingerprint import content_digest, files_digest
 from tarflow.data.labels import label_tensors
-from tarflow.data.pixels import requantize
 from tarflow.data.prepared import (
     FILES,
     FORMAT,
@@ -45,6 +44,7 @@ from tarflow.data.split import check_fraction, own_split, seeded_split
 from tarflow.data.value_range import Values
 from tarflow.destination import check_vacant
 from tarflow.fields import integer
+from tarflow.measure import requantize
 
 _COPY_BYTES = 1 << 24  # pixels that are copied at a time
 PREPROCESSING = (

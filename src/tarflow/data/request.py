@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from tarflow.config import DataConfig
 from tarflow.data.errors import DataError
-from tarflow.data.pixels import check_levels
 from tarflow.data.value_range import ValueRange
+from tarflow.measure import check_levels
 
 NO_COLUMN = "none"  # as the name of a column: no such column is read
 

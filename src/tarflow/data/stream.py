@@ -14,11 +14,11 @@ from torch import Tensor
 from tarflow.data.assemble import THREADS, in_order, read_one
 from tarflow.data.errors import DataError
 from tarflow.data.folder import Others, image_paths
-from tarflow.data.pixels import check_levels, requantize
 from tarflow.data.records import Content
 from tarflow.data.request import NO_COLUMN, Reading
 from tarflow.data.sources import is_folder_of_images, open_source
 from tarflow.data.value_range import Values
+from tarflow.measure import check_levels, requantize
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from tarflow.data.decode import Spec
 from tarflow.data.errors import DataError
 from tarflow.data.fingerprint import places_digest
 from tarflow.data.labels import label_tensors
-from tarflow.data.pixels import requantize
 from tarflow.data.records import Group, Part, Source
 from tarflow.data.request import Request
 from tarflow.data.sets import ImageSet
 from tarflow.data.split import own_split, seeded_split
 from tarflow.data.value_range import Values
+from tarflow.measure import requantize
 
 Storage: TypeAlias = Literal["auto", "memory", "stream"]
 

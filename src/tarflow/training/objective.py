@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from tarflow.config import TrainingConfig
-from tarflow.data.noise import noisy_images
-from tarflow.data.pixels import flip_horizontally
+from tarflow.measure import flip_horizontally, noisy_images
 from tarflow.model.block import NULL_CLASS
 from tarflow.model.flow import TarFlow
 from tarflow.seeding import seeded_generator

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tarflow.config import RunConfig
 from tarflow.data.sets import ImageSet
-from tarflow.evaluation.likelihood import Likelihood, evaluate_likelihood
+from tarflow.evaluation.likelihood.evaluate import Likelihood, evaluate_likelihood
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow
 from tarflow.ranks import ALONE, Ranks
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tarflow.config import RunConfig
-from tarflow.data.pixels import to_8bit, to_pixels
+from tarflow.measure import to_8bit, to_pixels
 from tarflow.model.flow import TarFlow
 from tarflow.pictures import class_captions, columns_by_class, save_sheet
 from tarflow.ranks import Ranks

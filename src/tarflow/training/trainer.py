@@ -18,7 +18,7 @@ from tarflow.data.feed import Feed
 from tarflow.data.load import Splits
 from tarflow.data.streamed import StreamedSplits
 from tarflow.devices import without_autocast
-from tarflow.evaluation.likelihood import to_bits_per_dim
+from tarflow.evaluation.likelihood.evaluate import to_bits_per_dim
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow, load_weights
 from tarflow.tensor_files import read_tensors
 from tarflow.training.build import build_step

@@ -1,0 +1,198 @@
+"""Where in an image the likelihood comes from: log p as a sum over patches, and that sum as a heat map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tarflow.evaluation.likelihood.scores import (
+    LabelPolicy,
+    check_policy,
+    default_batch_size,
+    default_label_policy,
+    under_each_class,
+)
+from tarflow.fields import integer
+from tarflow.measure import Noise, check_noise, noisy_images
+from tarflow.model.flow import TarFlow
+from tarflow.seeding import seeded_generator
+
+# ColorBrewer's RdBu: told apart with any colour vision, and both ends alike in lightness. From -1 (red) to 1 (blue).
+ANCHORS = ((178, 24, 43), (239, 138, 98), (247, 247, 247), (103, 169, 207), (33, 102, 172))
+
+
+def patch_log_prob(flow: TarFlow, x: Tensor, y: Tensor | None = None) -> Tensor:
+    """What each patch contributes to log p(x|y), nats, (B, rows, columns).
+
+        c_i = log N(z_i; 0, V_i) - Σ_blocks Σ_d log_scale_id,      Σ_i c_i = log p(x|y)
+
+    Every block's log-scales are put back into raster order first. With several blocks c_i is no conditional density
+    of patch i: later blocks mix what earlier ones made. Gradients flow as through `log_prob`.
+
+    Args:
+        x: (B, C, H, W), floating. y: (B,) labels, or None for the null class.
+
+    Raises:
+        ValueError: images or labels that do not fit the model.
+
+    >>> import tarflow
+    >>> flow = tarflow.TarFlow(tarflow.TarFlowConfig(image_size=8, channels=1, patch_size=2, width=64, layers=(1, 1)))
+    >>> patch_log_prob(flow, torch.zeros(5, 1, 8, 8)).shape
+    torch.Size([5, 4, 4])
+    """
+    z, patch_ladj = flow.encode_patches(x, y)
+    energy = z.square()  # (B, T, D)
+    log_det = z.new_zeros(z.shape[1])
+    if flow.base_variance is not None:
+        variance = flow.base_variance.to(z.dtype)
+        energy, log_det = energy / variance, variance.log().sum(dim=1)
+    base = -0.5 * (energy.sum(dim=2) + log_det + flow.config.patch_dim * math.log(2 * math.pi))
+    height, width = flow.config.image_shape
+    side = flow.config.patch_size
+    return (base + patch_ladj).unflatten(1, (height // side, width // side))
+
+
+def patch_log_likelihood(
+    flow: TarFlow, x: Tensor, y: Tensor | None = None, *, label_policy: LabelPolicy | None = None
+) -> Tensor:
+    """`patch_log_prob` under a label policy: a map whose sum is that of `scores.log_likelihood`, (B, rows, columns).
+
+    log mean_y p(x|y) ("marginal") is no sum over patches, but with the posterior r_y = p(y|x) under equal priors
+
+        log mean_y p(x|y) = Σ_y r_y log p(x|y) - KL(r ‖ uniform)
+
+    is exact. So its map is the posterior's mean of the maps, less KL/T in every patch: the KL, at most log K nats, is
+    the price of not knowing the class, and belongs to no place. Gradients are not kept.
+
+    Args:
+        x: (B, C, H, W), floating, all of it encoded at once. y: (B,) labels; used by "given" only.
+        label_policy: see `log_likelihood`; None is the policy of `default_label_policy`.
+
+    Raises:
+        ValueError: a policy that is not one of this model, or lacks labels.
+    """
+    policy = label_policy or default_label_policy(flow, y)
+    check_policy(flow, y, policy, len(x))
+    x = x.to(flow.device)
+    with torch.no_grad(), torch.autocast(flow.device.type, enabled=False):
+        if policy != "marginal":
+            return patch_log_prob(flow, x, y if policy == "given" else None)
+        batch_size = max(len(x), default_batch_size(flow))
+        maps = under_each_class(flow, lambda x, y: patch_log_prob(flow, x, y), x, batch_size=batch_size)
+        log_posterior = maps.sum(dim=(2, 3)).log_softmax(dim=1)  # (B, K)
+        posterior = log_posterior.exp()
+        divergence = (posterior * log_posterior).nan_to_num(nan=0.0).sum(dim=1) + math.log(flow.config.num_classes)
+        mean = (posterior[:, :, None, None] * maps).sum(dim=1)
+        return mean - divergence[:, None, None] / flow.config.num_patches
+
+
+def ends_of_a_map(flow: TarFlow) -> str:
+    """Why the first and the last patch of a map stand apart, in words for whoever looks at one."""
+    forward, count = sum(not block.flipped for block in flow.blocks), len(flow.blocks)
+    if flow.config.num_patches == 1:
+        return "There is one patch, which no block changes."
+    return (
+        "The patches at the top left and at the bottom right stand apart. Every block leaves the first patch of its "
+        f"order as it is: {forward} of the {count} blocks do so with the one at the top left, {count - forward} with "
+        "the one at the bottom right. Those two are changed by fewer blocks than the others, and are no sign of "
+        "something odd where they are red, or blue, in every map."
+    )
+
+
+def mean_patch_maps(
+    flow: TarFlow,
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    levels: int,
+    noise: Noise,
+    noise_std: float = 0.0,
+    draws: int = 4,
+    seed: int = 0,
+    indices: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    label_policy: LabelPolicy | None = None,
+) -> Tensor:
+    """Maps of pixels, the mean over draws of the noise: (N, rows, columns), nats, float64 on the CPU.
+
+    The noise is that of `score_images`, so that a map adds up to the mean of the image's scores. Arguments and errors
+    are those of `score_images`.
+    """
+    check_noise(noise, noise_std)
+    draws = integer("draws", draws, 1)
+    numbers = range(len(images)) if indices is None else indices
+    step = batch_size or default_batch_size(flow)
+    parts = []
+    for start in range(0, len(images), step):
+        pixels, y = images[start : start + step], None if labels is None else labels[start : start + step]
+        total = torch.zeros((), device="cpu", dtype=torch.float64)
+        for draw in range(draws):
+            generators = [seeded_generator(seed, "evaluation", draw, k) for k in numbers[start : start + step]]
+            x = noisy_images(pixels, levels, noise, noise_std, generators)
+            total = total + patch_log_likelihood(flow, x, y, label_policy=label_policy).cpu().double()
+        parts.append(total / draws)
+    return torch.cat(parts)
+
+
+def heat_map(
+    patches: Tensor, image: Tensor, *, centre: float | None = None, span: float | None = None, opacity: float = 0.6
+) -> Tensor:
+    """A map laid over its image in grey: (3, H, W) uint8.
+
+    The scale is linear and diverging: a patch at `centre` is white, one `span` nats or more above it is blue (more
+    likely), one `span` or more below it is red (less likely).
+
+    Args:
+        patches: (rows, columns), nats.
+        image: (C, H, W) uint8 of 256 levels, C 1 or 3; each patch covers H/rows by W/columns pixels.
+        centre: nats; None is the mean over the patches. span: nats; None is the largest distance from the centre, so
+            that every picture has a scale of its own. Give both where pictures are to be compared.
+        opacity: of the colours, 0 to 1.
+
+    Raises:
+        ValueError: shapes that do not fit, a span that is not positive, an opacity out of range, no finite patch.
+
+    >>> heat_map(torch.tensor([[0.0, 1.0]]), torch.zeros(1, 1, 2, dtype=torch.uint8), opacity=1.0)[:, 0].T
+    tensor([[178,  24,  43],
+            [ 33, 102, 172]], dtype=torch.uint8)
+    """
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or image.dtype != torch.uint8:
+        raise ValueError(f"image: expected (C, H, W) uint8 with C 1 or 3, got {tuple(image.shape)} {image.dtype}")
+    if (
+        patches.ndim != 2
+        or 0 in patches.shape
+        or any(a % b for a, b in zip(image.shape[1:], patches.shape, strict=True))
+    ):
+        raise ValueError(
+            f"patches: expected (rows, columns) that divide {tuple(image.shape[1:])}, got {tuple(patches.shape)}"
+        )
+    if span is not None and not span > 0:
+        raise ValueError(f"span: expected a positive number of nats, got {span}")
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity: expected 0 to 1, got {opacity}")
+    values = patches.detach().cpu().double()
+    finite = values[values.isfinite()]
+    if not len(finite):
+        raise ValueError("patches: expected finite numbers, got none")
+    centre = float(finite.mean()) if centre is None else centre
+    span = float((finite - centre).abs().max()) if span is None else span
+    scaled = ((values - centre) / (span or 1.0)).nan_to_num(nan=-1.0).clamp(-1, 1)  # what is no number is not likely
+    colours = _colour(scaled)  # (3, rows, columns)
+    for axis, (pixels, count) in enumerate(zip(image.shape[1:], patches.shape, strict=True), start=1):
+        colours = colours.repeat_interleave(pixels // count, dim=axis)
+    parts = [0.299, 0.587, 0.114] if image.shape[0] == 3 else [1.0]  # ITU-R 601
+    weights = torch.tensor(parts, device="cpu", dtype=torch.float64)
+    grey = (image.cpu().double() * weights[:, None, None]).sum(dim=0)
+    return (opacity * colours + (1 - opacity) * grey).round().clamp(0, 255).to(torch.uint8)
+
+
+def _colour(scaled: Tensor) -> Tensor:
+    """-1 … 1 to red, white, blue: (…) to (3, …), linear between the anchors."""
+    anchors = torch.tensor(ANCHORS, device="cpu", dtype=torch.float64)
+    place = (scaled + 1) / 2 * (len(ANCHORS) - 1)
+    lower = place.floor().clamp(0, len(ANCHORS) - 2).long()
+    part = (place - lower).unsqueeze(-1)
+    return torch.lerp(anchors[lower], anchors[lower + 1], part).movedim(-1, 0)

@@ -1,0 +1,154 @@
+"""How good are samples? Named figures on features, each with its N and with what real images score at the same N."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor
+
+from tarflow import storage
+from tarflow.checkpoint import Run, weights_digest
+from tarflow.config import from_dict
+from tarflow.data.batches import seeded_permutation
+from tarflow.evaluation.quality.distances import frechet_distance, kernel_distance, moments
+from tarflow.evaluation.quality.extractors.extractor import Extractor
+from tarflow.evaluation.quality.manifolds import manifolds
+from tarflow.evaluation.quality.reference import Progress, Reference
+from tarflow.model.flow import read_json
+from tarflow.sampling.setting import Setting
+
+Kind: TypeAlias = Literal["FD", "KD", "precision", "recall", "density", "coverage"]
+KINDS: tuple[Kind, ...] = ("FD", "KD", "precision", "recall", "density", "coverage")
+LOWER_IS_BETTER: tuple[Kind, ...] = ("FD", "KD")
+LEAST = 12  # samples or real images: a neighbourhood takes five others, a kernel distance two halves
+QUALITY_FILE = "quality.json"
+LARGEST = 1e300  # of a figure: what is larger is damage, and an integer of 400 digits no float
+MAX_NEIGHBOURHOODS = 5_000  # features on either side of precision, recall, density and coverage
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure, never without its N, and beside what held-out real images score.
+
+    Attributes:
+        value: of `samples` samples against the training images.
+        samples: N.
+        floor: the same of `floor_samples` held-out images: what a perfect sampler would score.
+        floor_samples: N, or all held-out images where there are fewer.
+        value_at_floor_samples: of the first `floor_samples` samples, which alone may be compared with the floor; it is
+            `value` where there are enough held-out images.
+        standard_error: of `value`, where the figure has one.
+    """
+
+    value: float
+    samples: int
+    floor: float
+    floor_samples: int
+    value_at_floor_samples: float
+    standard_error: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary that JSON can hold; without a standard error where there is none."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Figure:
+        """What `to_dict` made. Raises ValueError or TypeError where a number is none."""
+        figure = cls(**values)
+        for name, value in vars(figure).items():
+            if value is not None and not (type(value) in (int, float) and abs(value) < LARGEST):
+                raise ValueError(f"{name}: expected a number, got {value!r}")
+        return figure
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Compares any number of sets of samples with the same real images, on the same features."""
+
+    extractor: Extractor
+    reference: Reference
+    _floors: dict[int, dict[Kind, tuple[float, float | None]]] = field(default_factory=dict, repr=False)
+
+    def figures(self, pixels: Tensor, levels: int, progress: Progress | None = None) -> dict[str, Figure]:
+        """Every figure of samples (N, C, H, W) uint8, at the levels of the data, by its name, such as "FD-EffNetLite0".
+
+        Raises ValueError for fewer than `LEAST` samples, or held-out images.
+        """
+        return self.figures_of_features(self.extractor.features(pixels, levels, progress))
+
+    def figures_of_features(self, features: Tensor) -> dict[str, Figure]:
+        """The same of features (N, d) of the samples."""
+        count, real = len(features), len(self.reference.held_out)
+        for name, found in (("samples", count), ("held-out images", real)):
+            if found < LEAST:
+                raise ValueError(f"{name}: expected at least {LEAST} to measure quality, got {found}")
+        at_floor = min(count, real)
+        values = _values(features, self.reference)
+        fewer = values if at_floor == count else _values(features[:at_floor], self.reference)
+        floors = self._floor(at_floor)
+        return {
+            self.extractor.figure(kind): Figure(
+                value=values[kind][0],
+                samples=count,
+                floor=floors[kind][0],
+                floor_samples=at_floor,
+                value_at_floor_samples=fewer[kind][0],
+                standard_error=values[kind][1],
+            )
+            for kind in KINDS
+        }
+
+    def _floor(self, count: int) -> dict[Kind, tuple[float, float | None]]:
+        """What `count` held-out images score, a choice that is always the same; computed once."""
+        if count not in self._floors:
+            chosen = seeded_permutation(len(self.reference.held_out), "floor")[:count]
+            self._floors[count] = _values(self.reference.held_out[chosen], self.reference)
+        return self._floors[count]
+
+
+def _values(features: Tensor, reference: Reference) -> dict[Kind, tuple[float, float | None]]:
+    """(value, standard error) of each kind of figure."""
+    kernel = kernel_distance(features, reference.features)
+    # Neighbourhoods shrink as their number grows: both sides have the same.
+    count = min(len(features), len(reference.features), MAX_NEIGHBOURHOODS)
+    chosen = seeded_permutation(len(reference.features), "neighbourhoods")[:count]
+    found = manifolds(reference.features[chosen], features[:count])
+    return {
+        "FD": (frechet_distance(moments(features), reference.moments), None),
+        "KD": (kernel.value, kernel.standard_error),
+        "precision": (found.precision, None),
+        "recall": (found.recall, None),
+        "density": (found.density, None),
+        "coverage": (found.coverage, None),
+    }
+
+
+def keep_quality(run: Run, measured: dict[str, Any]) -> None:
+    """Keep what `tarflow quality` printed in RUN/quality.json, the newest of each extractor, where one may write."""
+    weights = weights_digest(run.path)
+    known = {name: entry for name, entry in kept_quality(run).items() if name != measured["extractor"]["name"]}
+    entries = known | {measured["extractor"]["name"]: measured}
+    with contextlib.suppress(OSError):
+        storage.write_json(run.path / QUALITY_FILE, {"weights": weights, "measured": entries})
+
+
+def kept_quality(run: Run) -> dict[str, dict[str, Any]]:
+    """What was kept for the weights of this run, by extractor. Empty where nothing was.
+
+    A file that is damaged, or written by another version, counts as nothing: measuring again replaces it.
+    """
+    file = run.path / QUALITY_FILE
+    try:
+        stored = read_json(file) if file.exists() else {}
+        if stored.get("weights") != weights_digest(run.path):
+            return {}
+        for entry in stored["measured"].values():
+            from_dict(Setting, entry["setting"])
+            figures = [Figure.from_dict(values) for values in entry["figures"].values()]
+            if not figures:
+                return {}
+        return dict(stored["measured"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}

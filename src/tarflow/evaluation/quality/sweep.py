@@ -1,0 +1,202 @@
+"""Which guidance and denoising are best for a model? Every setting of a grid, from the same noise, measured."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from tarflow import caching, storage
+from tarflow.config import TarFlowConfig, from_dict, to_dict
+from tarflow.evaluation.quality.judge import LOWER_IS_BETTER, Figure, Judge, Kind
+from tarflow.fields import real
+from tarflow.model.flow import read_json
+from tarflow.sampling.sample import SamplingError
+from tarflow.sampling.setting import Setting
+
+SCALES = (0.0, 0.5, 1.0, 2.0, 3.0)  # the paper's best with classes are 1 to 3
+UNCONDITIONAL_SCALES = (0.0, 0.1, 0.2, 0.5)  # and 0.2 without, at this temperature
+UNCONDITIONAL_TEMPERATURE = 0.3
+SWEEP = "sweep"  # the directory in a run
+SWEEP_FILES = ("sweep.json", "sweep.md", "sweep.svg")
+
+Draw: TypeAlias = Callable[[Setting, int], Tensor]
+"""draw(setting, seed): samples as uint8 pixels (N, C, H, W)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A setting with its figures by name; or with the reason why nothing could be drawn, and no figures."""
+
+    setting: Setting
+    figures: dict[str, Figure]
+    failed: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary that JSON can hold."""
+        figures = {name: figure.to_dict() for name, figure in self.figures.items()}
+        return {"setting": to_dict(self.setting), "figures": figures, "failed": self.failed}
+
+
+def grid(
+    config: TarFlowConfig,
+    sigma: float | None,
+    *,
+    scales: Sequence[float] = (),
+    schedules: Sequence[Literal["linear", "constant"]] = ("linear",),
+    temperatures: Sequence[float] = (),
+    rules: Sequence[Literal["paper", "stable"]] = ("paper",),
+    strengths: Sequence[float] = (),
+) -> list[Setting]:
+    """Every combination once, the weakest guidance first.
+
+    Args:
+        config: of the model; decides what `scales` and `temperatures` are where none are given: with classes 0 to 3
+            away from the null class, without 0 to 0.5 at temperature 0.3.
+        sigma: σ of the noise in training; None where it was uniform.
+        strengths: of denoising, as multiples of σ; 0 leaves the noise. None given: 1, or 0 without σ.
+
+    Raises:
+        ValueError: a value that `Setting` refuses, a strength without σ, guidance that would do nothing.
+    """
+    by_class = config.num_classes > 1
+    scales = scales or (SCALES if by_class else UNCONDITIONAL_SCALES)
+    temperatures = temperatures or ((1.0,) if by_class else (UNCONDITIONAL_TEMPERATURE,))
+    strengths = strengths or ((0.0,) if sigma is None else (1.0,))
+    for strength in strengths:
+        real("denoising strength", strength, "0 or more, as a multiple of σ", lambda value: value >= 0)
+        if strength > 0 and sigma is None:
+            raise ValueError(f"denoising strength {strength}: the model was not trained with Gaussian noise")
+    settings: dict[Setting, None] = {}
+    for strength, rule, temperature, schedule, scale in itertools.product(
+        strengths, rules, temperatures, schedules, sorted(scales)
+    ):
+        denoise = None if sigma is None or strength == 0 else strength * sigma
+        # Without guidance there is no rule to it: one setting, however many rules are tried.
+        kept = Setting(scale, schedule, temperature, rule, denoise) if scale else Setting(denoise=denoise)
+        if kept.guidance is not None:
+            kept.guidance.check(torch.zeros(1, device="cpu", dtype=torch.int64) if by_class else None, config)
+        settings[kept] = None
+    return list(settings)
+
+
+def sweep(
+    settings: Sequence[Setting],
+    draw: Draw,
+    judge: Judge,
+    levels: int,
+    *,
+    seed: int = 0,
+    known: Sequence[Row] = (),
+    done: Callable[[list[Row]], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Row]:
+    """Measure every setting with the samples of one seed, so that all of them start from the same noise.
+
+    Args:
+        known: rows of an earlier sweep that was interrupted; their settings are not drawn again.
+        done: called with all rows so far after each that is new. progress: told of the features of its samples.
+
+    A setting whose samples are not finite has a row that says so.
+    """
+    found: list[Row] = []
+    told = () if progress is None else (progress,)
+    before = {row.setting: row for row in known}
+    for setting in settings:
+        if setting in before:
+            found.append(before[setting])
+            continue
+        try:
+            row = Row(setting, judge.figures(draw(setting, seed), levels, *told))
+        except SamplingError as error:
+            row = Row(setting, {}, str(error))
+        found.append(row)
+        if done is not None:
+            done(found)
+    return found
+
+
+def best_row(rows: Sequence[Row], judge: Judge, by: Kind = "FD") -> Row:
+    """The row that is best by one figure; of equals the first, which has the weakest guidance.
+
+    Raises ValueError where no setting could be drawn.
+    """
+    measured = [row for row in rows if row.figures]
+    if not measured:
+        raise ValueError(f"no setting gave finite samples; of the first: {rows[0].failed if rows else 'there is none'}")
+    sign = 1 if by in LOWER_IS_BETTER else -1
+    return min(measured, key=lambda row: sign * row.figures[judge.extractor.figure(by)].value)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a file of `write_rows` holds: its key, its rows, and what was said of them when the sweep was done."""
+
+    key: dict[str, Any]
+    rows: list[Row]
+    more: dict[str, Any]
+
+    def replaced_by(self, key: dict[str, Any], settings: Sequence[Setting]) -> str | None:
+        """What is lost when a sweep of other settings, or of another key, is written over this one; None where nothing
+        is."""
+        differs = sorted(name for name in self.key.keys() | key.keys() if self.key.get(name) != key.get(name))
+        if differs:
+            return f"{len(self.rows)} settings measured with other {', '.join(differs)}"
+        lost = sum(row.setting not in settings for row in self.rows)
+        return f"{lost} of {len(self.rows)} settings measured before, which are not in this grid" if lost else None
+
+
+def edges(settings: Sequence[Setting], best: Setting) -> list[str]:
+    """In a sentence each, on which sides the grid ends at the best setting, so that a better one may lie beyond.
+
+    No guidance, and no denoising, are no edge: there is nothing below. Neither is a value that was the only one tried.
+    """
+    guided = best.scale > 0
+    axes: list[tuple[str, float | None, set[float]]] = [
+        ("scale of the guidance", best.scale, {s.scale for s in settings}),
+        ("temperature", best.temperature if guided else None, {s.temperature for s in settings if s.scale}),
+        ("σ of the denoising", best.denoise, {s.denoise or 0.0 for s in settings}),
+    ]
+    found = []
+    for name, value, tried in axes:
+        if value and len(tried) > 1 and value in (min(tried), max(tried)):
+            end = "largest" if value == max(tried) else "smallest"
+            found.append(f"the best {name}, {value:g}, is the {end} that was tried: a better one may lie beyond it")
+    return found
+
+
+def read_rows(path: Path, key: dict[str, Any]) -> list[Row]:
+    """The rows of a file of `write_rows` with the same `key`: none where it is missing, or is of something else."""
+    stored = read_sweep(path)
+    return stored.rows if stored is not None and stored.key == key else []
+
+
+def read_sweep(path: Path) -> Stored | None:
+    """What `write_rows` left in a file; None where it is missing, damaged, or written by another version."""
+    if not path.is_file():
+        return None
+    try:
+        stored = caching.unsealed(read_json(path))
+        if stored is None:
+            return None
+        rows = [
+            Row(
+                from_dict(Setting, row["setting"]),
+                {str(name): Figure.from_dict(values) for name, values in row["figures"].items()},
+                str(row["failed"]),
+            )
+            for row in stored["rows"]
+        ]
+        return Stored(dict(stored["key"]), rows, {k: v for k, v in stored.items() if k not in ("key", "rows")})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def write_rows(path: Path, key: dict[str, Any], rows: Sequence[Row], **more: Any) -> None:
+    """Write rows with what they depend on, whole or not at all."""
+    storage.write_json(path, caching.sealed({"key": key, "rows": [row.to_dict() for row in rows], **more}))
