@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tarflow import checkpoint, recipes
-from tarflow.config import ConfigError, DataConfig, TarFlowConfig, TrainingConfig
+from tarflow.config import TrainingConfig
 from tarflow.data.sets import Splits
 from tarflow.data.torch_datasets import dataset_splits
 from tarflow.devices import pick_device
@@ -21,11 +21,10 @@ from tarflow.evaluation.run_data import open_splits
 from tarflow.fields import integer
 from tarflow.measure import noisy_images, to_pixels
 from tarflow.model.block import NULL_CLASS
+from tarflow.sampling.auto import Auto
 from tarflow.sampling.sample import sample
 from tarflow.sampling.setting import Setting
 from tarflow.seeding import seeded_generator
-
-SECTIONS = {"model": TarFlowConfig, "data": DataConfig, "training": TrainingConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +89,9 @@ class Run(checkpoint.Run):
         """
         how = self.setting if setting is None else setting
         n = max(1, len(self._several(classes))) if n is None else integer("n", n, 1)
-        calibration = checkpoint.open_calibration(self) if options.get("solver", "auto") == "auto" else None
-        y = self.labels(classes, n)
-        return sample(self.flow, n, y, how.guidance, seed, how.denoise, **({"calibration": calibration} | options))
+        if options.get("solver", "auto") == "auto":
+            options["solver"] = Auto(checkpoint.open_calibration(self))
+        return sample(self.flow, n, self.labels(classes, n), how.guidance, seed, how.denoise, **options)
 
     def images(self, source: str | None = None) -> Splits:
         """What the run was trained on and what it held out, `train` and `held_out`, each with `images` and `labels`.
@@ -203,14 +202,7 @@ def train(
     for name in ("image_size", "channels", "num_classes"):
         sections["model"].pop(name, None)
     sections["data"]["source"] = f"{type(data).__name__}, given to tarflow.train"
-    for name, value in fields.items():
-        section = next((s for s, cls in SECTIONS.items() if name in {f.name for f in dataclasses.fields(cls)}), None)
-        if section is None:
-            raise ConfigError(f"{name}: no such field of a run; see `tarflow train --help`")
-        sections[section][name] = value
-    for one, other in (("steps", "epochs"), ("epochs", "steps")):
-        if one in fields and other not in fields:
-            sections["training"].pop(other, None)
+    sections = recipes.with_fields(sections, fields)
     options = {name: sections["data"][name] for name in ("held_out_fraction", "split_seed") if name in sections["data"]}
     splits = dataset_splits(data, held_out, levels=levels, class_names=class_names, **options)
     train_run(resolve(sections, splits), splits, out, resume=resume, device=pick_device(device), report=report)

@@ -13,8 +13,10 @@ from flow_cases import build
 from tarflow.checkpoint import Run, write_config
 from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
+from tarflow.data import sources
 from tarflow.data.errors import DataError
 from tarflow.data.load import load
+from tarflow.data.readers import hub
 from tarflow.evaluation.run_data import open_all, open_given, open_held_out, open_splits, stored_data
 
 
@@ -86,7 +88,7 @@ def test_what_a_run_names_on_the_hub_is_asked_for_and_not_fetched(
         asked.append(source)
         raise DataError(f"{source}: fetched")
 
-    monkeypatch.setattr("tarflow.data.readers.hub.open_hub", fetched)
+    monkeypatch.setattr(sources, "READERS", [sources.Reader(hub.claims, fetched), *sources.READERS])  # type: ignore[arg-type]
     run = run_of(Path("hub:owner/name"))
     for call in (open_splits, open_held_out):
         with pytest.raises(ValueError, match=r"somewhere: its config.json names hub:owner/name.*by --data hub:owner"):

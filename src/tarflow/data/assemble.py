@@ -246,10 +246,6 @@ def _nothing(where: str, layout: Layout, which: int, bad: Sequence[tuple[str, st
     if not bad:
         return f"{where}: holds no images"
     split = f"the {layout.parts[which].split} split: " if layout.own_split else ""
-    mine = {
-        name
-        for part, sets in zip(layout.parts, layout.sets, strict=True)
-        for name in np.array(part.names)[sets == which]
-    }
-    first = next((name, reason) for name, reason in bad if name in mine)
-    return f"{where}: {split}none of {len(mine)} images can be read; the first is {first[0]}: {first[1]}"
+    total = layout.sizes()[which]
+    name, reason = next(entry for entry in bad if not layout.own_split or entry[0] in layout.parts[which].names)
+    return f"{where}: {split}none of {total} images can be read; the first is {name}: {reason}"
