@@ -104,7 +104,7 @@ def subjects() -> dict[str, Subject]:
         "prepared.json": Subject("prepared", "prepared.json", JSON, EVALUATE),
         "prepared digests.json": Subject("prepared", "digests.json", JSON, "prepare --check {r}"),
     }
-    for name in ("pixels.npy", "labels.npy", "names.npy", "names.bin"):
+    for name in ("pixels.bin", "labels.bin", "name_ends.bin", "names.bin"):
         result[name] = Subject("prepared", name, BYTES, EVALUATE)
     for name in FORMATS:
         if name != "WEBP" or features.check("webp"):
@@ -179,8 +179,6 @@ def hostile_subjects() -> dict[str, Subject]:
         "prepared digests.json": Subject("prepared", "digests.json", tables, "prepare --check {r}"),
         "features": Subject("features", "", (), quality, writes=True, change=hostile_data.spoil_features),
     }
-    for name in ("pixels.npy", "labels.npy", "names.npy"):
-        found[name] = Subject("prepared", name, (hostile_data.npy_header,), (EVALUATE, scored))
     return {
         f"hostile {name}": dataclasses.replace(subject, ways=tuple(map(hostile.tolerant, subject.ways)))
         for name, subject in found.items()

@@ -202,10 +202,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for k in range(20):
         image(f"stream/{k}.png", 4, 4)
     (root / "stream" / "1.png").write_bytes(b"no image")
-    (root / "damaged" / "pixels.npy").write_bytes(b"no array")
+    (root / "damaged" / "pixels.bin").write_bytes(b"no array")
     prepare("digits", root / "flipped", LoadOptions())
-    pixels = (root / "flipped" / "pixels.npy").read_bytes()
-    (root / "flipped" / "pixels.npy").write_bytes(pixels[:-1] + bytes([pixels[-1] ^ 1]))
+    pixels = (root / "flipped" / "pixels.bin").read_bytes()
+    (root / "flipped" / "pixels.bin").write_bytes(pixels[:-1] + bytes([pixels[-1] ^ 1]))
     prepare("digits", root / "undigested", LoadOptions())
     (root / "undigested" / "digests.json").unlink()
     return root
@@ -728,11 +728,11 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "a prepared directory that is damaged": Case(
             "train --recipe digits --data {p}/damaged --out {o}",
-            ["damaged/pixels.npy"],
+            ["damaged/pixels.bin"],
             "Prepare it again, with `--force`.",
         ),
         "check one of which a bit has flipped": Case(
-            "prepare --check {p}/flipped", ["flipped/pixels.npy", "digest", "--force"], "The same."
+            "prepare --check {p}/flipped", ["flipped/pixels.bin", "digest", "--force"], "The same."
         ),
         "check one without its digests": Case(
             "prepare --check {p}/undigested", ["undigested/digests.json", "missing", "--force"], "The same."

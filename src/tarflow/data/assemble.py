@@ -38,17 +38,18 @@ class Layout:
 
     Attributes:
         parts: what is read, in this order. sets: for each part the number of the set of each record; -1 is left out.
-        own_split: whether the sets are the data's own training and held-out split.
+        own_split: whether the sets are the data's own training and held-out split. count: of the sets.
     """
 
     parts: tuple[Records, ...]
     sets: tuple[Any, ...]
     own_split: bool = False
+    count: int = 1
 
     def sizes(self) -> list[int]:
         """How many records each set has."""
         every = np.concatenate(self.sets)
-        return np.bincount(every[every >= 0], minlength=1).tolist()
+        return np.bincount(every[every >= 0], minlength=self.count).tolist()
 
     @classmethod
     def all_in_one(cls, parts: Sequence[Records]) -> Layout:
@@ -71,7 +72,7 @@ class Layout:
         else:
             total = sum(map(len, parts))
             every = np.zeros(total, np.int8)
-            if known is None:
+            if known is None and total > 1:  # of one image it is said last that one is not enough
                 every[seeded_split(where, total, options.held_out_fraction, options.split_seed)[1].numpy()] = 1
             sets = np.split(every, np.cumsum([len(part) for part in parts])[:-1])
         if known is not None:
@@ -79,7 +80,7 @@ class Layout:
                 for row, name in enumerate(part.names):
                     held_out = known.get(name)
                     numbers[row] = -1 if held_out is None else numbers[row] if own else int(held_out)
-        return cls(tuple(parts), tuple(sets), own is not None)
+        return cls(tuple(parts), tuple(sets), own is not None, 2)
 
 
 class Sink(Protocol):
@@ -149,8 +150,8 @@ def _assemble(
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         start = 0
         for part, numbers in zip(layout.parts, layout.sets, strict=True):
-            rows = np.flatnonzero(numbers >= 0).tolist()
-            for row, image in zip(rows, in_order(pool, read, part.read(rows)), strict=True):
+            chosen = np.flatnonzero(numbers >= 0).tolist()
+            for row, image in zip(chosen, in_order(pool, read, part.read(chosen)), strict=True):
                 done += 1
                 if options.progress is not None and (done % _CHUNK == 0 or done == total):
                     options.progress(done, total)
@@ -243,8 +244,9 @@ def _bad_records(where: str, bad: Sequence[tuple[str, str]], total: int) -> str:
 
 def _nothing(where: str, layout: Layout, which: int, bad: Sequence[tuple[str, str]]) -> str:
     """What is said of a set without an image that can be read."""
-    if not bad:
-        return f"{where}: holds no images"
+    if not layout.sizes()[which]:
+        total = sum(layout.sizes())
+        return f"{where}: expected at least 2 images, one to train on and one to hold out, got {total}"
     split = f"the {layout.parts[which].split} split: " if layout.own_split else ""
     total = layout.sizes()[which]
     name, reason = next(entry for entry in bad if not layout.own_split or entry[0] in layout.parts[which].names)

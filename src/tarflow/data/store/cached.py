@@ -23,7 +23,7 @@ from tarflow.data.options import LoadOptions
 from tarflow.data.records import Source
 from tarflow.data.sets import Splits
 from tarflow.data.store.fingerprint import files_digest
-from tarflow.data.store.read import check_prepared, open_prepared
+from tarflow.data.store.read import check_prepared, open_prepared, read_manifest
 from tarflow.data.store.write import asked_of, check_skipped, write_store
 
 STORES = "images"  # the folder of the cache directory that they lie in
@@ -52,10 +52,11 @@ def open_cached(
     with caching.optional(cache):
         if not _is_sound(place):
             _make(place, where, source, layout, options, shape, files)
-        splits = open_prepared(str(place), options, where)
-        check_skipped(where, check_prepared(place, pixels=False), options.skip_bad)
-        return Splits(splits.train, splits.held_out, layout.own_split, splits.skipped, source.variant)
-    return None
+    if not _is_sound(place):
+        return None
+    splits = open_prepared(str(place), options, where)
+    check_skipped(where, read_manifest(place), options.skip_bad)
+    return Splits(splits.train, splits.held_out, layout.own_split, splits.skipped, source.variant)
 
 
 def _is_sound(place: Path) -> bool:

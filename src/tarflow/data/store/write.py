@@ -74,13 +74,13 @@ def prepare(
         InUse: another process prepares `out`.
         DataError: as `load`; the source changed while it was read.
     """
-    out, options = Path(out), (options or LoadOptions()).replace(**fields)
+    out, wanted = Path(out), (options or LoadOptions()).replace(**fields)
     if not out.name:
         raise FileExistsError(f"{out}: expected a directory by its own name, which is made new")
     if is_prepared(source):
         raise DataError(f"{source}: is prepared already; expected the images that it was made of")
-    opened = open_measured(source, options.reading)
-    asked, files = asked_of(options, variant), files_digest(opened)
+    opened = open_measured(source, wanted.reading)
+    asked, files = asked_of(wanted, variant), files_digest(opened)
 
     def known() -> Manifest | None:
         """That of what is there and may stay. FileExistsError where `out` may not be replaced."""
@@ -90,11 +90,11 @@ def prepare(
             check_vacant(out, ours=FILES)  # what somebody put beside them would go with them
         if not is_prepared(str(out)) or force:
             return None
-        return _still_good(source, opened, out, asked, files, options.skip_bad, progress)
+        return _still_good(source, opened, out, asked, files, wanted.skip_bad, progress)
 
     if (manifest := known()) is not None:  # before the lock, which takes a place where one may write
         return manifest, True
-    layout = Layout.train_and_held_out(source, opened, options)
+    layout = Layout.train_and_held_out(source, opened, wanted)
     place = storage.behind_links(out)
     place.parent.mkdir(parents=True, exist_ok=True)
     with storage.exclusive_name(place):
@@ -102,12 +102,12 @@ def prepare(
             return manifest, True
         storage.remove_leftovers(place.parent, place.name)
         with storage.replacing_directory(place) as folder:
-            options = options.replace(progress=_named(progress, "writing"))
+            wanted = wanted.replace(progress=_named(progress, "writing"))
 
             def contents() -> str:
                 return content_digest(opened, _named(progress, "checking"))
 
-            return write_store(folder, source, opened, layout, options, asked, files, contents), False
+            return write_store(folder, source, opened, layout, wanted, asked, files, contents), False
 
 
 def asked_of(options: LoadOptions, variant: str = "") -> Asked:
