@@ -135,7 +135,7 @@ def run(args: Any) -> None:
             progress.say(f"{args.out}: {line}")
         progress.begin(config, splits, args.out, ranks.size)
         result = train(config, splits, args.out, resume=args.resume, init=init, device=device, report=progress.report)
-    measure = "bits/dim" if config.training and config.training.noise == "uniform" else "bits/dim of noisy images"
+    measure = "bits/dim" if config.measure.kind.bounds_pixels else "bits/dim of noisy images"
     if not ranks.first:
         return
     print(

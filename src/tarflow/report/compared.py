@@ -20,7 +20,7 @@ ROWS = ("data", "images", "parameters", "trained for", "held out", "scored by", 
 def runs(subjects: Sequence[Subject]) -> Parts:
     """A column a run: what it is, how well it scores, what its samples are worth."""
     rows = zip(ROWS, *(_column(subject) for subject in subjects), strict=True)
-    measures = {subject.likelihoods[0].measure for subject in subjects if _scored(subject)}
+    measures = {str(subject.likelihoods[0].measure) for subject in subjects if _scored(subject)}
     sources = {subject.run.config.data.source for subject in subjects if subject.run.config.data}
     text = (
         "Scores have their standard errors. Samples have the first figure that “tarflow quality” measured, if it did."

@@ -74,12 +74,11 @@ def trained(subject: Subject) -> Parts:
     if training is None:
         rows.append(("Training", "not stored with the model"))
     else:
-        gaussian = training.noise == "gaussian"
         rows.append(
             (
                 "Noise",
                 f"Gaussian, σ = {training.noise_std:g} where pixels span −1 to 1: a model of noisy images"
-                if gaussian
+                if run.sigma is not None
                 else "uniform within a level: a model of the data, scored in bits/dim",
             )
         )
@@ -207,7 +206,7 @@ def likelihood(subject: Subject) -> Parts:
         text,
         note if isinstance(yardstick, NoYardstick) else f"The yardstick: {yardstick.note}.",
     ]
-    if first.noise == "gaussian":
+    if not first.measure.kind.bounds_pixels:
         parts.append(
             "This is the density of images with noise added. It is no number of bits for the data, and not comparable "
             "with bits/dim of a model that was trained with uniform noise."
@@ -235,7 +234,7 @@ def advantage(result: Likelihood) -> str:
 
 def unit(result: Likelihood) -> str:
     """What the mean of a likelihood is counted in."""
-    return unit_name("bits_per_dim" if result.noise == "uniform" else "noisy_bits_per_dim")
+    return unit_name(result.measure.figure)
 
 
 def unit_name(key: str) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tarflow.evaluation.psnr import psnr
 from tarflow.evaluation.sample_quality import nearest, novelty
-from tarflow.measure import clipped, noisy_images, scale_pixels, to_8bit, to_pixels
+from tarflow.measure import Measure, to_8bit
 from tarflow.report.content import Figure, Parts, Strip
 from tarflow.report.subject import CLASSES, Subject, Unavailable
 from tarflow.sampling.denoise import denoise
@@ -19,6 +19,7 @@ from tarflow.seeding import seeded_generator
 SCALES = (0.0, 0.5, 1.0, 2.0, 3.0)  # the paper's best with classes are 1 to 3
 UNCONDITIONAL_SCALES = (0.0, 0.1, 0.2, 0.5)  # and 0.2 without, at this temperature
 TEMPERATURE = 0.3
+SHOWN = Measure(256, "gaussian", 1.0)  # of what is not on the levels of the data: -1 is black, 1 is white
 TRACED = 3  # samples that are followed through the blocks
 
 
@@ -36,7 +37,7 @@ def samples(subject: Subject) -> Parts:
     caption = f"{len(shown)} samples, {how(subject)}, seed {subject.settings.seed}, none picked out."
     if subject.stored_setting is not None:
         caption += f" That is the run's default: {subject.stored_setting}."
-    beyond = clipped(subject.samples, subject.run.levels, subject.run.noise).flatten(1)
+    beyond = subject.run.measure.clipped(subject.samples).flatten(1)
     caption += (
         f" {100 * float(beyond.double().mean()):.2g} % of their numbers, in "
         f"{100 * float(beyond.any(dim=1).double().mean()):.2g} % of the images, are no pixels, and clipped."
@@ -84,12 +85,11 @@ def guidance(subject: Subject) -> Parts:
 def denoising(subject: Subject) -> Parts:
     """Noisy against denoised: real images, and samples."""
     run, n = subject.run, subject.settings.images
-    if subject.training.noise != "gaussian":
+    _ = subject.training  # Unavailable where nothing says what the noise is
+    if (sigma := run.sigma) is None:
         raise Unavailable(
             "This model was trained with uniform noise, within a level of the pixels: there is nothing to denoise."
         )
-    sigma = run.sigma
-    assert sigma is not None
     parts: Parts = []
     try:
         held_out = subject.held_out.subset(range(min(n, len(subject.held_out))))
@@ -98,8 +98,8 @@ def denoising(subject: Subject) -> Parts:
     else:
         generator = seeded_generator(subject.settings.seed, "report")
         labels = held_out.labels if run.config.model.num_classes else None
-        clean = scale_pixels(held_out.images, run.levels)
-        noisy = noisy_images(held_out.images, run.levels, "gaussian", sigma, generator)
+        clean = run.measure.clean(held_out.images)
+        noisy = run.measure.noisy(held_out.images, generator)
         cleaned = denoise(run.flow, noisy.to(run.flow.device), sigma, labels).cpu()
         strips = [
             Strip("held out", _continuous(clean), f"{len(clean)} held-out images."),
@@ -194,4 +194,4 @@ def _spread(x: Tensor, count: int) -> Tensor:
 
 def _continuous(x: Tensor) -> Tensor:
     """Values that are not on the levels of the data, -1 … 1, as uint8 to look at."""
-    return to_pixels(x.cpu(), 256, "gaussian")
+    return SHOWN.pixels(x.cpu())
