@@ -24,9 +24,9 @@ from tarflow import checkpoint
 from tarflow.data.prepare import prepare
 from tarflow.data.request import Request
 from tarflow.evaluation.likelihood.held_out import held_out_scores, scoring_of
-from tarflow.evaluation.reference import open_reference
+from tarflow.evaluation.quality.extractors.small_network import open_classifier
+from tarflow.evaluation.quality.reference import open_reference
 from tarflow.evaluation.run_data import open_splits
-from tarflow.evaluation.small_network import open_classifier
 from tarflow.interop import to_official
 from tarflow.sampling.setting import Setting, StoredSetting
 from tarflow.training.setup import open_data, resolve

@@ -118,8 +118,7 @@ def _jacobi(block: Block, z: Tensor, y: Tensor | None, at_most: int) -> tuple[Te
     context = block.context(y)
     x = z
     for count in range(1, at_most + 1):
-        shift, log_scale = block.conditioner(x[:, :-1], context)
-        new = torch.cat([z[:, :1], z[:, 1:] * torch.exp(block.bound(log_scale)) + shift], dim=1)
+        new = torch.cat([z[:, :1], block.transform.inverse(z[:, 1:], block.conditioner(x[:, :-1], context))], dim=1)
         change = ((new - x).abs() / x.abs().clamp(min=1)).amax()
         x = new
         if change <= HARD_TOLERANCE:

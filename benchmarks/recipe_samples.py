@@ -22,10 +22,10 @@ from torch import Tensor
 
 from benchmarks.ablations import Bench, describe, open_bench, parser_of, read, write
 from benchmarks.variants import BASELINE, VARIANTS, together
-from tarflow.evaluation.features import open_extractor
-from tarflow.evaluation.quality import Judge
-from tarflow.evaluation.reference import open_reference
-from tarflow.evaluation.sweep import best_row, grid, sweep
+from tarflow.evaluation.quality.extractors.extractor import open_extractor
+from tarflow.evaluation.quality.judge import Judge
+from tarflow.evaluation.quality.reference import open_reference
+from tarflow.evaluation.quality.sweep import best_row, grid, sweep
 from tarflow.measure import Measure, to_8bit
 from tarflow.model.flow import TarFlow
 from tarflow.pictures import save_sheet

@@ -145,9 +145,9 @@ class TriedBlock(Block):
         table = super().rotation()  # in raster order
         return None if table is None else (table[0][self.order], table[1][self.order])
 
-    def _affine(self, x: Tensor, y: Tensor | None, recompute: Recompute = "nothing") -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, y: Tensor | None = None, recompute: Recompute = "nothing") -> tuple[Tensor, Tensor]:
         if "start token" not in self.parts:
-            return super()._affine(x, y, recompute)
+            return super().encode(x, y, recompute)
         x = self.reorder(x)
         h = self.proj_in(x[:, :-1]) + self._positions(0, x.shape[1] - 1)
         h = torch.cat([self.start.expand(len(x), -1, -1), h], dim=1)
@@ -158,9 +158,8 @@ class TriedBlock(Block):
             rotation = F.pad(rotation[0][:-1], (0, 0, 1, 0), value=1.0), F.pad(rotation[1][:-1], (0, 0, 1, 0))
         for layer in self.layers:
             h = layer(h, rotation=rotation, recompute=recompute)
-        log_scale, shift = self.proj_out(h).chunk(2, dim=-1)  # of patches 0 … T-1
-        log_scale = self.bound(log_scale)
-        return self.reorder((x - shift) * torch.exp(-log_scale)), log_scale
+        z, ladj = self.transform.forward(x, self.proj_out(h))  # of patches 0 … T-1
+        return self.reorder(z), self.reorder(ladj)
 
 
 class TriedAttention(Attention):

@@ -14,14 +14,14 @@ import tarflow
 from flow_cases import build, images, labels, latents
 from tarflow.config import TarFlowConfig
 from tarflow.data.batches import batch_indices
-from tarflow.evaluation.distances import frechet_distance, kernel_distance, moments
 from tarflow.evaluation.likelihood.anomalies import shuffled
 from tarflow.evaluation.likelihood.bayes import evaluate_bayes
 from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
 from tarflow.evaluation.likelihood.gaussian import fit_yardstick
 from tarflow.evaluation.likelihood.patch_maps import heat_map, mean_patch_maps
-from tarflow.evaluation.manifolds import manifolds
-from tarflow.evaluation.small_network import open_classifier
+from tarflow.evaluation.quality.distances import frechet_distance, kernel_distance, moments
+from tarflow.evaluation.quality.extractors.small_network import open_classifier
+from tarflow.evaluation.quality.manifolds import manifolds
 from tarflow.interop import load_official, to_official
 from tarflow.measure import Measure, requantize
 from tarflow.seeding import seeded_generator, seeded_normal
@@ -105,7 +105,7 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("name", MADE)
 def test_nothing_depends_on_defaults(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "a classifier's features":
-        monkeypatch.setattr("tarflow.evaluation.small_network.STEPS", 2)
+        monkeypatch.setattr("tarflow.evaluation.quality.extractors.small_network.STEPS", 2)
     right = MADE[name](tmp_path / "right")
     for number, (dtype, device) in enumerate(((torch.float64, None), (torch.bfloat16, None), (None, "meta"))):
         with defaults(dtype, device):

@@ -15,7 +15,7 @@ from torch._subclasses import FakeTensorMode
 
 import tarflow
 from flow_cases import build, images, labels
-from tarflow.evaluation import small_network
+from tarflow.evaluation.quality.extractors import small_network
 from tarflow.interop import load_official, to_official
 from tarflow.model import rotary
 from tarflow.training.trainer import train

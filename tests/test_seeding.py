@@ -17,10 +17,10 @@ from tarflow.data.batches import batch_indices
 from tarflow.data.sets import ImageSet
 from tarflow.data.split import seeded_split
 from tarflow.data.stream_order import StreamOrder
-from tarflow.evaluation.distances import kernel_distance
 from tarflow.evaluation.likelihood.anomalies import shuffled
 from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
 from tarflow.evaluation.likelihood.patch_maps import mean_patch_maps
+from tarflow.evaluation.quality.distances import kernel_distance
 from tarflow.seeding import seeded_generator, seeded_normal
 
 

@@ -6,12 +6,12 @@ Frozen dataclasses that wait for no library; `fields` checks them. The command l
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, TypeAlias
 
 from tarflow.fields import ConfigError as ConfigError
-from tarflow.fields import check, coerce_fields, option
+from tarflow.fields import check, coerce_fields, derived, option
 from tarflow.fields import check_fields as check_fields
 from tarflow.fields import check_value as check_value
 from tarflow.fields import from_dict as from_dict
@@ -43,7 +43,7 @@ class TarFlowConfig:
     width: int = option(help="channels of the Transformers, a multiple of the head dimension")
     layers: tuple[int, ...] = option(help="Transformer layers of each block, one entry a block")
     channels: int = option(3, help="channels of the images: 1 is grey, 3 is RGB; those of the data when not given")
-    num_classes: int = option(0, help="number of classes, 0 for an unconditional model")
+    num_classes: int = derived(0, help="number of classes, 0 for an unconditional model")
     transform: Literal["affine", "additive"] = option(
         "affine", help="affine (shift and scale) or additive (the volume-preserving variant)"
     )
@@ -144,10 +144,11 @@ class DataConfig:
 
     source: str = option(
         "digits",
+        name="data",
         help="digits, fashion-mnist, or the path of a folder, of Parquet or IDX files, of a prepared directory",
     )
-    levels: int = option(256, help="number of values a pixel can take")
-    class_names: tuple[str, ...] = option((), help="names of the classes, in the order of the labels")
+    levels: int = derived(256, help="number of values a pixel can take")
+    class_names: tuple[str, ...] = derived((), help="names of the classes, in the order of the labels")
     conditional: bool = option(True, help="learn p(x|y) where the data have labels")
     flip: bool = option(False, help="mirror half of the training images from left to right")
     held_out_fraction: float = option(
@@ -172,9 +173,9 @@ class DataConfig:
         help="of images of more than 8 bits, which values become black and white: two numbers; full, all of 16 bits; "
         "auto, the least and the greatest that there are; percentile, all but one in a thousand at either end",
     )
-    place: str = option("", help="where `source` was when it was trained on, from the root of the file system")
-    train_digest: str = option("", help="of the images that were trained on, and their labels")
-    held_out_digest: str = option("", help="of those that were held out")
+    place: str = derived("", help="where `source` was when it was trained on, from the root of the file system")
+    train_digest: str = derived("", help="of the images that were trained on, and their labels")
+    held_out_digest: str = derived("", help="of those that were held out")
 
     def __post_init__(self) -> None:
         coerce_fields(self)
@@ -243,18 +244,16 @@ class TrainingConfig:
     save_every: int = option(1000, help="steps between two checkpoints")
     keep_last: int = option(2, help="checkpoints kept beside the best one")
     # Drawn when the run begins. Two runs of one config have equal ones.
-    run: str | None = field(default=None, compare=False, metadata={"help": "the run that a checkpoint belongs to"})
-    init_from: str = option("", help="the weights that the run started from, and their digest; none where it is empty")
+    run: str | None = derived(None, compare=False, help="the run that a checkpoint belongs to")
+    init_from: str = derived("", help="the weights that the run started from, and their digest; none where it is empty")
 
     def __post_init__(self) -> None:
         coerce_fields(self)
         if self.clip_norm == 0:
             object.__setattr__(self, "clip_norm", None)  # TOML and the command line have no null
-        positive = ["batch_size", "accumulate", "lr", "evaluate_images", "keep_last"]
-        positive += ["log_every", "evaluate_every", "save_every"]
-        check(self.noise in NOISES, "noise", " or ".join(NOISES), self.noise)
-        positive += ["noise_std"] if NOISES[self.noise].has_std else []
-        for name in positive:
+        positive = ("batch_size", "accumulate", "lr", "log_every", "evaluate_every", "evaluate_images", "save_every")
+        check(self.noise in NOISES, "noise", " or ".join(map(repr, NOISES)), self.noise)
+        for name in (*positive, "keep_last", *(("noise_std",) if NOISES[self.noise].has_std else ())):
             check(getattr(self, name) > 0, name, "a positive number", getattr(self, name))
         for name in ("noise_std", "final_lr", "weight_decay", "sample_every"):
             check(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))

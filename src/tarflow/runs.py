@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tarflow import checkpoint, recipes
-from tarflow.config import ConfigError, DataConfig, TarFlowConfig, TrainingConfig
+from tarflow.config import TrainingConfig
 from tarflow.data.own import own_splits
 from tarflow.data.sets import Splits
 from tarflow.devices import pick_device
@@ -22,8 +22,6 @@ from tarflow.model.block import NULL_CLASS
 from tarflow.sampling.sample import sample
 from tarflow.sampling.setting import Setting
 from tarflow.seeding import seeded_generator
-
-SECTIONS = {"model": TarFlowConfig, "data": DataConfig, "training": TrainingConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,14 +199,7 @@ def train(
     for name in ("image_size", "channels", "num_classes"):
         sections["model"].pop(name, None)
     sections["data"]["source"] = f"{type(data).__name__}, given to tarflow.train"
-    for name, value in fields.items():
-        section = next((s for s, cls in SECTIONS.items() if name in {f.name for f in dataclasses.fields(cls)}), None)
-        if section is None:
-            raise ConfigError(f"{name}: no such field of a run; see `tarflow train --help`")
-        sections[section][name] = value
-    for one, other in (("steps", "epochs"), ("epochs", "steps")):
-        if one in fields and other not in fields:
-            sections["training"].pop(other, None)
+    sections = recipes.with_fields(sections, fields)
     options = {name: sections["data"][name] for name in ("held_out_fraction", "split_seed") if name in sections["data"]}
     splits = own_splits(data, held_out, levels=levels, class_names=class_names, **options)
     train_run(resolve(sections, splits), splits, out, resume=resume, device=pick_device(device), report=report)

@@ -37,7 +37,7 @@ def test_hard_weights_need_many_jacobi_iterations_in_every_block() -> None:
         counts = 0
         while True:
             counts += 1
-            before, (shift, log_scale) = x, block.conditioner(x[:, :-1], block.context(y))
+            before, (log_scale, shift) = x, block.conditioner(x[:, :-1], block.context(y)).chunk(2, dim=-1)
             x = torch.cat([z[:, :1], z[:, 1:] * log_scale.exp() + shift], dim=1)
             if ((x - before).abs() <= 1e-4 * before.abs().clamp(min=1)).all():
                 break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tarflow.evaluation import small_network
+from tarflow.evaluation.quality.extractors import small_network
 
 
 @pytest.fixture

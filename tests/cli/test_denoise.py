@@ -17,7 +17,7 @@ from tarflow.checkpoint import write_config
 from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.load import load_all
-from tarflow.evaluation.psnr import psnr
+from tarflow.evaluation.quality.psnr import psnr
 from tarflow.measure import Measure, to_8bit
 from tarflow.sampling.denoise import denoise
 from tarflow.seeding import seeded_generator

@@ -14,7 +14,7 @@ from tarflow.checkpoint import Run, open_run
 from tarflow.cli.drawing import Sampler, Solving, labels_of
 from tarflow.cli.quality import compared_by_pixels
 from tarflow.data.load import Splits, load
-from tarflow.evaluation.classifier import fit_classifier
+from tarflow.evaluation.quality.classifier import fit_classifier
 from tarflow.measure import Measure
 from tarflow.sampling.sample import sample
 from tarflow.sampling.setting import Setting

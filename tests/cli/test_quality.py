@@ -14,7 +14,7 @@ import tarflow
 from report_cases import make_run
 from tarflow.checkpoint import open_run, open_setting, save_setting, weights_digest
 from tarflow.cli import main, quality
-from tarflow.evaluation.quality import KINDS
+from tarflow.evaluation.quality.judge import KINDS
 from tarflow.sampling.setting import Setting, StoredSetting
 
 FEATURES = ["--extractor", "classifier"]

@@ -14,7 +14,7 @@ from report_cases import make_run
 from tarflow import TarFlow
 from tarflow.cli import main
 from tarflow.cli.drawing import Sampler
-from tarflow.evaluation import small_network
+from tarflow.evaluation.quality.extractors import small_network
 from tarflow.sampling.setting import Setting
 
 OPTIONS = ["--guidance", "0", "--extractor", "classifier", "--solver", "sequential"]

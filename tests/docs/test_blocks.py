@@ -25,7 +25,7 @@ import tarflow
 from photographs import make_photographs, photograph
 from tarflow import recipes
 from tarflow.cli import COMMANDS, main
-from tarflow.evaluation import small_network
+from tarflow.evaluation.quality.extractors import small_network
 from tarflow.interop import to_official
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -11,7 +11,7 @@ from torch import Tensor
 from report_cases import make_run
 from tarflow.checkpoint import open_run
 from tarflow.evaluation.likelihood.patch_maps import heat_map, mean_patch_maps
-from tarflow.evaluation.sample_quality import novelty
+from tarflow.evaluation.quality.ratios import novelty
 from tarflow.measure import Measure, to_8bit
 from tarflow.report import extremes, figures
 from tarflow.report.build import subjects_of

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tarflow.sampling import calibrate
 from tarflow.sampling.calibrate import fastest
 from tarflow.sampling.choices import _REMEMBERED, Calibration, Choice, calibration_key, remembered
 from tarflow.sampling.decode import default_batch_size
+from tarflow.sampling.guidance import Predict
 
 
 class Machine:
@@ -28,15 +29,15 @@ class Machine:
         self.now, self.evaluations = 0.0, 0
         honest = calibrate.predictor
 
-        def predictor(*args: Any) -> Callable[..., Any]:
+        def predictor(*args: Any) -> Predict:
             predict = honest(*args)
 
-            def timed(x: Tensor, start: int) -> tuple[Tensor, Tensor]:
+            def timed(x: Tensor, start: int) -> Tensor:
                 self.now += latency + patch * x.shape[1]
                 self.evaluations += 1
                 return predict(x, start)
 
-            return timed
+            return dataclasses.replace(predict, evaluate=timed)
 
         monkeypatch.setattr(calibrate, "predictor", predictor)
         monkeypatch.setattr("tarflow.sampling.decode.predictor", predictor)

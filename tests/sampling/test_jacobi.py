@@ -11,8 +11,9 @@ from torch import Tensor
 import tarflow
 from flow_cases import build, every_case, labels, latents, randomise, unchanged
 from tarflow import Guidance, TarFlow, TarFlowConfig
+from tarflow.model.transform import Additive
 from tarflow.sampling.calibrate import Calibration
-from tarflow.sampling.guidance import guided_rows, predictor
+from tarflow.sampling.guidance import Predict, guided_rows, predictor
 from tarflow.sampling.jacobi import Solution, jacobi
 from tarflow.sampling.sequential import sequential
 
@@ -69,15 +70,15 @@ def test_under_guidance(guidance: Guidance) -> None:
             torch.testing.assert_close(found.x, exact, rtol=1e-8, atol=1e-8)
 
 
-def chain(rate: float) -> tuple[object, list[int]]:
+def chain(rate: float) -> tuple[Predict, list[int]]:
     """predict of x_i = z_i + rate·x_{i-1}², and where it was called: a system that Jacobi makes overflow."""
     calls: list[int] = []
 
-    def predict(x: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    def evaluate(x: Tensor, start: int) -> Tensor:
         calls.append(start)
-        return rate * x.square(), torch.zeros_like(x)
+        return rate * x.square()
 
-    return predict, calls
+    return Predict(evaluate, Additive()), calls
 
 
 def test_overflow_on_the_way_is_survived() -> None:
@@ -171,18 +172,18 @@ def test_a_network_that_rounds_by_the_shape_converges_all_the_same(window: int |
     block.proj_out.weight.data.mul_(0.3)
     counts = []
 
-    def rounded(x: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    def rounded(x: Tensor, start: int) -> Tensor:
         """Off by half of a hundredth, in a direction that hangs on the shape."""
-        shift, log_scale = exact(x, start)
+        log_scale, shift = exact(x, start).chunk(2, dim=-1)
         counts.append(x.shape[1])
-        return shift + 0.005 * (-1) ** x.shape[1], log_scale
+        return torch.cat([log_scale, shift + 0.005 * (-1) ** x.shape[1]], dim=-1)
 
     with torch.no_grad():
         exact = predictor(block, None, None, block.new_cache(3))
         found = {}
         for shapes in (8, None):
             counts.clear()
-            found[shapes] = jacobi(rounded, z, window=window, tol=0.002, shapes=shapes)
+            found[shapes] = jacobi(Predict(rounded, block.transform), z, window=window, tol=0.002, shapes=shapes)
             if shapes:
                 assert len(set(counts)) <= 10
         want = sequential(predictor(block, None, None, block.new_cache(3)), z)

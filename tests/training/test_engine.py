@@ -124,8 +124,8 @@ def test_bf16_costs_less_than_three_thousandths_of_a_bit() -> None:
     assert 1e-6 < float(bits.square().mean().sqrt()) < 3e-3
     for block in model.blocks:
         with torch.autocast("cpu", torch.bfloat16):
-            shift, _ = block.conditioner(model.to_patches(x)[:, :-1], block.context(y))
-        assert not torch.equal(shift, shift.bfloat16().float()), "the output layer was rounded"
+            params = block.conditioner(model.to_patches(x)[:, :-1], block.context(y))
+        assert not torch.equal(params, params.bfloat16().float()), "the output layer was rounded"
 
 
 def test_float32_products_are_what_was_asked_for_and_the_process_gets_its_own_back() -> None:

@@ -13,7 +13,8 @@ from tarflow import TarFlow
 from tarflow.config import ConfigError, TrainingConfig
 from tarflow.data.batches import batch_indices
 from tarflow.data.errors import DataWarning
-from tarflow.training.setup import check_resumable, resolve, start_from, step_counts
+from tarflow.training.initial import start_from
+from tarflow.training.setup import check_resumable, resolve, step_counts
 from training_cases import MODEL, TRAINING, run_config, splits
 
 

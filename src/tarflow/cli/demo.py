@@ -127,8 +127,8 @@ def _samples(run: Run, splits: Splits, guidance: Any, args: Demo) -> dict[str, A
     """Judge guided and unguided samples, and draw the sheet of the guided ones."""
     import torch
 
-    from tarflow.evaluation.classifier import fit_classifier
-    from tarflow.evaluation.sample_quality import sample_quality
+    from tarflow.evaluation.quality.classifier import fit_classifier
+    from tarflow.evaluation.quality.ratios import sample_quality
     from tarflow.measure import to_8bit
     from tarflow.pictures import save_sheet
     from tarflow.sampling.sample import sample
@@ -159,7 +159,7 @@ def _denoising(run: Run, splits: Splits, args: Demo) -> dict[str, Any]:
     """Add the noise of the training to held-out digits and remove it; draw clean, noisy and denoised in rows."""
     import torch
 
-    from tarflow.evaluation.psnr import psnr
+    from tarflow.evaluation.quality.psnr import psnr
     from tarflow.measure import Measure
     from tarflow.pictures import save_sheet
     from tarflow.sampling.denoise import denoise

@@ -62,7 +62,7 @@ def run(args: Denoise) -> None:
     from tarflow.data.load import load_all
     from tarflow.data.request import Reading
     from tarflow.devices import pick_device
-    from tarflow.evaluation.psnr import psnr
+    from tarflow.evaluation.quality.psnr import psnr
     from tarflow.evaluation.run_data import check_output
     from tarflow.sampling.denoise import denoise
     from tarflow.seeding import seeded_generator

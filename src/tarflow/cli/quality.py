@@ -57,7 +57,7 @@ def run(args: Quality) -> None:
     from tarflow.cli.progress import Progress
     from tarflow.config import to_dict
     from tarflow.devices import pick_device
-    from tarflow.evaluation.quality import LEAST, keep_quality
+    from tarflow.evaluation.quality.judge import LEAST, keep_quality
 
     if args.n < LEAST:
         raise ValueError(f"-n: expected at least {LEAST} samples to measure, got {args.n}")
@@ -101,8 +101,8 @@ def run(args: Quality) -> None:
 
 def compared_by_pixels(pixels: Tensor, y: Tensor | None, splits: Splits) -> dict[str, Any]:
     """What a classifier and distances between pixels say; with the reasons, in `notes`, for what they cannot."""
-    from tarflow.evaluation.classifier import fit_classifier
-    from tarflow.evaluation.sample_quality import novelty, sample_quality
+    from tarflow.evaluation.quality.classifier import fit_classifier
+    from tarflow.evaluation.quality.ratios import novelty, sample_quality
 
     train, held_out = splits.train, splits.held_out
     keys = (

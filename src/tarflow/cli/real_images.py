@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tarflow.checkpoint import Run
     from tarflow.cli.progress import Progress
     from tarflow.data.load import Splits
-    from tarflow.evaluation.quality import Judge
+    from tarflow.evaluation.quality.judge import Judge
 
 
 @dataclasses.dataclass
@@ -46,9 +46,9 @@ class Judging:
 
 def open_judge(run: Run, judging: Judging, progress: Progress) -> tuple[Judge, Splits]:
     """The judge of this run's samples, its real images prepared, and the images."""
-    from tarflow.evaluation.features import open_extractor
-    from tarflow.evaluation.quality import LEAST, Judge
-    from tarflow.evaluation.reference import open_reference
+    from tarflow.evaluation.quality.extractors.extractor import open_extractor
+    from tarflow.evaluation.quality.judge import LEAST, Judge
+    from tarflow.evaluation.quality.reference import open_reference
     from tarflow.evaluation.run_data import open_splits, stored_data
     from tarflow.storage import cache_directory
 

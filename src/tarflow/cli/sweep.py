@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tarflow.checkpoint import Run
-    from tarflow.evaluation.sweep import Row
+    from tarflow.evaluation.quality.sweep import Row
     from tarflow.sampling.setting import Setting
 
 
@@ -106,8 +106,8 @@ def run(args: Sweep) -> None:
     from tarflow.config import to_dict
     from tarflow.destination import check_vacant
     from tarflow.devices import pick_device
-    from tarflow.evaluation.quality import LEAST
-    from tarflow.evaluation.sweep import (
+    from tarflow.evaluation.quality.judge import LEAST
+    from tarflow.evaluation.quality.sweep import (
         SWEEP,
         SWEEP_FILES,
         best_row,

@@ -1,8 +1,7 @@
-"""One autoregressive affine step of the flow: conditioner, encode, reference decode."""
+"""One autoregressive step of the flow: conditioner, encode, reference decode."""
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 import torch
@@ -13,22 +12,18 @@ from tarflow.devices import without_autocast
 from tarflow.model.cache import KVCache
 from tarflow.model.recompute import keeping_input
 from tarflow.model.rotary import rotation_table
+from tarflow.model.transform import TRANSFORMS
 from tarflow.model.transformer import Layer
 
 NULL_CLASS = -1
 """The label of no class: its embedding is the mean of all class embeddings."""
 
 
-SHARE_OF_RANGE = 0.9
-"""Of the exponents that a dtype has: an unbounded log-scale ends at ±80 in float32, beyond which e^±v is no number."""
-
-
 class Block(nn.Module):
-    """A causal Transformer that predicts the shift and log-scale of each patch from the patches before it.
+    """A causal Transformer that predicts what its transform does to each patch from the patches before it.
 
-        encode   z_i = (x_i - shift_i)·exp(-log_scale_i),   shift_i, log_scale_i = f(x_<i, y),   z_0 = x_0
-        decode   x_i = z_i·exp(log_scale_i) + shift_i
-        ladj     = -Σ_i Σ_d log_scale_id
+        encode   z_i, ladj_i = transform.forward(x_i, params_i),   params_i = f(x_<i, y),   z_0 = x_0
+        decode   x_i = transform.inverse(z_i, params_i)
 
     Sequences come and go in raster order; inside, a block with `flipped=True` walks them from the last patch to the
     first. Source: TarFlow, arXiv 2412.06329, section 3.
@@ -46,7 +41,8 @@ class Block(nn.Module):
         self.config = config
         self.flipped = flipped
         made: dict[str, Any] = {"device": device, "dtype": dtype}
-        width, outputs = config.width, config.patch_dim * (2 if config.transform == "affine" else 1)
+        self.transform = TRANSFORMS[config.transform](config.bound)
+        width, outputs = config.width, config.patch_dim * self.transform.params_per_number
         self.proj_in = nn.Linear(config.patch_dim, width, **made)
         self.position = nn.Parameter(_small(config.num_patches, width, **made))  # in raster order
         self.class_embedding: nn.Parameter | None = None
@@ -69,7 +65,7 @@ class Block(nn.Module):
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """The dtype of z, the shift and the log-scale, and of all else that is not rounded: float32 at least."""
+        """The dtype of z, of the parameters, and of all else that is not rounded: float32 at least."""
         return torch.promote_types(self.dtype, torch.float32)
 
     def reorder(self, x: Tensor) -> Tensor:
@@ -103,7 +99,7 @@ class Block(nn.Module):
         cache: KVCache | None = None,
         temperature: Tensor | None = None,
         recompute: Recompute = "nothing",
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         """Predict patches start+1 … start+n from patches start … start+n-1 and what the cache holds before them.
 
         Args:
@@ -116,7 +112,7 @@ class Block(nn.Module):
             recompute: what a backward pass computes again instead of keeping it; changes no value.
 
         Returns:
-            shift, log_scale: (B, n, D) each, float32 at least. The log-scale is raw: `bound` comes after guidance.
+            params (B, n, k·D) of `self.transform`, float32 at least.
         """
         assert cache is not None or start == 0, "start > 0 needs the cache of what is before"
         h = self.proj_in(x.to(self.dtype)) + self._positions(start, x.shape[1])  # (B, n, W)
@@ -138,40 +134,14 @@ class Block(nn.Module):
             )
         with without_autocast(h.device):  # which would double its error in the density, for no time
             out = self.proj_out(h.to(self.dtype))
-        out = out.to(torch.promote_types(out.dtype, torch.float32))
-        if self.config.transform == "additive":
-            return out, out.new_zeros(()).expand_as(out)
-        # The order of the official checkpoints: log-scale first.
-        log_scale, shift = out.chunk(2, dim=-1)
-        return shift, log_scale
-
-    def bound(self, log_scale: Tensor) -> Tensor:
-        """The log-scale that is used: a·tanh(v/a) where the config bounds it, v itself where not."""
-        a = self.config.bound
-        return log_scale if a is None else a * torch.tanh(log_scale / a)
+        return out.to(torch.promote_types(out.dtype, torch.float32))
 
     def encode(self, x: Tensor, y: Tensor | None = None, recompute: Recompute = "nothing") -> tuple[Tensor, Tensor]:
-        """x (B, T, D) in raster order and labels (B,) to z (B, T, D) and ladj (B,), nats."""
-        z, log_scale = self._affine(x, y, recompute)
-        return z, -log_scale.sum(dim=(1, 2))
-
-    def encode_patches(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `encode`, with ladj patch by patch: z (B, T, D) and -Σ_d log_scale_id (B, T), both in raster order."""
-        z, log_scale = self._affine(x, y)
-        patch_ladj = nn.functional.pad(-log_scale.sum(dim=2), (1, 0))  # z_0 = x_0: nothing is scaled
-        return z, self.reorder(patch_ladj)
-
-    def _affine(self, x: Tensor, y: Tensor | None, recompute: Recompute = "nothing") -> tuple[Tensor, Tensor]:
-        """z (B, T, D) in raster order, and the log-scale (B, T-1, D) of patches 1 … T-1 of the block's own order."""
+        """x (B, T, D) and labels (B,) to z (B, T, D) and ladj by patch (B, T), nats; all in raster order."""
         x = self.reorder(x)
-        shift, log_scale = self.conditioner(x[:, :-1], self.context(y), recompute=recompute)  # of patches 1 … T-1
-        log_scale = self.bound(log_scale)
-        if self.config.transform == "affine":
-            largest = SHARE_OF_RANGE * math.log(torch.finfo(log_scale.dtype).max)
-            if self.config.bound is None or self.config.bound > largest:
-                log_scale = log_scale.clamp(-largest, largest)
-        z = torch.cat([x[:, :1], (x[:, 1:] - shift) * torch.exp(-log_scale)], dim=1)
-        return self.reorder(z), log_scale
+        params = self.conditioner(x[:, :-1], self.context(y), recompute=recompute)  # of patches 1 … T-1
+        z, ladj = self.transform.forward(x[:, 1:], params)
+        return self.reorder(torch.cat([x[:, :1], z], dim=1)), self.reorder(nn.functional.pad(ladj, (1, 0)))
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """z (B, T, D) to x (B, T, D): the inverse of `encode`, one patch after the other, without a cache.
@@ -183,9 +153,8 @@ class Block(nn.Module):
         context = self.context(y)
         x = z[:, :1]
         for i in range(1, z.shape[1]):
-            shift, log_scale = self.conditioner(x, context)
-            x_i = z[:, i] * torch.exp(self.bound(log_scale[:, -1])) + shift[:, -1]
-            x = torch.cat([x, x_i.unsqueeze(1)], dim=1)
+            params = self.conditioner(x, context)[:, -1:]
+            x = torch.cat([x, self.transform.inverse(z[:, i : i + 1], params)], dim=1)
         return self.reorder(x)
 
     def _positions(self, start: int, count: int) -> Tensor:

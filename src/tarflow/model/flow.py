@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -92,13 +91,14 @@ class TarFlow(nn.Module):
         It skips a batch that is not finite, so that then no row is kept within the range of the network (`in_range`).
         """
         if recompute is None:
-            return self._encode_in_range(x, y, lambda block, z, y: block.encode(z, y))
+            z, ladj = self._encode_in_range(x, y)
+            return z, ladj.sum(dim=1)
         z = self.to_patches(x)
-        ladj = z.new_zeros(z.shape[0])  # not len(z), which is a constant to an exporter
+        ladj = z.new_zeros(())
         for block in self.blocks:
             z, block_ladj = block.encode(z, y, recompute)
             ladj = ladj + block_ladj
-        return z, ladj
+        return z, ladj.sum(dim=1)
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images x (B, C, H, W) to latents z (B, T, D) and ladj = log|det ∂z/∂x| (B,), nats.
@@ -113,22 +113,20 @@ class TarFlow(nn.Module):
         """As `encode`, with ladj patch by patch: z (B, T, D) and (B, T), raster order; the sum over T is `ladj`."""
         self.check_images(x)
         y = self.check_labels(y, x.shape[0])
-        return self._encode_in_range(x, y, lambda block, z, y: block.encode_patches(z, y))
+        return self._encode_in_range(x, y)
 
-    def _encode_in_range(
-        self, x: Tensor, y: Tensor | None, encode: Callable[[Block, Tensor, Tensor | None], tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        """z and ladj through all blocks, where rows that leave the range go on as zeros, which nothing overflows on."""
+    def _encode_in_range(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """z and ladj by patch; rows that leave the range go on through the blocks as zeros, which overflow nowhere."""
         z, inside = self.in_range(self.to_patches(x))
         ladj = z.new_zeros(())
         for block in self.blocks:
-            z, block_ladj = encode(block, z, y)
+            z, block_ladj = block.encode(z, y)
             ladj = ladj + block_ladj.to(z.dtype)
             z, still = self.in_range(z)
             inside = inside & still
         outside = torch.where(x.isnan().flatten(1).any(dim=1), torch.nan, torch.inf).to(z.dtype)
         z = torch.where(inside.view(-1, 1, 1), z, outside.view(-1, 1, 1))
-        return z, torch.where(inside.view(-1, *[1] * (ladj.ndim - 1)), ladj, 0)
+        return z, torch.where(inside.view(-1, 1), ladj, 0)
 
     def in_range(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z (B, T, D) with zeros for the rows that are not within the range of the network, and which are: (B,).

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tarflow.evaluation.quality import kept_quality
+from tarflow.evaluation.quality.judge import kept_quality
 from tarflow.report.architecture import parameters_of
 from tarflow.report.content import Figure, Parts, Strip
 from tarflow.report.facts import LABELS, advantage, duration, quoted, unit

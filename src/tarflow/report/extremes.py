@@ -87,7 +87,7 @@ def _bits(subject: Subject) -> Tensor:
 
 
 def _unit(subject: Subject) -> str:
-    return unit_name("bits_per_dim" if subject.training.noise == "uniform" else "noisy_bits_per_dim")
+    return unit_name(subject.run.measure.figure)
 
 
 def _images(subject: Subject, chosen: Tensor) -> Tensor:

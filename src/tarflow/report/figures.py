@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tarflow.evaluation.psnr import psnr
-from tarflow.evaluation.sample_quality import nearest, novelty
+from tarflow.evaluation.quality.psnr import psnr
+from tarflow.evaluation.quality.ratios import nearest, novelty
 from tarflow.measure import Measure, to_8bit
 from tarflow.report.content import Figure, Parts, Strip
 from tarflow.report.subject import CLASSES, Subject, Unavailable

@@ -7,8 +7,8 @@ from typing import Any
 
 from tarflow.checkpoint import weights_digest
 from tarflow.config import from_dict
-from tarflow.evaluation.quality import KINDS, LOWER_IS_BETTER, Figure, Kind, kept_quality
-from tarflow.evaluation.sweep import SWEEP, Row, edges, read_sweep
+from tarflow.evaluation.quality.judge import KINDS, LOWER_IS_BETTER, Figure, Kind, kept_quality
+from tarflow.evaluation.quality.sweep import SWEEP, Row, edges, read_sweep
 from tarflow.report.content import Drawing, Parts
 from tarflow.report.markup import table
 from tarflow.report.subject import Subject, Unavailable

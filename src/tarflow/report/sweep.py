@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tarflow.evaluation.quality import LOWER_IS_BETTER, Kind
-from tarflow.evaluation.sweep import Row
+from tarflow.evaluation.quality.judge import LOWER_IS_BETTER, Kind
+from tarflow.evaluation.quality.sweep import Row
 from tarflow.report.charts import HEIGHT, WIDTH, Series, line_chart
 from tarflow.report.markup import Markup, element, join
 from tarflow.report.style import THEMES

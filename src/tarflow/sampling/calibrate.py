@@ -8,6 +8,7 @@ is used.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -201,7 +202,8 @@ def _sequential_seconds(
 
     def step(place: int) -> Solution:
         """What the solver does for one patch, at a place of the sequence."""
-        return sequential(lambda x, _: predict(x, place), z[:, place : place + 2])
+        there = dataclasses.replace(predict, evaluate=lambda x, _: predict(x, place))
+        return sequential(there, z[:, place : place + 2])
 
     ends = [_median_seconds(lambda place=place: step(place), z.device, probes) for place in (0, last - 1)]  # type: ignore[misc]
     return last * sum(ends) / 2, None

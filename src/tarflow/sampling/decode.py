@@ -108,12 +108,12 @@ def _reporting(predict: Predict, length: int, progress: Progress | None) -> Pred
     if progress is None:
         return predict
 
-    def watched(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
+    def watched(x: Tensor, start: int) -> Tensor:
         assert progress is not None
-        progress(int(start), length)
+        progress(start, length)
         return predict(x, start)
 
-    return watched
+    return dataclasses.replace(predict, evaluate=watched)
 
 
 def draw_noise(flow: TarFlow, indices: Tensor, seed: int, attempt: int = 0) -> Tensor:

@@ -1,6 +1,6 @@
 """Parallel decoding of one block: Gauss-Seidel over windows of patches, Jacobi within a window.
 
-Decoding solves x = z·exp(log_scale(x)) + shift(x), in which each patch depends on those before it. Jacobi iteration
+Decoding solves x = inverse(z, params(x)), in which each patch depends on those before it. Jacobi iteration
 evaluates all patches of a window at once, from guesses, and again from the result. The system is triangular, so each
 iteration makes at least one more patch exact, and usually many more converge. What has converged is frozen: its keys
 and values stay in the cache and are never computed again, and the window slides on.
@@ -57,10 +57,10 @@ def jacobi(
     tol: float | None = None,
     shapes: int | None = None,
 ) -> Solution:
-    """Solve x_i = z_i·exp(log_scale_i(x_<i)) + shift_i(x_<i), many patches at a time.
+    """Solve x_i = predict.inverse(z_i, params_i(x_<i)), many patches at a time.
 
-    A patch that enters the window is guessed with the shift and log-scale that were predicted for the patch before it;
-    the first guess is z. A guess beyond `WILD` is replaced by z: what overflows inside the network would reach patches
+    A patch that enters the window is guessed with the parameters that were predicted for the patch before it; the
+    first guess is z. A guess beyond `WILD` is replaced by z: what overflows inside the network would reach patches
     that do not depend on it. A solution may lie there; it is then found when all patches before it are.
 
     Args:
@@ -83,7 +83,7 @@ def jacobi(
     x = torch.cat([z[:, :1], safe[:, 1:]], dim=1)  # the first guess; x_0 = z_0 is exact
     known = 0  # x_0 … x_known are final
     guessed = last if window is None else min(last, window)  # x_1 … x_guessed have a guess
-    shift, log_scale = torch.zeros_like(z[:, :1]), torch.zeros_like(z[:, :1])  # x = z, before anything is predicted
+    params: Tensor | None = None  # of the window, as predicted last
     iterations, residual = 0, z.new_zeros(())
     alive = torch.isfinite(x[:, 0]).all(dim=1)  # rows whose final patches are finite
     while known < last:
@@ -91,12 +91,12 @@ def jacobi(
         end = last if window is None else min(last, begin + window)
         if end > guessed:
             entering = slice(guessed + 1, end + 1)
-            entered = z[:, entering] * torch.exp(log_scale[:, -1:]) + shift[:, -1:]
-            x[:, entering] = _tamed(entered, safe[:, entering])
+            if params is not None:
+                x[:, entering] = _tamed(predict.inverse(z[:, entering], params[:, -1:]), safe[:, entering])
             guessed = end
         guess = x[:, known + 1 : end + 1]
-        shift, log_scale = (part[:, known - begin :] for part in predict(x[:, begin:end], begin))
-        result = z[:, known + 1 : end + 1] * torch.exp(log_scale) + shift
+        params = predict(x[:, begin:end], begin)[:, known - begin :]
+        result = predict.inverse(z[:, known + 1 : end + 1], params)
         iterations += 1
         # Guesses at known+1 … end-1 went in; where they come out unchanged they are solutions, and their keys and
         # values in the cache are those of the values kept. The patch after them was computed from solutions alone.

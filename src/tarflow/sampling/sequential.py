@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tarflow.sampling.guidance import Predict
@@ -28,7 +27,7 @@ class Solution:
 
 
 def sequential(predict: Predict, z: Tensor) -> Solution:
-    """Solve x_i = z_i·exp(log_scale_i(x_<i)) + shift_i(x_<i) patch by patch.
+    """Solve x_i = predict.inverse(z_i, params_i(x_<i)) patch by patch.
 
     Args:
         predict: the block, as `tarflow.sampling.guidance.predictor` wraps it.
@@ -40,6 +39,5 @@ def sequential(predict: Predict, z: Tensor) -> Solution:
     x = z.clone()  # x_0 = z_0, and every other z_i is replaced in its turn
     patches = x.split(1, dim=1)  # views of x
     for i, (known, following) in enumerate(itertools.pairwise(patches)):
-        shift, log_scale = predict(known, i)
-        torch.addcmul(shift, following, torch.exp(log_scale), out=following)
+        following.copy_(predict.inverse(following, predict(known, i)))
     return Solution(x, z.shape[1] - 1, 0.0)

@@ -1,10 +1,10 @@
-"""From a recipe's sections and the data to the full config of a run; its directory; and fine-tuning's first weights."""
+"""From a recipe's sections and the data to the full config of a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,8 @@ from tarflow.data.sets import ImageSet
 from tarflow.data.sources import common_size, open_measured
 from tarflow.data.streamed import StreamedSet, StreamedSplits
 from tarflow.data.value_range import ValueRange
-from tarflow.model.flow import TarFlow
 from tarflow.ranks import ALONE, Ranks
-
-Sections = Mapping[str, Mapping[str, Any]]
+from tarflow.recipes import Sections
 
 
 def open_data(
@@ -129,14 +127,12 @@ def check_sections(sections: Sections, ranks: Ranks = ALONE) -> TrainingConfig:
     """
     model = dict(sections.get("model", {}))
     check_fields(TarFlowConfig, model, "model")  # a misspelt field before what it leaves missing
+    if model.get("image_size") is None and isinstance(model.get("patch_size"), int):
+        model["image_size"] = 2 * max(1, model["patch_size"])  # of four patches, as those of any images that fit
+    from_dict(TarFlowConfig, model, "model")
     training = _training(sections)
     from_dict(DataConfig, sections.get("data", {}), "data")
     check_shares(training, ranks)
-    if model.get("image_size") is None and isinstance(model.get("patch_size"), int):
-        model["image_size"] = 2 * max(
-            1, model["patch_size"]
-        )  # four patches: those of any images that fit are whole, too
-    from_dict(TarFlowConfig, model, "model")
     return training
 
 
@@ -259,34 +255,3 @@ def step_counts(training: TrainingConfig, num_images: int) -> tuple[int, int]:
     steps = training.total_steps(num_images)
     warmup = training.steps_of(1, num_images) if training.warmup_steps is None else training.warmup_steps
     return steps, min(warmup, steps)
-
-
-def check_architecture(source: TarFlowConfig, wanted: TarFlowConfig) -> None:
-    """Raise ConfigError naming the field where a flow that is `wanted` cannot start from the weights of another."""
-    for entry in dataclasses.fields(TarFlowConfig):
-        have, want = getattr(source, entry.name), getattr(wanted, entry.name)
-        if entry.name == "image_size":
-            have, want = source.image_shape, wanted.image_shape
-        if entry.name not in ("num_classes", "log_scale_bound") and have != want:
-            raise ConfigError(f"model.{entry.name}: the weights to start from have {have}, got {want}")
-
-
-@torch.no_grad()
-def start_from(flow: TarFlow, source: TarFlow) -> None:
-    """Give `flow` the weights of `source`, whose architecture must be the same but for the classes.
-
-    Other classes start from what the source does without a label: each new class has the mean of the old embeddings,
-    and a model without classes adds that mean to its positions. Raises ConfigError naming the field that differs.
-    """
-    check_architecture(source.config, flow.config)
-    tensors = source.state_dict()
-    old, new = source.config.num_classes, flow.config.num_classes
-    if old != new:
-        for index in range(len(flow.blocks)):
-            name = f"blocks.{index}.class_embedding"
-            null = tensors.pop(name).mean(dim=0) if old else torch.zeros_like(tensors[f"blocks.{index}.position"][0])
-            if new:
-                tensors[name] = null.expand(new, -1).clone()
-            else:
-                tensors[f"blocks.{index}.position"] = tensors[f"blocks.{index}.position"] + null
-    flow.load_state_dict(tensors)

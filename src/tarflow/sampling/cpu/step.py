@@ -28,7 +28,7 @@ THIN = 128
 
 
 class Step:
-    """shift and log_scale of patches start+1 … start+n from patches start … start+n-1 and a cache of those before.
+    """The parameters of patches start+1 … start+n from patches start … start+n-1 and a cache of those before.
 
     Made for one decoding of one block, as the cache is: the little that it computes ahead is of the weights of that
     moment. `fits` says whether it may be used at all.
@@ -41,7 +41,7 @@ class Step:
     """
 
     def __init__(self, block: Block, context: Tensor | None, cache: KVCache, temperature: Tensor | None = None) -> None:
-        self.affine, self.dtype = block.config.transform == "affine", block.dtype
+        self.dtype = block.dtype
         self.scale = None if temperature is None else (1 / temperature).to(block.dtype).view(-1, 1, 1, 1)
         places = block.reorder(block.position.unsqueeze(0))[0]  # (T, W), in the block's own order
         self.entry = places + block.proj_in.bias if context is None else places + block.proj_in.bias + context
@@ -65,12 +65,11 @@ class Step:
             and all(map(is_plain, block.modules()))
         )
 
-    def __call__(self, x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, n, D), patches start … start+n-1 in the block's own order, to shift and log_scale (B, n, D)."""
+    def __call__(self, x: Tensor, start: int) -> Tensor:
+        """x (B, n, D), patches start … start+n-1 in the block's own order, to parameters (B, n, k·D)."""
         batch, count, size = x.shape
-        start = int(start)  # a CPU does not wait for its own tensors
         if self.native is not None:
-            return self._parts(self.native(x.to(self.dtype), start))
+            return self.native(x.to(self.dtype), start)
         entry = self.entry[:, start : start + count]
         h = torch.addmm(entry.reshape(batch * count, -1), x.reshape(-1, size).to(self.dtype), self.into)  # (B·n, W)
         mask = None
@@ -81,14 +80,7 @@ class Step:
             rotation = (self.rotation[0][start : start + count], self.rotation[1][start : start + count])
         for layer in self.layers:
             layer(h, batch, start, self.scale, mask, rotation)
-        return self._parts(F.linear(h, self.proj_out.weight, self.proj_out.bias).view(batch, count, -1))
-
-    def _parts(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        """Shift and log-scale from the outputs (B, n, O)."""
-        if not self.affine:
-            return out, out.new_zeros(()).expand_as(out)
-        log_scale, shift = out.chunk(2, dim=-1)
-        return shift, log_scale
+        return F.linear(h, self.proj_out.weight, self.proj_out.bias).view(batch, count, -1)
 
 
 class _LayerStep:

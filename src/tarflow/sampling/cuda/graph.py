@@ -21,7 +21,7 @@ from torch import Tensor
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
 from tarflow.sampling.cuda.step import ALIGNED, DeviceStep
-from tarflow.sampling.guidance import Guidance, Predict, branches, guided, guided_rows
+from tarflow.sampling.guidance import Guidance, Predict, branches, guided, guided_rows, predictor_of
 from tarflow.sampling.sequential import Solution
 
 Step = Callable[[], None]
@@ -42,8 +42,7 @@ class _Windows:
     """What the windows of one block were captured with, for one size of batches; the context is written to."""
 
     x: Tensor  # (B, T-1, D)
-    shift: Tensor
-    log_scale: Tensor
+    params: Tensor  # (B, T-1, k·D)
     context: Tensor | None
     temperature: Tensor | None
     cache: KVCache
@@ -77,7 +76,7 @@ class Captured:
 
     @torch.no_grad()
     def solve(self, block: Block, z: Tensor, y: Tensor | None, guidance: Guidance | None) -> Solution:
-        """Solve x_i = z_i·exp(log_scale_i(x_<i)) + shift_i(x_<i) patch by patch.
+        """Solve x_i = transform.inverse(z_i, params_i(x_<i)) patch by patch.
 
         Args:
             z: (B, T, D), in the block's own order, on the block's device. Not written to. y: (B,) checked labels.
@@ -123,30 +122,27 @@ class Captured:
         if key not in self.windows:
             length, size = block.config.num_patches - 1, block.config.patch_dim
             dtype = block.state_dtype
-            x, shift, log_scale = torch.empty(3, batch, length, size, dtype=dtype, device=block.position.device)
+            x = torch.empty(batch, length, size, dtype=dtype, device=block.position.device)
+            params = x.new_empty(batch, length, size * block.transform.params_per_number)
             context, temperature = branches(block, y, guidance, batch)
-            self.windows[key] = _Windows(x, shift, log_scale, context, temperature, block.new_cache(rows))
+            self.windows[key] = _Windows(x, params, context, temperature, block.new_cache(rows))
         windows = self.windows[key]
         if windows.context is not None:
             context, _ = branches(block, y, guidance, batch)
             assert context is not None
             windows.context.copy_(context)
 
-        def conditioner(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
-            assert isinstance(start, int)
+        def conditioner(x: Tensor, start: int) -> Tensor:
             return block.conditioner(x, windows.context, start, windows.cache, windows.temperature)
 
-        evaluate = guided(block, conditioner, guidance)
+        predict = predictor_of(block, conditioner, guidance)
 
-        def predict(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
-            assert isinstance(start, int)
+        def evaluate(x: Tensor, start: int) -> Tensor:
             end = start + x.shape[1]
             place = (slice(None), slice(start, end))
 
             def step() -> None:
-                shift, log_scale = evaluate(windows.x[place], start)
-                windows.shift[place] = shift
-                windows.log_scale[place] = log_scale
+                windows.params[place] = predict(windows.x[place], start)
 
             with _on(x.device):
                 windows.x[place] = x
@@ -155,9 +151,9 @@ class Captured:
                     windows.replays[start, end] = self._captured(step, x.device)
                 else:
                     replay()
-            return windows.shift[place], windows.log_scale[place]
+            return windows.params[place]
 
-        return predict
+        return Predict(evaluate, block.transform)
 
     def _captured(self, step: Step, device: torch.device) -> Step:
         """Take a step, and capture it."""
@@ -171,18 +167,20 @@ class Captured:
     def _record(self, block: Block, guidance: Guidance | None, recorded: _Recorded, last: int) -> None:
         """Decode the batch, capturing the first step of each stretch."""
         for count, room in recorded.step.stretches(last):
-            predict = guided(block, functools.partial(recorded.step, room=room), guidance)
-            replay = self._captured(functools.partial(self._step, predict), block.position.device)
+            step = functools.partial(self._step, block, functools.partial(recorded.step, room=room), guidance)
+            replay = self._captured(step, block.position.device)
             recorded.replays.append((count, replay))
             for _ in range(count - 1):
                 replay()
 
-    def _step(self, predict: Predict) -> None:
-        """x_{i+1} = z_{i+1}·exp(log_scale_{i+1}) + shift_{i+1} and i ← i+1, all of it on the device."""
+    def _step(self, block: Block, conditioner: Callable[[Tensor, Tensor], Tensor], guidance: Guidance | None) -> None:
+        """x_{i+1} = inverse(z_{i+1}, params_{i+1}) and i ← i+1, all of it on the device."""
         assert self.patches is not None
         following = self.place + 1
-        shift, log_scale = predict(self.patches.index_select(1, self.place), self.place)
-        fresh = torch.addcmul(shift, self.patches.index_select(1, following), torch.exp(log_scale))
+        known = self.patches.index_select(1, self.place)
+        known = known if guided_rows(guidance, 1) == 1 else torch.cat([known, known])
+        params = guided(block, conditioner(known, self.place), guidance, following)
+        fresh = block.transform.inverse(self.patches.index_select(1, following), params)
         self.patches.index_copy_(1, following, fresh)
         self.place.copy_(following)
 

@@ -38,7 +38,7 @@ def kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
 
 
 class DeviceStep:
-    """shift and log_scale of patch i+1 from patch i and a cache of those before; i is a tensor on the device.
+    """The parameters of patch i+1 from patch i and a cache of those before; i is a tensor on the device.
 
     Args:
         block: its weights are not written to. `fits` says whether it may be used at all.
@@ -48,7 +48,7 @@ class DeviceStep:
     """
 
     def __init__(self, block: Block, context: Tensor | None, store: Tensor, temperature: Tensor | None = None) -> None:
-        self.block, self.store, self.affine = block, store, block.config.transform == "affine"
+        self.block, self.store = block, store
         self.kernels = kernels_for(store.device, store.dtype)
         self.context = None if context is None else context.flatten(0, 1).clone()  # (R, W) or (1, W)
         self.scale = None if temperature is None else 1 / temperature
@@ -84,8 +84,8 @@ class DeviceStep:
         rooms = [min(self.store.shape[4], -(-end // ALIGNED) * ALIGNED) for end in ends]
         return [(end - stretch * number, room) for number, (end, room) in enumerate(zip(ends, rooms, strict=True))]
 
-    def __call__(self, x: Tensor, place: Tensor, room: int) -> tuple[Tensor, Tensor]:
-        """x (R, 1, D), patch `place` (1,) in the block's own order, to shift and log_scale (R, 1, D) of the next one.
+    def __call__(self, x: Tensor, place: Tensor, room: int) -> Tensor:
+        """x (R, 1, D), patch `place` (1,) in the block's own order, to the parameters (R, 1, k·D) of the next one.
 
         No more than the first `room` places of the cache are looked at, of which `place` must be one.
         """
@@ -99,11 +99,7 @@ class DeviceStep:
             rotation = (self.rotation[0].index_select(0, place), self.rotation[1].index_select(0, place))
         h = self._masked(h, place, room, rotation) if self.kernels is None else self._filled(h, place, rotation)
         out = block.proj_out(h).unsqueeze(1)
-        out = out.to(torch.promote_types(dtype, torch.float32))  # (R, 1, O)
-        if not self.affine:
-            return out, out.new_zeros(()).expand_as(out)
-        log_scale, shift = out.chunk(2, dim=-1)
-        return shift, log_scale
+        return out.to(torch.promote_types(dtype, torch.float32))
 
     def _filled(self, h: Tensor, place: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         """The layers, by the kernels that read as much of the cache as is filled; sums are in float32."""

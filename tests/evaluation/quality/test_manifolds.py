@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tarflow.evaluation import manifolds as module
-from tarflow.evaluation.manifolds import manifolds, neighbour_distances
+from tarflow.evaluation.quality import manifolds as module
+from tarflow.evaluation.quality.manifolds import manifolds, neighbour_distances
 
 
 def points(n, seed, shift=0.0):

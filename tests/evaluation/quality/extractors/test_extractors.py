@@ -10,9 +10,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from tarflow.evaluation import inception, small_network
-from tarflow.evaluation.efficientnet import prepare as prepare_efficientnet
-from tarflow.evaluation.features import open_extractor, resized, unit_pixels
+from tarflow.evaluation.quality.extractors import inception, small_network
+from tarflow.evaluation.quality.extractors.efficientnet import prepare as prepare_efficientnet
+from tarflow.evaluation.quality.extractors.extractor import open_extractor, resized, unit_pixels
 
 
 def noise(*shape, levels=256, seed=0):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tarflow.evaluation.features import Extractor, resized, unit_pixels
+from tarflow.evaluation.quality.extractors.extractor import Extractor, resized, unit_pixels
 from tarflow.tensor_files import read_torch_file
 
 SIZE = 224  # what Lite0 was trained at; the padding of its convolutions is fixed to it

@@ -12,10 +12,10 @@ from tarflow import storage
 from tarflow.checkpoint import Run, weights_digest
 from tarflow.config import from_dict
 from tarflow.data.batches import seeded_permutation
-from tarflow.evaluation.distances import frechet_distance, kernel_distance, moments
-from tarflow.evaluation.features import Extractor
-from tarflow.evaluation.manifolds import manifolds
-from tarflow.evaluation.reference import Progress, Reference
+from tarflow.evaluation.quality.distances import frechet_distance, kernel_distance, moments
+from tarflow.evaluation.quality.extractors.extractor import Extractor
+from tarflow.evaluation.quality.manifolds import manifolds
+from tarflow.evaluation.quality.reference import Progress, Reference
 from tarflow.model.flow import read_json
 from tarflow.sampling.setting import Setting
 

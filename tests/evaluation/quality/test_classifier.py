@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from tarflow.evaluation.classifier import class_agreement, fit_classifier
+from tarflow.evaluation.quality.classifier import class_agreement, fit_classifier
 
 
 def digits():

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tarflow import caching
 from tarflow.data.batches import batch_indices
-from tarflow.evaluation.features import FLOAT32, Extractor, unit_pixels
+from tarflow.evaluation.quality.extractors.extractor import FLOAT32, Extractor, unit_pixels
 from tarflow.seeding import seeded_generator
 from tarflow.tensor_files import read_tensors, save_tensors
 

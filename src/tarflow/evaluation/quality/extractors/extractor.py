@@ -96,11 +96,11 @@ def open_extractor(
     if weights is not None and name != "inception":
         raise ValueError(f"weights: only extractor 'inception' takes a file of them, got extractor {name!r}")
     if name == "efficientnet":
-        from tarflow.evaluation.efficientnet import efficientnet_lite0
+        from tarflow.evaluation.quality.extractors.efficientnet import efficientnet_lite0
 
         return efficientnet_lite0(device)
     if name == "inception":
-        from tarflow.evaluation.inception import open_inception
+        from tarflow.evaluation.quality.extractors.inception import open_inception
 
         if weights is None:
             raise ValueError(
@@ -108,7 +108,7 @@ def open_extractor(
             )
         return open_inception(weights, device)
     if name == "classifier":
-        from tarflow.evaluation.small_network import open_classifier
+        from tarflow.evaluation.quality.extractors.small_network import open_classifier
 
         if labelled is None:
             raise ValueError(

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from tarflow.data.batches import seeded_permutation
-from tarflow.evaluation import quality
-from tarflow.evaluation.distances import frechet_distance, moments
-from tarflow.evaluation.features import Extractor, unit_pixels
-from tarflow.evaluation.manifolds import manifolds
-from tarflow.evaluation.quality import KINDS, Judge
-from tarflow.evaluation.reference import Reference
+from tarflow.evaluation.quality import judge as module
+from tarflow.evaluation.quality.distances import frechet_distance, moments
+from tarflow.evaluation.quality.extractors.extractor import Extractor, unit_pixels
+from tarflow.evaluation.quality.judge import KINDS, Judge
+from tarflow.evaluation.quality.manifolds import manifolds
+from tarflow.evaluation.quality.reference import Reference
 
 
 class Flat(nn.Module):
@@ -55,7 +55,7 @@ def test_bad_samples_are_worse_in_every_figure():
     found = judge().figures_of_features(normal(150, 2, 2.0))
     for kind in KINDS:
         figure = found[f"{kind}-Flat"]
-        assert (figure.value > figure.floor) == (kind in quality.LOWER_IS_BETTER), kind
+        assert (figure.value > figure.floor) == (kind in module.LOWER_IS_BETTER), kind
 
 
 def test_with_fewer_held_out_images_the_floor_has_samples_of_its_own_number():
@@ -72,8 +72,8 @@ def test_with_fewer_held_out_images_the_floor_has_samples_of_its_own_number():
 def test_the_floor_is_computed_once(monkeypatch):
     ours = judge()
     calls = []
-    values = quality._values
-    monkeypatch.setattr(quality, "_values", lambda *a: calls.append(len(a[0])) or values(*a))
+    values = module._values
+    monkeypatch.setattr(module, "_values", lambda *a: calls.append(len(a[0])) or values(*a))
     first, second = (ours.figures_of_features(normal(150, seed)) for seed in (2, 3))
     assert calls == [150, 150, 150]
     assert first["FD-Flat"].floor == second["FD-Flat"].floor and first["FD-Flat"].value != second["FD-Flat"].value

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from tarflow import caching, storage
 from tarflow.data.sets import ImageSet, Splits
-from tarflow.evaluation.distances import Moments, moments
-from tarflow.evaluation.features import Extractor
+from tarflow.evaluation.quality.distances import Moments, moments
+from tarflow.evaluation.quality.extractors.extractor import Extractor
 
 CHUNK = 256  # images a file: what an interruption costs at most, some seconds of EfficientNet on a CPU
 MAX_REFERENCE = 50_000  # training images that samples are compared with, as is usual; of more, a fixed choice

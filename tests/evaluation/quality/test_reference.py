@@ -12,9 +12,9 @@ from torch import nn
 from tarflow import caching
 from tarflow.caching import CacheWarning
 from tarflow.data.load import ImageSet, Splits
-from tarflow.evaluation import reference as module
-from tarflow.evaluation.features import Extractor, unit_pixels
-from tarflow.evaluation.reference import open_reference, real_features
+from tarflow.evaluation.quality import reference as module
+from tarflow.evaluation.quality.extractors.extractor import Extractor, unit_pixels
+from tarflow.evaluation.quality.reference import open_reference, real_features
 from tarflow.storage import cache_directory
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from tarflow.evaluation import sample_quality as module
-from tarflow.evaluation.classifier import fit_classifier
-from tarflow.evaluation.sample_quality import diversity, mean_distance, nearest_distances, novelty, sample_quality
+from tarflow.evaluation.quality import ratios as module
+from tarflow.evaluation.quality.classifier import fit_classifier
+from tarflow.evaluation.quality.ratios import diversity, mean_distance, nearest_distances, novelty, sample_quality
 
 
 @pytest.fixture(scope="module")

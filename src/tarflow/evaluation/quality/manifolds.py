@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tarflow.evaluation.distances import check_features
+from tarflow.evaluation.quality.distances import check_features
 
 PRECISION_NEIGHBOURS = 3  # Kynkäänniemi et al. 2019
 DENSITY_NEIGHBOURS = 5  # Naeem et al. 2020

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tarflow.data.batches import seeded_permutation
-from tarflow.evaluation.classifier import Classifier, class_agreement
+from tarflow.evaluation.quality.classifier import Classifier, class_agreement
 from tarflow.evaluation.shares import standard_error
 
 MAX_A_CLASS = 1_000  # images of a class whose distances to each other are averaged: half a million pairs

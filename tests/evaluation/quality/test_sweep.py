@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from flow_cases import config_of
-from tarflow.evaluation.quality import Figure
-from tarflow.evaluation.sweep import Row, best_row, grid, read_rows, sweep, write_rows
+from tarflow.evaluation.quality.judge import Figure
+from tarflow.evaluation.quality.sweep import Row, best_row, grid, read_rows, sweep, write_rows
 from tarflow.report.sweep import sweep_chart, sweep_table
 from tarflow.sampling.sample import SamplingError
 from tarflow.sampling.setting import Setting

@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from tarflow.data.batches import seeded_permutation
-from tarflow.evaluation.distances import (
+from tarflow.evaluation.quality.distances import (
     Moments,
     covariance_factor,
     frechet_distance,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tarflow.evaluation.features import FLOAT32, INCEPTION, Extractor, resized, unit_pixels
+from tarflow.evaluation.quality.extractors.extractor import FLOAT32, INCEPTION, Extractor, resized, unit_pixels
 from tarflow.tensor_files import read_tensors, read_torch_file
 
 SIZE = 299

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tarflow import caching, storage
 from tarflow.config import TarFlowConfig, from_dict, to_dict
-from tarflow.evaluation.quality import LOWER_IS_BETTER, Figure, Judge, Kind
+from tarflow.evaluation.quality.judge import LOWER_IS_BETTER, Figure, Judge, Kind
 from tarflow.fields import real
 from tarflow.model.flow import read_json
 from tarflow.sampling.sample import SamplingError
