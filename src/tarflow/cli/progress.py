@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 from tarflow.config import RunConfig
 from tarflow.data.load import Splits
 from tarflow.data.streamed import StreamedSplits
-from tarflow.report.facts import duration
+from tarflow.report.words import duration
 
 FIRST_SECONDS = 1  # of a stage without a word, where there is no terminal to draw a bar on
 LINE_SECONDS = 10  # between two lines then

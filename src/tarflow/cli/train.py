@@ -73,7 +73,7 @@ def run(args: Any) -> None:
     from tarflow.devices import pick_device
     from tarflow.evaluation.run_data import known_images
     from tarflow.ranks import Ranks
-    from tarflow.report.facts import duration
+    from tarflow.report.words import duration
     from tarflow.training.engine import check_device
     from tarflow.training.initial import open_initial
     from tarflow.training.resuming import extend

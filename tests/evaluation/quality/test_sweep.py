@@ -132,19 +132,17 @@ def test_the_chart_has_a_panel_for_each_rule_and_a_line_for_each_schedule():
     settings = grid(
         CONDITIONAL, 0.1, scales=(0.0, 0.5, 1.0), schedules=("linear", "constant"), rules=("paper", "stable")
     )
-    text = sweep_chart(rows_of(settings), "FD-Mean", "FD")
+    text = sweep_chart(rows_of(settings), "FD-Mean")
     assert text.startswith("<svg ") and 'xmlns="http://www.w3.org/2000/svg"' in text
     assert text.count('class="heading"') == 2 and "rule stable, denoised with σ=0.1" in text
     assert text.count("<polyline") == 4  # two lines a panel; the floor has another number of images
     assert text.count("<circle") == 2 * (3 + 3) + 4  # and a dot for each in the legend
     assert "lower is better, N = 4" in text
     everything = [Row(r.setting, {"FD-Mean": Figure(1.0, 4, 0.5, 4, 1.0)}) for r in rows_of(settings)]
-    assert sweep_chart(everything, "FD-Mean", "FD").count("<polyline") == 6
-    only = sweep_chart(rows_of([Setting(denoise=0.1)]), "FD-Mean", "FD")
+    assert sweep_chart(everything, "FD-Mean").count("<polyline") == 6
+    only = sweep_chart(rows_of([Setting(denoise=0.1)]), "FD-Mean")
     assert only.count('class="heading"') == 1
-    constant = sweep_chart(
-        rows_of(grid(CONDITIONAL, None, scales=(0.0, 1.0), schedules=("constant",))), "FD-Mean", "FD"
-    )
+    constant = sweep_chart(rows_of(grid(CONDITIONAL, None, scales=(0.0, 1.0), schedules=("constant",))), "FD-Mean")
     assert ">constant<" in constant and ">linear<" not in constant
     with pytest.raises(ValueError, match="KD-Mean: no row of the sweep has this figure"):
-        sweep_chart(everything, "KD-Mean", "KD")
+        sweep_chart(everything, "KD-Mean")

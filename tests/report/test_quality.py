@@ -125,14 +125,14 @@ def test_a_damaged_file_counts_as_nothing(text: str, run: Path) -> None:
 
 def test_samples_are_drawn_as_the_stored_default_says(run: Path) -> None:
     plain = page_of(run).section("samples")
-    assert "unguided, denoised with σ = 0.1" in plain and "default" not in plain
+    assert "no guidance, denoised with σ=0.1" in plain and "default" not in plain
     setting = Setting(2.0, "constant", denoise=0.2)
     stored = StoredSetting(weights_digest(run), setting, FD, 6.125, 200, 4)
     save_setting(open_run(run), stored)
     page = page_of(run)
-    assert "guided with scale 2 (constant, rule paper), denoised with σ = 0.2" in page.section("samples")
+    assert "guidance 2 (constant, paper), denoised with σ=0.2" in page.section("samples")
     assert "the best of 4 by FD-Classifier (6.125, 200 samples)" in page.section("samples")
-    assert "guided with scale 2" in page.section("neighbours")
+    assert "guidance 2 (constant, paper)" in page.section("neighbours")
     subject = Subject(open_run(run), SETTINGS)
     drawn = sample(subject.run.flow, 20, subject.labels, Guidance(2.0, "constant"), 0, denoise=0.2)
     assert torch.allclose(subject.samples, drawn, atol=1e-4)
