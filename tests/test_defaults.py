@@ -69,7 +69,7 @@ MADE: dict[str, Callable[[Path], Any]] = {
     "an order": lambda _: batch_indices(9, 4, 1, 0),
     "samples": lambda _: tarflow.sample(FLOW, 3, Y, GUIDED, denoise=0.1, solver="sequential"),
     "samples of an additive flow": lambda _: tarflow.sample(PLAIN, 3, solver="jacobi"),
-    "given noise": lambda _: tarflow.sample(FLOW, 3, Y, noise=Z, solver="jacobi", window=2),
+    "given noise": lambda _: tarflow.sample(FLOW, 3, Y, noise=Z, solver=tarflow.Jacobi(window=2)),
     "stages": lambda _: tarflow.trace(FLOW, 3, Y),
     "edits": lambda _: [tarflow.resample(FLOW, X, 2, Y), tarflow.interpolate(FLOW, X[0], X[1], 3, 0, 1)],
     "a density": lambda _: [FLOW.log_prob(X, Y), FLOW.log_prob(X, [0, 1, -1]), FLOW.decode(Z, Y), PLAIN.log_prob(X)],

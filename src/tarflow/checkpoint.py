@@ -35,7 +35,7 @@ from tarflow.jsontext import to_json
 from tarflow.measure import Measure
 from tarflow.model.flow import CONFIG_FILE as CONFIG_FILE
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow, read_json
-from tarflow.sampling.choices import Calibration
+from tarflow.sampling.calibration import Calibration
 from tarflow.sampling.setting import StoredSetting
 from tarflow.tensor_files import read_tensors, read_torch_file
 

@@ -19,6 +19,7 @@ from tarflow.evaluation.likelihood.held_out import score_pixels, scoring_of
 from tarflow.evaluation.run_data import open_splits
 from tarflow.fields import integer
 from tarflow.model.block import NULL_CLASS
+from tarflow.sampling.auto import Auto
 from tarflow.sampling.sample import sample
 from tarflow.sampling.setting import Setting
 from tarflow.seeding import seeded_generator
@@ -86,9 +87,9 @@ class Run(checkpoint.Run):
         """
         how = self.setting if setting is None else setting
         n = max(1, len(self._several(classes))) if n is None else integer("n", n, 1)
-        calibration = checkpoint.open_calibration(self) if options.get("solver", "auto") == "auto" else None
-        y = self.labels(classes, n)
-        return sample(self.flow, n, y, how.guidance, seed, how.denoise, **({"calibration": calibration} | options))
+        if options.get("solver", "auto") == "auto":
+            options["solver"] = Auto(checkpoint.open_calibration(self))
+        return sample(self.flow, n, self.labels(classes, n), how.guidance, seed, how.denoise, **options)
 
     def images(self, source: str | None = None) -> Splits:
         """What the run was trained on and what it held out, `train` and `held_out`, each with `images` and `labels`.

@@ -157,10 +157,12 @@ class Sampler:
     def __init__(self, run: Run, solving: Solving) -> None:
         from tarflow.checkpoint import open_calibration
         from tarflow.sampling.narrow import narrowed
+        from tarflow.sampling.solver import solver_of
 
         self.run, self.solving, self.redraws = run, solving, 0
         self.flow = narrowed(run.flow) if solving.dtype == "bf16" else run.flow
         self.calibration = open_calibration(run) if solving.solver == "auto" else None
+        self.solver = solver_of(solving.solver, window=solving.window, tol=solving.tol, calibration=self.calibration)
         self.clipped_pixels = self.clipped_images = 0.0
 
     def batches(
@@ -176,11 +178,8 @@ class Sampler:
             setting.guidance,
             seed,
             denoise=setting.denoise,
-            solver=self.solving.solver,
+            solver=self.solver,
             batch_size=self.solving.batch_size,
-            window=self.solving.window,
-            tol=self.solving.tol,
-            calibration=self.calibration,
             progress=lambda done, total: progress(n * done / total, n),
         )
         return self._counted(batches)
