@@ -44,7 +44,7 @@ def _column(subject: Subject) -> dict[str, str]:
         found["trained for"] = f"{timed[-1]['step']:,} steps, {duration(timed[-1]['seconds'])}"
     if _is_scored(subject):
         best = subject.likelihoods[0]
-        found["held out"] = f"{quoted(best.mean, best.standard_error)} {unit_of(best.measure)}"
+        found["held out"] = f"{quoted(best.mean, best.standard_error)} {unit_of(best.measure.figure)}"
         found |= {"scored by": LABELS[best.labels], "beside the Gaussian": advantage(best)}
     figures = [(name, f) for entry in kept_quality(subject.run).values() for name, f in entry["figures"].items()]
     if figures:
