@@ -79,8 +79,8 @@ def extremes(subject: Subject) -> Parts:
     caption = (
         f"Of {len(bits):,} held-out images the {len(most)} most likely, {low.min():.2f} to {low.max():.2f} "
         f"{unit_of(measure.figure)}, and the {len(least)} least likely, {high.min():.2f} to {high.max():.2f}, the most "
-        f"extreme on the left (median {bits.median():.2f}; scored with {LABELS[subject.policies[0]]}; {DRAWS} draws, seed "
-        f"{subject.settings.seed})."
+        f"extreme on the left (median {bits.median():.2f}; scored with {LABELS[subject.policies[0]]}; {DRAWS} draws, "
+        f"seed {subject.settings.seed})."
     )
     return [Figure("extremes", strips, caption)]
 
