@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from markupsafe import Markup
@@ -16,7 +16,9 @@ from tarflow.destination import check_vacant
 from tarflow.evaluation.run_data import check_output
 from tarflow.report import compared, facts, likelihood, quality, samples, sweep
 from tarflow.report.parts import TEMPLATES, Figure, Parts, Section, png, sheet
-from tarflow.report.subject import Settings, Subject, Unavailable, Watch, slug
+from tarflow.report.subject import Settings, Subject, Unavailable, Watch
+
+Asked = TypeVar("Asked", Subject, list[Subject])  # what a section is about
 
 PAGE = "report.html"
 PICTURES = "report-pictures"
@@ -38,17 +40,6 @@ SECTIONS: Sequence[tuple[str, str, Callable[[Subject], Parts]]] = (
     ("extremes", "The most and the least likely", likelihood.extremes),
     ("maps", "Where the likelihood comes from", likelihood.maps),
 )
-
-
-@dataclass(frozen=True)
-class Chapter:
-    """One run: the prefix of its ids and files, its name, a line on it, its numbers to see first, and its sections."""
-
-    prefix: str
-    name: str
-    lead: str
-    headline: dict[str, str]
-    sections: Sequence[Section]
 
 
 def write_report(
@@ -90,30 +81,22 @@ def write_report(
     if _holds_report(out):
         watch.say(f"{out / PAGE}: replaced by this report, with its pictures")
     out.mkdir(parents=True, exist_ok=True)
-    chapters = [_chapter(subject) for subject in subjects]
+    chapters = [(subject, _sections(subject)) for subject in subjects]
     opening, closing = [], []
-    lead, names = chapters[0].lead, ", ".join(chapter.name for chapter in chapters)
     if len(subjects) > 1:
-        opening = [_section("runs", "The runs side by side", lambda: compared.runs(subjects))]
-        closing = [_section("resolutions", "Samples at several resolutions", lambda: compared.resolutions(subjects))]
-        lead = f"{len(chapters)} normalizing flows (TarFlow), one after the other."
-    footer = (
-        f"Made by tarflow {__version__} (seed {settings.seed}). Every number and picture was computed from the "
-        "weights, the data and the metrics of the run. TarFlow: Zhai et al., arXiv 2412.06329."
-    )
+        opening = [_section("runs", "The runs side by side", compared.runs, subjects)]
+        closing = [_section("resolutions", "Samples at several resolutions", compared.resolutions, subjects)]
     with storage.replacing_directory(out / PICTURES) as pictures:
-        for prefix, section in [*(("", s) for s in closing), *((c.prefix, s) for c in chapters for s in c.sections)]:
-            for part in section.parts:
-                if isinstance(part, Figure):
-                    (pictures / f"{prefix}{part.name}.png").write_bytes(png(sheet(part.strips)))
+        for prefix, sections in [("", closing), *((subject.prefix, sections) for subject, sections in chapters)]:
+            for figure in (part for section in sections for part in section.parts if isinstance(part, Figure)):
+                (pictures / f"{prefix}{figure.name}.png").write_bytes(png(sheet(figure.strips)))
     page = TEMPLATES.get_template("page.html").render(
-        title=f"Report on {names}",
-        lead=lead,
         chapters=chapters,
         opening=opening,
         closing=closing,
-        footer=footer,
+        headline=facts.headline,
         mark=MARK,
+        version=__version__,
     )
     storage.write_text(out / PAGE, page + "\n")
     return out / PAGE
@@ -135,33 +118,23 @@ def subjects_of(runs: Sequence[Run], settings: Settings, watch: Watch | None = N
     if len(runs) == 1:
         return [Subject(runs[0], settings, watch=watch)]
     subjects: list[Subject] = []
-    taken: set[str] = set()
     for number, run in enumerate(runs, 1):
-        prefix = slug(Subject(run, settings).name)
-        if prefix in taken:
-            prefix = f"{prefix}-{number}"
-        taken.add(prefix)
-        subjects.append(Subject(run, settings, f"{prefix}-", watch))
+        name = re.sub(r"[^a-z0-9]+", "-", Subject(run, settings).name.lower()).strip("-") or "run"
+        prefix = f"{name}-{number}-" if any(s.prefix == f"{name}-" for s in subjects) else f"{name}-"
+        subjects.append(Subject(run, settings, prefix, watch))
     return subjects
 
 
-def _chapter(subject: Subject) -> Chapter:
+def _sections(subject: Subject) -> list[Section]:
     sections = []
     for name, title, compute in SECTIONS:
         subject.watch.say(f"{subject.name}: {title.lower()}")
-        sections.append(_section(f"{subject.prefix}{name}", title, functools.partial(compute, subject)))
-    model = subject.run.config.model
-    height, width = model.image_shape
-    kind = f"{model.num_classes} classes" if model.num_classes else "no classes"
-    lead = (
-        f"A normalizing flow (TarFlow) on {height}×{width} images, {kind}, {len(model.layers)} blocks of width "
-        f"{model.width}."
-    )
-    return Chapter(subject.prefix, subject.name, lead, facts.headline(subject), sections)
+        sections.append(_section(f"{subject.prefix}{name}", title, compute, subject))
+    return sections
 
 
-def _section(name: str, title: str, compute: Callable[[], Parts]) -> Section:
+def _section(name: str, title: str, compute: Callable[[Asked], Parts], asked: Asked) -> Section:
     try:
-        return Section(name, title, compute())
+        return Section(name, title, compute(asked))
     except Unavailable as reason:
         return Section(name, title, [str(reason)])

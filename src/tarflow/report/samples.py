@@ -7,13 +7,12 @@ from torch import Tensor
 
 from tarflow.evaluation.quality.psnr import psnr
 from tarflow.evaluation.quality.ratios import nearest, novelty
-from tarflow.evaluation.quality.sweep import SCALES, UNCONDITIONAL_SCALES, UNCONDITIONAL_TEMPERATURE
+from tarflow.evaluation.quality.sweep import grid
 from tarflow.measure import Measure, to_8bit
 from tarflow.report.parts import Figure, Parts, Strip
 from tarflow.report.subject import CLASSES, Subject, Unavailable
 from tarflow.sampling.denoise import denoise
-from tarflow.sampling.guidance import Guidance
-from tarflow.sampling.sample import SamplingError, sample
+from tarflow.sampling.sample import SamplingError
 from tarflow.sampling.trace import trace
 from tarflow.seeding import seeded_generator
 
@@ -49,31 +48,31 @@ def guidance(subject: Subject) -> Parts:
     """The same noise under growing guidance."""
     run, n = subject.run, subject.settings.images
     y = _classes_in_turn(subject, n)
-    by_class = run.config.model.num_classes > 1
-    temperature = 1.0 if by_class else UNCONDITIONAL_TEMPERATURE
+    try:
+        settings = grid(run.config.model, run.sigma)
+    except ValueError as error:  # the model leaves nothing to guide
+        raise Unavailable(f"This model cannot be guided: {error}.") from None
     strips, failed = [], []
-    for scale in SCALES if by_class else UNCONDITIONAL_SCALES:
-        guide = Guidance(scale, temperature=temperature) if scale else None
+    for setting in settings:
+        label = f"w = {setting.scale:g}"
         try:
-            told = subject.watch.drawing(n)
-            x = sample(run.flow, n, y, guide, subject.settings.seed, denoise=run.sigma, progress=told)
-        except SamplingError as error:
-            failed.append(f"w = {scale:g}: {error}.")
+            x = subject.draw(setting, n, y)
+        except Unavailable as reason:
+            failed.append(f"{label}: {reason}")
             continue
-        except ValueError as error:  # the model leaves nothing to guide
-            raise Unavailable(f"This model cannot be guided: {error}.") from None
-        alt = f"{n} samples with guidance scale {scale:g}, from the same noise as in the other rows."
-        strips.append(Strip(f"w = {scale:g}", subject.shown(x), alt))
-    branch = "the null class" if by_class else f"attention temperature τ = {UNCONDITIONAL_TEMPERATURE}"
+        alt = f"{n} samples with guidance scale {setting.scale:g}, from the same noise as in the other rows."
+        strips.append(Strip(label, subject.shown(x), alt))
+    temperature = settings[-1].temperature
+    branch = "the null class" if temperature == 1 else f"attention temperature τ = {temperature:g}"
     cleaned = "not denoised" if run.sigma is None else f"denoised with σ={run.sigma:g}"
     caption = (
         f"The same {n} draws of noise under guidance of scale w, away from {branch}, growing linearly along the "
         f"patches ({cleaned}; seed {subject.settings.seed})."
     )
-    if by_class and y is not None:
+    if y is not None and run.config.model.num_classes > 1:
         caption += f" Columns go through the classes: {', '.join(subject.class_name(k) for k in y.tolist())}."
     if not strips:
-        raise Unavailable("No sample was finite. " + " ".join(failed))
+        raise Unavailable(" ".join(failed))
     return [Figure("guidance", strips, caption), *failed]
 
 

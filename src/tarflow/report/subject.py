@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,11 +38,6 @@ class Watch:
     loading: Count | None = None
     scoring: Count | None = None
     sampling: Callable[[float, int], None] | None = None
-
-    def drawing(self, n: int) -> Count | None:
-        """The `progress` of `sample` for n images."""
-        told = self.sampling
-        return None if told is None else lambda done, total: told(n * done / total, n)
 
 
 @dataclass(frozen=True)
@@ -202,9 +196,15 @@ class Subject:
 
     def _drawn(self, setting: Setting) -> Tensor:
         n = ROWS * self.settings.images if self.labels is None else len(self.labels)
-        seed, told = self.settings.seed, self.watch.drawing(n)
+        return self.draw(setting, n, self.labels)
+
+    def draw(self, setting: Setting, n: int, y: Tensor | None) -> Tensor:
+        """`sample` with the seed of the report: the same noise under every setting. Raises Unavailable if it fails."""
+        told = self.watch.sampling
+        progress = None if told is None else lambda done, total: told(n * done / total, n)
+        seed = self.settings.seed
         try:
-            return sample(self.run.flow, n, self.labels, setting.guidance, seed, denoise=setting.denoise, progress=told)
+            return sample(self.run.flow, n, y, setting.guidance, seed, denoise=setting.denoise, progress=progress)
         except SamplingError as error:
             raise Unavailable(f"No samples could be drawn: {error}.") from None
 
@@ -229,12 +229,3 @@ class Subject:
 
     def class_name(self, k: int) -> str:
         return self.run.class_names[k]
-
-
-def slug(name: str) -> str:
-    """A name that an id, a fragment and a file can have.
-
-    >>> slug("My run/step-10")
-    'my-run-step-10'
-    """
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run"
