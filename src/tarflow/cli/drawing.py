@@ -76,6 +76,7 @@ def setting_of(args: Drawing, run: Run) -> Setting:
     denoising.
     """
     from tarflow.checkpoint import open_setting, weights_digest
+    from tarflow.sampling.guidance import Guidance
     from tarflow.sampling.setting import Setting
 
     given = (args.guidance, args.schedule, args.temperature, args.rule)
@@ -94,7 +95,7 @@ def setting_of(args: Drawing, run: Run) -> Setting:
     else:
         temperature = 1.0 if args.temperature is None else args.temperature
         schedule, rule = args.schedule or "linear", args.rule or "paper"
-        setting = Setting(args.guidance or 0.0, schedule, temperature, rule, sigma)
+        setting = Setting(Guidance(args.guidance or 0.0, schedule, temperature, rule), sigma)
     if stored is not None and setting == stored.setting:
         print(f"{run.path}/sampling.json: {stored}; --no-defaults leaves it out", file=sys.stderr)
     elif stored is not None and ((args.noise_std is None and args.denoise) or all(value is None for value in given)):

@@ -110,9 +110,9 @@ def sweep_panels(rows: Sequence[Row], name: str, prefix: str) -> list[tuple[str,
     panels: dict[tuple[str, float, float | None], None] = {}
     for row in measured:
         setting = row.setting
-        guided = any(r.setting.scale and r.setting.denoise == setting.denoise for r in measured)
-        if setting.scale or not guided:
-            panels[setting.rule, setting.temperature, setting.denoise] = None
+        guided = any(r.setting.guidance.scale and r.setting.denoise == setting.denoise for r in measured)
+        if setting.guidance.scale or not guided:
+            panels[setting.guidance.rule, setting.guidance.temperature, setting.denoise] = None
     return [_panel(measured, name, *key, f"{prefix}{number}") for number, key in enumerate(panels)]
 
 
@@ -123,10 +123,10 @@ def _panel(
     for schedule, style in STYLES.items():
         points = []
         for row in rows:
-            s = row.setting
-            here = (s.rule, s.temperature, s.schedule) == (rule, temperature, schedule) or s.scale == 0
-            if here and s.denoise == denoise:
-                points.append((s.scale, row.figures[name].value))
+            g = row.setting.guidance
+            here = (g.rule, g.temperature, g.schedule) == (rule, temperature, schedule) or g.scale == 0
+            if here and row.setting.denoise == denoise:
+                points.append((g.scale, row.figures[name].value))
         if any(scale for scale, _ in points) or (schedule == "linear" and points and not series):
             series.append(Series(schedule, sorted(points), style, dots=True))
     if len(series) > 1 and not any(scale for scale, _ in series[0].points):

@@ -7,6 +7,7 @@ from flow_cases import config_of
 from tarflow.evaluation.quality.judge import Figure
 from tarflow.evaluation.quality.sweep import Row, best_row, grid, read_rows, sweep, write_rows
 from tarflow.report.sweep import sweep_chart, sweep_table
+from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.sample import SamplingError
 from tarflow.sampling.setting import Setting
 
@@ -27,29 +28,29 @@ class Named:
 
 
 def draw(setting, seed):
-    if setting.scale == 3:
+    if setting.guidance.scale == 3:
         raise SamplingError("2 of 4 samples were not finite")
-    return torch.full((4, 1, 2, 2), int(abs(setting.scale - 1) * 10 + 5 + seed), dtype=torch.uint8)
+    return torch.full((4, 1, 2, 2), int(abs(setting.guidance.scale - 1) * 10 + 5 + seed), dtype=torch.uint8)
 
 
 def test_the_grid_is_every_combination_once_and_unguided_is_one():
     found = grid(CONDITIONAL, 0.1, scales=(2.0, 0.0), schedules=("linear", "constant"), rules=("paper", "stable"))
     assert found == [
         Setting(denoise=0.1),
-        Setting(2.0, "linear", 1.0, "paper", 0.1),
-        Setting(2.0, "constant", 1.0, "paper", 0.1),
-        Setting(2.0, "linear", 1.0, "stable", 0.1),
-        Setting(2.0, "constant", 1.0, "stable", 0.1),
+        Setting(Guidance(2.0, "linear", 1.0, "paper"), 0.1),
+        Setting(Guidance(2.0, "constant", 1.0, "paper"), 0.1),
+        Setting(Guidance(2.0, "linear", 1.0, "stable"), 0.1),
+        Setting(Guidance(2.0, "constant", 1.0, "stable"), 0.1),
     ]
     found = grid(CONDITIONAL, 0.1, scales=(1.0,), temperatures=(0.5, 1.0), strengths=(0.0, 0.5))
-    assert [(s.temperature, s.denoise) for s in found] == [(0.5, None), (1, None), (0.5, 0.05), (1, 0.05)]
+    assert [(s.guidance.temperature, s.denoise) for s in found] == [(0.5, None), (1, None), (0.5, 0.05), (1, 0.05)]
 
 
 def test_what_is_tried_when_nothing_is_said():
-    assert [s.scale for s in grid(CONDITIONAL, 0.1)] == [0, 0.5, 1, 2, 3]
-    assert {(s.temperature, s.denoise) for s in grid(CONDITIONAL, 0.1)} == {(1, 0.1)}
+    assert [s.guidance.scale for s in grid(CONDITIONAL, 0.1)] == [0, 0.5, 1, 2, 3]
+    assert {(s.guidance.temperature, s.denoise) for s in grid(CONDITIONAL, 0.1)} == {(1, 0.1)}
     guided = grid(UNCONDITIONAL, None)
-    assert [(s.scale, s.temperature) for s in guided] == [(0, 1), (0.1, 0.3), (0.2, 0.3), (0.5, 0.3)]
+    assert [(s.guidance.scale, s.guidance.temperature) for s in guided] == [(0, 1), (0.1, 0.3), (0.2, 0.3), (0.5, 0.3)]
     assert {s.denoise for s in guided} == {None}
 
 
@@ -68,8 +69,8 @@ def test_the_best_is_the_lowest_distance_or_the_highest_share_and_a_failure_is_a
     rows = sweep(grid(CONDITIONAL, 0.1), draw, Named(), 17)
     assert [len(row.figures) for row in rows] == [2, 2, 2, 2, 0]
     assert "not finite" in rows[-1].failed
-    assert best_row(rows, Named()).setting.scale == 1
-    assert best_row(rows, Named(), "precision").setting.scale == 0  # 0 and 2 are equal: the weaker one
+    assert best_row(rows, Named()).setting.guidance.scale == 1
+    assert best_row(rows, Named(), "precision").setting.guidance.scale == 0  # 0 and 2 are equal: the weaker one
     with pytest.raises(ValueError, match="no setting gave finite samples.*not finite"):
         best_row(rows[-1:], Named())
 
