@@ -33,6 +33,7 @@ _HOMES = {
     "resample": "tarflow.sampling.editing",
     "trace": "tarflow.sampling.trace",
     "load_official": "tarflow.interop",
+    "Measure": "tarflow.measure",
     "patch_log_prob": "tarflow.evaluation.likelihood.patch_maps",
     "Run": "tarflow.runs",
     "open_run": "tarflow.runs",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from tarflow.config import TarFlowConfig as TarFlowConfig
     from tarflow.evaluation.likelihood.patch_maps import patch_log_prob as patch_log_prob
     from tarflow.interop import load_official as load_official
+    from tarflow.measure import Measure as Measure
     from tarflow.model.block import NULL_CLASS as NULL_CLASS
     from tarflow.model.derivatives import second_order as second_order
     from tarflow.model.flow import TarFlow as TarFlow

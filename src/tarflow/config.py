@@ -1,6 +1,6 @@
 """The configuration of a run: what is modelled, which data are seen, how the weights move.
 
-Frozen dataclasses that need nothing but the standard library; `fields` checks them. The command line shows their help.
+Frozen dataclasses that wait for no library; `fields` checks them. The command line shows their help.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tarflow.fields import check_fields as check_fields
 from tarflow.fields import check_value as check_value
 from tarflow.fields import from_dict as from_dict
 from tarflow.fields import to_dict as to_dict
+from tarflow.measure import MAX_LEVELS, NOISES, Measure
 
 Recompute: TypeAlias = Literal["nothing", "elementwise", "layers"]
 """What the backward pass computes again instead of keeping it: norms and GELUs, or all of each Transformer layer."""
@@ -181,7 +182,7 @@ class DataConfig:
 class TrainingConfig:
     """How the weights move, and what is written down on the way. Defaults are the paper's where it has one."""
 
-    noise: Literal["gaussian", "uniform"] = option(
+    noise: str = option(
         "gaussian", help="gaussian: x + noise_std·ε, for samples; uniform: dequantised, for likelihoods"
     )
     noise_std: float = option(0.05, help="σ of the gaussian noise, in units where pixels span -1 to 1")  # ImageNet-64
@@ -242,16 +243,13 @@ class TrainingConfig:
         if self.clip_norm == 0:
             object.__setattr__(self, "clip_norm", None)  # TOML and the command line have no null
         positive = ("batch_size", "accumulate", "lr", "log_every", "evaluate_every", "evaluate_images", "save_every")
-        for name in (*positive, "keep_last", *(("noise_std",) if self.noise == "gaussian" else ())):
+        check(self.noise in NOISES, "noise", " or ".join(map(repr, NOISES)), self.noise)
+        for name in (*positive, "keep_last", *(("noise_std",) if NOISES[self.noise].has_std else ())):
             check(getattr(self, name) > 0, name, "a positive number", getattr(self, name))
         for name in ("noise_std", "final_lr", "weight_decay", "sample_every"):
             check(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-        check(
-            self.batch_size % self.accumulate == 0,
-            "accumulate",
-            f"a divisor of batch_size {self.batch_size}",
-            self.accumulate,
-        )
+        divides = self.batch_size % self.accumulate == 0
+        check(divides, "accumulate", f"a divisor of batch_size {self.batch_size}", self.accumulate)
         for name in ("label_drop", "ema_decay"):
             check(0 <= getattr(self, name) < 1, name, "at least 0 and less than 1", getattr(self, name))
         for name in ("steps", "epochs", "clip_norm", "muon_lr"):
@@ -271,6 +269,10 @@ class TrainingConfig:
             raise ConfigError(
                 f"steps and epochs: expected one of them, got steps={self.steps} and epochs={self.epochs}"
             )
+
+    def measure(self, levels: int) -> Measure:
+        """How the model sees pixels of that many levels."""
+        return Measure(levels, self.noise, self.noise_std)
 
     def steps_of(self, epochs: float, num_images: int) -> int:
         """The steps in which all of `num_images` images are seen `epochs` times: ceil(epochs · images / batch_size).
@@ -300,3 +302,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         coerce_fields(self)
+
+    @property
+    def measure(self) -> Measure:
+        """How the model sees pixels; 256 levels with uniform noise where nothing is stored."""
+        levels = self.data.levels if self.data else MAX_LEVELS
+        return self.training.measure(levels) if self.training else Measure(levels)

@@ -11,7 +11,7 @@ from torch import Tensor
 from report_cases import make_run
 from tarflow.checkpoint import open_run
 from tarflow.evaluation.likelihood.patch_maps import heat_map, mean_patch_maps
-from tarflow.measure import dequantize, scale_pixels, to_8bit
+from tarflow.measure import Measure, to_8bit
 from tarflow.report import likelihood
 from tarflow.report.parts import Figure, Parts, Strip
 from tarflow.report.subject import DRAWS, Settings, Subject, Unavailable
@@ -50,8 +50,8 @@ def caption_of(parts: Parts, number: int = 0) -> str:
 def seen_as(subject: Subject, pixels: Tensor) -> Tensor:
     """Pixels as values of the model's, which `subject.pixels` takes back to these pixels."""
     if subject.training.noise == "uniform":
-        return dequantize(pixels, subject.run.levels, torch.full(pixels.shape, 0.5))
-    return scale_pixels(pixels, subject.run.levels)
+        return Measure(subject.run.levels).clean(pixels)
+    return Measure(subject.run.levels, "gaussian", 1.0).clean(pixels)
 
 
 def test_what_has_no_likelihood_is_the_least_likely_and_no_image_is_in_both_rows(exact: Subject) -> None:

@@ -206,7 +206,7 @@ def test_the_likelihoods_are_those_of_evaluate(reports: dict[str, str], runs: li
             found = result.yardstick
             assert f"{quoted(abs(found.advantage), found.advantage_standard_error)} worse" in shown  # untrained
             assert found.advantage < 0 and advantage(result) in shown and "-" not in advantage(result)
-            assert result.measure in shown and str(result.images) in shown
+            assert str(result.measure) in shown and str(result.images) in shown
 
 
 def test_a_model_of_noisy_images_is_not_quoted_in_bits_of_the_data(reports: dict[str, str]) -> None:

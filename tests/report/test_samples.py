@@ -11,7 +11,7 @@ from torch import Tensor
 from report_cases import make_run
 from tarflow.checkpoint import open_run
 from tarflow.evaluation.quality.ratios import novelty
-from tarflow.measure import dequantize, noisy_images, scale_pixels, to_8bit, to_pixels
+from tarflow.measure import Measure, to_8bit
 from tarflow.report import samples
 from tarflow.report.build import subjects_of
 from tarflow.report.compared import resolutions
@@ -56,8 +56,8 @@ def caption_of(parts: Parts, number: int = 0) -> str:
 def seen_as(subject: Subject, pixels: Tensor) -> Tensor:
     """Pixels as values of the model's, which `subject.pixels` takes back to these pixels."""
     if subject.training.noise == "uniform":
-        return dequantize(pixels, subject.run.levels, torch.full(pixels.shape, 0.5))
-    return scale_pixels(pixels, subject.run.levels)
+        return Measure(subject.run.levels).clean(pixels)
+    return Measure(subject.run.levels, "gaussian", 1.0).clean(pixels)
 
 
 # --- nearest training images ----------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def test_a_row_of_samples_is_of_the_class_beside_it(noisy: Subject) -> None:
     for k in (0, 3, 9):
         labels = torch.arange(10).repeat_interleave(4)
         x = sample(noisy.run.flow, 40, labels, seed=5, denoise=0.1, solver="sequential")[4 * k : 4 * k + 4]
-        shown = to_8bit(to_pixels(x, 17, "gaussian"), 17)
+        shown = to_8bit(Measure(17, "gaussian", 1.0).pixels(x), 17)
         # The solver is measured, and may differ in the last bit from what is drawn here.
         assert (strips[str(k)].images.int() - shown.int()).abs().max() <= 16
         assert (strips[str(k)].images == shown).double().mean() > 0.99
@@ -119,21 +119,21 @@ def test_rows_of_guidance_start_from_the_same_noise(noisy: Subject) -> None:
     for scale in (0.0, 2.0):
         guide = Guidance(scale) if scale else None
         x = sample(noisy.run.flow, 4, y, guide, 5, denoise=0.1, solver="sequential")
-        same = strips[f"w = {scale:g}"].images == to_8bit(to_pixels(x, 17, "gaussian"), 17)
+        same = strips[f"w = {scale:g}"].images == to_8bit(Measure(17, "gaussian", 1.0).pixels(x), 17)
         assert same.double().mean() > 0.97
 
 
 def test_noisy_and_denoised_rows_are_the_held_out_images_with_their_noise(noisy: Subject) -> None:
     parts = samples.denoising(noisy)
     strips, images = strips_of(parts), noisy.held_out.images[:4]
-    x = noisy_images(images, 17, "gaussian", 0.1, seeded_generator(5, "report"))
+    x = Measure(17, "gaussian", 0.1).noisy(images, seeded_generator(5, "report"))
     assert noisy.held_out.labels is not None
     cleaned = denoise(noisy.run.flow, x, 0.1, noisy.held_out.labels[:4])
-    for label, shown in (("held out", scale_pixels(images, 17)), ("noisy", x), ("denoised", cleaned)):
-        assert torch.equal(strips[label].images, to_pixels(shown, 256, "gaussian")), label
+    for label, shown in (("held out", Measure(17, "gaussian", 1.0).clean(images)), ("noisy", x), ("denoised", cleaned)):
+        assert torch.equal(strips[label].images, samples.SHOWN.pixels(shown)), label
     drawn = strips_of(parts, 1)
-    assert torch.equal(drawn["as drawn"].images, to_pixels(samples.spread(noisy.raw_samples, 4), 256, "gaussian"))
-    assert torch.equal(drawn["denoised"].images, to_pixels(samples.spread(noisy.samples, 4), 256, "gaussian"))
+    assert torch.equal(drawn["as drawn"].images, samples.SHOWN.pixels(samples.spread(noisy.raw_samples, 4)))
+    assert torch.equal(drawn["denoised"].images, samples.SHOWN.pixels(samples.spread(noisy.samples, 4)))
 
 
 def test_resolutions_go_from_the_smallest_images_to_the_largest(noisy: Subject, exact: Subject) -> None:

@@ -191,13 +191,11 @@ class Sampler:
         """n samples as they would be written: (n, C, H, W) uint8 at the levels of the data, on the CPU, clipped."""
         import torch
 
-        from tarflow.measure import clipped, to_pixels
-
         pixels, beyond = [], []
         for batch in self.batches(n, y, setting, seed, progress):
             x = batch.images.cpu()
-            pixels.append(to_pixels(x, self.run.levels, self.run.noise))
-            beyond.append(clipped(x, self.run.levels, self.run.noise).flatten(1).double().mean(dim=1))
+            pixels.append(self.run.measure.pixels(x))
+            beyond.append(self.run.measure.clipped(x).flatten(1).double().mean(dim=1))
         self.keep_calibration()
         shares = torch.cat(beyond)
         self.clipped_pixels, self.clipped_images = float(shares.mean()), float((shares > 0).double().mean())

@@ -124,7 +124,7 @@ def run(args: Any) -> None:
         progress.begin(config, splits, args.out, ranks.size)
         init = None if initial is None else initial.flow
         result = train(config, splits, args.out, resume=args.resume, init=init, device=device, report=progress.report)
-    measure = "bits/dim" if config.training and config.training.noise == "uniform" else "bits/dim of noisy images"
+    measure = "bits/dim" if config.measure.kind.bounds_pixels else "bits/dim of noisy images"
     if ranks.first:
         print(
             f"{args.out}: {result.steps} steps in {duration(result.seconds)}, best held-out {result.best_score:.4f} "

@@ -30,7 +30,7 @@ def headline(subject: Subject) -> Rows:
         best = subject.likelihoods[0]
     except Unavailable:
         return facts
-    facts[f"held-out {unit_of(best.noise)}"] = quoted(best.mean, best.standard_error)
+    facts[f"held-out {unit_of(best.measure.figure)}"] = quoted(best.mean, best.standard_error)
     if best.yardstick:
         facts["of the Gaussian yardstick"] = quoted(best.yardstick.mean, best.yardstick.standard_error)
     return facts
@@ -72,7 +72,7 @@ def _training(training: TrainingConfig, classes: int) -> Rows:
     length = f"{training.steps:,} steps" if training.steps is not None else f"{training.epochs:g} epochs"
     return {
         "Noise": f"Gaussian, σ = {training.noise_std:g} where pixels span −1 to 1: a model of noisy images"
-        if training.noise == "gaussian"
+        if training.measure(256).sigma is not None
         else "uniform within a level: a model of the data, scored in bits/dim",
         "Training": f"{length} of {training.batch_size} images, seed {training.seed}",
         "Optimizer": f"AdamW {training.betas[0]:g}/{training.betas[1]:g}, learning rate {training.lr:g} to "
@@ -93,7 +93,7 @@ def _progress(subject: Subject) -> Rows:
     scored = [entry for entry in scored if math.isfinite(entry[0])]
     if scored:
         score, step, key = min(scored)
-        unit = unit_of("gaussian" if "noisy" in key else "uniform")
+        unit = unit_of(key)
         rows["Best weights"] = f"step {step:,}, held-out {score:.4f} {unit} while training"
     return rows
 
@@ -136,7 +136,7 @@ def curves(subject: Subject) -> Parts:
         level = [(train[0][0], yardstick.mean), (train[-1][0], yardstick.mean)]
         series.append(Series("Gaussian", level, "third"))
         text += f" The dashed line is the Gaussian yardstick, {yardstick.mean:.3f}."
-    unit = unit_of("uniform" if bits == "bits_per_dim" else "gaussian")
+    unit = unit_of(bits)
     drawings = [
         line_chart(f"{subject.prefix}{name}", chosen, title=title, x_label="step", y_label=label)
         for name, chosen, title, label in (

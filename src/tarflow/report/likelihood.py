@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tarflow.evaluation.likelihood.evaluate import Likelihood, to_bits_per_dim
+from tarflow.evaluation.likelihood.evaluate import Likelihood
 from tarflow.evaluation.likelihood.gaussian import NoYardstick
 from tarflow.evaluation.likelihood.patch_maps import ends_of_a_map, heat_map, mean_patch_maps
-from tarflow.measure import Noise, to_8bit
+from tarflow.measure import to_8bit
 from tarflow.report.parts import Figure, Parts, Strip, Table
 from tarflow.report.subject import DRAWS, Subject, Unavailable
 from tarflow.report.words import quoted
@@ -24,7 +24,7 @@ LABELS = {
 def likelihood(subject: Subject) -> Parts:
     """Held-out bits/dim by its measure, beside the yardstick."""
     results, held_out = subject.likelihoods, subject.splits.held_out
-    first, unit = results[0], unit_of(subject.training.noise)
+    first, unit = results[0], unit_of(results[0].measure.figure)
     rows = [[f"this model, {LABELS[r.labels]}", quoted(r.mean, r.standard_error), advantage(r)] for r in results]
     if first.yardstick:
         rows.append(["Gaussian yardstick", quoted(first.yardstick.mean, first.yardstick.standard_error), "—"])
@@ -44,7 +44,7 @@ def likelihood(subject: Subject) -> Parts:
         text,
         f"{note[0].upper()}{note[1:]}." if is_none else f"The yardstick: {note}.",
     ]
-    if first.noise == "gaussian":
+    if not first.measure.kind.bounds_pixels:
         parts.append(
             "This is the density of images with noise added. It is no number of bits for the data, and not comparable "
             "with bits/dim of a model that was trained with uniform noise."
@@ -61,16 +61,16 @@ def advantage(result: Likelihood) -> str:
     return f"{quoted(abs(found.advantage), found.advantage_standard_error)} {word}"
 
 
-def unit_of(noise: Noise) -> str:
-    """What likelihoods are counted in under this noise."""
-    return "bits/dim" if noise == "uniform" else "noisy bits/dim"
+def unit_of(figure: str) -> str:
+    """The unit of a figure, as it is written in metrics.jsonl: of bits_per_dim that of the data."""
+    return "noisy bits/dim" if "noisy" in figure else "bits/dim"
 
 
 def extremes(subject: Subject) -> Parts:
     """The most and the least likely held-out images."""
     most, least = _ends(subject, subject.settings.images)
-    noise, dims = subject.training.noise, subject.run.config.model.num_dims
-    bits = to_bits_per_dim(-subject.scores / dims, subject.run.levels, noise)
+    measure = subject.run.measure
+    bits = measure.bits_per_dim(subject.scores, subject.run.config.model.num_dims)
     strips = [
         Strip(label, _images(subject, chosen), f"The {len(chosen)} {label} held-out images.")
         for label, chosen in (("most likely", most), ("least likely", least))
@@ -78,9 +78,9 @@ def extremes(subject: Subject) -> Parts:
     low, high = bits[most], bits[least]
     caption = (
         f"Of {len(bits):,} held-out images the {len(most)} most likely, {low.min():.2f} to {low.max():.2f} "
-        f"{unit_of(noise)}, and the {len(least)} least likely, {high.min():.2f} to {high.max():.2f}, the most extreme "
-        f"on the left (median {bits.median():.2f}; scored with {LABELS[subject.policies[0]]}; {DRAWS} draws, seed "
-        f"{subject.settings.seed})."
+        f"{unit_of(measure.figure)}, and the {len(least)} least likely, {high.min():.2f} to {high.max():.2f}, the most "
+        f"extreme on the left (median {bits.median():.2f}; scored with {LABELS[subject.policies[0]]}; {DRAWS} draws, "
+        f"seed {subject.settings.seed})."
     )
     return [Figure("extremes", strips, caption)]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from tarflow.evaluation.quality.psnr import psnr
 from tarflow.evaluation.quality.ratios import nearest, novelty
 from tarflow.evaluation.quality.sweep import grid
-from tarflow.measure import clipped, noisy_images, scale_pixels, to_8bit, to_pixels
+from tarflow.measure import Measure, to_8bit
 from tarflow.report.parts import Figure, Parts, Strip
 from tarflow.report.subject import CLASSES, Subject, Unavailable
 from tarflow.sampling.denoise import denoise
@@ -16,6 +16,7 @@ from tarflow.sampling.sample import SamplingError
 from tarflow.sampling.trace import trace
 from tarflow.seeding import seeded_generator
 
+SHOWN = Measure(256, "gaussian", 1.0)  # of what is not on the levels of the data: -1 is black, 1 is white
 TRACED = 3  # samples that are followed through the blocks
 
 
@@ -32,7 +33,7 @@ def samples(subject: Subject) -> Parts:
     caption = f"{len(shown)} samples, {subject.setting}, seed {subject.settings.seed}, none picked out."
     if subject.stored_setting is not None:
         caption += f" That is the run's default: {subject.stored_setting}."
-    beyond = clipped(subject.samples, subject.run.levels, subject.run.noise).flatten(1)
+    beyond = subject.run.measure.clipped(subject.samples).flatten(1)
     caption += (
         f" {100 * float(beyond.double().mean()):.2g} % of their numbers, in "
         f"{100 * float(beyond.any(dim=1).double().mean()):.2g} % of the images, are no pixels, and clipped."
@@ -53,15 +54,15 @@ def guidance(subject: Subject) -> Parts:
         raise Unavailable(f"This model cannot be guided: {error}.") from None
     strips, failed = [], []
     for setting in settings:
-        label = f"w = {setting.scale:g}"
+        label = f"w = {setting.guidance.scale:g}"
         try:
             x = subject.draw(setting, n, y)
         except Unavailable as reason:
             failed.append(f"{label}: {reason}")
             continue
-        alt = f"{n} samples with guidance scale {setting.scale:g}, from the same noise as in the other rows."
+        alt = f"{n} samples with guidance scale {setting.guidance.scale:g}, from the same noise as in the other rows."
         strips.append(Strip(label, subject.shown(x), alt))
-    temperature = settings[-1].temperature
+    temperature = settings[-1].guidance.temperature
     branch = "the null class" if temperature == 1 else f"attention temperature τ = {temperature:g}"
     cleaned = "not denoised" if run.sigma is None else f"denoised with σ={run.sigma:g}"
     caption = (
@@ -78,11 +79,10 @@ def guidance(subject: Subject) -> Parts:
 def denoising(subject: Subject) -> Parts:
     """Noisy against denoised: real images, and samples."""
     run, n, seed = subject.run, subject.settings.images, subject.settings.seed
-    if subject.training.noise != "gaussian":
+    if (sigma := subject.training.measure(run.levels).sigma) is None:
         raise Unavailable(
             "This model was trained with uniform noise, within a level of the pixels: there is nothing to denoise."
         )
-    sigma = subject.training.noise_std
     parts: Parts = []
     try:
         held_out = subject.held_out.subset(range(min(n, len(subject.held_out))))
@@ -90,8 +90,8 @@ def denoising(subject: Subject) -> Parts:
         parts.append(str(reason))
     else:
         labels = held_out.labels if run.config.model.num_classes else None
-        clean = scale_pixels(held_out.images, run.levels)
-        noisy = noisy_images(held_out.images, run.levels, "gaussian", sigma, seeded_generator(seed, "report"))
+        clean = run.measure.clean(held_out.images)
+        noisy = run.measure.noisy(held_out.images, seeded_generator(seed, "report"))
         cleaned = denoise(run.flow, noisy.to(run.flow.device), sigma, labels).cpu()
         strips = [
             Strip("held out", _continuous(clean), f"{len(clean)} held-out images."),
@@ -177,4 +177,4 @@ def _classes_in_turn(subject: Subject, count: int) -> Tensor | None:
 
 def _continuous(x: Tensor) -> Tensor:
     """Values that are not on the levels of the data, -1 … 1, as uint8 to look at."""
-    return to_pixels(x.cpu(), 256, "gaussian")
+    return SHOWN.pixels(x.cpu())

@@ -17,7 +17,7 @@ from tarflow.evaluation.likelihood.evaluate import Likelihood, evaluate_likeliho
 from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, NoYardstick, fit_yardstick
 from tarflow.evaluation.likelihood.scores import LabelPolicy, default_label_policy
 from tarflow.evaluation.run_data import open_splits
-from tarflow.measure import to_8bit, to_pixels
+from tarflow.measure import to_8bit
 from tarflow.sampling.denoise import denoise
 from tarflow.sampling.sample import SamplingError, sample
 from tarflow.sampling.setting import Setting, StoredSetting
@@ -221,7 +221,7 @@ class Subject:
 
     def pixels(self, x: Tensor) -> Tensor:
         """What the model sees (N, C, H, W) as uint8 of the data's levels."""
-        return to_pixels(x.cpu(), self.run.levels, self.run.noise)
+        return self.run.measure.pixels(x.cpu())
 
     def shown(self, x: Tensor) -> Tensor:
         """The same with 256 levels, to look at."""
