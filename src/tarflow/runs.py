@@ -185,7 +185,7 @@ def train(
             holds out a seeded fraction.
         out: the run directory; must not hold a run unless `resume`, which goes on from its newest checkpoint.
         recipe: by name, or the path of a `.toml` file. Size, channels, levels and classes are those of the data.
-        levels, class_names: see `own_images`.
+        levels, class_names: see `dataset_images`.
         report: called after every step, with a dictionary of what was measured.
         fields: of the recipe to replace, such as `steps=1000` or `width=128`: those of the three sections of a run's
             config.json.
