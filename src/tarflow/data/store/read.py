@@ -147,9 +147,9 @@ def _sets(source: str, manifest: Manifest, options: LoadOptions, where: str, end
         ("levels", manifest.levels, options.levels),
     ):
         if want not in (None, have):
-            have, want = ("x".join(map(str, v)) if isinstance(v, tuple) else v for v in (have, want))
+            texts = ["x".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in (have, want)]
             raise DataError(
-                f"{source}: prepared with {name} {have}, asked for {want}: "
+                f"{source}: prepared with {name} {texts[0]}, asked for {texts[1]}: "
                 f"ask for what it has, or prepare {manifest.source} once more, into another directory"
             )
     opened = open_records(source)

@@ -7,6 +7,7 @@ next try clears away; it starts anew, because decoding is quick beside training.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,31 @@ def prepare(
     if (manifest := known()) is not None:  # before the lock, which takes a place where one may write
         return manifest, True
     layout = Layout.train_and_held_out(source, opened, wanted)
+    return build_store(out, known, source, opened, layout, wanted, asked, files)
+
+
+def build_store(
+    out: Path,
+    known: Callable[[], Manifest | None],
+    source: str,
+    opened: Source,
+    layout: Layout,
+    options: LoadOptions,
+    asked: Asked,
+    files: str,
+) -> tuple[Manifest, bool]:
+    """`write_store` at `out`, whole or not at all, unless another process has come and gone and left what is `known`.
+
+    Raises InUse where another process is writing it.
+    """
     place = storage.behind_links(out)
     place.parent.mkdir(parents=True, exist_ok=True)
     with storage.exclusive_name(place):
-        if (manifest := known()) is not None:  # another may have come and gone in between
+        if (manifest := known()) is not None:
             return manifest, True
         storage.remove_leftovers(place.parent, place.name)
         with storage.replacing_directory(place) as folder:
-            return write_store(folder, source, opened, layout, wanted, asked, files), False
+            return write_store(folder, source, opened, layout, options, asked, files), False
 
 
 def asked_of(options: LoadOptions, variant: str = "") -> Asked:
