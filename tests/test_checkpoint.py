@@ -181,7 +181,7 @@ def test_json_is_written_in_one_place() -> None:
     file, whose words have an order and no spaces."""
     source = Path(checkpoint.__file__).parent
     writers = {path.name for path in source.rglob("*.py") if re.search(r"json\.dumps?\(", path.read_text())}
-    assert writers == {"jsontext.py", "rollcall.py", "tensor_files.py"}
+    assert writers == {"jsontext.py", "tensor_files.py"}
 
 
 # --- what cannot be read, and what is not on the disk yet -----------------------------------------------------------

@@ -28,7 +28,6 @@ from tarflow.training.interrupt import Interrupted, Stop, collect_signals
 from tarflow.training.objective import training_batch
 from tarflow.training.optimizer import learning_rate, set_learning_rate
 from tarflow.training.resuming import check_state
-from tarflow.training.rollcall import naming_the_lost
 from tarflow.training.scoring import one_pass, score_held_out, settle
 from tarflow.training.setup import check_agreement, step_counts
 from tarflow.training.sharding import assembled, gathered, split_moments, split_weights
@@ -84,27 +83,27 @@ def train(
         ConfigError: the config differs from that of the run to resume, or the training images do.
         Interrupted: a signal came (see `tarflow.training.interrupt`); everything is saved.
         Diverged: the loss is not finite any more; seen where metrics are logged or a checkpoint is written.
-        RankLost: another process is gone. Elsewhere: rank 0 raised one of the others.
+        RankLost: another process is gone. FirstRankFailed: rank 0 raised one of the others.
     """
     assert config.training is not None
     out = Path(out)
     checkpoint.check_free(out, resume=resume)
     engine = Engine(config.training, torch.device(device))  # here the ranks meet; none has written anything before
     ranks = engine.ranks
-    # The signals outside: torchrun sends one to those that are left, who first say who is not.
+    # The signals outside: torchrun sends one to those that are left when a rank is lost.
     with (
         collect_signals() as stop,
         contextlib.closing(RunDirectory(out, ranks)) as directory,
         without_autocast(engine.device),  # the config says the precision
     ):
-        with naming_the_lost(ranks):
+        with ranks.connection():
             check_agreement(config, splits, ranks)
             config, latest = directory.open(config, splits, resume=resume)
             trainer = Trainer(config, splits, directory, engine, report or (lambda metrics: None), init)
             if latest is not None:
                 trainer.restore(checkpoint.load_state(latest), latest)
             directory.rewind(latest, trainer.step, trainer.best_step)
-        with contextlib.closing(trainer.feed), naming_the_lost(ranks), engine.precision():
+        with contextlib.closing(trainer.feed), ranks.connection(), engine.precision():
             return trainer.run(stop)
 
 
