@@ -291,6 +291,12 @@ class TrainingConfig:
         """
         return math.ceil(Fraction(repr(epochs)) * num_images / self.batch_size)
 
+    def step_counts(self, num_images: int) -> tuple[int, int]:
+        """(steps in all, steps of warm-up) for a data set of `num_images`."""
+        steps = self.total_steps(num_images)
+        warmup = self.steps_of(1, num_images) if self.warmup_steps is None else self.warmup_steps
+        return steps, min(warmup, steps)
+
     def total_steps(self, num_images: int) -> int:
         """The steps of a training on `num_images` images, by `steps` or `epochs`, one of which is given."""
         if self.steps is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tarflow import checkpoint
-from tarflow.config import ConfigError, RunConfig
+from tarflow.config import ConfigError, RunConfig, to_dict
 from tarflow.data.feed import Feed
 from tarflow.data.load import Splits
 from tarflow.data.streamed import StreamedSplits
@@ -23,13 +23,12 @@ from tarflow.model.flow import WEIGHTS_FILE, TarFlow, load_weights
 from tarflow.tensor_files import read_tensors
 from tarflow.training.build import build_step
 from tarflow.training.directory import RunDirectory
-from tarflow.training.engine import Engine
+from tarflow.training.engine import Engine, check_device
 from tarflow.training.interrupt import Interrupted, Stop, collect_signals
 from tarflow.training.objective import training_batch
 from tarflow.training.optimizer import learning_rate, set_learning_rate
 from tarflow.training.resuming import check_state
 from tarflow.training.scoring import one_pass, score_held_out, settle
-from tarflow.training.setup import check_agreement, step_counts
 from tarflow.training.sharding import assembled, gathered, split_moments, split_weights
 from tarflow.training.sheets import draw_sheet
 
@@ -85,10 +84,11 @@ def train(
         Diverged: the loss is not finite any more; seen where metrics are logged or a checkpoint is written.
         RankLost: another process is gone. FirstRankFailed: rank 0 raised one of the others.
     """
-    assert config.training is not None
+    training = config.training
+    assert training is not None
     out = Path(out)
     checkpoint.check_free(out, resume=resume)
-    engine = Engine(config.training, torch.device(device))  # here the ranks meet; none has written anything before
+    engine = Engine(training, torch.device(device))  # here the ranks meet; none has written anything before
     ranks = engine.ranks
     # The signals outside: torchrun sends one to those that are left when a rank is lost.
     with (
@@ -97,7 +97,9 @@ def train(
         without_autocast(engine.device),  # the config says the precision
     ):
         with ranks.connection():
-            check_agreement(config, splits, ranks)
+            ranks.check_same("options", to_dict(config))
+            ranks.check_same("data", (splits.train.digest(), splits.held_out.digest()))
+            ranks.on_first(lambda: check_device(training, ranks, engine.device))
             config, latest = directory.open(config, splits, resume=resume)
             trainer = Trainer(config, splits, directory, engine, report or (lambda metrics: None), init)
             if latest is not None:
@@ -136,7 +138,7 @@ class Trainer:
             workers=self.data.workers,
         )
         self.held_out = splits.held_out.choice(self.training.evaluate_images, self.training.seed)
-        self.total, self.warmup = step_counts(self.training, len(splits.train))
+        self.total, self.warmup = self.training.step_counts(len(splits.train))
 
         self.move = build_step(config, engine, init)
         assert self.move.ema is not None
