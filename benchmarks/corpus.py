@@ -201,7 +201,7 @@ def build(place: Path) -> None:
     train(resolve(sections, splits), splits, place / "run")
     run = checkpoint.open_run(place / "run")
     calibration = tarflow.Calibration()
-    tarflow.sample(run.flow, 2, batch_size=2, calibration=calibration)
+    tarflow.sample(run.flow, 2, batch_size=2, solver=tarflow.Auto(calibration))
     checkpoint.save_calibration(run, calibration)
     held_out_scores(run, scoring_of(run, None, draws=1, seed=0))  # which leaves a file
     setting = Setting(denoise=0.05)

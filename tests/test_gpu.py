@@ -276,7 +276,7 @@ def test_a_feed_gives_the_batches_of_the_cpu(way: str, tmp_path: Path, monkeypat
     for want, got in zip(*found, strict=True):
         assert got.device == DEVICE and torch.equal(got.cpu(), want)
     config = TrainingConfig(steps=1, batch_size=16)
-    x, _ = training_batch(found[1][0], None, 0, config=config, levels=256, flip=True)
+    x, _ = training_batch(found[1][0], None, 0, config=config, measure=config.measure(256), flip=True)
     assert x.device == DEVICE and x.dtype == torch.float32
 
 

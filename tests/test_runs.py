@@ -17,6 +17,7 @@ import tarflow
 from tarflow import checkpoint
 from tarflow.cli import main
 from tarflow.data.own import own_images, own_splits
+from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.setting import Setting, StoredSetting
 from tarflow.training.trainer import train
 from training_cases import run_config, splits
@@ -64,7 +65,7 @@ def test_a_class_that_is_none_is_named(run: tarflow.Run, wrong: Any) -> None:
 
 
 def test_what_a_sweep_kept_is_the_default_as_long_as_it_is_of_these_weights(run: tarflow.Run) -> None:
-    best = Setting(scale=1.5, rule="stable", denoise=0.1)
+    best = Setting(Guidance(1.5, rule="stable"), 0.1)
     checkpoint.save_setting(run, StoredSetting(checkpoint.weights_digest(run.path), best, "FD", 1.0, 10, 3))
     assert run.setting == best
     guided = tarflow.sample(run.flow, 1, [0], best.guidance, denoise=0.1, solver="sequential")

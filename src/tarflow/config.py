@@ -1,6 +1,6 @@
 """The configuration of a run: what is modelled, which data are seen, how the weights move.
 
-Frozen dataclasses that need nothing but the standard library; `fields` checks them. The command line shows their help.
+Frozen dataclasses that wait for no library; `fields` checks them. The command line shows their help.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tarflow.fields import check_fields as check_fields
 from tarflow.fields import check_value as check_value
 from tarflow.fields import from_dict as from_dict
 from tarflow.fields import to_dict as to_dict
+from tarflow.measure import MAX_LEVELS, NOISES, Measure
 
 Recompute: TypeAlias = Literal["nothing", "elementwise", "layers"]
 """What the backward pass computes again instead of keeping it: norms and GELUs, or all of each Transformer layer."""
@@ -190,7 +191,7 @@ class DataConfig:
 class TrainingConfig:
     """How the weights move, and what is written down on the way. Defaults are the paper's where it has one."""
 
-    noise: Literal["gaussian", "uniform"] = option(
+    noise: str = option(
         "gaussian", help="gaussian: x + noise_std·ε, for samples; uniform: dequantised, for likelihoods"
     )
     noise_std: float = option(0.05, help="σ of the gaussian noise, in units where pixels span -1 to 1")  # ImageNet-64
@@ -251,35 +252,33 @@ class TrainingConfig:
         if self.clip_norm == 0:
             object.__setattr__(self, "clip_norm", None)  # TOML and the command line have no null
         positive = ("batch_size", "accumulate", "lr", "log_every", "evaluate_every", "evaluate_images", "save_every")
-        for name in (*positive, "keep_last", *(("noise_std",) if self.noise == "gaussian" else ())):
+        check(self.noise in NOISES, "noise", " or ".join(map(repr, NOISES)), self.noise)
+        for name in (*positive, "keep_last", *(("noise_std",) if NOISES[self.noise].has_std else ())):
             check(getattr(self, name) > 0, name, "a positive number", getattr(self, name))
         for name in ("noise_std", "final_lr", "weight_decay", "sample_every"):
             check(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-        check(
-            self.batch_size % self.accumulate == 0,
-            "accumulate",
-            f"a divisor of batch_size {self.batch_size}",
-            self.accumulate,
-        )
+        divides = self.batch_size % self.accumulate == 0
+        check(divides, "accumulate", f"a divisor of batch_size {self.batch_size}", self.accumulate)
         for name in ("label_drop", "ema_decay"):
             check(0 <= getattr(self, name) < 1, name, "at least 0 and less than 1", getattr(self, name))
         for name in ("steps", "epochs", "clip_norm", "muon_lr"):
             value = getattr(self, name)
             check(value is None or 0 < value < math.inf, name, "a positive number", value)
         check(self.warmup_steps is None or self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
-        check(
-            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)", self.betas
-        )
+        check(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers in [0, 1)", self.betas)
         check(-(1 << 63) <= self.seed < 1 << 64, "seed", "a number of 64 bits", self.seed)  # torch's own generator's
         if self.muon_lr is not None and self.optimizer != "muon":
             raise ConfigError(f"muon_lr: optimizer {self.optimizer} has no such learning rate; expected none, or muon")
         if self.optimizer == "muon" and self.strategy == "fsdp":
             raise ConfigError("optimizer: muon needs whole matrices, which strategy fsdp divides; use ddp, or adamw")
         check(self.final_lr <= self.lr, "final_lr", f"no more than lr {self.lr}", self.final_lr)
+        got = f"steps={self.steps} and epochs={self.epochs}"
         if self.steps is not None and self.epochs is not None:
-            raise ConfigError(
-                f"steps and epochs: expected one of them, got steps={self.steps} and epochs={self.epochs}"
-            )
+            raise ConfigError(f"steps and epochs: expected one of them, got {got}")
+
+    def measure(self, levels: int) -> Measure:
+        """How the model sees pixels of that many levels."""
+        return Measure(levels, self.noise, self.noise_std)
 
     def steps_of(self, epochs: float, num_images: int) -> int:
         """The steps in which all of `num_images` images are seen `epochs` times: ceil(epochs · images / batch_size).
@@ -292,17 +291,13 @@ class TrainingConfig:
         return math.ceil(Fraction(repr(epochs)) * num_images / self.batch_size)
 
     def step_counts(self, num_images: int) -> tuple[int, int]:
-        """(steps in all, steps of warm-up) for a data set of `num_images`."""
-        steps = self.total_steps(num_images)
+        """(steps in all, steps of warm-up) on `num_images` images, by `steps` or `epochs`, one of which is given."""
+        steps = self.steps
+        if steps is None:
+            assert self.epochs is not None
+            steps = self.steps_of(self.epochs, num_images)
         warmup = self.steps_of(1, num_images) if self.warmup_steps is None else self.warmup_steps
         return steps, min(warmup, steps)
-
-    def total_steps(self, num_images: int) -> int:
-        """The steps of a training on `num_images` images, by `steps` or `epochs`, one of which is given."""
-        if self.steps is not None:
-            return self.steps
-        assert self.epochs is not None
-        return self.steps_of(self.epochs, num_images)
 
 
 @dataclass(frozen=True)
@@ -315,3 +310,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         coerce_fields(self)
+
+    @property
+    def measure(self) -> Measure:
+        """How the model sees pixels; 256 levels with uniform noise where nothing is stored."""
+        levels = self.data.levels if self.data else MAX_LEVELS
+        return self.training.measure(levels) if self.training else Measure(levels)

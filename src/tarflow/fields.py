@@ -55,7 +55,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
             raise ConfigError(f"{prefix}{entry.name}: missing")
     try:
         return cls(**values)
-    except ConfigError as error:
+    except ValueError as error:
         raise ConfigError(f"{prefix}{error}") from None
 
 

@@ -15,12 +15,11 @@ from tarflow.config import TrainingConfig
 from tarflow.data.own import own_splits
 from tarflow.data.sets import Splits
 from tarflow.devices import pick_device
-from tarflow.evaluation.likelihood.evaluate import to_bits_per_dim
 from tarflow.evaluation.likelihood.held_out import score_pixels, scoring_of
 from tarflow.evaluation.run_data import open_splits
 from tarflow.fields import integer
-from tarflow.measure import noisy_images, to_pixels
 from tarflow.model.block import NULL_CLASS
+from tarflow.sampling.auto import Auto
 from tarflow.sampling.sample import sample
 from tarflow.sampling.setting import Setting
 from tarflow.seeding import seeded_generator
@@ -88,9 +87,9 @@ class Run(checkpoint.Run):
         """
         how = self.setting if setting is None else setting
         n = max(1, len(self._several(classes))) if n is None else integer("n", n, 1)
-        calibration = checkpoint.open_calibration(self) if options.get("solver", "auto") == "auto" else None
-        y = self.labels(classes, n)
-        return sample(self.flow, n, y, how.guidance, seed, how.denoise, **({"calibration": calibration} | options))
+        if options.get("solver", "auto") == "auto":
+            options["solver"] = Auto(checkpoint.open_calibration(self))
+        return sample(self.flow, n, self.labels(classes, n), how.guidance, seed, how.denoise, **options)
 
     def images(self, source: str | None = None) -> Splits:
         """What the run was trained on and what it held out, `train` and `held_out`, each with `images` and `labels`.
@@ -101,13 +100,13 @@ class Run(checkpoint.Run):
 
     def pixels(self, x: Tensor) -> Tensor:
         """Images -1 … 1 as pixels, uint8 0 … levels-1 on the CPU, rounded and clipped: what is written to files."""
-        return to_pixels(x.cpu(), self.levels, self.noise)
+        return self.measure.pixels(x.cpu())
 
     def noisy(self, images: Tensor, seed: int = 0) -> Tensor:
         """Pixels (N, C, H, W) uint8 as the model sees them: scaled, with the noise of its training; float32."""
-        training = self._training()
+        self._training()
         generators = [seeded_generator(seed, "noisy", k) for k in range(len(images))]
-        return noisy_images(images, self.levels, training.noise, training.noise_std, generators)
+        return self.measure.noisy(images, generators)
 
     def score(
         self,
@@ -133,7 +132,7 @@ class Run(checkpoint.Run):
 
     def bits_per_dim(self, log_prob: Tensor) -> Tensor:
         """Log-likelihoods in nats as bits a dimension; of a model of noisy images those of noisy images."""
-        return to_bits_per_dim(-log_prob / self.config.model.num_dims, self.levels, self.noise)
+        return self.measure.bits_per_dim(log_prob, self.config.model.num_dims)
 
     def _several(self, classes: str | int | Sequence[str | int] | None) -> list[str | int]:
         if classes is None:

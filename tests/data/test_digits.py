@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from tarflow.data.load import load, load_all
-from tarflow.measure import scale_pixels
+from tarflow.measure import Measure
 
 
 def test_the_digits_are_scikit_learns_own() -> None:
@@ -21,7 +21,7 @@ def test_the_digits_are_scikit_learns_own() -> None:
     assert digits.class_names == tuple("0123456789")
     assert digits.names[17] == "digits:17"
     assert skipped == ()
-    x = scale_pixels(digits.images, digits.levels)
+    x = Measure(digits.levels, "gaussian", 1.0).clean(digits.images)
     assert (float(x.min()), float(x.max())) == (-1, 1)
 
 

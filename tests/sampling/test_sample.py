@@ -17,7 +17,8 @@ from tarflow.model.patches import patchify
 from tarflow.sampling import sample as sample_module
 from tarflow.sampling.decode import draw_noise
 from tarflow.sampling.guidance import guided_rows, predictor
-from tarflow.sampling.sequential import Solution, sequential
+from tarflow.sampling.sequential import sequential
+from tarflow.sampling.solver import Solution
 
 GUIDANCE = Guidance(scale=1.0, temperature=0.5)
 

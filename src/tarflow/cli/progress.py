@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 from tarflow.config import RunConfig
 from tarflow.data.load import Splits
 from tarflow.data.streamed import StreamedSplits
-from tarflow.report.facts import duration
+from tarflow.report.words import duration
 
 FIRST_SECONDS = 1  # of a stage without a word, where there is no terminal to draw a bar on
 LINE_SECONDS = 10  # between two lines then
@@ -89,7 +89,7 @@ class Progress:
         height, width = model.image_shape
         classes = f"{model.num_classes} classes" if model.num_classes else "no classes"
         split = "its own split" if splits.own_split else "split by seed"
-        noise = f"gaussian σ={training.noise_std}" if training.noise == "gaussian" else "uniform"
+        noise = training.noise + (f" σ={training.noise_std}" if config.measure.kind.has_std else "")
         self.say(
             f"{config.data.source}: {len(splits.train)} training and {len(splits.held_out)} held-out images ({split}), "
             f"{model.channels}x{height}x{width}, {classes}"

@@ -73,7 +73,7 @@ def run(args: Any) -> None:
     from tarflow.devices import pick_device
     from tarflow.evaluation.run_data import known_images
     from tarflow.ranks import Ranks
-    from tarflow.report.facts import duration
+    from tarflow.report.words import duration
     from tarflow.training.engine import check_device
     from tarflow.training.initial import open_initial
     from tarflow.training.resuming import check_resumable
@@ -124,7 +124,7 @@ def run(args: Any) -> None:
         progress.begin(config, splits, args.out, ranks.size)
         init = None if initial is None else initial.flow
         result = train(config, splits, args.out, resume=args.resume, init=init, device=device, report=progress.report)
-    measure = "bits/dim" if config.training and config.training.noise == "uniform" else "bits/dim of noisy images"
+    measure = "bits/dim" if config.measure.kind.bounds_pixels else "bits/dim of noisy images"
     if ranks.first:
         print(
             f"{args.out}: {result.steps} steps in {duration(result.seconds)}, best held-out {result.best_score:.4f} "
@@ -161,7 +161,7 @@ def _check_same_start(stored: RunConfig, args: Any) -> None:
 def _longer(stored: RunConfig, config: RunConfig, num_images: int) -> str | None:
     """What it means that a run goes on to other steps or epochs than it was begun with; None where it does not."""
     assert stored.training is not None and config.training is not None
-    before, after = (training.total_steps(num_images) for training in (stored.training, config.training))
+    before, after = (training.step_counts(num_images)[0] for training in (stored.training, config.training))
     if before == after:
         return None
     return f"{after} steps instead of {before}; from here on the learning rate follows the schedule of {after}"

@@ -18,28 +18,8 @@ from tarflow.config import TarFlowConfig
 from tarflow.fields import real
 from tarflow.model.block import NULL_CLASS, Block
 from tarflow.model.cache import KVCache
-from tarflow.model.transform import Transform
 from tarflow.sampling.cpu.step import Step
-
-
-@dataclass(frozen=True)
-class Predict:
-    """A block as a solver sees it: it solves x_i = predict.inverse(z_i, params_i) with params_i = predict(x_<i).
-
-        params = predict(x, start)      of tokens start+1 … start+n, (B, n, k·D), from x (B, n, D), tokens start …
-        x = predict.inverse(z, params)  (B, n, D); of zeros as parameters, x = z
-
-    Guidance is in the parameters, and what bounds them in the inverse, so that a solver knows of neither.
-    """
-
-    evaluate: Callable[[Tensor, int], Tensor]
-    transform: Transform
-
-    def __call__(self, x: Tensor, start: int) -> Tensor:
-        return self.evaluate(x, start)
-
-    def inverse(self, z: Tensor, params: Tensor) -> Tensor:
-        return self.transform.inverse(z, params)
+from tarflow.sampling.solver import Predict
 
 
 @dataclass(frozen=True)

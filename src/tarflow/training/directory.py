@@ -144,7 +144,7 @@ def _check_length(out: Path, config: RunConfig, num_images: int) -> None:
     assert config.training is not None
     latest = checkpoint.latest_checkpoint(out)
     taken = 0 if latest is None else int(latest.name.removeprefix("step-"))
-    steps = config.training.total_steps(num_images)
+    steps = config.training.step_counts(num_images)[0]
     if steps < taken:
         raise ConfigError(f"training.steps: the run in {out} has taken {taken} steps, got {steps}: expected no fewer")
 

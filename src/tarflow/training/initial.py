@@ -13,6 +13,7 @@ import torch
 from tarflow.checkpoint import open_run
 from tarflow.config import ConfigError, TarFlowConfig, from_dict, to_dict
 from tarflow.interop import load_official, noise_from_name
+from tarflow.measure import NOISES
 from tarflow.model.flow import TarFlow
 from tarflow.recipes import Sections, with_fields
 from tarflow.tensor_files import tensors_digest
@@ -47,7 +48,8 @@ class Initial:
 
 
 def _in_words(noise: Mapping[str, Any]) -> str:
-    return "uniform noise" if noise["noise"] == "uniform" else f"gaussian noise of σ {noise.get('noise_std')}"
+    std = f" of σ {noise.get('noise_std')}" if NOISES[noise["noise"]].has_std else ""
+    return f"{noise['noise']} noise{std}"
 
 
 def open_initial(path: str) -> Initial:
@@ -56,11 +58,12 @@ def open_initial(path: str) -> Initial:
         flow, named = load_official(path), noise_from_name(path)
         return Initial(path, flow, {} if named is None else _noise_fields(*named))
     run = open_run(path)
-    return Initial(path, run.flow, {} if run.config.training is None else _noise_fields(run.noise, run.sigma))
+    known = run.config.training is not None
+    return Initial(path, run.flow, _noise_fields(run.noise, run.measure.noise_std) if known else {})
 
 
-def _noise_fields(noise: str, sigma: float | None) -> dict[str, Any]:
-    return {"noise": noise} if noise == "uniform" else {"noise": noise, "noise_std": sigma}
+def _noise_fields(noise: str, std: float) -> dict[str, Any]:
+    return {"noise": noise, "noise_std": std} if NOISES[noise].has_std else {"noise": noise}
 
 
 def check_architecture(source: TarFlowConfig, wanted: TarFlowConfig) -> None:

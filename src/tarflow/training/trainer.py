@@ -18,7 +18,6 @@ from tarflow.data.feed import Feed
 from tarflow.data.load import Splits
 from tarflow.data.streamed import StreamedSplits
 from tarflow.devices import without_autocast
-from tarflow.evaluation.likelihood.evaluate import to_bits_per_dim
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow, load_weights
 from tarflow.tensor_files import read_tensors
 from tarflow.training.build import build_step
@@ -123,6 +122,7 @@ class Trainer:
     ) -> None:
         assert config.training is not None and config.data is not None
         self.config, self.training, self.data = config, config.training, config.data
+        self.measure = config.measure
         self.directory, self.out, self.engine, self.ranks = directory, directory.path, engine, engine.ranks
         self.report: Report = report if self.ranks.first else lambda metrics: None
         self.fingerprint = splits.train.digest()
@@ -216,17 +216,16 @@ class Trainer:
         """This rank's rows of a step's batch, as the model sees them."""
         data, (pixels, labels) = self.data, self.feed.batch(step)
         return training_batch(
-            pixels, labels, step, config=self.training, levels=data.levels, flip=data.flip, rows=self.rows
+            pixels, labels, step, config=self.training, measure=self.measure, flip=data.flip, rows=self.rows
         )
 
     def read(self, measured: dict[str, Any]) -> dict[str, Any]:
         """The metrics of a step as numbers, for which the host waits. Raises Diverged where it is time to."""
         self.check_progress()
-        nats = -float(measured["log_prob"]) / self.config.model.num_dims
         return {
             "step": self.step,
             "loss": float(measured["loss"]),
-            self.bits_name: to_bits_per_dim(nats, self.data.levels, self.training.noise),
+            self.measure.figure: self.measure.bits_per_dim(float(measured["log_prob"]), self.config.model.num_dims),
             "lr": measured["lr"],
             "grad_norm": float(measured["grad_norm"]),
         }
@@ -238,11 +237,6 @@ class Trainer:
                 f"no finite gradient in {SKIPS_ALLOWED} steps in a row before step {self.step}; "
                 "lower the learning rate, or bound the log-scale"
             )
-
-    @property
-    def bits_name(self) -> str:
-        """What the likelihood may be called: a model of noisy images has no bits/dim of the data."""
-        return "bits_per_dim" if self.training.noise == "uniform" else "noisy_bits_per_dim"
 
     def evaluate(self) -> bool:
         """Score the averaged weights on held-out images; keep them where they are the best so far."""
@@ -258,7 +252,11 @@ class Trainer:
     def scored(self, flow: TarFlow, name: str) -> float:
         """The bits of the held-out images, written down and reported under a name; the same number on all ranks."""
         result = score_held_out(flow, self.held_out, self.config, self.ranks)
-        metrics = {"step": self.step, f"{name}{self.bits_name}": result.mean, "standard_error": result.standard_error}
+        metrics = {
+            "step": self.step,
+            f"{name}{self.measure.figure}": result.mean,
+            "standard_error": result.standard_error,
+        }
         self.append(metrics)
         self.report(metrics)
         return self.ranks.on_first(lambda: result.mean)  # whose last bit may differ from one processor to another

@@ -16,8 +16,9 @@ from tarflow.config import TarFlowConfig, from_dict, to_dict
 from tarflow.evaluation.quality.judge import LOWER_IS_BETTER, Figure, Judge, Kind
 from tarflow.fields import real
 from tarflow.model.flow import read_json
+from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.sample import SamplingError
-from tarflow.sampling.setting import Setting
+from tarflow.sampling.setting import UNGUIDED, Setting
 
 SCALES = (0.0, 0.5, 1.0, 2.0, 3.0)  # the paper's best with classes are 1 to 3
 UNCONDITIONAL_SCALES = (0.0, 0.1, 0.2, 0.5)  # and 0.2 without, at this temperature
@@ -78,9 +79,8 @@ def grid(
     ):
         denoise = None if sigma is None or strength == 0 else strength * sigma
         # Without guidance there is no rule to it: one setting, however many rules are tried.
-        kept = Setting(scale, schedule, temperature, rule, denoise) if scale else Setting(denoise=denoise)
-        if kept.guidance is not None:
-            kept.guidance.check(torch.zeros(1, device="cpu", dtype=torch.int64) if by_class else None, config)
+        kept = Setting(Guidance(scale, schedule, temperature, rule) if scale else UNGUIDED, denoise)
+        kept.guidance.check(torch.zeros(1, device="cpu", dtype=torch.int64) if by_class else None, config)
         settings[kept] = None
     return list(settings)
 
@@ -156,10 +156,11 @@ def edges(settings: Sequence[Setting], best: Setting) -> list[str]:
 
     No guidance, and no denoising, are no edge: there is nothing below. Neither is a value that was the only one tried.
     """
-    guided = best.scale > 0
+    guidances = [s.guidance for s in settings]
+    guided = best.guidance.scale > 0
     axes: list[tuple[str, float | None, set[float]]] = [
-        ("scale of the guidance", best.scale, {s.scale for s in settings}),
-        ("temperature", best.temperature if guided else None, {s.temperature for s in settings if s.scale}),
+        ("scale of the guidance", best.guidance.scale, {g.scale for g in guidances}),
+        ("temperature", best.guidance.temperature if guided else None, {g.temperature for g in guidances if g.scale}),
         ("σ of the denoising", best.denoise, {s.denoise or 0.0 for s in settings}),
     ]
     found = []

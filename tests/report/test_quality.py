@@ -34,7 +34,7 @@ def measured(name: str, value: float) -> dict[str, Any]:
         "extractor": {"name": name, "description": "of a test"},
         "samples": 500,
         "seed": 3,
-        "setting": to_dict(Setting(1.5, denoise=0.1)),
+        "setting": to_dict(Setting(Guidance(1.5), denoise=0.1)),
         "figures": {figure: values.to_dict() for figure, values in figures.items()},
         "agreement": 0.875,
         "diversity": None,
@@ -43,10 +43,10 @@ def measured(name: str, value: float) -> dict[str, Any]:
 
 def swept(run: Path, *, weights: str | None = None, done: bool = True) -> None:
     rows = [
-        Row(Setting(scale, denoise=0.1), {FD: Figure(value, 200, 1.25, 200, value)})
+        Row(Setting(Guidance(scale), 0.1), {FD: Figure(value, 200, 1.25, 200, value)})
         for scale, value in ((0.0, 9.5), (1.0, 7.25), (2.0, 6.125))
     ]
-    rows.append(Row(Setting(3.0, denoise=0.1), {}, "sample 0 is not finite"))
+    rows.append(Row(Setting(Guidance(3.0), denoise=0.1), {}, "sample 0 is not finite"))
     more = {"by": FD, "again": {FD: Figure(6.75, 200, 1.25, 200, 6.75).to_dict()}} if done else {}
     (run / SWEEP).mkdir()
     write_rows(run / SWEEP / "sweep.json", {"weights": weights or weights_digest(run)}, rows, **more)
@@ -125,14 +125,14 @@ def test_a_damaged_file_counts_as_nothing(text: str, run: Path) -> None:
 
 def test_samples_are_drawn_as_the_stored_default_says(run: Path) -> None:
     plain = page_of(run).section("samples")
-    assert "unguided, denoised with σ = 0.1" in plain and "default" not in plain
-    setting = Setting(2.0, "constant", denoise=0.2)
+    assert "no guidance, denoised with σ=0.1" in plain and "default" not in plain
+    setting = Setting(Guidance(2.0, "constant"), 0.2)
     stored = StoredSetting(weights_digest(run), setting, FD, 6.125, 200, 4)
     save_setting(open_run(run), stored)
     page = page_of(run)
-    assert "guided with scale 2 (constant, rule paper), denoised with σ = 0.2" in page.section("samples")
+    assert "guidance 2 (constant, paper), denoised with σ=0.2" in page.section("samples")
     assert "the best of 4 by FD-Classifier (6.125, 200 samples)" in page.section("samples")
-    assert "guided with scale 2" in page.section("neighbours")
+    assert "guidance 2 (constant, paper)" in page.section("neighbours")
     subject = Subject(open_run(run), SETTINGS)
     drawn = sample(subject.run.flow, 20, subject.labels, Guidance(2.0, "constant"), 0, denoise=0.2)
     assert torch.allclose(subject.samples, drawn, atol=1e-4)
@@ -160,17 +160,23 @@ def test_several_runs_have_a_table(run: Path, tmp_path: Path) -> None:
 
 
 def test_edges_of_a_grid() -> None:
-    tried = [Setting(), Setting(1.0), Setting(2.0), Setting(1.0, temperature=0.5), Setting(1.0, denoise=0.1)]
-    assert edges(tried, Setting()) == [] and edges(tried, Setting(1.0)) == [
+    tried = [
+        Setting(),
+        Setting(Guidance(1.0)),
+        Setting(Guidance(2.0)),
+        Setting(Guidance(1.0, temperature=0.5)),
+        Setting(Guidance(1.0), denoise=0.1),
+    ]
+    assert edges(tried, Setting()) == [] and edges(tried, Setting(Guidance(1.0))) == [
         "the best temperature, 1, is the largest that was tried: a better one may lie beyond it"
     ]
-    (found,) = edges([Setting(), Setting(1.0), Setting(2.0)], Setting(2.0))
+    (found,) = edges([Setting(), Setting(Guidance(1.0)), Setting(Guidance(2.0))], Setting(Guidance(2.0)))
     assert "scale of the guidance, 2, is the largest" in found
-    assert edges([Setting(1.0)], Setting(1.0)) == [], "nothing else was tried"
+    assert edges([Setting(Guidance(1.0))], Setting(Guidance(1.0))) == [], "nothing else was tried"
     assert (
         "σ of the denoising, 0.1, is the largest" in edges([Setting(), Setting(denoise=0.1)], Setting(denoise=0.1))[0]
     )
-    low = edges([Setting(1.0), Setting(2.0), Setting(3.0)], Setting(1.0))
+    low = edges([Setting(Guidance(1.0)), Setting(Guidance(2.0)), Setting(Guidance(3.0))], Setting(Guidance(1.0)))
     assert "scale of the guidance, 1, is the smallest" in low[0]
 
 

@@ -7,18 +7,16 @@ from torch import Tensor
 
 from tarflow.evaluation.quality.psnr import psnr
 from tarflow.evaluation.quality.ratios import nearest, novelty
-from tarflow.measure import clipped, noisy_images, scale_pixels, to_8bit, to_pixels
-from tarflow.report.content import Figure, Parts, Strip
+from tarflow.evaluation.quality.sweep import grid
+from tarflow.measure import Measure, to_8bit
+from tarflow.report.parts import Figure, Parts, Strip
 from tarflow.report.subject import CLASSES, Subject, Unavailable
 from tarflow.sampling.denoise import denoise
-from tarflow.sampling.guidance import Guidance
-from tarflow.sampling.sample import SamplingError, sample
+from tarflow.sampling.sample import SamplingError
 from tarflow.sampling.trace import trace
 from tarflow.seeding import seeded_generator
 
-SCALES = (0.0, 0.5, 1.0, 2.0, 3.0)  # the paper's best with classes are 1 to 3
-UNCONDITIONAL_SCALES = (0.0, 0.1, 0.2, 0.5)  # and 0.2 without, at this temperature
-TEMPERATURE = 0.3
+SHOWN = Measure(256, "gaussian", 1.0)  # of what is not on the levels of the data: -1 is black, 1 is white
 TRACED = 3  # samples that are followed through the blocks
 
 
@@ -26,17 +24,16 @@ def samples(subject: Subject) -> Parts:
     """Rows of samples, one a class."""
     shown, n = subject.shown(subject.samples), subject.settings.images
     strips = []
-    for row, start in enumerate(range(0, len(shown), n)):
-        images = shown[start : start + n]
+    for row, images in enumerate(shown.split(n)):
         if subject.labels is None:
             strips.append(Strip(f"row {row + 1}", images, f"{len(images)} samples of the model, row {row + 1}."))
         else:
             name = subject.class_name(row)
             strips.append(Strip(name, images, f"{len(images)} samples of class {name}."))
-    caption = f"{len(shown)} samples, {how(subject)}, seed {subject.settings.seed}, none picked out."
+    caption = f"{len(shown)} samples, {subject.setting}, seed {subject.settings.seed}, none picked out."
     if subject.stored_setting is not None:
         caption += f" That is the run's default: {subject.stored_setting}."
-    beyond = clipped(subject.samples, subject.run.levels, subject.run.noise).flatten(1)
+    beyond = subject.run.measure.clipped(subject.samples).flatten(1)
     caption += (
         f" {100 * float(beyond.double().mean()):.2g} % of their numbers, in "
         f"{100 * float(beyond.any(dim=1).double().mean()):.2g} % of the images, are no pixels, and clipped."
@@ -50,56 +47,51 @@ def samples(subject: Subject) -> Parts:
 def guidance(subject: Subject) -> Parts:
     """The same noise under growing guidance."""
     run, n = subject.run, subject.settings.images
-    classes = run.config.model.num_classes
-    y = torch.arange(n, device="cpu", dtype=torch.int64) % classes if classes else None
-    by_class = classes > 1
-    scales = SCALES if by_class else UNCONDITIONAL_SCALES
-    temperature = 1.0 if by_class else TEMPERATURE
+    y = _classes_in_turn(subject, n)
+    try:
+        settings = grid(run.config.model, run.sigma)
+    except ValueError as error:  # the model leaves nothing to guide
+        raise Unavailable(f"This model cannot be guided: {error}.") from None
     strips, failed = [], []
-    for scale in scales:
-        guide = Guidance(scale, temperature=temperature) if scale else None
+    for setting in settings:
+        label = f"w = {setting.scale:g}"
         try:
-            told = subject.watch.drawing(n)
-            x = sample(run.flow, n, y, guide, subject.settings.seed, denoise=run.sigma, progress=told)
-        except SamplingError as error:
-            failed.append(f"w = {scale:g}: {error}.")
+            x = subject.draw(setting, n, y)
+        except Unavailable as reason:
+            failed.append(f"{label}: {reason}")
             continue
-        except ValueError as error:  # the model leaves nothing to guide
-            raise Unavailable(f"This model cannot be guided: {error}.") from None
-        alt = f"{n} samples with guidance scale {scale:g}, from the same noise as in the other rows."
-        strips.append(Strip(f"w = {scale:g}", subject.shown(x), alt))
-    branch = "the null class" if by_class else f"attention temperature τ = {TEMPERATURE}"
+        alt = f"{n} samples with guidance scale {setting.scale:g}, from the same noise as in the other rows."
+        strips.append(Strip(label, subject.shown(x), alt))
+    temperature = settings[-1].temperature
+    branch = "the null class" if temperature == 1 else f"attention temperature τ = {temperature:g}"
+    cleaned = "not denoised" if run.sigma is None else f"denoised with σ={run.sigma:g}"
     caption = (
         f"The same {n} draws of noise under guidance of scale w, away from {branch}, growing linearly along the "
-        f"patches ({_denoised(subject)}; seed {subject.settings.seed})."
+        f"patches ({cleaned}; seed {subject.settings.seed})."
     )
-    if by_class:
-        names = [subject.class_name(int(k)) for k in y] if y is not None else []
-        caption += f" Columns go through the classes: {', '.join(names)}."
+    if y is not None and run.config.model.num_classes > 1:
+        caption += f" Columns go through the classes: {', '.join(subject.class_name(k) for k in y.tolist())}."
     if not strips:
-        raise Unavailable("No sample was finite. " + " ".join(failed))
+        raise Unavailable(" ".join(failed))
     return [Figure("guidance", strips, caption), *failed]
 
 
 def denoising(subject: Subject) -> Parts:
     """Noisy against denoised: real images, and samples."""
-    run, n = subject.run, subject.settings.images
-    if subject.training.noise != "gaussian":
+    run, n, seed = subject.run, subject.settings.images, subject.settings.seed
+    if (sigma := subject.training.measure(run.levels).sigma) is None:
         raise Unavailable(
             "This model was trained with uniform noise, within a level of the pixels: there is nothing to denoise."
         )
-    sigma = run.sigma
-    assert sigma is not None
     parts: Parts = []
     try:
         held_out = subject.held_out.subset(range(min(n, len(subject.held_out))))
     except Unavailable as reason:
         parts.append(str(reason))
     else:
-        generator = seeded_generator(subject.settings.seed, "report")
         labels = held_out.labels if run.config.model.num_classes else None
-        clean = scale_pixels(held_out.images, run.levels)
-        noisy = noisy_images(held_out.images, run.levels, "gaussian", sigma, generator)
+        clean = run.measure.clean(held_out.images)
+        noisy = run.measure.noisy(held_out.images, seeded_generator(seed, "report"))
         cleaned = denoise(run.flow, noisy.to(run.flow.device), sigma, labels).cpu()
         strips = [
             Strip("held out", _continuous(clean), f"{len(clean)} held-out images."),
@@ -108,16 +100,16 @@ def denoising(subject: Subject) -> Parts:
         ]
         caption = (
             f"Held-out images, with noise of σ = {sigma:g} (PSNR {psnr(noisy, clean):.1f} dB), and after one step of "
-            f"Tweedie's formula, x + σ²∇log p(x|y) (PSNR {psnr(cleaned, clean):.1f} dB); seed {subject.settings.seed}."
+            f"Tweedie's formula, x + σ²∇log p(x|y) (PSNR {psnr(cleaned, clean):.1f} dB); seed {seed}."
         )
         parts.append(Figure("denoising", strips, caption))
     try:
-        raw, cleaned_samples = _spread(subject.raw_samples, n), _spread(subject.plain_samples, n)
+        raw, plain = (spread(x, n) for x in (subject.raw_samples, subject.plain_samples))
     except Unavailable as reason:
         return [*parts, str(reason)]
     strips = [
         Strip("as drawn", _continuous(raw), f"{len(raw)} samples with the noise that the model has learned."),
-        Strip("denoised", _continuous(cleaned_samples), "The same samples after denoising."),
+        Strip("denoised", _continuous(plain), "The same samples after denoising."),
     ]
     caption = f"Samples as the model draws them, with noise, and denoised with σ = {sigma:g}; unguided."
     return [*parts, Figure("denoised-samples", strips, caption)]
@@ -127,8 +119,7 @@ def traces(subject: Subject) -> Parts:
     """Samples from noise to image, a stage a block."""
     run = subject.run
     count = min(TRACED, subject.settings.images)
-    classes = run.config.model.num_classes
-    y = torch.arange(count, device="cpu", dtype=torch.int64) % classes if classes else None
+    y = _classes_in_turn(subject, count)
     try:
         stages = trace(run.flow, count, y, seed=subject.settings.seed, denoise=run.sigma)
     except SamplingError as error:
@@ -136,7 +127,7 @@ def traces(subject: Subject) -> Parts:
     strips = []
     for k in range(count):
         label = f"sample {k}" if y is None else f"class {subject.class_name(int(y[k]))}"
-        images = _continuous(torch.stack([stage[k] for stage in stages]).cpu())
+        images = _continuous(torch.stack([stage[k] for stage in stages]))
         alt = f"{len(images)} stages of one sample, from noise on the left to the finished image on the right."
         strips.append(Strip(label, images, alt))
     caption = (
@@ -150,7 +141,7 @@ def traces(subject: Subject) -> Parts:
 def neighbours(subject: Subject) -> Parts:
     """Is a sample a copy of a training image?"""
     train, held_out = subject.splits.train, subject.held_out
-    drawn = subject.pixels(_spread(subject.samples, subject.settings.images))
+    drawn = subject.pixels(spread(subject.samples, subject.settings.images))
     distances, which = nearest(drawn, train.images)
     levels = subject.run.levels
     found = to_8bit(train.images[which], levels)
@@ -159,7 +150,7 @@ def neighbours(subject: Subject) -> Parts:
         Strip("nearest", found, "Below each sample the training image that is nearest to it."),
     ]
     caption = (
-        f"Samples ({how(subject)}), and below each the nearest of {len(train):,} training images by the Euclidean "
+        f"Samples ({subject.setting}), and below each the nearest of {len(train):,} training images by the Euclidean "
         f"distance of levels, {float(distances.min()):.1f} to {float(distances.max()):.1f} here; 0 would be a copy."
     )
     try:
@@ -173,25 +164,17 @@ def neighbours(subject: Subject) -> Parts:
     return [Figure("neighbours", strips, caption)]
 
 
-def how(subject: Subject) -> str:
-    """How the samples of a run are drawn, in words."""
-    setting = subject.setting
-    cleaned = "not denoised" if setting.denoise is None else f"denoised with σ = {setting.denoise:g}"
-    if setting.guidance is None:
-        return f"unguided, {cleaned}"
-    warm = "" if setting.temperature == 1 else f", temperature {setting.temperature:g}"
-    return f"guided with scale {setting.scale:g} ({setting.schedule}, rule {setting.rule}{warm}), {cleaned}"
-
-
-def _denoised(subject: Subject) -> str:
-    return "not denoised" if subject.run.sigma is None else f"denoised with σ = {subject.run.sigma:g}"
-
-
-def _spread(x: Tensor, count: int) -> Tensor:
+def spread(x: Tensor, count: int) -> Tensor:
     """`count` of the samples (n, …), evenly spread over the classes that they go through."""
     return x[torch.linspace(0, len(x) - 1, min(count, len(x)), device=x.device, dtype=torch.float32).round().long()]
 
 
+def _classes_in_turn(subject: Subject, count: int) -> Tensor | None:
+    """The labels 0, 1, 2 … of `count` samples; None without classes."""
+    classes = subject.run.config.model.num_classes
+    return torch.arange(count, device="cpu", dtype=torch.int64) % classes if classes else None
+
+
 def _continuous(x: Tensor) -> Tensor:
     """Values that are not on the levels of the data, -1 … 1, as uint8 to look at."""
-    return to_pixels(x.cpu(), 256, "gaussian")
+    return SHOWN.pixels(x.cpu())

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from report_cases import make_run
 from tarflow.checkpoint import open_run
-from tarflow.evaluation.likelihood.patch_maps import heat_map, mean_patch_maps
 from tarflow.evaluation.quality.ratios import novelty
-from tarflow.measure import dequantize, noisy_images, scale_pixels, to_8bit, to_pixels
-from tarflow.report import extremes, figures
+from tarflow.measure import Measure, to_8bit
+from tarflow.report import samples
 from tarflow.report.build import subjects_of
 from tarflow.report.compared import resolutions
-from tarflow.report.content import Figure, Parts, Strip
-from tarflow.report.subject import DRAWS, Settings, Subject, Unavailable
+from tarflow.report.parts import Figure, Parts, Strip
+from tarflow.report.subject import Settings, Subject
 from tarflow.sampling.denoise import denoise
 from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.sample import sample
@@ -28,7 +27,7 @@ SETTINGS = Settings(images=4, limit=40, seed=5)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("figures")
+    root = tmp_path_factory.mktemp("samples")
     return {
         "noisy": make_run(root / "noisy", classes=True, noise="gaussian"),
         "exact": make_run(root / "exact", classes=False, noise="uniform"),
@@ -57,8 +56,8 @@ def caption_of(parts: Parts, number: int = 0) -> str:
 def seen_as(subject: Subject, pixels: Tensor) -> Tensor:
     """Pixels as values of the model's, which `subject.pixels` takes back to these pixels."""
     if subject.training.noise == "uniform":
-        return dequantize(pixels, subject.run.levels, torch.full(pixels.shape, 0.5))
-    return scale_pixels(pixels, subject.run.levels)
+        return Measure(subject.run.levels).clean(pixels)
+    return Measure(subject.run.levels, "gaussian", 1.0).clean(pixels)
 
 
 # --- nearest training images ----------------------------------------------------------------------------------------
@@ -69,7 +68,7 @@ def test_copies_of_training_images_are_found_among_the_training_images(kind: str
     subject = Subject(open_run(runs[kind]), SETTINGS)
     copies = subject.splits.train.images[torch.tensor([7, 300, 1100, 1616])]
     subject.samples = seen_as(subject, copies)  # type: ignore[misc]
-    parts = figures.neighbours(subject)
+    parts = samples.neighbours(subject)
     strips = strips_of(parts)
     assert torch.equal(strips["sample"].images, to_8bit(copies, 17))
     assert torch.equal(strips["nearest"].images, strips["sample"].images)
@@ -81,8 +80,8 @@ def test_copies_of_training_images_are_found_among_the_training_images(kind: str
 def test_held_out_images_are_no_copies_of_training_images(noisy: Subject) -> None:
     images = noisy.held_out.images
     noisy.samples = seen_as(noisy, images)  # type: ignore[misc]
-    strips, caption = strips_of(figures.neighbours(noisy)), caption_of(figures.neighbours(noisy))
-    drawn, train = noisy.pixels(figures._spread(noisy.samples, 4)), noisy.splits.train.images
+    strips, caption = strips_of(samples.neighbours(noisy)), caption_of(samples.neighbours(noisy))
+    drawn, train = noisy.pixels(samples.spread(noisy.samples, 4)), noisy.splits.train.images
     distances = torch.cdist(drawn.flatten(1).double(), train.flatten(1).double())
     assert torch.equal(strips["nearest"].images, to_8bit(train[distances.argmin(dim=1)], 17))
     least, most = distances.amin(dim=1).min(), distances.amin(dim=1).max()
@@ -95,46 +94,46 @@ def test_novelty_is_that_of_all_samples_and_not_of_those_that_are_shown(noisy: S
     train, held_out = noisy.splits.train.images, noisy.held_out.images
     noisy.samples = seen_as(noisy, torch.cat([train[:4], held_out[:5], held_out[:5], train[4:8]]))  # type: ignore[misc]
     ratio = novelty(noisy.pixels(noisy.samples), train, held_out)
-    assert ratio > 0.5 and f"the median distance is {ratio:.2f} times" in caption_of(figures.neighbours(noisy))
+    assert ratio > 0.5 and f"the median distance is {ratio:.2f} times" in caption_of(samples.neighbours(noisy))
 
 
 # --- samples --------------------------------------------------------------------------------------------------------
 
 
 def test_a_row_of_samples_is_of_the_class_beside_it(noisy: Subject) -> None:
-    strips = strips_of(figures.samples(noisy))
+    strips = strips_of(samples.samples(noisy))
     assert list(strips) == [str(k) for k in range(10)]
     for k in (0, 3, 9):
         labels = torch.arange(10).repeat_interleave(4)
         x = sample(noisy.run.flow, 40, labels, seed=5, denoise=0.1, solver="sequential")[4 * k : 4 * k + 4]
-        shown = to_8bit(to_pixels(x, 17, "gaussian"), 17)
+        shown = to_8bit(Measure(17, "gaussian", 1.0).pixels(x), 17)
         # The solver is measured, and may differ in the last bit from what is drawn here.
         assert (strips[str(k)].images.int() - shown.int()).abs().max() <= 16
         assert (strips[str(k)].images == shown).double().mean() > 0.99
 
 
 def test_rows_of_guidance_start_from_the_same_noise(noisy: Subject) -> None:
-    strips = strips_of(figures.guidance(noisy))
+    strips = strips_of(samples.guidance(noisy))
     assert list(strips) == ["w = 0", "w = 0.5", "w = 1", "w = 2", "w = 3"]
     y = torch.arange(4)
     for scale in (0.0, 2.0):
         guide = Guidance(scale) if scale else None
         x = sample(noisy.run.flow, 4, y, guide, 5, denoise=0.1, solver="sequential")
-        same = strips[f"w = {scale:g}"].images == to_8bit(to_pixels(x, 17, "gaussian"), 17)
+        same = strips[f"w = {scale:g}"].images == to_8bit(Measure(17, "gaussian", 1.0).pixels(x), 17)
         assert same.double().mean() > 0.97
 
 
 def test_noisy_and_denoised_rows_are_the_held_out_images_with_their_noise(noisy: Subject) -> None:
-    parts = figures.denoising(noisy)
+    parts = samples.denoising(noisy)
     strips, images = strips_of(parts), noisy.held_out.images[:4]
-    x = noisy_images(images, 17, "gaussian", 0.1, seeded_generator(5, "report"))
+    x = Measure(17, "gaussian", 0.1).noisy(images, seeded_generator(5, "report"))
     assert noisy.held_out.labels is not None
     cleaned = denoise(noisy.run.flow, x, 0.1, noisy.held_out.labels[:4])
-    for label, shown in (("held out", scale_pixels(images, 17)), ("noisy", x), ("denoised", cleaned)):
-        assert torch.equal(strips[label].images, to_pixels(shown, 256, "gaussian")), label
+    for label, shown in (("held out", Measure(17, "gaussian", 1.0).clean(images)), ("noisy", x), ("denoised", cleaned)):
+        assert torch.equal(strips[label].images, samples.SHOWN.pixels(shown)), label
     drawn = strips_of(parts, 1)
-    assert torch.equal(drawn["as drawn"].images, to_pixels(figures._spread(noisy.raw_samples, 4), 256, "gaussian"))
-    assert torch.equal(drawn["denoised"].images, to_pixels(figures._spread(noisy.samples, 4), 256, "gaussian"))
+    assert torch.equal(drawn["as drawn"].images, samples.SHOWN.pixels(samples.spread(noisy.raw_samples, 4)))
+    assert torch.equal(drawn["denoised"].images, samples.SHOWN.pixels(samples.spread(noisy.samples, 4)))
 
 
 def test_resolutions_go_from_the_smallest_images_to_the_largest(noisy: Subject, exact: Subject) -> None:
@@ -145,52 +144,3 @@ def test_resolutions_go_from_the_smallest_images_to_the_largest(noisy: Subject, 
     strips = strips_of(resolutions([first, second]))
     assert [", ".join(name.split(", ")[:2]) for name in strips] == ["exact, 8×8", "noisy, 16×16"]
     assert "the smallest images first" in caption_of(resolutions([first, second]))
-
-
-# --- the most and the least likely ----------------------------------------------------------------------------------
-
-
-def test_what_has_no_likelihood_is_the_least_likely_and_no_image_is_in_both_rows(exact: Subject) -> None:
-    exact.scores = torch.tensor([3.0, torch.nan, 1.0, 2.0, 5.0])  # type: ignore[misc]
-    assert [ends.tolist() for ends in extremes._ends(exact, 2)] == [[4, 0], [1, 2]]
-    assert [ends.tolist() for ends in extremes._ends(exact, 9)] == [[4, 0], [1, 2]]
-    exact.scores = torch.tensor([3.0])  # type: ignore[misc]
-    with pytest.raises(Unavailable, match="Only one image"):
-        extremes._ends(exact, 2)
-
-
-@pytest.mark.parametrize("kind", ["noisy", "exact"])
-def test_rows_of_extremes_and_maps_are_those_images_in_their_own_noise(kind: str, runs: dict[str, Path]) -> None:
-    subject = Subject(open_run(runs[kind]), SETTINGS)
-    order = subject.scores.argsort(descending=True, stable=True)
-    rows = strips_of(extremes.extremes(subject))
-    images = subject.held_out.images
-    assert torch.equal(rows["most likely"].images, to_8bit(images[order[:4]], 17))
-    assert torch.equal(rows["least likely"].images, to_8bit(images[order.flip(0)[:4]], 17))
-
-    chosen = torch.cat([order[:2], order.flip(0)[:2]])
-    every = mean_patch_maps(
-        subject.run.flow,
-        images,
-        subject.held_out.labels if kind == "noisy" else None,
-        levels=17,
-        noise=subject.training.noise,
-        noise_std=subject.training.noise_std,
-        draws=DRAWS,
-        seed=5,
-    )
-    torch.testing.assert_close(every.sum(dim=(1, 2)), subject.scores, rtol=1e-5, atol=1e-3)
-    patches = every[chosen]
-    centre = float(patches.median())
-    span = float((patches - centre).abs().quantile(0.9))
-    expected = [
-        heat_map(p, to_8bit(images[k], 17), centre=centre, span=span) for p, k in zip(patches, chosen, strict=True)
-    ]
-    found = strips_of(extremes.maps(subject))["map"].images
-    assert (found.int() - torch.stack(expected).int()).abs().max() <= 1
-
-
-def test_scores_of_labelled_images_are_those_of_their_labels(noisy: Subject) -> None:
-    assert torch.allclose(noisy.scores, noisy.likelihoods[0].scores.mean(dim=0))
-    assert noisy.likelihoods[0].labels == "given" and noisy.likelihoods[1].labels == "marginal"
-    assert not torch.allclose(noisy.scores, noisy.likelihoods[1].scores.mean(dim=0))

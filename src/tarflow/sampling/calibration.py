@@ -1,4 +1,4 @@
-"""Which solver decodes each block: a choice, where choices are kept, and what they depend on."""
+"""Which solver decodes each block fastest: a choice, where choices are kept, and what they depend on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 
 from tarflow import storage
 from tarflow.model.flow import TarFlow, read_json
-from tarflow.sampling.decode import Solve
 from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.jacobi import Jacobi
-from tarflow.sampling.sequential import sequential
+from tarflow.sampling.sequential import Sequential
+from tarflow.sampling.solver import Solver
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Choice:
     Attributes:
         solver: "sequential" or "jacobi".
         window: patches that "jacobi" evaluates at once.
-        seconds: for the batch that was measured; of "sequential", told from a few steps.
+            seconds: for the batch that was measured; of "sequential", estimated from a few steps.
         sequential_seconds: the same of the sequential solver, to compare with.
     """
 
@@ -44,21 +44,21 @@ class Choice:
     def __str__(self) -> str:
         return self.solver if self.window is None else f"{self.solver} {self.window}"
 
-    def solve(self, tol: float | None) -> Solve:
-        """The solver as a function of `predict` and z."""
-        return sequential if self.solver == "sequential" else Jacobi(self.window, tol)
+    def solver_of(self, tol: float | None) -> Solver:
+        """The solver as a value."""
+        return Sequential() if self.solver == "sequential" else Jacobi(self.window, tol)
 
 
 class Calibration:
     """Which solver decodes each block of one flow fastest, for the batch sizes and guidances it was measured for.
 
-    `tarflow.sample(..., calibration=...)` reads it and fills it; `load` and `save` keep it beside a checkpoint, as
-    `tarflow sample` does in RUN/solvers.json. Without one, a measurement lasts as long as the process and the weights.
+    `tarflow.Auto(calibration)` reads it and fills it; `load` and `save` keep it beside a checkpoint, as `tarflow
+    sample` does in RUN/solvers.json. Without one, a measurement lasts as long as the process and the weights.
 
     >>> import tarflow
     >>> flow = tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=2, width=64, layers=(1, 1)))
     >>> calibration = tarflow.Calibration()
-    >>> x = tarflow.sample(flow, 2, calibration=calibration)
+    >>> x = tarflow.sample(flow, 2, solver=tarflow.Auto(calibration))
     >>> [len(choices) for choices in calibration.choices.values()]  # one a block
     [2]
     """

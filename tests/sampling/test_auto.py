@@ -15,11 +15,11 @@ from torch import Tensor
 import tarflow
 from flow_cases import assert_close, build, every_case, labels, latents, randomise, unchanged
 from tarflow import Guidance, TarFlow, TarFlowConfig
-from tarflow.sampling import calibrate
-from tarflow.sampling.calibrate import fastest
-from tarflow.sampling.choices import _REMEMBERED, Calibration, Choice, calibration_key, remembered
+from tarflow.sampling import auto, decode
+from tarflow.sampling.auto import Auto, fastest
+from tarflow.sampling.calibration import _REMEMBERED, Calibration, Choice, calibration_key, remembered
 from tarflow.sampling.decode import default_batch_size
-from tarflow.sampling.guidance import Predict
+from tarflow.sampling.solver import Predict, Solution
 
 
 class Machine:
@@ -27,7 +27,7 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, latency: float, patch: float) -> None:
         self.now, self.evaluations = 0.0, 0
-        honest = calibrate.predictor
+        honest = decode.predictor
 
         def predictor(*args: Any) -> Predict:
             predict = honest(*args)
@@ -39,9 +39,15 @@ class Machine:
 
             return dataclasses.replace(predict, evaluate=timed)
 
-        monkeypatch.setattr(calibrate, "predictor", predictor)
-        monkeypatch.setattr("tarflow.sampling.decode.predictor", predictor)
-        monkeypatch.setattr(calibrate.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(decode, "predictor", predictor)
+        monkeypatch.setattr(auto.time, "perf_counter", lambda: self.now)
+
+
+def measured(flow: TarFlow, z: Tensor, y: Tensor | None) -> tuple[Choice, Solution | None]:
+    """What is the fastest for the only block of a flow."""
+    block = flow.blocks[0]
+    with torch.no_grad():
+        return fastest(decode.predictor(block, y, None, block.new_cache(len(z))), block.reorder(z))
 
 
 def flow_of(rate: float, image_size: int = 16) -> TarFlow:
@@ -68,13 +74,13 @@ def test_what_is_faster_is_chosen(
     machine = Machine(monkeypatch, latency, patch)
     z, y = latents(flow, 2), labels(flow, 2)
     with unchanged(z, y):
-        choice, solution = fastest(flow.blocks[0], z, y, None)
+        choice, solution = measured(flow, z, y)
     assert choice.solver == solver
     assert choice.sequential_seconds == pytest.approx(63 * (latency + patch))
     assert (choice.seconds < choice.sequential_seconds) == (solver == "jacobi")
     assert (solution is None) == (solver == "sequential")
     if solution is not None:  # decoded on the way, and not to be decoded again
-        assert_close(solution.x, flow.blocks[0].decode(z, y).detach(), 1e-9)
+        assert_close(flow.blocks[0].reorder(solution.x), flow.blocks[0].decode(z, y).detach(), 1e-9)
         assert choice.window is not None and str(choice) == f"jacobi {choice.window}"
     assert machine.now <= 4.5 * choice.seconds + 20 * (latency + patch), "measuring took longer than it may"
 
@@ -85,7 +91,7 @@ def test_the_best_window_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     for latency, patch in ((1.0, 0.0), (1.0, 0.02), (1.0, 0.1)):
         with monkeypatch.context() as patches:
             machine = Machine(patches, latency, patch)
-            choice, _ = fastest(flow.blocks[0], latents(flow, 1), labels(flow, 1), None)
+            choice, _ = measured(flow, latents(flow, 1), labels(flow, 1))
             windows.append(choice.window)
             assert machine.now < 6 * choice.seconds + 20 * (latency + 64 * patch)
     assert windows[0] == 255 and 255 >= windows[1] > windows[2] >= 4
@@ -94,7 +100,7 @@ def test_the_best_window_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_attempt_that_falls_behind_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     flow = flow_of(3.0, image_size=32)
     machine = Machine(monkeypatch, 0.0, 1.0)
-    choice, _ = fastest(flow.blocks[0], latents(flow, 2), labels(flow, 2), None)
+    choice, _ = measured(flow, latents(flow, 2), labels(flow, 2))
     assert choice.solver == "sequential" and choice.seconds == pytest.approx(255)
     assert machine.now < 3.5 * 255  # three attempts, none of which was allowed to outlast the best
 
@@ -122,11 +128,11 @@ def measurements(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by the batch size of every block that is measured."""
     sizes: list[int] = []
 
-    def counted(block: Any, z: Tensor, *rest: Any) -> Any:
+    def counted(predict: Predict, z: Tensor, *rest: Any) -> Any:
         sizes.append(len(z))
-        return fastest(block, z, *rest)
+        return fastest(predict, z, *rest)
 
-    monkeypatch.setattr(calibrate, "fastest", counted)
+    monkeypatch.setattr(auto, "fastest", counted)
     return sizes
 
 
@@ -141,7 +147,7 @@ def test_a_flow_is_measured_once_for_a_batch_size_and_a_guidance(measurements: l
     assert measurements == [3] * blocks + [5] * blocks
     tarflow.sample(flow, 3, y[:3], Guidance(1.0))
     tarflow.sample(flow, 3, y[:3], Guidance(1.0))
-    tarflow.sample(flow, 3, y[:3], tol=1e-3)
+    tarflow.sample(flow, 3, y[:3], solver=Auto(tol=1e-3))
     assert measurements == [3] * blocks + [5] * blocks + [3] * 2 * blocks
     for solver in ("sequential", "jacobi"):
         tarflow.sample(flow, 2, y[:2], solver=solver)
@@ -164,10 +170,10 @@ def test_other_weights_are_measured_again_and_a_flow_that_is_gone_is_forgotten(m
 
 def test_a_calibration_of_the_caller_is_read_and_filled(measurements: list[int]) -> None:
     flow, calibration = build("one_block"), Calibration()
-    tarflow.sample(flow, 2, calibration=calibration)
+    tarflow.sample(flow, 2, solver=Auto(calibration))
     assert list(calibration.choices) == [calibration_key(flow, 2, None, None)] and len(measurements) == 1
     wanted = Calibration({calibration_key(flow, 2, None, None): (Choice("jacobi", 2),)})
-    (batch,) = tarflow.sample_batches(flow, 2, calibration=wanted)
+    (batch,) = tarflow.sample_batches(flow, 2, solver=Auto(wanted))
     assert batch.solvers == ("jacobi 2",) and len(measurements) == 1
 
 
