@@ -54,15 +54,15 @@ def guidance(subject: Subject) -> Parts:
         raise Unavailable(f"This model cannot be guided: {error}.") from None
     strips, failed = [], []
     for setting in settings:
-        label = f"w = {setting.scale:g}"
+        label = f"w = {setting.guidance.scale:g}"
         try:
             x = subject.draw(setting, n, y)
         except Unavailable as reason:
             failed.append(f"{label}: {reason}")
             continue
-        alt = f"{n} samples with guidance scale {setting.scale:g}, from the same noise as in the other rows."
+        alt = f"{n} samples with guidance scale {setting.guidance.scale:g}, from the same noise as in the other rows."
         strips.append(Strip(label, subject.shown(x), alt))
-    temperature = settings[-1].temperature
+    temperature = settings[-1].guidance.temperature
     branch = "the null class" if temperature == 1 else f"attention temperature τ = {temperature:g}"
     cleaned = "not denoised" if run.sigma is None else f"denoised with σ={run.sigma:g}"
     caption = (

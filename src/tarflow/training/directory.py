@@ -14,7 +14,6 @@ from tarflow import checkpoint, digests, locks, storage
 from tarflow.config import ConfigError, RunConfig
 from tarflow.data.identity import write_names
 from tarflow.data.load import Splits
-from tarflow.data.streamed import StreamedSplits
 from tarflow.model.flow import WEIGHTS_FILE, TarFlow
 from tarflow.ranks import ALONE, Ranks
 from tarflow.training.resuming import check_identity, check_resumable
@@ -33,9 +32,7 @@ class RunDirectory:
         self._held = contextlib.ExitStack()
         self._hold: locks.Hold | None = None
 
-    def open(
-        self, config: RunConfig, splits: Splits | StreamedSplits, *, resume: bool
-    ) -> tuple[RunConfig, Path | None]:
+    def open(self, config: RunConfig, splits: Splits, *, resume: bool) -> tuple[RunConfig, Path | None]:
         """Take the directory over for a run with `config` on `splits`, on all ranks.
 
         What a killed process left half-written is cleared away. Damaged checkpoints are passed over, with a

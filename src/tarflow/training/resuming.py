@@ -14,12 +14,12 @@ from tarflow.tensor_files import check_dense
 from tarflow.training.optimizer import moments_of
 
 # What decides how long a run is, and when something is written, not where the weights go; where the data lie, for their
-# digest is checked; who decodes them, and whether a bad record stops it, for until then there was none; and how the
+# digest is checked; whether a bad record stops it, for until then there was none; and how the
 # same step is computed, which must fit the machine that a run is resumed on. Of these `checkpoint_activations` changes
 # no bit, `accumulate`, `compile` and `strategy` change rounding, as another device or number of threads or ranks does.
 RESUMABLE = (
     *("steps", "epochs", "log_every", "evaluate_every", "sample_every", "save_every", "keep_last"),
-    *("source", "workers", "skip_bad"),
+    *("source", "skip_bad"),
     *("accumulate", "checkpoint_activations", "compile", "strategy"),
 )
 # What the state of a run holds besides the weights and the optimizer, and of which type.

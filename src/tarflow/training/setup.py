@@ -21,19 +21,18 @@ from tarflow.config import (
 )
 from tarflow.data.errors import DataWarning
 from tarflow.data.identity import MOVED, Known, located, open_known, place_of
-from tarflow.data.load import Splits, load_or_stream
-from tarflow.data.prepared import is_prepared, read_manifest
-from tarflow.data.request import Reading, Request
+from tarflow.data.load import Splits, load
+from tarflow.data.options import LoadOptions, Reading
 from tarflow.data.sets import ImageSet
-from tarflow.data.sources import common_size, open_measured
-from tarflow.data.streamed import StreamedSet, StreamedSplits
+from tarflow.data.sources import common_shape, open_measured, open_source
+from tarflow.data.store.read import is_prepared, read_manifest
 from tarflow.data.value_range import ValueRange
 from tarflow.recipes import Sections
 
 
 def open_data(
     sections: Sections, progress: Callable[[int, int], None] | None = None, known: Known | None = None
-) -> Splits | StreamedSplits:
+) -> Splits:
     """Load the data that the sections `data` and `model` (image size, channels) of a recipe ask for.
 
     Raises ConfigError where they are not those that are `known`, of a run that is to go on.
@@ -41,23 +40,20 @@ def open_data(
     data = from_dict(DataConfig, sections.get("data", {}), "data")
     model = sections.get("model", {})
     size = model.get("image_size")
-    request = Request(
+    options = LoadOptions(
         image_size=tuple(size) if isinstance(size, list) else size,
         channels=model.get("channels"),
         levels=data.levels if "levels" in sections.get("data", {}) else None,
         class_names=data.class_names or None,
+        held_out_fraction=data.held_out_fraction,
+        split_seed=data.split_seed,
         skip_bad=data.skip_bad,
         progress=progress,
         reading=Reading.of(data),
     )
-    options: dict[str, Any] = {
-        "storage": data.storage,
-        "held_out_fraction": data.held_out_fraction,
-        "split_seed": data.split_seed,
-    }
     if known is None:
-        return load_or_stream(located(data), request, **options)
-    found, difference = open_known(located(data), request, known, **options)
+        return load(located(data), options)
+    found, difference = open_known(located(data), options, known)
     if difference is not None:
         raise ConfigError(
             f"data.source: the training images are not those that {known.run} was trained on: {data.source}: "
@@ -80,9 +76,10 @@ def follow_data(sections: Sections, typed: Collection[str]) -> dict[str, dict[st
     if data.value_range in ("auto", "percentile") or is_prepared(located(data)):
         found["data"]["value_range"] = _measured(data)
     size, patch = model.get("image_size"), model.get("patch_size")
-    own = common_size(located(data), Reading.of(data))
-    if size is None or own is None:
+    shape = common_shape(open_source(located(data), Reading.of(data)))
+    if size is None or shape is None:
         return found
+    own = shape[1:]
     height, width = (size, size) if isinstance(size, int) else size
     if "image_size" not in typed and (
         is_prepared(located(data)) or (own[0] <= height and own[1] <= width and _has_patches(own, patch))
@@ -140,7 +137,7 @@ def _training(sections: Sections) -> TrainingConfig:
     return training
 
 
-def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
+def resolve(sections: Sections, splits: Splits) -> RunConfig:
     """The config of a run: what the recipe says, and what follows from the data where it says nothing.
 
     Raises ConfigError naming the field where they contradict each other.
@@ -160,7 +157,6 @@ def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
         place=data.place or place_of(data.source),
         train_digest=train.digest(),
         held_out_digest=splits.held_out.digest(),
-        storage="stream" if isinstance(splits, StreamedSplits) else "memory",  # what "auto" came to, for resuming
     )
 
     model = dict(sections.get("model", {}))
@@ -174,7 +170,7 @@ def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
     return RunConfig(from_dict(TarFlowConfig, model, "model"), data, training)
 
 
-def _warn_of_gaps(source: str, train: ImageSet | StreamedSet) -> None:
+def _warn_of_gaps(source: str, train: ImageSet) -> None:
     """A `DataWarning` that names the classes without a training image: nothing is learned of them."""
     assert train.labels is not None
     counts = torch.bincount(train.labels[train.labels >= 0], minlength=len(train.class_names))
