@@ -24,7 +24,8 @@ from tarflow import __version__, checkpoint, storage
 from tarflow.data.images import from_array
 from tarflow.data.prepare import prepare
 from tarflow.data.request import Request
-from tarflow.model.flow import WEIGHTS_FILE, TarFlow
+from tarflow.model.flow import TarFlow
+from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.tensor_files import read_tensors
 from tarflow.training import trainer as trainer_module
 from tarflow.training.setup import open_data, resolve

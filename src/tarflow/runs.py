@@ -20,7 +20,7 @@ from tarflow.evaluation.likelihood.held_out import score_pixels, scoring_of
 from tarflow.evaluation.run_data import open_splits
 from tarflow.fields import integer
 from tarflow.measure import noisy_images, to_pixels
-from tarflow.model.block import NULL_CLASS
+from tarflow.model.condition import NULL_CLASS
 from tarflow.sampling.sample import sample
 from tarflow.sampling.setting import Setting
 from tarflow.seeding import seeded_generator

@@ -87,13 +87,13 @@ def randomise(flow: TarFlow, seed: int = 0) -> TarFlow:
                 normal_(parameter, 0.35 * parameter.shape[1] ** -0.5)
             elif "qkv" in name:  # sharp attention, so that masks and temperatures show
                 normal_(parameter, 1.5 * parameter.shape[1] ** -0.5)
-            elif name.endswith("position") or name.endswith("class_embedding"):
+            elif name.endswith("position") or name.endswith("embedding.classes"):
                 normal_(parameter, 0.7)
             else:
                 normal_(parameter, 0.7 * parameter.shape[1] ** -0.5)
-        if flow.base_variance is not None:
-            normal_(flow.base_variance, 0.3)
-            flow.base_variance.exp_()
+        if flow.base.follows:
+            normal_(flow.base.variance, 0.3)
+            flow.base.variance.exp_()
     return flow
 
 

@@ -37,12 +37,12 @@ def stack(name: str, flow: TarFlow) -> Markup:
         parts += _block_box(block, index, y)
         y += STEP
     parts.append(_arrow(WIDTH / 2, y - 14, y))
-    variance = "I" if flow.base_variance is None else "V"
+    variance = "V" if flow.base.follows else "I"
     parts.append(_box(y, 40, "latent"))
     parts.append(
         _text(WIDTH / 2, y + 25, f"z ~ N(0, {variance}), {config.num_patches}×{config.patch_dim}", "strong", "middle")
     )
-    forward = sum(not block.flipped for block in flow.blocks)
+    forward = sum(block.order.is_raster for block in flow.blocks)
     described = (
         f"{height}×{width} images are cut into {rows} rows of {columns} patches and go "
         f"through {len(flow.blocks)} blocks, {forward} from the first patch to the last and "
@@ -57,7 +57,7 @@ def block_inside(name: str, flow: TarFlow) -> Markup:
     layers = sorted({len(b.layers) for b in flow.blocks})
     counts = f"{layers[0]}" if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
     affine = block.proj_out.out_features == 2 * config.patch_dim
-    added = "+ position" if block.class_embedding is None else "+ position + class"
+    added = "+ position" if block.embedding is None else "+ position + class"
     plural = "" if counts == "1" else "s"
     heads = config.width // config.head_dim
     outputs = "shift, log-scale" if affine else "shift (volume-preserving)"
@@ -111,7 +111,7 @@ def _grid_of_patches(rows: int, columns: int) -> list[Markup]:
 def _block_box(block: Block, index: int, y: float) -> list[Markup]:
     layers, count = len(block.layers), sum(p.numel() for p in block.parameters())
     plural = "" if layers == 1 else "s"
-    direction = "last → first" if block.flipped else "first → last"
+    direction = "last → first" if block.order.is_flipped else "first → last"
     parts = [
         _box(y, STEP - 14, "block"),
         _text(LEFT + 14, y + 22, f"block {index}", "strong"),
@@ -120,7 +120,7 @@ def _block_box(block: Block, index: int, y: float) -> list[Markup]:
     ]
     # The sequence, darker the more is known: patch i sees those before it in the block's own order.
     for k in range(TOKENS):
-        place = TOKENS - 1 - k if block.flipped else k
+        place = TOKENS - 1 - k if block.order.is_flipped else k
         parts.append(
             element(
                 "rect",

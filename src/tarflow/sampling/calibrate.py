@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tarflow.model.block import Block
-from tarflow.model.flow import TarFlow
+from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.choices import _REMEMBERED as _REMEMBERED
 from tarflow.sampling.choices import Calibration as Calibration
 from tarflow.sampling.choices import Choice as Choice
@@ -39,7 +39,7 @@ PATIENCE = 1.25  # an attempt is broken off when that will be so many times as l
 
 
 def calibrated_decode(
-    flow: TarFlow,
+    flow: SequenceFlow,
     noise: Tensor,
     y: Tensor | None,
     guidance: Guidance | None,
@@ -65,11 +65,11 @@ def calibrated_decode(
         yield solution
 
 
-def is_measured(choices: Sequence[Choice], flow: TarFlow, batches: float) -> bool:
+def is_measured(choices: Sequence[Choice], flow: SequenceFlow, batches: float) -> bool:
     """Whether choices are to be used for so many batches: measured, or not worth measuring for them, either."""
     if len(choices) != len(flow.blocks):  # a damaged file
         return False
-    steps = flow.config.num_patches - 1
+    steps = flow.sequence.tokens - 1
     return any(choice.seconds for choice in choices) or not _affordable(steps, flow.device, batches)
 
 
@@ -167,7 +167,7 @@ def _first_window(
     """The largest window, of powers of STRIDE and the whole, that is evaluated in SLACK times the time of a patch."""
     last = z.shape[1] - 1
     predict = predictor(block, y, guidance, block.new_cache(guided_rows(guidance, len(z))))
-    z = block.reorder(z)
+    z = block.order.forward(z)
     single = seconds = _median_seconds(lambda: predict(z[:, :1], 0), z.device, probes)
     window = 1
     while window < last:
@@ -198,7 +198,7 @@ def _sequential_seconds(
         return time.perf_counter() - started - captured.seconds, solution
     last = z.shape[1] - 1
     predict = predictor(block, y, guidance, block.new_cache(guided_rows(guidance, len(z))))
-    z = block.reorder(z)
+    z = block.order.forward(z)
 
     def step(place: int) -> Solution:
         """What the solver does for one patch, at a place of the sequence."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tarflow.fields import integer, real
 from tarflow.model.block import Block
-from tarflow.model.flow import TarFlow
+from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.guidance import Predict
 from tarflow.sampling.sequential import Solution
 
@@ -41,7 +41,7 @@ def default_tolerance(dtype: torch.dtype) -> float:
     return (1000 if dtype.itemsize >= 4 else 2) * torch.finfo(dtype).eps
 
 
-def network_dtype(module: TarFlow | Block) -> torch.dtype:
+def network_dtype(module: SequenceFlow | Block) -> torch.dtype:
     """In which a flow or a block computes its products: that of its weights, or that of an autocast around it all."""
     kind = next(module.parameters()).device.type
     if torch.is_autocast_enabled(kind):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tarflow.fields import integer
-from tarflow.model.flow import TarFlow
+from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.calibrate import calibrated_decode, is_measured
 from tarflow.sampling.choices import Calibration, Choice, calibration_key, remembered
 from tarflow.sampling.cuda.graph import Captured
@@ -54,7 +54,7 @@ class SampleBatch:
 
 
 def sample(
-    flow: TarFlow,
+    flow: SequenceFlow,
     n: int,
     y: Tensor | None = None,
     guidance: Guidance | None = None,
@@ -113,7 +113,7 @@ def sample(
 
 
 def sample_batches(
-    flow: TarFlow,
+    flow: SequenceFlow,
     n: int,
     y: Tensor | None = None,
     guidance: Guidance | None = None,
@@ -150,17 +150,17 @@ def sample_batches(
 
 
 def check_arguments(
-    flow: TarFlow, n: int, y: Tensor | None, guidance: Guidance | None, denoise: float | None, noise: Tensor | None
+    flow: SequenceFlow, n: int, y: Tensor | None, guidance: Guidance | None, denoise: float | None, noise: Tensor | None
 ) -> Tensor | None:
     """Raise ValueError unless what is to be drawn fits the model and each other; return the labels, checked."""
     integer("n", n, 1)
     if denoise is not None:
         check_sigma(denoise)
-    y = flow.check_labels(y, n)
+    y = flow.check_condition(y, n)
     if guidance is not None:
         if not isinstance(guidance, Guidance):
             raise ValueError(f"guidance: expected tarflow.Guidance(scale=…) or None, got {guidance!r}")
-        guidance.check(y, flow.config)
+        guidance.check(y, flow.condition, flow.sequence.tokens)
     if noise is not None:
         flow.check_latents(noise, "noise")
         if len(noise) != n:
@@ -174,7 +174,7 @@ def check_arguments(
 class _Draw:
     """The n images of one call, batch by batch. All but `choices` is as the caller gave it, checked."""
 
-    flow: TarFlow
+    flow: SequenceFlow
     n: int
     y: Tensor | None
     guidance: Guidance | None
@@ -201,7 +201,7 @@ class _Draw:
             for step, solution in enumerate(self._decode(which, labels, attempt)):
                 iterations[step] += solution.iterations
                 residual = max(residual, solution.residual)
-            drawn = self.flow.to_images(solution.x)
+            drawn = self.flow.event.from_tokens(solution.x)
             if self.denoise is not None:
                 drawn = denoise_images(self.flow, drawn, self.denoise, labels)
             if images is None:
@@ -252,7 +252,7 @@ class _Draw:
         if self.progress is None or attempt > 0:
             return None
         before, blocks, report = 0, len(self.flow.blocks), self.progress
-        first, length = int(which[0]), self.flow.config.num_patches
+        first, length = int(which[0]), self.flow.sequence.tokens
 
         def told(done: int, total: int) -> None:
             nonlocal before

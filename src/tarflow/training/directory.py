@@ -11,7 +11,8 @@ from tarflow import checkpoint, locks
 from tarflow.config import RunConfig
 from tarflow.data.load import Splits
 from tarflow.data.streamed import StreamedSplits
-from tarflow.model.flow import WEIGHTS_FILE, TarFlow
+from tarflow.model.flow import TarFlow
+from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.ranks import ALONE, Ranks
 from tarflow.training.resuming import open_directory, rewind_directory
 

@@ -19,7 +19,8 @@ from tarflow.data.load import Splits
 from tarflow.data.streamed import StreamedSplits
 from tarflow.devices import without_autocast
 from tarflow.evaluation.likelihood.evaluate import to_bits_per_dim
-from tarflow.model.flow import WEIGHTS_FILE, TarFlow, load_weights
+from tarflow.model.flow import TarFlow
+from tarflow.model.saving import WEIGHTS_FILE, load_weights
 from tarflow.tensor_files import read_tensors
 from tarflow.training.build import build_step
 from tarflow.training.directory import RunDirectory
@@ -189,7 +190,7 @@ class Trainer:
                 raise Interrupted(signum, self.step)
         if self.best_step is None:
             raise Diverged("no held-out evaluation was finite; lower the learning rate, or bound the log-scale")
-        if self.flow.base_variance is not None:
+        if self.flow.base.follows:
             batches = map(self.seen, one_pass(len(self.feed), self.training.batch_size, self.total))
             best = settle(self.out, batches, self.engine.device, self.training.accumulate, self.ranks)
             self.best_score = self.scored(best, "settled_")
