@@ -83,7 +83,7 @@ def test_the_ends_of_a_walk_are_the_images(name: str, spherical: bool, steps: in
 
 def latents_on(flow: TarFlow, walk: Tensor, y: Tensor | None = None) -> Tensor:
     """The latents of a walk, (steps, T·D), in units of the base's standard deviation."""
-    return (flow.base.standardised(flow.encode(walk, y)[0])).detach().flatten(1)
+    return flow.base.standardised(flow.encode(walk, y)[0]).detach().flatten(1)
 
 
 @pytest.mark.parametrize("name", ["unconditional", "additive", "bounded_conditional"])
@@ -91,7 +91,7 @@ def test_the_arc_keeps_the_norm_and_turns_evenly(name: str) -> None:
     flow = build(name)
     u = torch.randn(2, 16, dtype=torch.float64)
     u = 4 * u / u.norm(dim=1, keepdim=True)
-    x0, x1 = flow.base.sample(flow.decode(u.view(2, 4, 4))).detach()
+    x0, x1 = flow.decode(flow.base.sample(u.view(2, 4, 4))).detach()
     path = latents_on(flow, tarflow.interpolate(flow, x0, x1, 6))
     assert_close(path.norm(dim=1), torch.full((6,), 4.0, dtype=torch.float64))
     cosines = (path[1:] * path[:-1]).sum(1) / 16
