@@ -63,7 +63,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(FakeTensor, "__setitem__", lambda x, key, value: copy(view(x, key), value), raising=False)
     for module in ("sampling.decode", "sampling.denoise"):
         monkeypatch.setattr(f"tarflow.{module}.free_bytes", lambda device: 80 << 30)
-    monkeypatch.setattr(TarFlow, "check_labels", checked)
+    monkeypatch.setattr(TarFlow, "check_condition", checked)
     with FakeTensorMode(), torch.no_grad():
         yield
 

@@ -15,8 +15,8 @@ BENCHMARKS = SOURCE.parent.parent / "benchmarks"
 # A room may import itself and the rooms above it in this list. A new room is one line here, and one in docs/design.md.
 ROOMS = [
     "fields",
-    "config",
     "measure",
+    "config",
     "unfinished",
     "jsontext",
     "locks",

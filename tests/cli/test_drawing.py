@@ -15,7 +15,8 @@ from tarflow.cli.drawing import Sampler, Solving, labels_of
 from tarflow.cli.quality import compared_by_pixels
 from tarflow.data.load import Splits, load
 from tarflow.evaluation.quality.classifier import fit_classifier
-from tarflow.measure import to_pixels
+from tarflow.measure import Measure
+from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.sample import sample
 from tarflow.sampling.setting import Setting
 
@@ -37,11 +38,11 @@ def test_labels_go_through_the_classes_in_turn(run: Run) -> None:
 
 def test_pixels_are_samples_at_the_levels_of_the_data(run: Run) -> None:
     y = labels_of(run, (), 12)
-    for setting, seed in ((Setting(), 0), (Setting(scale=1.0, denoise=run.sigma), 3)):
+    for setting, seed in ((Setting(), 0), (Setting(Guidance(1.0), run.sigma), 3)):
         found = Sampler(run, Solving(solver="sequential", batch_size=5)).pixels(12, y, setting, seed, lambda *_: None)
         x = sample(run.flow, 12, y, setting.guidance, seed, denoise=setting.denoise, solver="sequential")
         assert found.dtype == torch.uint8 and int(found.max()) <= 16
-        assert torch.equal(found, to_pixels(x, 17, run.noise))
+        assert torch.equal(found, Measure(17, run.noise, 1.0).pixels(x))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tarflow import NULL_CLASS, SamplingError, TarFlow
 from tarflow.model.events import patchify
 from tarflow.sampling import editing
 from tarflow.sampling.decode import draw_noise
-from tarflow.sampling.sequential import Solution
+from tarflow.sampling.solver import Solution
 
 # --- reconstruct ------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ from tarflow.model.events import patchify
 from tarflow.sampling import sample as sample_module
 from tarflow.sampling.decode import draw_noise
 from tarflow.sampling.guidance import guided_rows, predictor
-from tarflow.sampling.sequential import Solution, sequential
+from tarflow.sampling.sequential import sequential
+from tarflow.sampling.solver import Solution
 
 GUIDANCE = Guidance(scale=1.0, temperature=0.5)
 
@@ -37,7 +38,7 @@ def test_the_sequential_solver_is_the_reference_decode(name: str) -> None:
 
 @every_case
 def test_sampling_from_given_noise_is_decode(name: str) -> None:
-    """The additive variant's latents are N(0, base_variance): its noise is multiplied by the root."""
+    """The additive variant's latents are N(0, V): its noise is multiplied by the root."""
     flow = build(name)
     noise, y = latents(flow, 5), labels(flow, 5)
     z = noise if not flow.base.follows else noise * flow.base.variance.sqrt()

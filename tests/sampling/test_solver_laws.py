@@ -7,7 +7,7 @@ comparison with another solver would not survive.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -18,10 +18,11 @@ from torch import Tensor
 from flow_cases import labels, latents, randomise, repeated
 from tarflow import Guidance, TarFlow, TarFlowConfig
 from tarflow.model.block import Block
-from tarflow.sampling.cuda.graph import Captured
+from tarflow.sampling.cuda.graph import BlockReplay, Captured
 from tarflow.sampling.guidance import Predict, guided_rows, predictor
-from tarflow.sampling.jacobi import WILD, jacobi
+from tarflow.sampling.jacobi import LARGEST_GUESS, jacobi
 from tarflow.sampling.sequential import sequential
+from tarflow.sampling.solver import SOLVERS, Solver, solver_of
 
 laws = settings(
     max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
@@ -79,13 +80,14 @@ def residual(block: Block, x: Tensor, z: Tensor, y: Tensor | None, guidance: Gui
     return float(((want - x).abs() / x.abs().clamp(min=1))[finite].amax()) if finite.any() else 0.0
 
 
-SOLVERS: dict[str, Any] = {
-    "sequential": lambda predict, block, z, y, guidance, window, tol: sequential(predict, z),
-    "jacobi": lambda predict, block, z, y, guidance, window, tol: jacobi(predict, z, window=window, tol=tol),
-    "captured": lambda predict, block, z, y, guidance, window, tol: Captured(repeated).solve(block, z, y, guidance),
-}
+def solver_with(name: str, window: int | None, tol: float) -> Solver:
+    """A solver of the table, with those of the options that it has."""
+    options = {"window": window, "tol": tol}
+    known = {field.name for field in fields(solver_of(name))}
+    return solver_of(name, **{option: value for option, value in options.items() if option in known})
 
 
+@pytest.mark.parametrize("replayed", [False, True])
 @pytest.mark.parametrize("solver", SOLVERS)
 @laws
 @given(
@@ -97,17 +99,26 @@ SOLVERS: dict[str, Any] = {
     seed=st.integers(0, 9),
 )
 def test_what_is_returned_solves_the_equation(
-    solver: str, flow: TarFlow, guidance: Guidance | None, window: int | None, tol: float, batch: int, seed: int
+    solver: str,
+    replayed: bool,
+    flow: TarFlow,
+    guidance: Guidance | None,
+    window: int | None,
+    tol: float,
+    batch: int,
+    seed: int,
 ) -> None:
     y, z, length = labels(flow, batch), latents(flow, batch, seed), flow.config.num_patches
     with torch.no_grad():
         for block in flow.blocks:
             predict = predictor(block, y, guidance, block.new_cache(guided_rows(guidance, batch)))
-            found = SOLVERS[solver](predict, block, z, y, guidance, window, tol)
+            if replayed:  # as on a GPU
+                predict = replace(predict, replay=BlockReplay(Captured(repeated), block, y, guidance, batch))
+            found = solver_with(solver, window, tol).solve(predict, z)
             assert found.iterations <= max(0, length - 1)
             assert found.residual <= tol
             # A tolerance is that of one evaluation; what a patch depends on has moved by as much since.
-            assert residual(block, found.x, z, y, guidance) <= 30 * (tol if solver == "jacobi" else 0) + 1e-9
+            assert residual(block, found.x, z, y, guidance) <= 30 * (0 if solver == "sequential" else tol) + 1e-9
             assert torch.equal(found.x[:, 0], z[:, 0])
 
 
@@ -129,7 +140,7 @@ def test_weights_on_which_iterates_overflow(scale: float | None, window: int | N
         return predictor(block, y, guidance, block.new_cache(guided_rows(guidance, 6)))
 
     def watched(x: Tensor, start: int) -> Tensor:
-        assert bool((x[:, 1:].abs() <= WILD).all()), "a guess that overflows was fed back"
+        assert bool((x[:, 1:].abs() <= LARGEST_GUESS).all()), "a guess that overflows was fed back"
         params = predict_block(x, start)
         overflows.append(not bool(torch.isfinite(torch.exp(params.chunk(2, dim=-1)[0])).all()))
         return params

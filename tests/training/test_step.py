@@ -198,9 +198,10 @@ def test_nothing_waits_for_the_device(name: str, fields: dict[str, Any]) -> None
     pixels = torch.randint(0, 256, (30, *batch(step.flow)[0].shape[1:]), dtype=torch.uint8)
     classes = step.flow.config.num_classes
     y = torch.arange(30) % classes if classes else None
+    measure = step.config.measure(256)
     with Waits() as waits:
         for index in range(5):  # across the end of an epoch
-            x, labels_ = training_batch(pixels, y, index, config=step.config, levels=256, flip=True)
+            x, labels_ = training_batch(pixels, y, index, config=step.config, measure=measure, flip=True)
             step(x, labels_)
     assert waits.found == []
     with Waits() as waits:

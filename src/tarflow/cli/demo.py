@@ -129,7 +129,7 @@ def _samples(run: Run, splits: Splits, guidance: Any, args: Demo) -> dict[str, A
 
     from tarflow.evaluation.quality.classifier import fit_classifier
     from tarflow.evaluation.quality.ratios import sample_quality
-    from tarflow.measure import to_8bit, to_pixels
+    from tarflow.measure import to_8bit
     from tarflow.pictures import save_sheet
     from tarflow.sampling.sample import sample
 
@@ -145,7 +145,7 @@ def _samples(run: Run, splits: Splits, guidance: Any, args: Demo) -> dict[str, A
         ("guided, denoised", guidance, run.sigma),
     ):
         x = sample(run.flow, SAMPLES, y, guide, args.seed, denoise=sigma)
-        pixels = to_pixels(x.cpu(), run.levels, run.noise)
+        pixels = run.measure.pixels(x.cpu())
         quality = sample_quality(
             pixels, y, images=real.images, labels=real.labels, held_out_images=held_out.images, classifier=classifier
         )
@@ -160,18 +160,18 @@ def _denoising(run: Run, splits: Splits, args: Demo) -> dict[str, Any]:
     import torch
 
     from tarflow.evaluation.quality.psnr import psnr
-    from tarflow.measure import noisy_images, scale_pixels, to_pixels
+    from tarflow.measure import Measure
     from tarflow.pictures import save_sheet
     from tarflow.sampling.denoise import denoise
     from tarflow.seeding import seeded_generator
 
     held_out, sigma = splits.held_out, run.sigma
     assert sigma is not None
-    clean = scale_pixels(held_out.images, run.levels)
-    noisy = noisy_images(held_out.images, run.levels, "gaussian", sigma, seeded_generator(args.seed, "demo"))
+    clean = run.measure.clean(held_out.images)
+    noisy = run.measure.noisy(held_out.images, seeded_generator(args.seed, "demo"))
     cleaned = denoise(run.flow, noisy.to(run.flow.device), sigma, held_out.labels).cpu()
     rows = torch.cat([x[: 2 * SHOWN] for x in (clean, noisy, cleaned)])
-    save_sheet(args.out / "denoising.png", to_pixels(rows, 256, "gaussian"), columns=2 * SHOWN, zoom=ZOOM)
+    save_sheet(args.out / "denoising.png", Measure(256, "gaussian", sigma).pixels(rows), columns=2 * SHOWN, zoom=ZOOM)
     return {
         "sigma": sigma,
         "images": len(held_out),

@@ -182,7 +182,7 @@ def run(args: Sweep) -> None:
     write_rows(out / "sweep.json", key, rows, **more)
     table = sweep_table(rows, best)
     storage.write_text(out / "sweep.md", table)
-    storage.write_text(out / "sweep.svg", sweep_chart(rows, name, args.by))
+    storage.write_text(out / "sweep.svg", sweep_chart(rows, name))
     stored = StoredSetting(key["weights"], best.setting, name, best.figures[name].value, args.n, len(rows))
     print(table, end="", file=sys.stderr)
     print(f"best: {stored}; with other noise {again[name].value:.4g}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -12,23 +13,19 @@ from tarflow.devices import free_bytes
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
 from tarflow.model.sequence import SequenceFlow
-from tarflow.sampling.cuda.graph import Captured
+from tarflow.sampling.cuda.graph import BlockReplay, Captured
 from tarflow.sampling.cuda.step import DeviceStep
-from tarflow.sampling.guidance import Guidance, Predict, guided_rows, predictor
-from tarflow.sampling.jacobi import STEADY, Jacobi, default_tolerance, jacobi, network_dtype
-from tarflow.sampling.sequential import Solution, sequential
+from tarflow.sampling.guidance import Guidance, guided_rows, predictor
+from tarflow.sampling.sequential import Sequential
+from tarflow.sampling.solver import Predict, Solution, Solver
 from tarflow.seeding import seeded_normal
 
-Solve = Callable[[Predict, Tensor], Solution]
-"""solve(predict, z): a solver, its options decided; z and the solution in the block's own order."""
-
-Progress = Callable[[int, int], None]
-"""progress(done, total), in patches of a block."""
-
-CAPTURED_TOKENS = 1 << 13  # that a GPU evaluates faster than the host launches them: then windows are captured, too
 CACHE_BYTES = 1 << 30  # keys and values held at once where the batch size is ours to choose
 CPU_ROWS = 256  # images at once on a CPU: a step is bound by arithmetic from here on, and memory grows on
 CACHE_SHARE = 0.25  # of a GPU's free memory; the rest is for a window's activations, and for denoising
+
+Report = Callable[[int], None]
+"""report(done): so many patches of each sequence are final."""
 
 
 def decode(
@@ -36,21 +33,28 @@ def decode(
     noise: Tensor,
     y: Tensor | None = None,
     guidance: Guidance | None = None,
-    solvers: Sequence[Solve] | None = None,
-    progress: Progress | None = None,
+    solvers: Sequence[Solver] | None = None,
+    report: Report | None = None,
     captured: Captured | None = None,
 ) -> Iterator[Solution]:
     """Invert the flow: from standard normal noise (B, T, D) and checked labels (B,), what each block leaves.
 
     The patches (B, T, D) of the last one, in raster order, are those of the images, not denoised. `solvers` has one a
-    block, in the order of sampling; None is the sequential one for all. `captured` holds on to what a GPU has recorded.
+    block, in the order of sampling; None is the sequential one for all. `report` counts the patches of all blocks.
+    `captured` holds on to what a GPU has recorded.
     """
     captured = captured or Captured()
     x = latents_of(flow, noise)
     for number, block in enumerate(reversed(flow.blocks)):
-        solution = invert(block, x, y, guidance, solvers[number] if solvers else sequential, progress, captured)
+        solver = solvers[number] if solvers else Sequential()
+        block_report = None if report is None else functools.partial(_add, report, number * x.shape[1])
+        solution = invert(block, x, y, guidance, solver, block_report, captured)
         x = solution.x
         yield solution
+
+
+def _add(report: Report, before: int, done: int) -> None:
+    report(before + done)
 
 
 def latents_of(flow: SequenceFlow, noise: Tensor) -> Tensor:
@@ -64,38 +68,32 @@ def invert(
     z: Tensor,
     y: Tensor | None = None,
     guidance: Guidance | None = None,
-    solve: Solve = sequential,
-    progress: Progress | None = None,
+    solver: Solver | None = None,
+    report: Report | None = None,
     captured: Captured | None = None,
 ) -> Solution:
     """Decode one block: z (B, T, D) in raster order and checked labels (B,) to x (B, T, D) in raster order.
 
-    Its cache is gone when it returns, also when a step fails: there is never more than one block's. That of a GPU's
-    sequential solver goes with `captured`, or where there is none, too.
+    Its cache is gone when it returns, also when a step fails: there is never more than one block's. What a GPU has
+    recorded goes with `captured`, or where there is none, too. None is the sequential solver.
     """
     z = block.order.forward(z)
-    captured = captured or Captured()
-    on_gpu = _on_gpu(block, z)
-    rows = guided_rows(guidance, len(z))
-    if solve is sequential and on_gpu:
-        solution = captured.solve(block, z, y, guidance)
+    if _on_gpu(block, z):
+        replay = BlockReplay(captured or Captured(), block, y, guidance, len(z))
+        plain = functools.cache(lambda: _predict(block, y, guidance, len(z)))  # its cache, where anybody needs one
+        predict = Predict(lambda x, start: plain()(x, start), block.transform, replay=replay)
     else:
-        few = on_gpu and isinstance(solve, Jacobi) and rows * z.shape[1] <= CAPTURED_TOKENS
-        if few:
-            predict = captured.predictor(block, y, guidance, len(z))
-        else:
-            predict = predictor(block, y, guidance, block.new_cache(rows))
-        predict = _reporting(predict, z.shape[1], progress)
-        if isinstance(solve, Jacobi):
-            dtype = network_dtype(block)
-            tol = default_tolerance(dtype) if solve.tol is None else solve.tol
-            shapes = 1 if few else STEADY if dtype.itemsize < 4 else None
-            solution = jacobi(predict, z, window=solve.window, tol=tol, shapes=shapes)
-        else:
-            solution = solve(predict, z)
-    if progress is not None:
-        progress(z.shape[1], z.shape[1])
+        predict = _predict(block, y, guidance, len(z))
+    predict = dataclasses.replace(predict, dtype=_network_dtype(block), report=report)
+    solution = (solver or Sequential()).solve(predict, z)
+    if report is not None:
+        report(z.shape[1])
     return dataclasses.replace(solution, x=block.order.inverse(solution.x))
+
+
+def _predict(block: Block, y: Tensor | None, guidance: Guidance | None, batch: int) -> Predict:
+    """`predictor` with a cache of its own."""
+    return predictor(block, y, guidance, block.new_cache(guided_rows(guidance, batch)))
 
 
 def _on_gpu(block: Block, z: Tensor) -> bool:
@@ -103,17 +101,10 @@ def _on_gpu(block: Block, z: Tensor) -> bool:
     return z.device.type == "cuda" and z.shape[1] > 1 and DeviceStep.fits(block)
 
 
-def _reporting(predict: Predict, length: int, progress: Progress | None) -> Predict:
-    """`predict`, saying how far it has come: a solver only asks for what follows patches that are final."""
-    if progress is None:
-        return predict
-
-    def watched(x: Tensor, start: int) -> Tensor:
-        assert progress is not None
-        progress(start, length)
-        return predict(x, start)
-
-    return dataclasses.replace(predict, evaluate=watched)
+def _network_dtype(block: Block) -> torch.dtype:
+    """In which a block computes its products: that of its weights, or that of an autocast around it all."""
+    kind = block.position.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else block.product_dtype
 
 
 def draw_noise(flow: SequenceFlow, indices: Tensor, seed: int, attempt: int = 0) -> Tensor:

@@ -18,28 +18,8 @@ from tarflow.fields import real
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
 from tarflow.model.condition import Condition
-from tarflow.model.transform import Transform
 from tarflow.sampling.cpu.step import Step
-
-
-@dataclass(frozen=True)
-class Predict:
-    """A block as a solver sees it: it solves x_i = predict.inverse(z_i, params_i) with params_i = predict(x_<i).
-
-        params = predict(x, start)      of tokens start+1 … start+n, (B, n, k·D), from x (B, n, D), tokens start …
-        x = predict.inverse(z, params)  (B, n, D); of zeros as parameters, x = z
-
-    Guidance is in the parameters, and what bounds them in the inverse, so that a solver knows of neither.
-    """
-
-    evaluate: Callable[[Tensor, int], Tensor]
-    transform: Transform
-
-    def __call__(self, x: Tensor, start: int) -> Tensor:
-        return self.evaluate(x, start)
-
-    def inverse(self, z: Tensor, params: Tensor) -> Tensor:
-        return self.transform.inverse(z, params)
+from tarflow.sampling.solver import Predict
 
 
 @dataclass(frozen=True)
@@ -91,11 +71,11 @@ class Guidance:
                 "of two classes and labels that are not all null, or three patches and a temperature other than 1"
             )
 
-    def strength(self, places: Tensor, num_patches: int) -> Tensor | float:
+    def strength(self, places: Tensor, tokens: int) -> Tensor | float:
         """g_i for patches at `places` of the block's own order."""
         if self.schedule == "constant":
             return self.scale
-        return self.scale * places / (num_patches - 1)
+        return self.scale * places / (tokens - 1)
 
 
 def guided_rows(guidance: Guidance | None, batch: int) -> int:

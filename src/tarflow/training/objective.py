@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tarflow.config import TrainingConfig
-from tarflow.measure import flip_horizontally, noisy_images
+from tarflow.measure import Measure
 from tarflow.model.condition import NULL_CLASS
 from tarflow.seeding import seeded_generator
 
@@ -25,7 +25,7 @@ def training_batch(
     step: int,
     *,
     config: TrainingConfig,
-    levels: int,
+    measure: Measure,
     flip: bool,
     rows: slice | None = None,
 ) -> tuple[Tensor, Tensor | None]:
@@ -48,8 +48,8 @@ def training_batch(
     generator = seeded_generator(config.seed, "training", step, device=device)
     if flip:
         mirrored = torch.rand(count, generator=generator, device=device, dtype=torch.float32)[rows] < 0.5
-        pixels = flip_horizontally(pixels, mirrored)
-    x = noisy_images(pixels, levels, config.noise, config.noise_std, generator, rows, count)
+        pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+    x = measure.noisy(pixels, generator, rows, count)
     if labels is None:
         return x, None
     dropped = torch.rand(count, generator=generator, device=device, dtype=torch.float32)[rows] < config.label_drop

@@ -16,7 +16,7 @@ from tarflow.evaluation.likelihood.bayes import (
     log_posterior,
 )
 from tarflow.evaluation.likelihood.scores import score_images
-from tarflow.measure import noisy_images
+from tarflow.measure import Measure
 from tarflow.seeding import seeded_generator
 
 CONDITIONAL = flow_cases.build("conditional")
@@ -78,7 +78,7 @@ def test_figures_are_those_of_the_known_posterior_in_the_noise_of_the_scores() -
     posterior = torch.stack(
         [
             known_posterior(
-                noisy_images(images, 5, "gaussian", 0.4, [seeded_generator(7, "evaluation", d, k) for k in range(40)])
+                Measure(5, "gaussian", 0.4).noisy(images, [seeded_generator(7, "evaluation", d, k) for k in range(40)])
             )
             for d in range(3)
         ]

@@ -9,7 +9,7 @@ from torch import Tensor
 import flow_cases
 from tarflow.evaluation.likelihood.patch_maps import heat_map, mean_patch_maps, patch_log_likelihood, patch_log_prob
 from tarflow.evaluation.likelihood.scores import log_likelihood, score_images
-from tarflow.measure import noisy_images, scale_pixels
+from tarflow.measure import Measure
 from tarflow.model.events import patchify
 
 CONDITIONAL = flow_cases.build("conditional")
@@ -114,8 +114,8 @@ def test_the_map_of_a_noiseless_image_is_no_draw_of_another() -> None:
     one = mean_patch_maps(UNCONDITIONAL, images, levels=17, noise="uniform", draws=1, seed=1)
     other = mean_patch_maps(UNCONDITIONAL, images, levels=17, noise="uniform", draws=1, seed=2)
     assert not torch.allclose(one, other)
-    clean = patch_log_prob(UNCONDITIONAL, scale_pixels(images, 17))
-    noisy = noisy_images(images, 17, "gaussian", 1e-6, torch.Generator())
+    clean = patch_log_prob(UNCONDITIONAL, Measure(17, "gaussian", 1.0).clean(images))
+    noisy = Measure(17, "gaussian", 1e-6).noisy(images, torch.Generator())
     torch.testing.assert_close(patch_log_prob(UNCONDITIONAL, noisy), clean, atol=1e-3, rtol=1e-3)
 
 

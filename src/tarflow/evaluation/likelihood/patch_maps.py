@@ -16,7 +16,7 @@ from tarflow.evaluation.likelihood.scores import (
     under_each_class,
 )
 from tarflow.fields import integer
-from tarflow.measure import Noise, check_noise, noisy_images
+from tarflow.measure import Measure
 from tarflow.model.flow import TarFlow
 from tarflow.seeding import seeded_generator
 
@@ -99,7 +99,7 @@ def mean_patch_maps(
     labels: Tensor | None = None,
     *,
     levels: int,
-    noise: Noise,
+    noise: str,
     noise_std: float = 0.0,
     draws: int = 4,
     seed: int = 0,
@@ -112,7 +112,7 @@ def mean_patch_maps(
     The noise is that of `score_images`, so that a map adds up to the mean of the image's scores. Arguments and errors
     are those of `score_images`.
     """
-    check_noise(noise, noise_std)
+    measure = Measure(levels, noise, noise_std)
     draws = integer("draws", draws, 1)
     numbers = range(len(images)) if indices is None else indices
     step = batch_size or default_batch_size(flow)
@@ -122,7 +122,7 @@ def mean_patch_maps(
         total = torch.zeros((), device="cpu", dtype=torch.float64)
         for draw in range(draws):
             generators = [seeded_generator(seed, "evaluation", draw, k) for k in numbers[start : start + step]]
-            x = noisy_images(pixels, levels, noise, noise_std, generators)
+            x = measure.noisy(pixels, generators)
             total = total + patch_log_likelihood(flow, x, y, label_policy=label_policy).cpu().double()
         parts.append(total / draws)
     return torch.cat(parts)

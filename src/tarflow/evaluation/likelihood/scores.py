@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tarflow.evaluation.likelihood.gaussian import GaussianYardstick
 from tarflow.fields import integer
-from tarflow.measure import Noise, check_levels, check_noise, noisy_images
+from tarflow.measure import Measure
 from tarflow.model.checks import check_tensor
 from tarflow.model.condition import NULL_CLASS
 from tarflow.model.flow import TarFlow
@@ -33,7 +33,7 @@ def score_images(
     labels: Tensor | None = None,
     *,
     levels: int,
-    noise: Noise,
+    noise: str,
     noise_std: float = 0.0,
     draws: int = 4,
     seed: int = 0,
@@ -48,8 +48,7 @@ def score_images(
     Arguments and errors are those of `evaluate_likelihood`; besides, `indices` are the numbers k by which the noise of
     each image is drawn, where they are some of a larger set; None is 0 … N-1.
     """
-    check_noise(noise, noise_std)
-    check_levels(levels)
+    measure = Measure(levels, noise, noise_std)
     _check_pixels(images, levels)
     draws = integer("draws", draws, 1)
     policy = label_policy or default_label_policy(flow, labels)
@@ -66,7 +65,7 @@ def score_images(
         pixels, y = images[rows], None if labels is None else labels[rows]
         for draw in range(draws):
             generators = [seeded_generator(seed, "evaluation", draw, k) for k in numbers[rows]]
-            x = noisy_images(pixels, levels, noise, noise_std, generators)
+            x = measure.noisy(pixels, generators)
             passed = beyond(progress, (rows.start * draws + draw * len(pixels)) * each, len(images) * draws * each)
             scored = log_likelihood(flow, x, y, label_policy=policy, batch_size=batch_size, progress=passed)
             scores[draw, rows] = scored.cpu().double()

@@ -21,12 +21,14 @@ from torch import Tensor
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
 from tarflow.sampling.cuda.step import ALIGNED, DeviceStep
-from tarflow.sampling.guidance import Guidance, Predict, branches, guided, guided_rows, predictor_of
-from tarflow.sampling.sequential import Solution
+from tarflow.sampling.guidance import Guidance, branches, guided, guided_rows, predictor_of
+from tarflow.sampling.solver import Predict, Solution
 
-Step = Callable[[], None]
-Capture = Callable[[Step], Step]
-"""capture(step): take the step once, and return what repeats it."""
+Launch = Callable[[], None]
+Capture = Callable[[Launch], Launch]
+"""capture(launch): do it once, and return what repeats it."""
+
+WINDOW_TOKENS = 1 << 13  # that a GPU evaluates faster than the host launches them: then windows are captured, too
 
 
 @dataclass
@@ -34,7 +36,7 @@ class _Recorded:
     """What one block's steps were captured with."""
 
     step: DeviceStep
-    replays: list[tuple[int, Step]] = field(default_factory=list)  # of each stretch: how often, and what to call
+    replays: list[tuple[int, Launch]] = field(default_factory=list)  # of each stretch: how often, and what to call
 
 
 @dataclass
@@ -46,7 +48,7 @@ class _Windows:
     context: Tensor | None
     temperature: Tensor | None
     cache: KVCache
-    replays: dict[tuple[int, int], Step] = field(default_factory=dict)  # by the first patch and the one after the last
+    replays: dict[tuple[int, int], Launch] = field(default_factory=dict)  # by the first patch and the end
 
 
 class Captured:
@@ -155,7 +157,7 @@ class Captured:
 
         return Predict(evaluate, block.transform)
 
-    def _captured(self, step: Step, device: torch.device) -> Step:
+    def _captured(self, step: Launch, device: torch.device) -> Launch:
         """Take a step, and capture it."""
         if self.capture is None:
             self.capture = cuda_graphs(device)
@@ -198,6 +200,29 @@ class Captured:
         return have[:size].view(shape)
 
 
+@dataclass(frozen=True)
+class BlockReplay:
+    """`Captured` for a batch of one block: the `Replay` of `sampling.solver`."""
+
+    captured: Captured
+    block: Block
+    y: Tensor | None
+    guidance: Guidance | None
+    batch: int
+
+    @property
+    def seconds(self) -> float:
+        return self.captured.seconds
+
+    def steps(self, z: Tensor) -> Tensor:
+        return self.captured.solve(self.block, z, self.y, self.guidance).x
+
+    def windows(self) -> Callable[[Tensor, int], Tensor] | None:
+        if guided_rows(self.guidance, self.batch) * self.block.config.tokens > WINDOW_TOKENS:
+            return None
+        return self.captured.predictor(self.block, self.y, self.guidance, self.batch)
+
+
 def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Where graphs are captured and replayed: on the device of the flow, whichever is the current one."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
@@ -213,7 +238,7 @@ def cuda_graphs(device: torch.device) -> Capture:
     pool, side = torch.cuda.graph_pool_handle(), _side_stream(device)
     graphs = []  # none is freed before the last one is captured: a pool must be in use while it is shared
 
-    def capture(step: Step) -> Step:
+    def capture(step: Launch) -> Launch:
         graph = torch.cuda.CUDAGraph()
         graphs.append(graph)
         current = torch.cuda.current_stream(device)
