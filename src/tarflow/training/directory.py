@@ -14,7 +14,8 @@ from tarflow import checkpoint, digests, locks, storage
 from tarflow.config import ConfigError, RunConfig
 from tarflow.data.identity import write_names
 from tarflow.data.load import Splits
-from tarflow.model.flow import WEIGHTS_FILE, TarFlow
+from tarflow.model.flow import TarFlow
+from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.ranks import ALONE, Ranks
 from tarflow.training.resuming import check_identity, check_resumable
 

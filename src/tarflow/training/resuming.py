@@ -14,9 +14,9 @@ from tarflow.tensor_files import check_dense
 from tarflow.training.optimizer import moments_of
 
 # What decides how long a run is, and when something is written, not where the weights go; where the data lie, for their
-# digest is checked; whether a bad record stops it, for until then there was none; and how the
-# same step is computed, which must fit the machine that a run is resumed on. Of these `checkpoint_activations` changes
-# no bit, `accumulate`, `compile` and `strategy` change rounding, as another device or number of threads or ranks does.
+# digest is checked; whether a bad record stops it, for until then there was none; and how the same step is computed,
+# which must fit the machine that a run is resumed on. Of these `checkpoint_activations` changes no bit, `accumulate`,
+# `compile` and `strategy` change rounding, as another device or number of threads or ranks does.
 RESUMABLE = (
     *("steps", "epochs", "log_every", "evaluate_every", "sample_every", "save_every", "keep_last"),
     *("source", "skip_bad"),
