@@ -22,9 +22,9 @@ from tarflow import Guidance, TarFlow, TarFlowConfig
 from tarflow.config import TrainingConfig
 from tarflow.data.feed import Feed
 from tarflow.data.images import from_array
-from tarflow.data.load import load_or_stream
-from tarflow.data.prepare import prepare
-from tarflow.data.request import Request
+from tarflow.data.load import load
+from tarflow.data.options import LoadOptions
+from tarflow.data.store.write import prepare
 from tarflow.devices import numbered
 from tarflow.evaluation.likelihood.scores import log_likelihood
 from tarflow.planning.memory import training_memory
@@ -261,14 +261,13 @@ def test_a_feed_gives_the_batches_of_the_cpu(way: str, tmp_path: Path, monkeypat
     if way == "host":  # too many for the device
         monkeypatch.setattr("tarflow.data.feed.KEPT_SHARE", 0.0)
     if way == "map":
-        prepare(str(folder), tmp_path / "prepared", Request(channels=1))
+        prepare(str(folder), tmp_path / "prepared", LoadOptions(channels=1))
         monkeypatch.setattr("tarflow.data.feed.KEPT_SHARE", 0.0)
     source = str(tmp_path / "prepared" if way == "map" else folder)
-    storage: Any = "stream" if way == "stream" else "memory"
-    data = load_or_stream(source, Request(channels=1), storage=storage, held_out_fraction=0.1, split_seed=0)
+    data = load(source, channels=1)
     found = []
     for device in ("cpu", DEVICE):
-        feed = Feed(data.train, batch_size=16, seed=0, labelled=False, device=device, window=32)
+        feed = Feed(data.train, batch_size=16, seed=0, labelled=False, device=device)
         try:
             found.append([feed.batch(step)[0] for step in range(6)])
         finally:

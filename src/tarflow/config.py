@@ -156,13 +156,6 @@ class DataConfig:
     )
     split_seed: int = option(0, help="seed of that split")
     skip_bad: bool = option(False, help="leave out files that cannot be read, instead of stopping")
-    storage: Literal["auto", "memory", "stream"] = option(
-        "auto",
-        help="memory: decoded once, before the first step; stream: read and decoded again in every epoch, for Parquet "
-        "and folders of images; auto: stream what would take half of the machine's memory",
-    )
-    shuffle_window: int = option(8192, help="images that a stream shuffles together, and holds encoded in memory")
-    workers: int = option(2, help="processes that decode a stream; 0 decodes between the steps")
     variant: str = option("", help="which of several versions of the data set; what its files tell when not given")
     image_column: str = option("", help="column of Parquet files with the images; found by its name when not given")
     label_column: str = option(
@@ -183,8 +176,6 @@ class DataConfig:
         check(0 < self.held_out_fraction < 1, "held_out_fraction", "between 0 and 1", self.held_out_fraction)
         values = self.value_range
         check(isinstance(values, str) or values[0] < values[1], "value_range", "a lower number, then a higher", values)
-        check(self.shuffle_window >= 1, "shuffle_window", "a positive number", self.shuffle_window)
-        check(self.workers >= 0, "workers", "0 or more", self.workers)
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,14 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from tarflow.data import parquet
-from tarflow.data.errors import DataError
-from tarflow.data.feed import Feed
-from tarflow.data.fingerprint import files_digest
-from tarflow.data.hub import RemoteFile, open_hub
-from tarflow.data.load import load, load_or_stream
-from tarflow.data.parquet import open_parquet_splits
-from tarflow.data.records import Source
-from tarflow.data.request import Request
-from tarflow.data.streamed import StreamedSplits, open_streamed
+from tarflow.data.errors import DataError, DataWarning
+from tarflow.data.images import decode
+from tarflow.data.load import load
+from tarflow.data.readers import parquet
+from tarflow.data.readers.hub import RemoteFile, open_hub
+from tarflow.data.readers.parquet import open_splits
+from tarflow.data.records import Records, Source
+from tarflow.data.store.fingerprint import files_digest
 
 
 def png(value: int) -> bytes:
@@ -50,20 +48,31 @@ def remote() -> Source:
         with system.open(f"memory://set/{name}.parquet", "wb") as file:
             pq.write_table(table(start, count), file, row_group_size=6)
     urls = {"train": ["train-0", "train-1"], "test": ["test-0"]}
-    return open_parquet_splits(
+    return open_splits(
         {split: [RemoteFile(f"memory://set/{name}.parquet") for name in names] for split, names in urls.items()}  # type: ignore[misc]
     )
 
 
-def test_files_elsewhere_are_streamed_from_where_they_lie(remote: Source) -> None:
-    assert remote.class_names == ("a", "b")
-    splits = open_streamed("set", remote, Request(), held_out_fraction=0.1, split_seed=0)
-    assert splits.train.names[21] == "train-1.parquet:1" and len(splits.held_out) == 6
-    feed = Feed(splits.train, batch_size=35, seed=0, labelled=True, window=10)
-    pixels, labels = feed.batch(0)
-    assert labels is not None
-    assert sorted(pixels[:, 0, 0, 0].tolist()) == list(range(35))
-    assert torch.equal(labels, pixels[:, 0, 0, 0].long() % 2)
+def test_files_elsewhere_are_read_where_they_lie(remote: Source) -> None:
+    assert remote.class_names == ("a", "b") and remote.remote
+    train, held_out = remote.parts
+    assert train.names[21] == "train-1.parquet:1" and len(held_out) == 6
+    assert [int(decode(data).getpixel((0, 0))[0]) for data in train] == list(range(35))  # type: ignore[arg-type, index]
+    assert [int(decode(data).getpixel((0, 0))[0]) for data in train.read([3, 22])] == [3, 22]  # type: ignore[arg-type, index]
+
+
+def test_what_is_far_away_is_kept_in_a_store(remote: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path))
+    monkeypatch.setattr("tarflow.data.load.open_measured", lambda *_: remote)
+    with pytest.warns(DataWarning, match=r"set: 41 images are decoded once, into .*images.* \(0.0 GB\)"):
+        first = load("set")
+    monkeypatch.setattr(Records, "__iter__", lambda _: pytest.fail("it was read again"))
+    again = load("set", image_size=4, channels=3)
+    for found in (first, again):
+        assert found.train.mapped and found.own_split and found.train.labels is not None
+        assert sorted(found.train.images[:, 0, 0, 0].tolist()) == list(range(35))
+        assert found.train.labels.tolist() == [k % 2 for k in range(35)]
+        assert found.train.digest() == first.train.digest()
 
 
 def test_what_the_keeper_says_of_a_file_is_in_the_digest(remote: Source) -> None:
@@ -76,8 +85,8 @@ def test_what_the_keeper_says_of_a_file_is_in_the_digest(remote: Source) -> None
 
 def test_a_network_that_fails_is_asked_again_and_then_named(remote: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "PAUSE", 0)
-    group = (remote.parts[0].groups or ())[4]
-    expected, real, failures = group.read(), MemoryFileSystem.open, []
+    rows = [24, 25]
+    expected, real, failures = list(remote.parts[0].read(rows)), MemoryFileSystem.open, []
 
     def unsteady(self: Any, path: str, *arguments: Any, **named: Any) -> Any:
         if len(failures) < 3:
@@ -86,14 +95,14 @@ def test_a_network_that_fails_is_asked_again_and_then_named(remote: Source, monk
         return real(self, path, *arguments, **named)
 
     monkeypatch.setattr(MemoryFileSystem, "open", unsteady)
-    assert group.read() == expected and len(failures) == 3
+    assert list(remote.parts[0].read(rows)) == expected and len(failures) == 3
 
     def down(*arguments: Any, **named: Any) -> Any:
         raise OSError(110, "Connection timed out")
 
     monkeypatch.setattr(MemoryFileSystem, "open", down)
     with pytest.raises(DataError, match="memory://set/train-1.parquet: .*Connection timed out"):
-        group.read()
+        list(remote.parts[0].read(rows))
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,12 +127,6 @@ def test_a_set_that_datasets_finds_is_that_of_its_files(local: Path) -> None:
     found, expected = load(f"hub:{local}"), load(str(local))
     assert torch.equal(found.train.images, expected.train.images) and found.train.names == expected.train.names
     assert found.train.class_names == ("a", "b") and len(found.held_out) == 6
-    split = {"held_out_fraction": 0.1, "split_seed": 0}
-    streamed = load_or_stream(f"hub:{local}", Request(), storage="stream", **split)
-    assert isinstance(streamed, StreamedSplits)
-    assert sorted(Feed(streamed.train, batch_size=20, seed=0, labelled=True).batch(0)[0][:, 0, 0, 0].tolist()) == list(
-        range(20)
-    )
 
 
 def test_sets_of_other_files_and_no_sets_are_errors(local: Path, tmp_path: Path) -> None:

@@ -24,22 +24,22 @@ from PIL import Image
 from forked import exit_code, fork
 from tarflow import digests, storage
 from tarflow.cli import main
-from tarflow.data import prepare as packing
 from tarflow.data.errors import DataError
 from tarflow.data.load import ImageSet, load, load_all, load_held_out
-from tarflow.data.prepare import prepare
-from tarflow.data.prepared import (
+from tarflow.data.options import LoadOptions
+from tarflow.data.scan import open_scan
+from tarflow.data.store import write as packing
+from tarflow.data.store.read import (
+    ENDS_FILE,
     LABELS_FILE,
     MANIFEST_FILE,
     NAMES_FILE,
-    OFFSETS_FILE,
     PIXELS_FILE,
     check_prepared,
     is_prepared,
     read_manifest,
 )
-from tarflow.data.request import Request
-from tarflow.data.stream import open_stream
+from tarflow.data.store.write import prepare
 from tarflow.training.setup import open_data, resolve
 from tarflow.training.trainer import train
 from training_cases import MODEL, TRAINING, assert_bitwise_equal, run_weights
@@ -102,7 +102,7 @@ def test_it_is_what_load_gives(
     if source in ("folder", "shards"):
         path = str(request.getfixturevalue(source))
     np.savez(tmp_path / "a.npz", images=np.random.default_rng(0).integers(0, 256, (9, 5, 4), np.uint8))
-    manifest, known = prepare(path, tmp_path / "out", Request(**request_options, skip_bad=True), **split)
+    manifest, known = prepare(path, tmp_path / "out", LoadOptions(**request_options, skip_bad=True), **split)
     assert not known
     expected = load(path, **request_options, **split, skip_bad=True)
     got = load(str(tmp_path / "out"))
@@ -111,20 +111,19 @@ def test_it_is_what_load_gives(
     assert got.skipped == expected.skipped and len(got.skipped) == (2 if source == "folder" else 0)
     assert got.train.mapped and got.train.known_digest == manifest.train_digest
     shape = {"image_size": tuple(expected.train.images.shape[2:]), "channels": expected.train.images.shape[1]}
-    held_out = load_held_out(
-        str(tmp_path / "out"), **shape, levels=expected.train.levels, held_out_fraction=0.5, split_seed=9
-    )
+    options = LoadOptions(**shape, levels=expected.train.levels, held_out_fraction=0.5, split_seed=9)
+    held_out = load_held_out(str(tmp_path / "out"), options)
     assert_same(held_out, expected.held_out)
     everything, _ = load_all(str(tmp_path / "out"), **shape)
     assert torch.equal(everything.images, torch.cat([expected.train.images, expected.held_out.images]))
-    stream = open_stream(str(tmp_path / "out"), **shape, levels=expected.train.levels)
+    stream = open_scan(str(tmp_path / "out"), **shape, levels=expected.train.levels)
     records = list(stream)
     assert [r.name for r in records] == [*expected.train.names, *expected.held_out.names]
     assert torch.equal(torch.stack([r.pixels for r in records if r.pixels is not None]), everything.images)
 
 
 def test_training_on_it_is_training_on_the_source_and_a_run_may_go_on_with_either(tmp_path: Path) -> None:
-    prepare("digits", tmp_path / "digits", Request(), held_out_fraction=0.2)
+    prepare("digits", tmp_path / "digits", LoadOptions(), held_out_fraction=0.2)
     for name, source in (("memory", "digits"), ("mapped", str(tmp_path / "digits"))):
         data = {"source": source, "held_out_fraction": 0.2, "flip": True}
         sections = {"model": MODEL, "data": data, "training": TRAINING | {"steps": 6}}
@@ -137,7 +136,7 @@ def test_training_on_it_is_training_on_the_source_and_a_run_may_go_on_with_eithe
 
 
 def test_labels_are_mapped_by_name(folder: Path, tmp_path: Path) -> None:
-    prepare(str(folder), tmp_path / "out", Request(skip_bad=True))
+    prepare(str(folder), tmp_path / "out", LoadOptions(skip_bad=True))
     names = ("dög", "eel", "cat")
     assert_same(
         load(str(tmp_path / "out"), class_names=names).train, load(str(folder), class_names=names, skip_bad=True).train
@@ -147,7 +146,7 @@ def test_labels_are_mapped_by_name(folder: Path, tmp_path: Path) -> None:
 
 
 def test_again_is_up_to_date_until_the_source_changes(folder: Path, tmp_path: Path) -> None:
-    out, request = tmp_path / "out", Request(skip_bad=True)
+    out, request = tmp_path / "out", LoadOptions(skip_bad=True)
     first, _ = prepare(str(folder), out, request)
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     assert prepare(str(folder), out, request) == (first, True)
@@ -170,35 +169,35 @@ def test_again_is_up_to_date_until_the_source_changes(folder: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"request": Request(image_size=4, skip_bad=True)}, "prepared with image size None, asked for image size 4"),
-        ({"request": Request(channels=1, skip_bad=True)}, "channels None, asked for channels 1"),
+        ({"image_size": 4}, "prepared with image size None, asked for image size 4"),
+        ({"channels": 1}, "channels None, asked for channels 1"),
         ({"split_seed": 1}, "split seed 0, asked for split seed 1"),
         ({"held_out_fraction": 0.3}, "held out fraction 0.1, asked for held out fraction 0.3"),
         ({"variant": "mine"}, "variant '', asked for variant 'mine'"),
     ],
 )
 def test_another_preparation_is_refused(folder: Path, tmp_path: Path, options: Any, message: str) -> None:
-    prepare(str(folder), tmp_path / "out", Request(skip_bad=True))
+    prepare(str(folder), tmp_path / "out", LoadOptions(skip_bad=True))
     with pytest.raises(FileExistsError, match=message):
-        prepare(str(folder), tmp_path / "out", **({"request": Request(skip_bad=True)} | options))
+        prepare(str(folder), tmp_path / "out", skip_bad=True, **options)
 
 
 def test_bad_records_are_refused_unless_they_may_be_skipped(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2 of 25 images cannot be read \(skip_bad .*cat/03.png: not an image"):
-        prepare(str(folder), tmp_path / "out", Request())
+        prepare(str(folder), tmp_path / "out", LoadOptions())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"], "something was left behind"
-    prepare(str(folder), tmp_path / "out", Request(skip_bad=True))
+    prepare(str(folder), tmp_path / "out", LoadOptions(skip_bad=True))
     with pytest.raises(DataError, match=r"2 images were skipped \(--skip-bad\), the first is cat/03.png: not an"):
-        prepare(str(folder), tmp_path / "out", Request())
+        prepare(str(folder), tmp_path / "out", LoadOptions())
 
 
 def test_what_is_not_ours_is_never_replaced(folder: Path, tmp_path: Path) -> None:
     for force in (False, True):
         with pytest.raises(FileExistsError, match="expected a new directory"):
-            prepare("digits", folder, Request(), force=force)
-    prepare("digits", tmp_path / "out", Request())
+            prepare("digits", folder, LoadOptions(), force=force)
+    prepare("digits", tmp_path / "out", LoadOptions())
     with pytest.raises(DataError, match="is prepared already"):
-        prepare(str(tmp_path / "out"), tmp_path / "other", Request())
+        prepare(str(tmp_path / "out"), tmp_path / "other", LoadOptions())
 
 
 def test_a_source_that_changes_on_the_way_is_refused(
@@ -209,7 +208,7 @@ def test_a_source_that_changes_on_the_way_is_refused(
             (folder / "cat" / "00.png").write_bytes(encoded(78, "L", (6, 5)) + b"more")
 
     with pytest.raises(DataError, match="changed while it was read"):
-        prepare(str(folder), tmp_path / "out", Request(skip_bad=True), progress=progress)
+        prepare(str(folder), tmp_path / "out", LoadOptions(skip_bad=True), progress=progress)
     assert not (tmp_path / "out").exists()
 
 
@@ -224,7 +223,7 @@ def test_killed_on_the_way_it_leaves_nothing_that_the_next_try_does_not_clear(fo
                 os.kill(os.getpid(), signal.SIGKILL)
 
         try:
-            prepare(str(folder), tmp_path / "out", Request(skip_bad=True), progress=die)
+            prepare(str(folder), tmp_path / "out", LoadOptions(skip_bad=True), progress=die)
         finally:
             os._exit(1)
     _, status = os.waitpid(pid, 0)
@@ -232,7 +231,7 @@ def test_killed_on_the_way_it_leaves_nothing_that_the_next_try_does_not_clear(fo
     assert not is_prepared(str(tmp_path / "out"))
     assert len([p for p in tmp_path.iterdir() if p.name.startswith(".out.partial-")]) == 1
     (tmp_path / ".other.partial-1").mkdir()  # somebody else's
-    prepare(str(folder), tmp_path / "out", Request(skip_bad=True))
+    prepare(str(folder), tmp_path / "out", LoadOptions(skip_bad=True))
     assert sorted(p.name for p in tmp_path.iterdir()) == [".other.partial-1", "out", "photos"]
     storage.remove_leftovers(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "photos"]
@@ -253,7 +252,7 @@ def test_a_second_one_at_once_is_refused_and_spoils_nothing(
                 time.sleep(0.005)
 
     def work(progress: Any = None) -> None:
-        prepare(str(folder), out, Request(skip_bad=True), force=True, progress=progress)
+        prepare(str(folder), out, LoadOptions(skip_bad=True), force=True, progress=progress)
 
     first = fork(lambda: work(pause))
     while not reached.exists():
@@ -278,7 +277,7 @@ def test_who_comes_when_another_has_just_ended_finds_what_it_left(
     @contextlib.contextmanager
     def late(path: Path) -> Iterator[None]:
         monkeypatch.setattr(storage, "exclusive_name", real)
-        prepare(str(folder), tmp_path / "out", Request(skip_bad=True), split_seed=seed)
+        prepare(str(folder), tmp_path / "out", LoadOptions(skip_bad=True), split_seed=seed)
         with real(path):
             yield
 
@@ -286,40 +285,40 @@ def test_who_comes_when_another_has_just_ended_finds_what_it_left(
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         monkeypatch.setattr(storage, "exclusive_name", late)
         if seed == 0:
-            assert prepare(str(folder), tmp_path / "out", Request(skip_bad=True))[1], "it was made twice"
+            assert prepare(str(folder), tmp_path / "out", LoadOptions(skip_bad=True))[1], "it was made twice"
         else:
             with pytest.raises(FileExistsError, match="split seed 1, asked for split seed 0"):
-                prepare(str(folder), tmp_path / "out", Request(skip_bad=True))
+                prepare(str(folder), tmp_path / "out", LoadOptions(skip_bad=True))
 
 
 def test_it_is_made_with_memory_for_a_few_hundred_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = pa.table({"image": [encoded(k, "L", (48, 48)) for k in range(8)] * 250})
     pq.write_table(table, tmp_path / "many.parquet", row_group_size=100)
     monkeypatch.setattr(packing, "_COPY_BYTES", 1 << 18)
-    prepare(str(tmp_path / "many.parquet"), tmp_path / "first", Request(image_size=8))  # imports, and caches
+    prepare(str(tmp_path / "many.parquet"), tmp_path / "first", LoadOptions(image_size=8))  # imports, and caches
     tracemalloc.start()
-    prepare(str(tmp_path / "many.parquet"), tmp_path / "out", Request(image_size=48))
+    prepare(str(tmp_path / "many.parquet"), tmp_path / "out", LoadOptions(image_size=48))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     whole = 2000 * 48 * 48
-    assert (tmp_path / "out" / PIXELS_FILE).stat().st_size > whole
+    assert (tmp_path / "out" / PIXELS_FILE).stat().st_size == whole
     assert peak < 0.7 * whole, f"{peak / 1e6:.1f} MB at most, for a set of {whole / 1e6:.1f} MB"
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("cut", "pixels.npy: missing or damaged"),
-        ("gone", "pixels.npy: missing or damaged"),
-        ("names", "names.bin: missing or damaged"),
+        ("cut", "pixels.bin: damaged, 115007 bytes of 115008"),
+        ("gone", "pixels.bin: missing"),
+        ("names", "names.bin: damaged, 5 bytes of"),
         ("json", "prepared.json: not what `tarflow prepare` wrote"),
         ("field", "prepared.json: not what `tarflow prepare` wrote: .*shape: expected 3 values"),
-        ("format", "prepared.json: expected format 1, got 2: prepare it again"),
-        ("count", "pixels.npy: expected uint8 of shape"),
+        ("format", "prepared.json: expected format 2, got 1: prepare it again"),
+        ("count", "pixels.bin: damaged, 115008 bytes of"),
     ],
 )
 def test_a_damaged_one_is_named(damage: str, message: str, tmp_path: Path) -> None:
-    prepare("digits", tmp_path / "out", Request())
+    prepare("digits", tmp_path / "out", LoadOptions())
     manifest, pixels = tmp_path / "out" / MANIFEST_FILE, tmp_path / "out" / PIXELS_FILE
     values = json.loads(manifest.read_text())
     if damage == "cut":
@@ -331,13 +330,13 @@ def test_a_damaged_one_is_named(damage: str, message: str, tmp_path: Path) -> No
     elif damage == "json":
         manifest.write_text("{")
     else:
-        values |= {"field": {"shape": [8, 8]}, "format": {"format": 2}, "count": {"train": 3}}[damage]
+        values |= {"field": {"shape": [8, 8]}, "format": {"format": 1}, "count": {"train": 3}}[damage]
         manifest.write_text(json.dumps(values))
     with pytest.raises(DataError, match=message):
         load(str(tmp_path / "out"))
 
 
-FILES = [MANIFEST_FILE, PIXELS_FILE, LABELS_FILE, NAMES_FILE, OFFSETS_FILE]
+FILES = [MANIFEST_FILE, PIXELS_FILE, LABELS_FILE, NAMES_FILE, ENDS_FILE]
 
 
 def spoil(file: Path, change: Callable[[bytes], bytes]) -> None:
@@ -349,13 +348,13 @@ def a_bit(data: bytes) -> bytes:
 
 
 def test_a_check_reads_all_of_it_once_and_finds_it_sound(folder: Path, tmp_path: Path) -> None:
-    manifest, _ = prepare(str(folder), tmp_path / "out", Request(skip_bad=True))
+    manifest, _ = prepare(str(folder), tmp_path / "out", LoadOptions(skip_bad=True))
     seen: list[tuple[int, int]] = []
     assert check_prepared(tmp_path / "out", lambda done, total: seen.append((done, total))) == manifest
     size = sum((tmp_path / "out" / name).stat().st_size for name in FILES)
     assert seen[-1] == (size, size) and seen == sorted(seen)
     np.savez(tmp_path / "unlabelled.npz", images=np.zeros((9, 5, 4), np.uint8))
-    prepare(str(tmp_path / "unlabelled.npz"), tmp_path / "bare", Request())
+    prepare(str(tmp_path / "unlabelled.npz"), tmp_path / "bare", LoadOptions())
     assert not check_prepared(tmp_path / "bare").labelled
 
 
@@ -371,7 +370,7 @@ def test_a_check_reads_all_of_it_once_and_finds_it_sound(folder: Path, tmp_path:
 def test_a_check_names_the_file_that_is_not_what_was_written(
     name: str, change: Callable[[bytes], bytes] | None, reason: str, tmp_path: Path
 ) -> None:
-    prepare("digits", tmp_path / "out", Request())
+    prepare("digits", tmp_path / "out", LoadOptions())
     if change is None:
         (tmp_path / "out" / name).unlink()
     else:
@@ -381,7 +380,7 @@ def test_a_check_names_the_file_that_is_not_what_was_written(
 
 
 def test_a_check_names_all_that_are_damaged(tmp_path: Path) -> None:
-    prepare("digits", tmp_path / "out", Request())
+    prepare("digits", tmp_path / "out", LoadOptions())
     for name in (PIXELS_FILE, NAMES_FILE):
         spoil(tmp_path / "out" / name, a_bit)
     with pytest.raises(DataError, match=f"{PIXELS_FILE}: damaged, .*; .*{NAMES_FILE}: damaged"):
@@ -392,7 +391,7 @@ def test_a_file_that_the_disk_cannot_read_is_named(tmp_path: Path, monkeypatch: 
     def fail(*arguments: Any) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    prepare("digits", tmp_path / "out", Request())
+    prepare("digits", tmp_path / "out", LoadOptions())
     monkeypatch.setattr(digests, "file_facts", fail)
     with pytest.raises(DataError, match=f"{PIXELS_FILE}: Input/output error"):
         check_prepared(tmp_path / "out")
@@ -410,7 +409,7 @@ def test_a_file_that_the_disk_cannot_read_is_named(tmp_path: Path, monkeypatch: 
     ],
 )
 def test_digests_that_are_damaged_are_named(change: Any, tmp_path: Path) -> None:
-    prepare("digits", tmp_path / "out", Request())
+    prepare("digits", tmp_path / "out", LoadOptions())
     file = tmp_path / "out" / digests.DIGESTS_FILE
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
     with pytest.raises(DataError, match=r"out/digests.json: damaged: prepare it again, with --force"):
@@ -435,7 +434,7 @@ def test_digests_are_taken_while_writing_and_opening_takes_none(
         return real(path, *arguments)
 
     monkeypatch.setattr(digests, "file_facts", file_facts)
-    prepare("digits", tmp_path / "out", Request())
+    prepare("digits", tmp_path / "out", LoadOptions())
     assert read == [MANIFEST_FILE]
     spoil(tmp_path / "out" / PIXELS_FILE, a_bit)
     load(str(tmp_path / "out"))
@@ -450,7 +449,7 @@ def test_the_command_says_whether_it_is_sound(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == f"{out}: sound: {written}"
     spoil(out / LABELS_FILE, a_bit)
     assert main(["prepare", f"--check={out}"]) == 2
-    assert f"tarflow: error: {out}/labels.npy: damaged" in capsys.readouterr().err
+    assert f"tarflow: error: {out}/labels.bin: damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -465,13 +464,13 @@ def test_the_command_says_whether_it_is_sound(tmp_path: Path, capsys: pytest.Cap
     ],
 )
 def test_what_it_was_not_prepared_for_is_refused(options: Any, message: str, tmp_path: Path) -> None:
-    prepare("digits", tmp_path / "out", Request())
+    prepare("digits", tmp_path / "out", LoadOptions())
     with pytest.raises(DataError, match=message):
         load(str(tmp_path / "out"), **options)
 
 
 def test_the_manifest_says_what_was_done(folder: Path, tmp_path: Path) -> None:
-    manifest, _ = prepare(str(folder), tmp_path / "out", Request(image_size=4, skip_bad=True), variant="mine")
+    manifest, _ = prepare(str(folder), tmp_path / "out", LoadOptions(image_size=4, skip_bad=True), variant="mine")
     assert manifest == read_manifest(tmp_path / "out")
     assert (manifest.variant, manifest.shape, manifest.levels, manifest.own_split) == ("mine", (3, 4, 4), 256, False)
     assert "EXIF" in manifest.preprocessing
@@ -483,8 +482,8 @@ def test_a_directory_behind_a_link_is_prepared_where_it_lies(force: bool, tmp_pa
     there, link = tmp_path / "disk" / "there", tmp_path / "link"
     there.parent.mkdir()
     link.symlink_to(there)
-    prepare("digits", link, Request())
+    prepare("digits", link, LoadOptions())
     if force:
-        prepare("digits", link, Request(image_size=4), force=True)
+        prepare("digits", link, LoadOptions(image_size=4), force=True)
     assert link.is_symlink() and is_prepared(str(there))
     assert len(load(str(link)).train) and [path.name for path in tmp_path.iterdir() if path != link] == ["disk"]

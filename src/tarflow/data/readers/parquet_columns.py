@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tarflow.data.errors import DataError
+from tarflow.data.options import NO_COLUMN, Reading
 from tarflow.data.records import Location
-from tarflow.data.request import NO_COLUMN, Reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,7 +65,7 @@ def _image(schema: pa.Schema, features: Mapping[str, Any], reading: Reading, pat
 
 
 def _label(schema: pa.Schema, features: Mapping[str, Any], reading: Reading, path: Location) -> tuple[str | None, str]:
-    if reading.label_column == NO_COLUMN:
+    if reading.unlabelled or reading.label_column == NO_COLUMN:
         return None, ""
     name = _given(schema, reading.label_column, reading, path)
     if name is None and "label" in schema.names:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from tarflow.data import idx
 from tarflow.data.errors import DataError
-from tarflow.data.idx import FASHION_MNIST, FASHION_MNIST_CLASSES, read_idx
 from tarflow.data.load import load, load_all
+from tarflow.data.readers import idx
+from tarflow.data.readers.idx import FASHION_MNIST, FASHION_MNIST_CLASSES, read_idx
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:

@@ -166,7 +166,7 @@ def test_nothing_to_read_is_an_error(tmp_path: Path, write: Write) -> None:
         load(str(tmp_path))
     write("1.png", b"bad")
     with pytest.raises(DataError, match=re.escape(f"{tmp_path}: none of 1 images can be read; the first is 1.png: ")):
-        load(str(tmp_path), skip_bad=True)
+        load_all(str(tmp_path), skip_bad=True)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from tarflow.data.errors import DataError
-from tarflow.data.sets import ImageSet, Splits
-from tarflow.data.split import check_fraction, seeded_split
+from tarflow.data.options import LoadOptions
+from tarflow.data.sets import ImageSet, Splits, seeded_split
 from tarflow.fields import integer
 from tarflow.measure import check_levels
 
 
-def own_splits(
+def dataset_splits(
     dataset: Any,
     held_out: Any = None,
     *,
@@ -25,22 +25,22 @@ def own_splits(
     held_out_fraction: float = 0.1,
     split_seed: int = 0,
 ) -> Splits:
-    """What `own_images` makes of two data sets, or of one from which a seeded fraction is held out."""
-    train = own_images(dataset, levels=levels, class_names=class_names, where="data")
+    """What `dataset_images` makes of two data sets, or of one from which a seeded fraction is held out."""
+    train = dataset_images(dataset, levels=levels, class_names=class_names, where="data")
     if held_out is not None:
-        other = own_images(held_out, levels=levels, class_names=train.class_names or None, where="held_out")
+        other = dataset_images(held_out, levels=levels, class_names=train.class_names or None, where="held_out")
         if other.image_shape != train.image_shape:
             raise DataError(f"held_out: expected images {train.image_shape}, as in data, got {other.image_shape}")
         if (other.labels is None) != (train.labels is None):
             raise DataError("held_out: expected labels as in data: both with, or both without")
         return Splits(train, other, True, ())
-    check_fraction(held_out_fraction)
-    chosen = seeded_split("data", len(train), held_out_fraction, split_seed)
+    options = LoadOptions(held_out_fraction=held_out_fraction, split_seed=split_seed)  # which checks them
+    chosen = seeded_split("data", len(train), options.held_out_fraction, options.split_seed)
     learned, kept = map(train.subset, chosen)
     return Splits(learned, kept, False, ())
 
 
-def own_images(
+def dataset_images(
     dataset: Any, *, levels: int = 256, class_names: Sequence[str] | None = None, where: str = "data"
 ) -> ImageSet:
     """The images and labels of a map-style data set: `len(dataset)` and `dataset[i]`, as `torch.utils.data.Dataset`.

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tarflow.data.errors import DataError
-from tarflow.data.npz import Member, open_member
-from tarflow.data.records import Content, Part, RowNames, Source, Split
+from tarflow.data.options import Reading
+from tarflow.data.readers.npz import Archive
+from tarflow.data.records import Records, RowNames, Source, Split
 
 _BATCH = re.compile(r"(train_data_batch_(\d+)|val_data)(\.npz)?")
 CLASSES = 1000
@@ -39,72 +41,68 @@ def oord_variant(names: Iterable[str]) -> str:
     return f"imagenet{size[0]}-oord2016" if size is not None and size[0] == size[1] else ""
 
 
-def is_batch(path: Path) -> bool:
-    """Whether the name of a file is that of a batch of the release of 2017, as `.npz` or as a pickle."""
-    return _BATCH.fullmatch(path.name) is not None and path.is_file()
+def claims(source: str) -> bool:
+    """A batch of the release of 2017, as `.npz` or as a pickle, or a folder that holds some."""
+    return bool(_batches(Path(source)))
 
 
-def open_batches(files: Iterable[Path]) -> Source:
+def open_batches(source: str, reading: Reading | None = None) -> Source:
     """The batches of the release of 2017, in the order of their numbers; `train_…` is training, `val_…` validation.
 
     Label k of the files is class k - 1 here. Raises `DataError` naming the file: a pickle, other keys, shapes, labels.
     """
     groups: dict[Split, list[Path]] = {}
-    for path in sorted(files, key=_number):
+    for path in _batches(Path(source)):
         if path.suffix != ".npz":
             raise DataError(
                 f"{path}: a pickle, which can run any code and is never loaded: expected the .npz form of this release"
             )
         groups.setdefault("validation" if path.name.startswith("val") else "train", []).append(path)
-    parts: list[Part] = []
-    sides: dict[int, Path] = {}
-    for split in ("train", "validation"):
-        if split in groups:
-            batches = [_open_batch(path) for path in groups[split]]
-            sides |= {side: member.path for member, _, side in batches}
-            parts.append(_part(split, batches))
+    parts, sides = [], dict[int, Path]()
+    for split in sorted(groups):  # train, validation
+        archives = [Archive(path) for path in groups[split]]
+        counts, labels = [], []
+        for archive in archives:
+            count, side = _shape(archive)
+            counts.append(count)
+            labels += [k - 1 for k in archive.labels(count, 1, CLASSES, f"1 to {CLASSES}, as in this release")]
+            sides.setdefault(side, archive.path)
+        names = RowNames([(archive.path.name, count) for archive, count in zip(archives, counts, strict=True)])
+        parts.append(Records(split, names, labels, _reader(archives, counts)))
     if len(sides) > 1:
         (a, first), (b, second) = list(sides.items())[:2]
         raise DataError(f"{second}: images of {b}x{b}, and those of {first.name} are {a}x{a}: expected one size")
-    every = tuple(path for split in ("train", "validation") for path in groups.get(split, []))
     return Source(
         tuple(parts),
         tuple(str(k) for k in range(CLASSES)),
-        files=every,
+        files=tuple(path for split in sorted(groups) for path in groups[split]),
         variant=f"imagenet{next(iter(sides))}-chrabaszcz2017",
     )
 
 
-def _open_batch(path: Path) -> tuple[Member, list[int], int]:
-    """The rows of a batch, not yet read, its labels from 0, and the side of its images."""
-    data, labels = open_member(path, "data"), open_member(path, "labels")
-    side = math.isqrt(data.shape[1] // 3) if len(data.shape) == 2 else 0
-    if data.dtype != np.uint8 or side < 1 or data.shape[1] != 3 * side * side:
-        raise DataError(f"{path}: key 'data': expected uint8 of shape (N, 3·S·S), got {data.dtype} of {data.shape}")
-    numbers = labels.read()
-    if numbers.shape != data.shape[:1] or not np.issubdtype(numbers.dtype, np.integer):
-        raise DataError(
-            f"{path}: key 'labels': expected {data.shape[0]} whole numbers, got {numbers.dtype} of {numbers.shape}"
-        )
-    if numbers.size and (numbers.min() < 1 or numbers.max() > CLASSES):
-        raise DataError(
-            f"{path}: key 'labels': expected 1 to {CLASSES}, as in this release, got {numbers.min()} to {numbers.max()}"
-        )
-    return data, (numbers - 1).tolist(), side
+def _batches(place: Path) -> list[Path]:
+    files = place.iterdir() if place.is_dir() else [place]
+    found = [(match, path) for path in files if (match := _BATCH.fullmatch(path.name)) and path.is_file()]
+    return [path for _, path in sorted(found, key=lambda entry: (int(entry[0][2] or 0), entry[1].name))]
 
 
-def _part(split: Split, batches: list[tuple[Member, list[int], int]]) -> Part:
-    names = RowNames([(data.path.name, data.shape[0]) for data, _, _ in batches])
-    labels = [label for _, numbers, _ in batches for label in numbers]
-
-    def contents() -> Iterator[Content]:
-        for data, _, side in batches:
-            for row in data.rows():
-                yield row.reshape(3, side, side)
-
-    return Part(split, names, labels, contents)
+def _shape(archive: Archive) -> tuple[int, int]:
+    """How many images a batch has, and their side."""
+    shape, dtype = archive.header("data")
+    side = math.isqrt(shape[1] // 3) if len(shape) == 2 else 0
+    if dtype != np.uint8 or side < 1 or shape[1] != 3 * side * side:
+        raise DataError(f"{archive.path}: key 'data': expected uint8 of shape (N, 3·S·S), got {dtype} of {shape}")
+    return shape[0], side
 
 
-def _number(path: Path) -> tuple[int, str]:
-    match = _BATCH.fullmatch(path.name)
-    return (int(match[2] or 0) if match else 0, path.name)
+def _reader(archives: Sequence[Archive], counts: Sequence[int]) -> Any:
+    def read(rows: Sequence[int]) -> Iterator[Any]:
+        start = 0
+        for archive, count in zip(archives, counts, strict=True):  # one of them in memory at a time
+            if inside := [row - start for row in rows if start <= row < start + count]:
+                data = archive.read("data")
+                side = math.isqrt(data.shape[1] // 3)
+                yield from (data[row].reshape(3, side, side) for row in inside)
+            start += count
+
+    return read

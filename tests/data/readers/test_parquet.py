@@ -16,7 +16,7 @@ from PIL import Image
 
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.load import load, load_all
-from tarflow.data.request import Reading
+from tarflow.data.options import Reading
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 CLASSES = ("cat", "dog", "eel")

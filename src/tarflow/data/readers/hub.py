@@ -1,21 +1,20 @@
 """Data sets of the Hugging Face hub: `hub:OWNER/NAME`, with `:CONFIG` and `@REVISION` where they are needed.
 
-The library `datasets` (extra `[hub]`) finds out which files a set consists of, and they are read where they lie, row
-group by row group: so a set may be streamed, and resumed, without being downloaded first. Only Parquet can be read like
-that; the hub keeps a Parquet copy of most other sets at the revision `refs/convert/parquet`.
+The library `datasets` (extra `[hub]`) finds out which files a set consists of; they are read once, row group by row
+group. Only Parquet can be read like that; the hub keeps a Parquet copy of most other sets at the revision
+`refs/convert/parquet`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from tarflow.data.errors import DataError
-from tarflow.data.parquet import open_parquet_splits
+from tarflow.data.options import Reading
+from tarflow.data.readers.parquet import open_splits
 from tarflow.data.records import Location, Source, Split
-from tarflow.data.request import Reading
 from tarflow.data.split_names import split_of
 
 PREFIX = "hub:"
@@ -55,6 +54,11 @@ class RemoteFile:
         return url_to_fs(self.url)
 
 
+def claims(source: str) -> bool:
+    """What begins with `hub:`."""
+    return source.startswith(PREFIX)
+
+
 def open_hub(source: str, reading: Reading | None = None) -> Source:
     """The set that `source`, with its prefix, names; its splits train, validation and test.
 
@@ -85,16 +89,11 @@ def open_hub(source: str, reading: Reading | None = None) -> Source:
         if known is None or known in groups:
             others.append(str(split))
         else:
-            groups[known] = [_location(str(file)) for file in files]
+            groups[known] = [Path(url) if "://" not in url else RemoteFile(url) for url in map(str, files)]
     if not groups:
         raise DataError(f"{source}: expected a split train, validation or test, got {', '.join(others) or 'none'}")
-    found = open_parquet_splits(groups, reading or Reading())
+    found = open_splits(groups, reading or Reading())
     if found.class_names is None and builder.info.features:
         label = builder.info.features.get("label")
-        names = tuple(getattr(label, "names", None) or ())
-        found = dataclasses.replace(found, class_names=names or None)
+        found = found.replace(class_names=tuple(getattr(label, "names", None) or ()) or None)
     return found
-
-
-def _location(url: str) -> Location:
-    return Path(url) if "://" not in url else RemoteFile(url)

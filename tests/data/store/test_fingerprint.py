@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tarflow.data.fingerprint import content_digest, files_digest
 from tarflow.data.sources import open_source
+from tarflow.data.store.fingerprint import content_digest, files_digest
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from PIL import Image
 from tarflow.cli import main
 from tarflow.data.errors import DataError
 from tarflow.data.load import load
-from tarflow.data.prepare import prepare
-from tarflow.data.request import Request
+from tarflow.data.options import LoadOptions
+from tarflow.data.store.write import prepare
 
 GENERATOR = np.random.default_rng(0)
 OORD, CHRABASZCZ = "imagenet8-oord2016", "imagenet8-chrabaszcz2017"
@@ -62,7 +62,7 @@ def chrabaszcz(root: Path, **changes: Any) -> None:
 @pytest.mark.parametrize("make", [oord_folder, oord_parquet])
 def test_the_one_of_2016(make: Any, tmp_path: Path) -> None:
     make(tmp_path / "data")
-    manifest, _ = prepare(str(tmp_path / "data"), tmp_path / "out", Request())
+    manifest, _ = prepare(str(tmp_path / "data"), tmp_path / "out", LoadOptions())
     assert (manifest.variant, manifest.train, manifest.held_out, manifest.own_split) == (OORD, 12, 5, True)
     splits = load(str(tmp_path / "out"))
     assert splits.variant == OORD and splits.train.labels is None
@@ -72,7 +72,7 @@ def test_the_one_of_2016(make: Any, tmp_path: Path) -> None:
 
 def test_the_one_of_2017(tmp_path: Path) -> None:
     chrabaszcz(tmp_path / "data")
-    manifest, _ = prepare(str(tmp_path / "data"), tmp_path / "out", Request())
+    manifest, _ = prepare(str(tmp_path / "data"), tmp_path / "out", LoadOptions())
     assert (manifest.variant, manifest.train, manifest.held_out, manifest.shape) == (CHRABASZCZ, 33, 4, (3, 8, 8))
     splits = load(str(tmp_path / "out"))
     assert [name.split(":")[0] for name in splits.train.names[::3]] == [
