@@ -10,7 +10,8 @@ from typing import Any
 from tarflow import checkpoint, locks
 from tarflow.config import RunConfig
 from tarflow.data.load import Splits
-from tarflow.model.flow import WEIGHTS_FILE, TarFlow
+from tarflow.model.flow import TarFlow
+from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.ranks import ALONE, Ranks
 from tarflow.training.resuming import open_directory, rewind_directory
 

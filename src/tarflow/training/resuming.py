@@ -16,7 +16,7 @@ from tarflow import checkpoint, digests, storage
 from tarflow.config import ConfigError, RunConfig
 from tarflow.data.identity import write_names
 from tarflow.data.load import Splits
-from tarflow.model.flow import WEIGHTS_FILE
+from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.tensor_files import check_dense
 from tarflow.training.optimizer import moments_of
 from tarflow.training.setup import check_resumable, step_counts

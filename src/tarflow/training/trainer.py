@@ -16,7 +16,8 @@ from tarflow.config import ConfigError, RunConfig
 from tarflow.data.feed import Feed
 from tarflow.data.load import Splits
 from tarflow.devices import without_autocast
-from tarflow.model.flow import WEIGHTS_FILE, TarFlow, load_weights
+from tarflow.model.flow import TarFlow
+from tarflow.model.saving import WEIGHTS_FILE, load_weights
 from tarflow.tensor_files import read_tensors
 from tarflow.training.build import build_step
 from tarflow.training.directory import RunDirectory
@@ -182,7 +183,7 @@ class Trainer:
                 raise Interrupted(signum, self.step)
         if self.best_step is None:
             raise Diverged("no held-out evaluation was finite; lower the learning rate, or bound the log-scale")
-        if self.flow.base_variance is not None:
+        if self.flow.base.follows:
             batches = map(self.seen, one_pass(len(self.feed), self.training.batch_size, self.total))
             best = settle(self.out, batches, self.engine.device, self.training.accumulate, self.ranks)
             self.best_score = self.scored(best, "settled_")
