@@ -29,7 +29,8 @@ from tarflow.data.errors import DataWarning
 from tarflow.data.images import from_array
 from tarflow.data.options import LoadOptions
 from tarflow.data.store.write import prepare
-from tarflow.model.flow import WEIGHTS_FILE, TarFlow
+from tarflow.model.flow import TarFlow
+from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.tensor_files import read_tensors
 from tarflow.training import trainer as trainer_module
 from tarflow.training.setup import open_data, resolve

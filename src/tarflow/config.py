@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from tarflow.fields import ConfigError as ConfigError
 from tarflow.fields import check, coerce_fields, derived, option
@@ -64,29 +64,13 @@ class TarFlowConfig:
         height, width = self.image_shape
         check(min(height, width) >= 1, "image_size", "positive numbers", self.image_size)
         check(max(height, width) <= LARGEST, "image_size", f"at most {LARGEST}", self.image_size)
-        for name in ("patch_size", "width", "channels", "head_dim", "expansion"):
-            check(getattr(self, name) >= 1, name, "a positive number", getattr(self, name))
-            check(getattr(self, name) <= LARGEST, name, f"at most {LARGEST}", getattr(self, name))
-        check(
-            height % self.patch_size == 0 and width % self.patch_size == 0,
-            "patch_size",
-            f"a divisor of the image size {height}x{width}",
-            self.patch_size,
-        )
-        check(self.width % self.head_dim == 0, "width", f"a multiple of head_dim {self.head_dim}", self.width)
-        check(
-            not self.rotary or self.head_dim % 4 == 0,
-            "head_dim",
-            "a multiple of 4 with rotary positions",
-            self.head_dim,
-        )
-        check(
-            len(self.layers) >= 1 and min(self.layers) >= 1,
-            "layers",
-            "at least one block, each of at least one layer",
-            self.layers,
-        )
-        check(sum(self.layers) <= MOST_LAYERS, "layers", f"at most {MOST_LAYERS} layers in all", self.layers)
+        for name in ("patch_size", "channels"):
+            check(1 <= getattr(self, name) <= LARGEST, name, f"1 to {LARGEST}", getattr(self, name))
+        divides = height % self.patch_size == 0 and width % self.patch_size == 0
+        check(divides, "patch_size", f"a divisor of the image size {height}x{width}", self.patch_size)
+        check_network(self)
+        turns = not self.rotary or self.head_dim % 4 == 0
+        check(turns, "head_dim", "a multiple of 4 with rotary positions", self.head_dim)
         check(0 <= self.num_classes <= LARGEST, "num_classes", f"0 to {LARGEST}", self.num_classes)
         check(
             self.num_patches >= 2,
@@ -94,14 +78,7 @@ class TarFlowConfig:
             "two patches at least (the first is not transformed, and one alone would be N(0, 1), whatever its class)",
             self.patch_size,
         )
-        if self.log_scale_bound == "auto":
-            object.__setattr__(self, "log_scale_bound", BOUND if self.transform == "affine" else None)
-        elif self.log_scale_bound == "none":
-            object.__setattr__(self, "log_scale_bound", None)
-        bound = self.bound
-        check(bound is None or (bound > 0 and math.isfinite(bound)), "log_scale_bound", "a positive number", bound)
-        if bound is not None and self.transform == "additive":
-            raise ConfigError("log_scale_bound: the additive transform has no log-scale to bound")
+        object.__setattr__(self, "log_scale_bound", bound_of(self.log_scale_bound, self.transform == "affine"))
 
     @property
     def bound(self) -> float | None:
@@ -136,6 +113,29 @@ class TarFlowConfig:
     def num_dims(self) -> int:
         """T·D, the numbers in an image."""
         return self.num_patches * self.patch_dim
+
+
+def check_network(config: Any) -> None:
+    """Raise ConfigError unless the fields that any flow's Transformers have fit each other."""
+    for name in ("width", "head_dim", "expansion"):
+        check(1 <= getattr(config, name) <= LARGEST, name, f"1 to {LARGEST}", getattr(config, name))
+    check(config.width % config.head_dim == 0, "width", f"a multiple of head_dim {config.head_dim}", config.width)
+    layers = config.layers
+    check(bool(layers) and min(layers) >= 1, "layers", "at least one block, each of at least one layer", layers)
+    check(sum(layers) <= MOST_LAYERS, "layers", f"at most {MOST_LAYERS} layers in all", layers)
+
+
+def bound_of(value: float | str | None, scales: bool) -> float | None:
+    """The bound that "auto", "none" or a number comes to, where some transform `scales` or none does."""
+    if value == "auto":
+        return BOUND if scales else None
+    if value is None or value == "none":
+        return None
+    assert not isinstance(value, str)
+    check(value > 0 and math.isfinite(value), "log_scale_bound", "a positive number", value)
+    if not scales:
+        raise ConfigError("log_scale_bound: the additive transform has no log-scale to bound")
+    return value
 
 
 @dataclass(frozen=True)
@@ -256,19 +256,16 @@ class TrainingConfig:
             value = getattr(self, name)
             check(value is None or 0 < value < math.inf, name, "a positive number", value)
         check(self.warmup_steps is None or self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
-        check(
-            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)", self.betas
-        )
+        check(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers in [0, 1)", self.betas)
         check(-(1 << 63) <= self.seed < 1 << 64, "seed", "a number of 64 bits", self.seed)  # torch's own generator's
         if self.muon_lr is not None and self.optimizer != "muon":
             raise ConfigError(f"muon_lr: optimizer {self.optimizer} has no such learning rate; expected none, or muon")
         if self.optimizer == "muon" and self.strategy == "fsdp":
             raise ConfigError("optimizer: muon needs whole matrices, which strategy fsdp divides; use ddp, or adamw")
         check(self.final_lr <= self.lr, "final_lr", f"no more than lr {self.lr}", self.final_lr)
+        got = f"steps={self.steps} and epochs={self.epochs}"
         if self.steps is not None and self.epochs is not None:
-            raise ConfigError(
-                f"steps and epochs: expected one of them, got steps={self.steps} and epochs={self.epochs}"
-            )
+            raise ConfigError(f"steps and epochs: expected one of them, got {got}")
 
     def measure(self, levels: int) -> Measure:
         """How the model sees pixels of that many levels."""
@@ -284,12 +281,14 @@ class TrainingConfig:
         """
         return math.ceil(Fraction(repr(epochs)) * num_images / self.batch_size)
 
-    def total_steps(self, num_images: int) -> int:
-        """The steps of a training on `num_images` images, by `steps` or `epochs`, one of which is given."""
-        if self.steps is not None:
-            return self.steps
-        assert self.epochs is not None
-        return self.steps_of(self.epochs, num_images)
+    def step_counts(self, num_images: int) -> tuple[int, int]:
+        """(steps in all, steps of warm-up) on `num_images` images, by `steps` or `epochs`, one of which is given."""
+        steps = self.steps
+        if steps is None:
+            assert self.epochs is not None
+            steps = self.steps_of(self.epochs, num_images)
+        warmup = self.steps_of(1, num_images) if self.warmup_steps is None else self.warmup_steps
+        return steps, min(warmup, steps)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from tarflow.devices import pick_device
 from tarflow.evaluation.likelihood.held_out import score_pixels, scoring_of
 from tarflow.evaluation.run_data import open_splits
 from tarflow.fields import integer
-from tarflow.model.block import NULL_CLASS
+from tarflow.model.condition import NULL_CLASS
 from tarflow.sampling.auto import Auto
 from tarflow.sampling.sample import sample
 from tarflow.sampling.setting import Setting

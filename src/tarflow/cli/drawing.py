@@ -133,7 +133,7 @@ def labels_of(run: Run, names: tuple[str, ...], n: int) -> Tensor | None:
 def class_number(run: Run, name: str) -> int:
     """The label of a class given by name or number; -1 for `null`."""
     from tarflow.data.labels import class_finder
-    from tarflow.model.block import NULL_CLASS
+    from tarflow.model.condition import NULL_CLASS
 
     names = run.class_names
     if (number := class_finder(names)(name)) is not None:

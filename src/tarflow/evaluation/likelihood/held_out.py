@@ -27,8 +27,8 @@ from tarflow.data.store.read import MANIFEST_FILE, is_prepared, read_manifest
 from tarflow.evaluation.likelihood.anomalies import code_bits
 from tarflow.evaluation.likelihood.scores import LabelPolicy, Progress, score_images
 from tarflow.evaluation.run_data import open_held_out, stored_data
-from tarflow.model.block import NULL_CLASS
-from tarflow.model.flow import WEIGHTS_FILE
+from tarflow.model.condition import NULL_CLASS
+from tarflow.model.saving import WEIGHTS_FILE
 
 HELD_OUT_FILE = "held_out_scores.json"
 MAX_SCORINGS = 8  # that are kept: under no label, under the null class, under one class …
