@@ -89,7 +89,7 @@ def scores(model: Any, x: Tensor, y: Tensor | None) -> Tensor:
     for start in range(0, len(x), BATCH):
         rows = slice(start, start + BATCH)
         z, ladj = model(x[rows], None if y is None else y[rows])
-        parts.append((flow.base_log_prob(z) + ladj).double())
+        parts.append((flow.base.log_prob(z) + ladj).sum(dim=1).double())
     return torch.cat(parts)
 
 

@@ -262,7 +262,7 @@ def _reference_decode(subject: Subject, settings: Settings, flops_per_second: fl
         images = None
         if seconds <= settings.reference_seconds:
             with torch.no_grad():
-                images = flow.decode(z * flow.base_std(), models.labels(flow.config, len(z), flow.device))
+                images = flow.decode(flow.base.sample(z), models.labels(flow.config, len(z), flow.device))
         subject.references[REFERENCE] = images
     return subject.references[REFERENCE]
 

@@ -14,7 +14,9 @@ _HOMES = {
     "ConfigError": "tarflow.config",
     "TarFlowConfig": "tarflow.config",
     "TarFlow": "tarflow.model.flow",
-    "NULL_CLASS": "tarflow.model.block",
+    "SequenceConfig": "tarflow.model.config",
+    "SequenceFlow": "tarflow.model.sequence",
+    "NULL_CLASS": "tarflow.model.condition",
     "second_order": "tarflow.model.derivatives",
     "Auto": "tarflow.sampling.auto",
     "Calibration": "tarflow.sampling.calibration",
@@ -49,9 +51,11 @@ if TYPE_CHECKING:
     from tarflow.evaluation.likelihood.patch_maps import patch_log_prob as patch_log_prob
     from tarflow.interop import load_official as load_official
     from tarflow.measure import Measure as Measure
-    from tarflow.model.block import NULL_CLASS as NULL_CLASS
+    from tarflow.model.condition import NULL_CLASS as NULL_CLASS
+    from tarflow.model.config import SequenceConfig as SequenceConfig
     from tarflow.model.derivatives import second_order as second_order
     from tarflow.model.flow import TarFlow as TarFlow
+    from tarflow.model.sequence import SequenceFlow as SequenceFlow
     from tarflow.runs import Run as Run
     from tarflow.runs import open_run as open_run
     from tarflow.runs import train as train

@@ -33,8 +33,9 @@ from tarflow.config import ConfigError, RunConfig, from_dict, to_dict
 from tarflow.digests import DIGESTS_FILE as DIGESTS_FILE
 from tarflow.jsontext import to_json
 from tarflow.measure import Measure
-from tarflow.model.flow import CONFIG_FILE as CONFIG_FILE
-from tarflow.model.flow import WEIGHTS_FILE, TarFlow, read_json
+from tarflow.model.flow import TarFlow
+from tarflow.model.saving import CONFIG_FILE as CONFIG_FILE
+from tarflow.model.saving import WEIGHTS_FILE, read_json
 from tarflow.sampling.calibration import Calibration
 from tarflow.sampling.setting import StoredSetting
 from tarflow.tensor_files import read_tensors, read_torch_file

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from tarflow.fields import ConfigError as ConfigError
 from tarflow.fields import check, coerce_fields, derived, option
@@ -64,29 +64,13 @@ class TarFlowConfig:
         height, width = self.image_shape
         check(min(height, width) >= 1, "image_size", "positive numbers", self.image_size)
         check(max(height, width) <= LARGEST, "image_size", f"at most {LARGEST}", self.image_size)
-        for name in ("patch_size", "width", "channels", "head_dim", "expansion"):
-            check(getattr(self, name) >= 1, name, "a positive number", getattr(self, name))
-            check(getattr(self, name) <= LARGEST, name, f"at most {LARGEST}", getattr(self, name))
-        check(
-            height % self.patch_size == 0 and width % self.patch_size == 0,
-            "patch_size",
-            f"a divisor of the image size {height}x{width}",
-            self.patch_size,
-        )
-        check(self.width % self.head_dim == 0, "width", f"a multiple of head_dim {self.head_dim}", self.width)
-        check(
-            not self.rotary or self.head_dim % 4 == 0,
-            "head_dim",
-            "a multiple of 4 with rotary positions",
-            self.head_dim,
-        )
-        check(
-            len(self.layers) >= 1 and min(self.layers) >= 1,
-            "layers",
-            "at least one block, each of at least one layer",
-            self.layers,
-        )
-        check(sum(self.layers) <= MOST_LAYERS, "layers", f"at most {MOST_LAYERS} layers in all", self.layers)
+        for name in ("patch_size", "channels"):
+            check(1 <= getattr(self, name) <= LARGEST, name, f"1 to {LARGEST}", getattr(self, name))
+        divides = height % self.patch_size == 0 and width % self.patch_size == 0
+        check(divides, "patch_size", f"a divisor of the image size {height}x{width}", self.patch_size)
+        check_network(self)
+        turns = not self.rotary or self.head_dim % 4 == 0
+        check(turns, "head_dim", "a multiple of 4 with rotary positions", self.head_dim)
         check(0 <= self.num_classes <= LARGEST, "num_classes", f"0 to {LARGEST}", self.num_classes)
         check(
             self.num_patches >= 2,
@@ -94,14 +78,7 @@ class TarFlowConfig:
             "two patches at least (the first is not transformed, and one alone would be N(0, 1), whatever its class)",
             self.patch_size,
         )
-        if self.log_scale_bound == "auto":
-            object.__setattr__(self, "log_scale_bound", BOUND if self.transform == "affine" else None)
-        elif self.log_scale_bound == "none":
-            object.__setattr__(self, "log_scale_bound", None)
-        bound = self.bound
-        check(bound is None or (bound > 0 and math.isfinite(bound)), "log_scale_bound", "a positive number", bound)
-        if bound is not None and self.transform == "additive":
-            raise ConfigError("log_scale_bound: the additive transform has no log-scale to bound")
+        object.__setattr__(self, "log_scale_bound", bound_of(self.log_scale_bound, self.transform == "affine"))
 
     @property
     def bound(self) -> float | None:
@@ -138,6 +115,29 @@ class TarFlowConfig:
         return self.num_patches * self.patch_dim
 
 
+def check_network(config: Any) -> None:
+    """Raise ConfigError unless the fields that any flow's Transformers have fit each other."""
+    for name in ("width", "head_dim", "expansion"):
+        check(1 <= getattr(config, name) <= LARGEST, name, f"1 to {LARGEST}", getattr(config, name))
+    check(config.width % config.head_dim == 0, "width", f"a multiple of head_dim {config.head_dim}", config.width)
+    layers = config.layers
+    check(bool(layers) and min(layers) >= 1, "layers", "at least one block, each of at least one layer", layers)
+    check(sum(layers) <= MOST_LAYERS, "layers", f"at most {MOST_LAYERS} layers in all", layers)
+
+
+def bound_of(value: float | str | None, scales: bool) -> float | None:
+    """The bound that "auto", "none" or a number comes to, where some transform `scales` or none does."""
+    if value == "auto":
+        return BOUND if scales else None
+    if value is None or value == "none":
+        return None
+    assert not isinstance(value, str)
+    check(value > 0 and math.isfinite(value), "log_scale_bound", "a positive number", value)
+    if not scales:
+        raise ConfigError("log_scale_bound: the additive transform has no log-scale to bound")
+    return value
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which images are seen, and how a file becomes a tensor. Stored with the run, so that its user need not know."""
@@ -156,13 +156,6 @@ class DataConfig:
     )
     split_seed: int = option(0, help="seed of that split")
     skip_bad: bool = option(False, help="leave out files that cannot be read, instead of stopping")
-    storage: Literal["auto", "memory", "stream"] = option(
-        "auto",
-        help="memory: decoded once, before the first step; stream: read and decoded again in every epoch, for Parquet "
-        "and folders of images; auto: stream what would take half of the machine's memory",
-    )
-    shuffle_window: int = option(8192, help="images that a stream shuffles together, and holds encoded in memory")
-    workers: int = option(2, help="processes that decode a stream; 0 decodes between the steps")
     variant: str = option("", help="which of several versions of the data set; what its files tell when not given")
     image_column: str = option("", help="column of Parquet files with the images; found by its name when not given")
     label_column: str = option(
@@ -183,8 +176,6 @@ class DataConfig:
         check(0 < self.held_out_fraction < 1, "held_out_fraction", "between 0 and 1", self.held_out_fraction)
         values = self.value_range
         check(isinstance(values, str) or values[0] < values[1], "value_range", "a lower number, then a higher", values)
-        check(self.shuffle_window >= 1, "shuffle_window", "a positive number", self.shuffle_window)
-        check(self.workers >= 0, "workers", "0 or more", self.workers)
 
 
 @dataclass(frozen=True)

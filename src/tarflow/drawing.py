@@ -12,7 +12,7 @@ from tarflow.checkpoint import Run, open_calibration, save_calibration
 from tarflow.data.labels import class_finder
 from tarflow.fields import integer
 from tarflow.image_files import ImageWriter
-from tarflow.model.block import NULL_CLASS
+from tarflow.model.condition import NULL_CLASS
 from tarflow.pictures import columns_by_class
 from tarflow.sampling.narrow import narrowed
 from tarflow.sampling.sample import SampleBatch, sample_batches

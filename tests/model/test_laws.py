@@ -13,7 +13,7 @@ from torch.distributions import Independent, Normal
 import slow_flow
 from flow_cases import assert_close, build, config_of, every_case, images, labels, latents, names, unchanged
 from tarflow import TarFlow
-from tarflow.model.patches import patchify
+from tarflow.model.events import patchify
 from tarflow.model.transform import Affine
 
 BATCH = 5
@@ -100,10 +100,10 @@ def test_log_prob_is_the_base_density_plus_ladj(name: str) -> None:
     with unchanged(x, y):
         log_prob = flow.log_prob(x, y)
     z, ladj = flow.encode(x, y)
-    variance = torch.ones_like(z[0]) if flow.base_variance is None else flow.base_variance
+    variance = torch.ones_like(z[0]) if not flow.base.follows else flow.base.variance
     base = Independent(Normal(torch.zeros_like(variance), variance.sqrt()), 2)
     assert_close(log_prob, base.log_prob(z) + ladj)
-    assert_close(flow.base_log_prob(z), base.log_prob(z))
+    assert_close(flow.base.log_prob(z).sum(dim=1), base.log_prob(z))
     for i in range(BATCH):
         assert_close(flow.log_prob(x[i : i + 1], None if y is None else y[i : i + 1]), log_prob[i : i + 1])
 
@@ -135,7 +135,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     flow.log_prob(images(flow, 12), labels(flow, 12)).sum().backward()
     for parameter_name, parameter in flow.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 1e-8, parameter_name
-        if parameter_name.endswith("class_embedding"):
+        if parameter_name.endswith("embedding.classes"):
             assert (parameter.grad.abs().amax(dim=1) > 1e-8).all(), "a class gets no gradient"
         if parameter_name.endswith("position"):
             assert int((parameter.grad.abs().amax(dim=1) > 1e-8).sum()) == flow.config.num_patches - 1
@@ -157,7 +157,7 @@ def test_gradients_flow_to_the_classes_and_through_the_cache_less_conditioner() 
     block = flow.blocks[1]
     x, context = latents(flow, 2)[:, :-1].requires_grad_(), block.context(torch.tensor([0, -1])).requires_grad_()
     assert gradcheck(lambda x, context: block.conditioner(x, context), (x, context))
-    embedding = block.class_embedding.requires_grad_()
+    embedding = block.embedding.classes.requires_grad_()
     block.context(torch.tensor([-1])).sum().backward()
     assert_close(embedding.grad, torch.full_like(embedding, 1 / 3))
 
@@ -170,7 +170,7 @@ def test_the_null_class_is_the_mean_of_the_classes_in_both_directions(name: str)
     named = build(name, num_classes=flow.config.num_classes + 1)  # whose last class is that mean
     state = flow.state_dict()
     for key in state:
-        if key.endswith("class_embedding"):
+        if key.endswith("embedding.classes"):
             state[key] = torch.cat([state[key], state[key].mean(dim=0, keepdim=True)])
     named.load_state_dict(state)
     last = torch.full((3,), flow.config.num_classes)

@@ -86,7 +86,7 @@ def test_curves_are_the_lines_of_the_metrics(tmp_path: Path, monkeypatch: pytest
 
 def test_the_best_of_a_trained_run_is_the_step_whose_weights_it_has(tmp_path: Path) -> None:
     """With the trainer's own numbers: what the report calls the best is what `model.safetensors` holds."""
-    from tarflow.model.flow import WEIGHTS_FILE
+    from tarflow.model.saving import WEIGHTS_FILE
     from tarflow.training.trainer import train
     from training_cases import run_config, splits
 

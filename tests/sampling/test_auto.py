@@ -47,7 +47,7 @@ def measured(flow: TarFlow, z: Tensor, y: Tensor | None) -> tuple[Choice, Soluti
     """What is the fastest for the only block of a flow."""
     block = flow.blocks[0]
     with torch.no_grad():
-        return fastest(decode.predictor(block, y, None, block.new_cache(len(z))), block.reorder(z))
+        return fastest(decode.predictor(block, y, None, block.new_cache(len(z))), block.order.forward(z))
 
 
 def flow_of(rate: float, image_size: int = 16) -> TarFlow:
@@ -80,7 +80,7 @@ def test_what_is_faster_is_chosen(
     assert (choice.seconds < choice.sequential_seconds) == (solver == "jacobi")
     assert (solution is None) == (solver == "sequential")
     if solution is not None:  # decoded on the way, and not to be decoded again
-        assert_close(flow.blocks[0].reorder(solution.x), flow.blocks[0].decode(z, y).detach(), 1e-9)
+        assert_close(flow.blocks[0].order.inverse(solution.x), flow.blocks[0].decode(z, y).detach(), 1e-9)
         assert choice.window is not None and str(choice) == f"jacobi {choice.window}"
     assert machine.now <= 4.5 * choice.seconds + 20 * (latency + patch), "measuring took longer than it may"
 

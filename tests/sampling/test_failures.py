@@ -31,7 +31,7 @@ def fail_for(monkeypatch: pytest.MonkeyPatch, flow: TarFlow, failing: list[tuple
     """Make the conditioner return NaN for (image, attempt); returns a list that grows by the rows of each decoding."""
     last, honest = flow.blocks[-1], Block.conditioner
     bad = torch.cat([draw_noise(flow, torch.tensor([k]), seed, attempt) for k, attempt in failing])
-    bad = last.reorder(bad * flow.base_std())[:, 0]  # x_0 = z_0 is what the first step of the first block sees
+    bad = last.order.forward(flow.base.sample(bad))[:, 0]  # x_0 = z_0 is what the first step of the first block sees
     decodings: list[int] = []
 
     def conditioner(block: Block, x: Tensor, context: Any, start: Any = 0, *rest: Any) -> Tensor:

@@ -11,7 +11,7 @@ import slow_flow
 import tarflow
 from flow_cases import assert_close, build, labels, latents, names, unchanged
 from tarflow import NULL_CLASS, Guidance, TarFlow
-from tarflow.model.patches import patchify
+from tarflow.model.events import patchify
 from tarflow.model.transform import Affine
 from tarflow.sampling.guidance import guided_rows, predictor
 
@@ -24,7 +24,7 @@ SEEING = names(long=True)
 
 def standard(flow: TarFlow, z: torch.Tensor) -> torch.Tensor:
     """The noise from which latents z come: `sample` multiplies by the root of the base variance."""
-    return z if flow.base_variance is None else z / flow.base_variance.sqrt()
+    return z if not flow.base.follows else z / flow.base.variance.sqrt()
 
 
 def guided(flow: TarFlow, y: torch.Tensor | None, guidance: Guidance | None) -> torch.Tensor:

@@ -25,7 +25,7 @@ def weights_of(flow: TarFlow) -> list[Weights]:
 
 def embedding(weights: Weights, label: int) -> Tensor | float:
     """What is added to every token: the class, or the mean of the classes for none."""
-    table = weights.get("class_embedding")
+    table = weights.get("embedding.classes")
     if table is None:
         return 0.0
     return table.mean(dim=0) if label == NULL else table[label]

@@ -14,7 +14,7 @@ import torch
 from tarflow import checkpoint
 from tarflow.config import TrainingConfig
 from tarflow.evaluation.likelihood.evaluate import Likelihood, evaluate_likelihood
-from tarflow.model.block import NULL_CLASS
+from tarflow.model.condition import NULL_CLASS
 from tarflow.training import scoring as scoring_module
 from tarflow.training import trainer as trainer_module
 from tarflow.training.interrupt import Interrupted

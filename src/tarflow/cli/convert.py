@@ -46,7 +46,7 @@ def run(args: Convert) -> None:
     from tarflow.config import DataConfig, RunConfig, TrainingConfig
     from tarflow.destination import check_vacant
     from tarflow.interop import load_official, noise_from_name
-    from tarflow.model.flow import WEIGHTS_FILE
+    from tarflow.model.saving import WEIGHTS_FILE
 
     check_vacant(args.out)
     if args.noise_std is not None:

@@ -58,7 +58,7 @@ def run(args: Denoise) -> None:
     from tarflow.checkpoint import open_run
     from tarflow.cli.progress import Progress
     from tarflow.data.load import load_all
-    from tarflow.data.request import Reading
+    from tarflow.data.options import Reading
     from tarflow.devices import pick_device
     from tarflow.drawing import class_number
     from tarflow.evaluation.quality.psnr import psnr
@@ -94,7 +94,7 @@ def run(args: Denoise) -> None:
             levels=run.levels,
             class_names=named,
             skip_bad=args.skip_bad,
-            reading=None if run.config.data is None else Reading.of(run.config.data, strict=False),
+            reading=Reading.of(run.config.data, strict=False),
             progress=progress.loading,
         )
     for name, reason in skipped:

@@ -14,7 +14,6 @@ from rich.progress import Progress as Bar
 
 from tarflow.config import RunConfig
 from tarflow.data.load import Splits
-from tarflow.data.streamed import StreamedSplits
 from tarflow.report.words import duration
 
 FIRST_SECONDS = 1  # of a stage without a word, where there is no terminal to draw a bar on
@@ -42,7 +41,6 @@ class Progress:
         self.done = 0.0
         self.rate = 0.0
         self.text = ""  # of the last step whose metrics were read
-        self.unread = 0
 
     def __enter__(self) -> Progress:
         self.bar.start()
@@ -82,7 +80,7 @@ class Progress:
         """Images drawn so far; those that are on their way count by the share of the blocks that they are through."""
         self._advance("sampling", done, total, "images")
 
-    def begin(self, config: RunConfig, splits: Splits | StreamedSplits, out: Path, processes: int = 1) -> None:
+    def begin(self, config: RunConfig, splits: Splits, out: Path, processes: int = 1) -> None:
         """Say what is about to be trained on what."""
         model, training = config.model, config.training
         assert training is not None and config.data is not None
@@ -103,10 +101,7 @@ class Progress:
         )
 
     def report(self, metrics: dict[str, Any]) -> None:
-        """One step, evaluation, sample sheet, or image of a stream that cannot be read."""
-        if "skipped_image" in metrics:
-            self.unread += 1
-            return self.say(f"skipped {metrics['skipped_image']} ({self.unread} so far; another one takes its place)")
+        """One step, evaluation or sample sheet."""
         if "samples" in metrics or any(name.startswith(("held_out", "settled")) for name in metrics):
             step = metrics["step"]
             facts = [

@@ -28,6 +28,8 @@ class Transform:
     """
 
     params_per_number: int
+    scales = True
+    """Whether it changes volumes: a base of variance 1 is then no restriction."""
 
     def __init__(self, bound: float | None = None) -> None:
         self.bound = bound
@@ -86,6 +88,7 @@ class Additive(Transform):
     """z = x - shift, ladj = 0: the paper's volume-preserving variant, which both rules guide alike (σ_c = σ_u)."""
 
     params_per_number = 1
+    scales = False
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         return x - params, x.new_zeros(()).expand(x.shape[:2])

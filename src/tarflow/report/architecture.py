@@ -18,10 +18,14 @@ from tarflow.report.words import plural, short
 def stack(name: str, flow: TarFlow) -> Markup:
     """The image cut into patches, every block with its direction, and the latent below. `name` prefixes the ids."""
     blocks = [
-        {"layers": len(b.layers), "weights": short(sum(p.numel() for p in b.parameters())), "flipped": b.flipped}
+        {
+            "layers": len(b.layers),
+            "weights": short(sum(p.numel() for p in b.parameters())),
+            "flipped": b.order.is_flipped,
+        }
         for b in flow.blocks
     ]
-    return _drawn("stack", name, flow.config, blocks, "I" if flow.base_variance is None else "V")
+    return _drawn("stack", name, flow.config, blocks, "V" if flow.base.follows else "I")
 
 
 def block_inside(name: str, flow: TarFlow) -> Markup:
@@ -35,7 +39,7 @@ def block_inside(name: str, flow: TarFlow) -> Markup:
         ("patches before i, in the block's order", f"{config.patch_dim} numbers each", "latent"),
         (
             f"linear, {config.patch_dim} → {width}",
-            "+ position" if block.class_embedding is None else "+ position + class",
+            "+ position" if block.embedding is None else "+ position + class",
             "part",
         ),
         (

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tarflow.model.flow import TarFlow
+from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.calibration import Calibration, Choice, calibration_key, remembered
 from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.jacobi import Jacobi, check_options
@@ -53,7 +53,7 @@ class Auto(Solver):
     def solve(self, predict: Predict, z: Tensor) -> Solution:
         return _Measured(self.tol, math.inf, lambda _: None).solve(predict, z)
 
-    def by_block(self, flow: TarFlow, guidance: Guidance | None, batch: int, batches: float) -> list[Solver]:
+    def by_block(self, flow: SequenceFlow, guidance: Guidance | None, batch: int, batches: float) -> list[Solver]:
         known = remembered(flow) if self.calibration is None else self.calibration
         key = calibration_key(flow, batch, guidance, self.tol)
         if is_measured(known.choices.get(key, ()), flow, batches):
@@ -87,11 +87,11 @@ class _Measured(Solver):
         return str(self.choice)
 
 
-def is_measured(choices: Sequence[Choice], flow: TarFlow, batches: float) -> bool:
+def is_measured(choices: Sequence[Choice], flow: SequenceFlow, batches: float) -> bool:
     """Whether choices are to be used for so many batches: measured, or not worth measuring for them, either."""
     if len(choices) != len(flow.blocks):  # a damaged file
         return False
-    steps = flow.config.num_patches - 1
+    steps = flow.sequence.tokens - 1
     return any(choice.seconds for choice in choices) or not _affordable(steps, flow.device, batches)
 
 

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 
 from tarflow import storage
-from tarflow.model.flow import TarFlow, read_json
+from tarflow.model.saving import read_json
+from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.jacobi import Jacobi
 from tarflow.sampling.sequential import Sequential
@@ -86,7 +87,7 @@ class Calibration:
         storage.write_json(Path(path), {"weights": weights, "choices": choices})
 
 
-def calibration_key(flow: TarFlow, batch: int, guidance: Guidance | None, tol: float | None) -> str:
+def calibration_key(flow: SequenceFlow, batch: int, guidance: Guidance | None, tol: float | None) -> str:
     """What a choice depends on: the machine, the precision, the batch, the guidance and the tolerance."""
     device = flow.device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -98,10 +99,10 @@ def calibration_key(flow: TarFlow, batch: int, guidance: Guidance | None, tol: f
     return f"{where}, {threads}, torch {torch.__version__}, {dtype}{autocast}, batch {batch}, {guided}, {tolerance}"
 
 
-_REMEMBERED: weakref.WeakKeyDictionary[TarFlow, tuple[int, Calibration]] = weakref.WeakKeyDictionary()
+_REMEMBERED: weakref.WeakKeyDictionary[SequenceFlow, tuple[int, Calibration]] = weakref.WeakKeyDictionary()
 
 
-def remembered(flow: TarFlow) -> Calibration:
+def remembered(flow: SequenceFlow) -> Calibration:
     """What was measured for this flow in this process, as long as its weights are the same.
 
     Timings and nothing else: no sample depends on it beyond the tolerance of the solvers.

@@ -12,7 +12,7 @@ from torch import Tensor
 from tarflow.devices import free_bytes
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
-from tarflow.model.flow import TarFlow
+from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.cuda.graph import BlockReplay, Captured
 from tarflow.sampling.cuda.step import DeviceStep
 from tarflow.sampling.guidance import Guidance, guided_rows, predictor
@@ -29,7 +29,7 @@ Report = Callable[[int], None]
 
 
 def decode(
-    flow: TarFlow,
+    flow: SequenceFlow,
     noise: Tensor,
     y: Tensor | None = None,
     guidance: Guidance | None = None,
@@ -57,9 +57,9 @@ def _add(report: Report, before: int, done: int) -> None:
     report(before + done)
 
 
-def latents_of(flow: TarFlow, noise: Tensor) -> Tensor:
+def latents_of(flow: SequenceFlow, noise: Tensor) -> Tensor:
     """Standard normal noise (B, T, D) to latents of the flow, N(0, V): on its device, in the dtype of its state."""
-    return noise.to(device=flow.device, dtype=torch.promote_types(flow.dtype, torch.float32)) * flow.base_std()
+    return flow.base.sample(noise.to(device=flow.device, dtype=torch.promote_types(flow.dtype, torch.float32)))
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def invert(
     Its cache is gone when it returns, also when a step fails: there is never more than one block's. What a GPU has
     recorded goes with `captured`, or where there is none, too. None is the sequential solver.
     """
-    z = block.reorder(z)
+    z = block.order.forward(z)
     if _on_gpu(block, z):
         replay = BlockReplay(captured or Captured(), block, y, guidance, len(z))
         plain = functools.cache(lambda: _predict(block, y, guidance, len(z)))  # its cache, where anybody needs one
@@ -88,7 +88,7 @@ def invert(
     solution = (solver or Sequential()).solve(predict, z)
     if report is not None:
         report(z.shape[1])
-    return dataclasses.replace(solution, x=block.reorder(solution.x))
+    return dataclasses.replace(solution, x=block.order.inverse(solution.x))
 
 
 def _predict(block: Block, y: Tensor | None, guidance: Guidance | None, batch: int) -> Predict:
@@ -107,13 +107,13 @@ def _network_dtype(block: Block) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else block.product_dtype
 
 
-def draw_noise(flow: TarFlow, indices: Tensor, seed: int, attempt: int = 0) -> Tensor:
+def draw_noise(flow: SequenceFlow, indices: Tensor, seed: int, attempt: int = 0) -> Tensor:
     """Standard normal noise (b, T, D), float64 on the CPU; that of image k depends on (seed, k, attempt) only."""
-    shape = (flow.config.num_patches, flow.config.patch_dim)
+    shape = (flow.sequence.tokens, flow.sequence.dim)
     return torch.stack([seeded_normal(shape, seed, "sample", int(k), attempt) for k in indices])
 
 
-def default_batch_size(flow: TarFlow, guidance: Guidance | None) -> int:
+def default_batch_size(flow: SequenceFlow, guidance: Guidance | None) -> int:
     """How many images have room for the keys and values of their largest block, at least 1.
 
     The room is `CACHE_BYTES`, and on a GPU that has more, `CACHE_SHARE` of what is free. On a CPU more than `CPU_ROWS`
@@ -123,7 +123,7 @@ def default_batch_size(flow: TarFlow, guidance: Guidance | None) -> int:
     if flow.device.type == "cuda":
         room = max(room, int(CACHE_SHARE * (free_bytes(flow.device) or 0)))
     per_row = max(
-        KVCache.bytes_needed(len(block.layers), 1, flow.config.width, flow.config.num_patches, block.dtype)
+        KVCache.bytes_needed(len(block.layers), 1, flow.sequence.width, flow.sequence.tokens, block.dtype)
         for block in flow.blocks
     )
     rows = room // per_row

@@ -14,10 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tarflow.config import TarFlowConfig
 from tarflow.fields import real
-from tarflow.model.block import NULL_CLASS, Block
+from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
+from tarflow.model.condition import Condition
 from tarflow.sampling.cpu.step import Step
 from tarflow.sampling.solver import Predict
 
@@ -56,24 +56,26 @@ class Guidance:
         if self.rule not in ("paper", "stable"):
             raise ValueError(f"guidance rule: expected 'paper' or 'stable', got {self.rule!r}")
 
-    def check(self, y: Tensor | None, config: TarFlowConfig) -> None:
-        """Raise ValueError where the two branches coincide, so that guidance would do nothing, silently."""
+    def check(self, y: Tensor | None, condition: Condition, tokens: int) -> None:
+        """Raise ValueError where the two branches coincide, so that guidance would do nothing, silently.
+
+        Args:
+            y: checked values of the `condition`. tokens: of a sequence.
+        """
         if self.scale == 0:
             return
-        # The mean of one class is that class; a softmax over one key has no temperature.
-        by_class = config.num_classes > 1 and y is not None and bool((y != NULL_CLASS).any())
-        by_temperature = self.temperature != 1.0 and config.num_patches > 2
-        if not (by_class or by_temperature):
+        by_temperature = self.temperature != 1.0 and tokens > 2  # a softmax over one key has none
+        if not (condition.differs(y) or by_temperature):
             raise ValueError(
                 f"guidance scale {self.scale}: both branches are the same here and nothing is guided; it takes a model "
                 "of two classes and labels that are not all null, or three patches and a temperature other than 1"
             )
 
-    def strength(self, places: Tensor, num_patches: int) -> Tensor | float:
+    def strength(self, places: Tensor, tokens: int) -> Tensor | float:
         """g_i for patches at `places` of the block's own order."""
         if self.schedule == "constant":
             return self.scale
-        return self.scale * places / (num_patches - 1)
+        return self.scale * places / (tokens - 1)
 
 
 def guided_rows(guidance: Guidance | None, batch: int) -> int:
@@ -107,7 +109,7 @@ def guided(block: Block, params: Tensor, guidance: Guidance | None, places: Tens
     """Parameters (R, n, k·D) of all branches to those that are used, (B, n, k·D), of tokens at `places` (n,)."""
     if guidance is None or guidance.scale == 0:
         return params
-    g = guidance.strength(places.to(params.dtype).unsqueeze(1), block.config.num_patches)
+    g = guidance.strength(places.to(params.dtype).unsqueeze(1), block.config.tokens)
     conditional, unguided = params.chunk(2)
     return block.transform.combine(conditional, unguided, g, guidance.rule)
 

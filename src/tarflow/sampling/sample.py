@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tarflow.fields import integer
-from tarflow.model.flow import TarFlow
+from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.cuda.graph import Captured
 from tarflow.sampling.decode import Report, decode, default_batch_size, draw_noise
 from tarflow.sampling.denoise import check_sigma
@@ -65,7 +65,7 @@ def _arguments_of(function: Callable[P, Any]) -> Callable[[Callable[..., R]], Ca
 
 
 def sample_batches(
-    flow: TarFlow,
+    flow: SequenceFlow,
     n: int,
     y: Tensor | None = None,
     guidance: Guidance | None = None,
@@ -125,17 +125,17 @@ def sample(*arguments: Any, **named: Any) -> Tensor:
 
 
 def check_arguments(
-    flow: TarFlow, n: int, y: Tensor | None, guidance: Guidance | None, denoise: float | None, noise: Tensor | None
+    flow: SequenceFlow, n: int, y: Tensor | None, guidance: Guidance | None, denoise: float | None, noise: Tensor | None
 ) -> Tensor | None:
     """Raise ValueError unless what is to be drawn fits the model and each other; return the labels, checked."""
     integer("n", n, 1)
     if denoise is not None:
         check_sigma(denoise)
-    y = flow.check_labels(y, n)
+    y = flow.check_condition(y, n)
     if guidance is not None:
         if not isinstance(guidance, Guidance):
             raise ValueError(f"guidance: expected tarflow.Guidance(scale=…) or None, got {guidance!r}")
-        guidance.check(y, flow.config)
+        guidance.check(y, flow.condition, flow.sequence.tokens)
     if noise is not None:
         flow.check_latents(noise, "noise")
         if len(noise) != n:
@@ -149,7 +149,7 @@ def check_arguments(
 class _Draw:
     """The n images of one call, as the caller asked for them, checked."""
 
-    flow: TarFlow
+    flow: SequenceFlow
     n: int
     y: Tensor | None
     guidance: Guidance | None
@@ -179,7 +179,7 @@ class _Draw:
             for step, solution in enumerate(self._decode(which, labels, attempt, solvers, captured)):
                 iterations[step] += solution.iterations
                 residual = max(residual, solution.residual)
-            drawn = self.flow.to_images(solution.x)
+            drawn = self.flow.event.from_tokens(solution.x)
             if self.denoise is not None:
                 drawn = denoise_images(self.flow, drawn, self.denoise, labels)
             if images is None:
@@ -214,5 +214,5 @@ class _Draw:
         """Progress of a batch of `count` images, as that of all n after the `before` that are done."""
         if self.progress is None:
             return None
-        progress, patches = self.progress, len(self.flow.blocks) * self.flow.config.num_patches
+        progress, patches = self.progress, len(self.flow.blocks) * self.flow.sequence.tokens
         return lambda done: progress(before * patches + count * done, self.n * patches)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from tarflow.model.flow import TarFlow
+    from tarflow.model.sequence import SequenceFlow
     from tarflow.model.transform import Transform
     from tarflow.sampling.guidance import Guidance
 
@@ -104,7 +104,7 @@ class Solver(ABC):
     def solve(self, predict: Predict, z: Tensor) -> Solution:
         """Invert a block: z (B, T, D) in its own order, not written to, to x (B, T, D), as `predict` says."""
 
-    def by_block(self, flow: TarFlow, guidance: Guidance | None, batch: int, batches: float) -> list[Solver]:
+    def by_block(self, flow: SequenceFlow, guidance: Guidance | None, batch: int, batches: float) -> list[Solver]:
         """What solves each block in the order of sampling, for so many `batches` of so many images each."""
         return [self] * len(flow.blocks)
 

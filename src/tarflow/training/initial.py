@@ -88,7 +88,7 @@ def start_from(flow: TarFlow, source: TarFlow) -> None:
     old, new = source.config.num_classes, flow.config.num_classes
     if old != new:
         for index in range(len(flow.blocks)):
-            name = f"blocks.{index}.class_embedding"
+            name = f"blocks.{index}.embedding.classes"
             null = tensors.pop(name).mean(dim=0) if old else torch.zeros_like(tensors[f"blocks.{index}.position"][0])
             if new:
                 tensors[name] = null.expand(new, -1).clone()

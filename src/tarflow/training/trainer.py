@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from tarflow import checkpoint
 from tarflow.config import ConfigError, RunConfig
 from tarflow.data.feed import Feed
 from tarflow.data.load import Splits
-from tarflow.data.streamed import StreamedSplits
 from tarflow.devices import without_autocast
-from tarflow.model.flow import WEIGHTS_FILE, TarFlow, load_weights
+from tarflow.model.flow import TarFlow
+from tarflow.model.saving import WEIGHTS_FILE, load_weights
 from tarflow.tensor_files import read_tensors
 from tarflow.training.build import build_step
 from tarflow.training.directory import RunDirectory
@@ -56,7 +55,7 @@ class TrainingResult:
 @torch.inference_mode(False)  # whatever mode the caller is in: this also lets gradients flow
 def train(
     config: RunConfig,
-    splits: Splits | StreamedSplits,
+    splits: Splits,
     out: str | Path,
     *,
     resume: bool = False,
@@ -113,7 +112,7 @@ class Trainer:
     def __init__(
         self,
         config: RunConfig,
-        splits: Splits | StreamedSplits,
+        splits: Splits,
         directory: RunDirectory,
         engine: Engine,
         report: Report,
@@ -133,8 +132,6 @@ class Trainer:
             labelled=config.model.num_classes > 0,
             device=engine.device,
             rows=self.rows,
-            window=self.data.shuffle_window,
-            workers=self.data.workers,
         )
         self.held_out = splits.held_out.choice(self.training.evaluate_images, self.training.seed)
         self.total, self.warmup = step_counts(self.training, len(splits.train))
@@ -144,7 +141,6 @@ class Trainer:
         self.flow, self.ema, self.optimizer = self.move.flow, self.move.ema, self.move.optimizer
 
         self.step = 0
-        self.skipped: set[str] = set()  # names of the images that could not be read
         self.best_step: int | None = None
         self.best_score = float("inf")
         self.seconds = 0.0
@@ -159,8 +155,6 @@ class Trainer:
             measured = self.take_step()
             last = self.step == self.total
             logs = self.step % self.training.log_every == 0 or last
-            if logs or self.ranks.alone:  # of others one has to ask, which not every step should do
-                self.report_skipped()
             metrics: dict[str, Any] = {"step": self.step}
             if logs:
                 metrics = self.read(measured)
@@ -189,18 +183,11 @@ class Trainer:
                 raise Interrupted(signum, self.step)
         if self.best_step is None:
             raise Diverged("no held-out evaluation was finite; lower the learning rate, or bound the log-scale")
-        if self.flow.base_variance is not None:
+        if self.flow.base.follows:
             batches = map(self.seen, one_pass(len(self.feed), self.training.batch_size, self.total))
             best = settle(self.out, batches, self.engine.device, self.training.accumulate, self.ranks)
             self.best_score = self.scored(best, "settled_")
         return TrainingResult(self.total, int(self.move.skipped), self.best_step, self.best_score, self.seconds)
-
-    def report_skipped(self) -> None:
-        """Report the records that could not be read, each once, whichever ranks met it."""
-        for name, reason in itertools.chain(*self.ranks.gather(self.feed.newly_skipped())):
-            if name not in self.skipped:
-                self.skipped.add(name)
-                self.report({"step": self.step, "skipped_image": f"{name}: {reason}"})
 
     def take_step(self) -> dict[str, Any]:
         """One optimizer step, or a skipped one where it is not finite; what was measured, as tensors on the device."""

@@ -36,8 +36,8 @@ def known_flow() -> TarFlow:
         for parameter in flow.parameters():
             parameter.zero_()
         block = flow.blocks[0]
-        assert block.class_embedding is not None
-        block.class_embedding[:, 0] = torch.tensor(SHIFTS, dtype=torch.float64)
+        assert block.embedding.classes is not None
+        block.embedding.classes[:, 0] = torch.tensor(SHIFTS, dtype=torch.float64)
         block.proj_out.weight[1, 0] = 1.0  # log-scale first, then the shift
     return flow
 

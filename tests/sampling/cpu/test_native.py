@@ -18,7 +18,7 @@ from torch import nn
 
 import tarflow
 from flow_cases import assert_close, build, latents, randomise
-from tarflow import TarFlow, TarFlowConfig, caching
+from tarflow import SequenceFlow, TarFlow, TarFlowConfig, caching
 from tarflow.model.block import Block
 from tarflow.sampling.cpu import native
 from tarflow.sampling.cpu.step import Step
@@ -100,7 +100,7 @@ def test_large_numbers_are_as_exact_as_pytorch_has_them() -> None:
         layer.mlp[1].weight *= 4
     x = torch.randn(4, 35, 4) * 5
     step = Step(block, None, block.new_cache(4))
-    wide = randomise(TarFlow(block.config)).double().blocks[0]
+    wide = randomise(SequenceFlow(block.config)).double().blocks[0]
     wide.load_state_dict(block.state_dict())
     exact, theirs = wide.conditioner(x.double(), None), block.conditioner(x, None)
     for ours, b, c in zip(step(x, 0).chunk(2, -1), theirs.chunk(2, -1), exact.chunk(2, -1), strict=True):

@@ -43,16 +43,7 @@ def patch_log_prob(flow: TarFlow, x: Tensor, y: Tensor | None = None) -> Tensor:
     >>> patch_log_prob(flow, torch.zeros(5, 1, 8, 8)).shape
     torch.Size([5, 4, 4])
     """
-    z, patch_ladj = flow.encode_patches(x, y)
-    energy = z.square()  # (B, T, D)
-    log_det = z.new_zeros(z.shape[1])
-    if flow.base_variance is not None:
-        variance = flow.base_variance.to(z.dtype)
-        energy, log_det = energy / variance, variance.log().sum(dim=1)
-    base = -0.5 * (energy.sum(dim=2) + log_det + flow.config.patch_dim * math.log(2 * math.pi))
-    height, width = flow.config.image_shape
-    side = flow.config.patch_size
-    return (base + patch_ladj).unflatten(1, (height // side, width // side))
+    return flow.log_prob_by_token(x, y).unflatten(1, flow.config.grid)
 
 
 def patch_log_likelihood(
@@ -91,7 +82,7 @@ def patch_log_likelihood(
 
 def ends_of_a_map(flow: TarFlow) -> str:
     """Why the first and the last patch of a map stand apart, in words for whoever looks at one."""
-    forward, count = sum(not block.flipped for block in flow.blocks), len(flow.blocks)
+    forward, count = sum(block.order.is_raster for block in flow.blocks), len(flow.blocks)
     if flow.config.num_patches == 1:
         return "There is one patch, which no block changes."
     return (

@@ -12,8 +12,8 @@ from torch import Tensor
 from tarflow.evaluation.likelihood.gaussian import GaussianYardstick
 from tarflow.fields import integer
 from tarflow.measure import Measure
-from tarflow.model.block import NULL_CLASS
 from tarflow.model.checks import check_tensor
+from tarflow.model.condition import NULL_CLASS
 from tarflow.model.flow import TarFlow
 from tarflow.ranks import Ranks
 from tarflow.seeding import seeded_generator
@@ -123,7 +123,7 @@ def log_likelihood(
         ValueError: images or labels that do not fit; a policy that the model or the labels cannot honour.
     """
     policy = label_policy or default_label_policy(flow, y)
-    flow.check_images(x)
+    flow.event.check(x)
     check_policy(flow, y, policy, len(x))
     batch_size = _checked_batch_size(flow, batch_size)
     if not len(x):
@@ -224,7 +224,7 @@ def check_policy(flow: TarFlow, y: Tensor | None, policy: str, count: int) -> No
         return
     if y is None:
         raise ValueError("label policy 'given': expected labels, got none; choose 'marginal' or 'null'")
-    flow.check_labels(y, count)
+    flow.check_condition(y, count)
     if bool((y == NULL_CLASS).any()):
         row = int((y == NULL_CLASS).nonzero()[0])
         raise ValueError(f"label policy 'given': image {row} has no label; choose 'marginal' or 'null'")

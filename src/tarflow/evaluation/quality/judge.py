@@ -16,7 +16,7 @@ from tarflow.evaluation.quality.distances import frechet_distance, kernel_distan
 from tarflow.evaluation.quality.extractors.extractor import Extractor
 from tarflow.evaluation.quality.manifolds import manifolds
 from tarflow.evaluation.quality.reference import Progress, Reference
-from tarflow.model.flow import read_json
+from tarflow.model.saving import read_json
 from tarflow.sampling.setting import Setting
 
 Kind: TypeAlias = Literal["FD", "KD", "precision", "recall", "density", "coverage"]

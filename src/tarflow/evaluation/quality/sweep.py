@@ -15,7 +15,9 @@ from tarflow import caching, storage
 from tarflow.config import TarFlowConfig, from_dict, to_dict
 from tarflow.evaluation.quality.judge import LOWER_IS_BETTER, Figure, Judge, Kind
 from tarflow.fields import real
-from tarflow.model.flow import read_json
+from tarflow.model.condition import make_condition
+from tarflow.model.flow import sequence_config
+from tarflow.model.saving import read_json
 from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.sample import SamplingError
 from tarflow.sampling.setting import UNGUIDED, Setting
@@ -80,7 +82,8 @@ def grid(
         denoise = None if sigma is None or strength == 0 else strength * sigma
         # Without guidance there is no rule to it: one setting, however many rules are tried.
         kept = Setting(Guidance(scale, schedule, temperature, rule) if scale else UNGUIDED, denoise)
-        kept.guidance.check(torch.zeros(1, device="cpu", dtype=torch.int64) if by_class else None, config)
+        first = torch.zeros(1, device="cpu", dtype=torch.int64) if by_class else None
+        kept.guidance.check(first, make_condition(sequence_config(config).condition), config.num_patches)
         settings[kept] = None
     return list(settings)
 

@@ -43,13 +43,13 @@ class Step:
     def __init__(self, block: Block, context: Tensor | None, cache: KVCache, temperature: Tensor | None = None) -> None:
         self.dtype = block.dtype
         self.scale = None if temperature is None else (1 / temperature).to(block.dtype).view(-1, 1, 1, 1)
-        places = block.reorder(block.position.unsqueeze(0))[0]  # (T, W), in the block's own order
+        places = block.order.rows(block.position, 0, len(block.position))  # (T, W), in the block's own order
         self.entry = places + block.proj_in.bias if context is None else places + block.proj_in.bias + context
         self.entry = self.entry.expand(cache.store.shape[2], -1, -1)  # (B, T, W): what does not depend on x
         compiled = library() if self.dtype == torch.float32 else None
         self.native = None if compiled is None else NativeBlock(compiled, block, self.entry, cache.store, self.scale)
         self.into, self.proj_out = block.proj_in.weight.t().contiguous(), block.proj_out
-        layers = cast("list[Layer]", block.layers)
+        layers = block.layers
         self.rotation = block.rotation()
         self.layers = [_LayerStep(layer, store) for layer, store in zip(layers, cache.store, strict=True)]
 
@@ -62,7 +62,7 @@ class Step:
             and len(dtypes) == 1
             and dtypes <= {torch.float32, torch.float64}
             and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
-            and all(map(is_plain, block.modules()))
+            and is_plain_block(block)
         )
 
     def __call__(self, x: Tensor, start: int) -> Tensor:
@@ -152,3 +152,9 @@ def is_plain(module: nn.Module) -> bool:
     """Whether a module of a block computes what its class says: not replaced, and with no hooks on it."""
     known = type(module) in PLAIN and not (isinstance(module, nn.GELU) and module.approximate != "none")
     return known and not (module._forward_hooks or module._forward_pre_hooks)
+
+
+def is_plain_block(block: Block) -> bool:
+    """Whether all that the conditioner calls is plain; what makes its context may be anything."""
+    others = set() if block.embedding is None else set(block.embedding.modules())
+    return all(is_plain(module) for module in block.modules() if module not in others)

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from tarflow.model.block import Block
 from tarflow.model.rotary import rotated
-from tarflow.model.transformer import Layer
-from tarflow.sampling.cpu.step import is_plain
+from tarflow.sampling.cpu.step import is_plain_block
 
 LENGTHS = 8  # stretches of a sequence: a mean cost of 9/16 of the whole cache instead of 1/2, for 8 captures a block
 SHORTEST = 32  # patches of a stretch; a capture costs about as much as ten steps without one
@@ -52,20 +51,21 @@ class DeviceStep:
         self.kernels = kernels_for(store.device, store.dtype)
         self.context = None if context is None else context.flatten(0, 1).clone()  # (R, W) or (1, W)
         self.scale = None if temperature is None else 1 / temperature
-        self.entry = block.reorder(block.position.unsqueeze(0))[0] + block.proj_in.bias  # (T, W), in the block's order
+        places = block.order.rows(block.position, 0, len(block.position))
+        self.entry = places + block.proj_in.bias  # (T, W), in the block's own order
         self.rotation = block.rotation()
         self.places = torch.arange(store.shape[4], dtype=torch.int64, device=store.device)
         self.hidden = torch.tensor([0.0, float("-inf")], dtype=store.dtype, device=store.device)
         self.layers = [
             (layer.attention, *cast("tuple[nn.LayerNorm, nn.Linear, nn.GELU, nn.Linear]", tuple(layer.mlp)))
-            for layer in cast("list[Layer]", block.layers)
+            for layer in block.layers
         ]
 
     @staticmethod
     def fits(block: Block) -> bool:
         """Whether this is what `block.conditioner` computes: plain modules, no gradients, no autocast."""
         busy = torch.is_grad_enabled() or torch.is_autocast_enabled(block.position.device.type)
-        return not busy and all(map(is_plain, block.modules()))
+        return not busy and is_plain_block(block)
 
     def begin(self, context: Tensor | None) -> None:
         """Start at the first patch again, with labels of which `Block.context` returned as many."""
