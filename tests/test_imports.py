@@ -34,6 +34,8 @@ ROOMS = [
     "pictures",
     "recipes",
     "checkpoint",
+    "image_files",
+    "drawing",
     "interop",
     "evaluation",
     "training",

@@ -127,9 +127,8 @@ def _overview() -> str:
 def _explain(error: Exception, command: str = "") -> int:
     """One line for an error that a user can do something about; anything else is a defect of ours and says so."""
     from tarflow.cli.memory import advice, is_out_of_memory
-    from tarflow.ranks import Elsewhere
+    from tarflow.ranks import FirstRankFailed, RankLost
     from tarflow.sampling.sample import SamplingError
-    from tarflow.training.rollcall import RankLost
     from tarflow.training.trainer import Diverged
 
     first = os.environ.get("RANK", "0") == "0"
@@ -137,11 +136,11 @@ def _explain(error: Exception, command: str = "") -> int:
         if first:
             print(f"tarflow: {error}", file=sys.stderr)
         return 128 + error.signum
-    if isinstance(error, Elsewhere) or (isinstance(error, Diverged) and not first):  # rank 0 says the same
+    if isinstance(error, FirstRankFailed) or (isinstance(error, Diverged) and not first):  # rank 0 says the same
         return 2
     if isinstance(error, RankLost):
-        if not error.spoken_for:
-            _fail(f"{error}; go on from the last checkpoint with --resume")
+        if first:
+            _fail(f"{error}; the launcher's report says which; go on from the last checkpoint with --resume")
         return 1
     if is_out_of_memory(error):
         return _fail(f"out of memory {advice(error, command)}")
