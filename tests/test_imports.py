@@ -33,6 +33,8 @@ ROOMS = [
     "pictures",
     "recipes",
     "checkpoint",
+    "image_files",
+    "drawing",
     "interop",
     "evaluation",
     "training",

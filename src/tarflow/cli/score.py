@@ -98,11 +98,11 @@ def options(argv: Sequence[str]) -> type:
 def run(args: Score) -> None:
     from tarflow import storage
     from tarflow.checkpoint import open_run
-    from tarflow.cli.drawing import class_number
     from tarflow.cli.progress import Progress
     from tarflow.data.options import LoadOptions, Reading
     from tarflow.data.scan import open_scan
     from tarflow.devices import float32_products, pick_device
+    from tarflow.drawing import class_number
     from tarflow.evaluation.likelihood.held_out import passes_an_image, scoring_of
     from tarflow.evaluation.run_data import check_output
 

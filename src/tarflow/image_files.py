@@ -46,7 +46,7 @@ def check_out(out: Path) -> None:
         check_vacant(out, "--out")
 
 
-class SampleWriter:
+class ImageWriter:
     """Takes batches as they finish. A directory gets its files at once, a sheet or an archive is written at the end."""
 
     def __init__(self, out: Path, run: Run, n: int, labels: list[int] | None, columns: int | None) -> None:
@@ -68,7 +68,7 @@ class SampleWriter:
             label = "" if self.labels is None else f"-{self._class_name(self.labels[index])}"
             save_png(self.out / f"{index:0{digits}d}{label}.png", image)
 
-    def __enter__(self) -> SampleWriter:
+    def __enter__(self) -> ImageWriter:
         return self
 
     def __exit__(
