@@ -17,7 +17,7 @@ from tarflow.data.errors import DataWarning
 from tarflow.storage import DamageWarning
 from tarflow.training.interrupt import Interrupted, leave_when_interrupted
 
-LONGEST = 1000  # characters of an error
+ERROR_CHARACTERS = 1000  # characters of an error
 COMMANDS = {  # name: (module, what --help says of it)
     "demo": "Train, score, sample and denoise the embedded digits, and check the result.",
     "prepare": "Decode a set of images once, into files that are mapped into memory.",
@@ -153,8 +153,8 @@ def _explain(error: Exception, command: str = "") -> int:
 
 def _fail(message: str) -> int:
     line = " ".join(message.split())
-    if len(line) > LONGEST:  # some value in a file that is not what it should be
-        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+    if len(line) > ERROR_CHARACTERS:  # some value in a file that is not what it should be
+        line = f"{line[: ERROR_CHARACTERS // 2]} … {line[-ERROR_CHARACTERS // 2 :]}"
     size = os.environ.get("WORLD_SIZE", "1")
     who = "" if size == "1" else f"rank {os.environ.get('RANK', '?')} of {size}: "
     print(f"tarflow: error: {who}{line}", file=sys.stderr)
