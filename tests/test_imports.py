@@ -24,7 +24,6 @@ ROOMS = [
     "digests",
     "caching",
     "tensor_files",
-    "destination",
     "seeding",
     "devices",
     "ranks",

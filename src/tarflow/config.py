@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeAlias
 
 from tarflow.fields import ConfigError as ConfigError
 from tarflow.fields import check, coerce_fields, derived, option
-from tarflow.fields import check_fields as check_fields
 from tarflow.fields import check_value as check_value
 from tarflow.fields import from_dict as from_dict
 from tarflow.fields import to_dict as to_dict

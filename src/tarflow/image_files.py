@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from tarflow import storage
-from tarflow.destination import check_vacant
 from tarflow.measure import to_8bit
 from tarflow.pictures import class_captions, save_png, save_sheet
+from tarflow.storage import check_vacant
 
 if TYPE_CHECKING:
     from tarflow.checkpoint import Run
 
 
-MOST_NAME = 200  # bytes of a class in the name of a file, which may have 255
+CLASS_NAME_BYTES = 200  # bytes of a class in the name of a file, which may have 255
 
 
 def is_folder(out: Path) -> bool:
@@ -90,4 +90,4 @@ class ImageWriter:
     def _class_name(self, label: int) -> str:
         name = "null" if label < 0 else self.run.class_names[label]
         name = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-        return os.fsencode(name)[:MOST_NAME].decode(errors="ignore")
+        return os.fsencode(name)[:CLASS_NAME_BYTES].decode(errors="ignore")

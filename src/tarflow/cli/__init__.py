@@ -17,7 +17,7 @@ from tarflow.data.errors import DataWarning
 from tarflow.storage import DamageWarning
 from tarflow.training.interrupt import Interrupted, leave_when_interrupted
 
-LONGEST_ERROR = 1000  # characters of an error that are printed
+ERROR_CHARACTERS = 1000  # characters of an error that are printed
 COMMANDS = {  # name: (module, what --help says of it)
     "demo": "Train, score, sample and denoise the embedded digits, and check the result.",
     "prepare": "Decode a set of images once, into files that are mapped into memory.",
@@ -152,8 +152,8 @@ def _explain(error: Exception, command: str = "") -> int:
 
 def _fail(message: str) -> int:
     line = " ".join(message.split())
-    if len(line) > LONGEST_ERROR:  # it quotes a value from a damaged file
-        line = f"{line[: LONGEST_ERROR // 2]} … {line[-LONGEST_ERROR // 2 :]}"
+    if len(line) > ERROR_CHARACTERS:  # it quotes a value from a damaged file
+        line = f"{line[: ERROR_CHARACTERS // 2]} … {line[-ERROR_CHARACTERS // 2 :]}"
     size = os.environ.get("WORLD_SIZE", "1")
     who = "" if size == "1" else f"rank {os.environ.get('RANK', '?')} of {size}: "
     print(f"tarflow: error: {who}{line}", file=sys.stderr)

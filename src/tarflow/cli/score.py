@@ -158,7 +158,7 @@ def _room_for(out: Path) -> Iterator[None]:
 
 def _check(args: Score) -> None:
     """Raise ValueError naming the option, before anything is read."""
-    from tarflow.destination import check_vacant
+    from tarflow.storage import check_vacant
 
     if args.out.suffix.lower() != ".csv" or args.out.is_dir():
         raise ValueError(f"--out {args.out}: expected the name of a .csv file")

@@ -104,7 +104,6 @@ def run(args: Sweep) -> None:
     from tarflow.checkpoint import open_run, save_setting, weights_digest
     from tarflow.cli.progress import Progress
     from tarflow.config import to_dict
-    from tarflow.destination import check_vacant
     from tarflow.devices import pick_device
     from tarflow.drawing import labels_in_turn
     from tarflow.evaluation.quality.judge import LEAST
@@ -121,6 +120,7 @@ def run(args: Sweep) -> None:
     )
     from tarflow.report.sweep import sweep_chart, sweep_table
     from tarflow.sampling.setting import StoredSetting
+    from tarflow.storage import check_vacant
 
     if args.n < LEAST:
         raise ValueError(f"-n: expected at least {LEAST} samples to measure, got {args.n}")

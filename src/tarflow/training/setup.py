@@ -16,7 +16,6 @@ from tarflow.config import (
     RunConfig,
     TarFlowConfig,
     TrainingConfig,
-    check_fields,
     from_dict,
 )
 from tarflow.data.errors import DataWarning
@@ -121,7 +120,6 @@ def check_sections(sections: Sections) -> TrainingConfig:
     It costs nothing, and is to be done before the data are read. `resolve` says the rest.
     """
     model = dict(sections.get("model", {}))
-    check_fields(TarFlowConfig, model, "model")  # a misspelt field before what it leaves missing
     if model.get("image_size") is None and isinstance(model.get("patch_size"), int):
         model["image_size"] = 2 * max(1, model["patch_size"])  # of four patches, as those of any images that fit
     from_dict(TarFlowConfig, model, "model")
@@ -143,7 +141,6 @@ def resolve(sections: Sections, splits: Splits) -> RunConfig:
     Raises ConfigError naming the field where they contradict each other.
     """
     train = splits.train
-    check_fields(TarFlowConfig, sections.get("model", {}), "model")  # a misspelt field before what it leaves missing
     training = _training(sections)
     data = from_dict(DataConfig, sections.get("data", {}), "data")
     conditional = data.conditional and train.labels is not None and len(train.class_names) > 0

@@ -137,9 +137,9 @@ class Trainer:
         self.held_out = splits.held_out.choice(self.training.evaluate_images, self.training.seed)
         self.total, self.warmup = self.training.step_counts(len(splits.train))
 
-        self.move = build_step(config, engine, init)
-        assert self.move.ema is not None
-        self.flow, self.ema, self.optimizer = self.move.flow, self.move.ema, self.move.optimizer
+        self.training_step = step = build_step(config, engine, init)
+        assert step.ema is not None
+        self.flow, self.ema, self.optimizer = step.flow, step.ema, step.optimizer
 
         self.step = 0
         self.best_step: int | None = None
@@ -163,7 +163,7 @@ class Trainer:
                 steps, seconds = self.step - mark[0], self.seconds - mark[1]
                 mark = (self.step, self.seconds)
                 metrics["images_per_second"] = steps * self.training.batch_size / max(seconds, 1e-9)
-                metrics["skipped"] = int(self.move.skipped)
+                metrics["skipped"] = int(self.training_step.skipped)
                 metrics["seconds"] = self.seconds
                 self.append(metrics)
             self.report(metrics | {"total": self.total})
@@ -188,14 +188,15 @@ class Trainer:
             batches = map(self.seen, one_pass(len(self.feed), self.training.batch_size, self.total))
             best = settle(self.out, batches, self.engine.device, self.training.accumulate, self.ranks)
             self.best_score = self.scored(best, "settled_")
-        return TrainingResult(self.total, int(self.move.skipped), self.best_step, self.best_score, self.seconds)
+        skipped = int(self.training_step.skipped)
+        return TrainingResult(self.total, skipped, self.best_step, self.best_score, self.seconds)
 
     def take_step(self) -> dict[str, Any]:
         """One optimizer step, or a skipped one where it is not finite; what was measured, as tensors on the device."""
         x, y = self.seen(self.step)
         rate = learning_rate(self.step, config=self.training, steps=self.total, warmup=self.warmup)
         set_learning_rate(self.optimizer, rate)
-        measured = self.move(x, y)
+        measured = self.training_step(x, y)
         self.step += 1
         return measured | {"lr": rate}
 
@@ -219,7 +220,7 @@ class Trainer:
 
     def check_progress(self) -> None:
         """Raise Diverged where `SKIPS_ALLOWED` steps in a row did not count."""
-        if int(self.move.longest_row) >= SKIPS_ALLOWED:
+        if int(self.training_step.longest_row) >= SKIPS_ALLOWED:
             raise Diverged(
                 f"no finite gradient in {SKIPS_ALLOWED} steps in a row before step {self.step}; "
                 "lower the learning rate, or bound the log-scale"
@@ -265,8 +266,8 @@ class Trainer:
         """All that resuming needs, on any number of ranks. All ranks must call it; the whole is for rank 0."""
         state = {
             "step": self.step,
-            "skipped": int(self.move.skipped),
-            "skipped_in_a_row": int(self.move.skipped_in_a_row),
+            "skipped": int(self.training_step.skipped),
+            "skipped_in_a_row": int(self.training_step.skipped_in_a_row),
             "best_step": self.best_step,
             "best_score": self.best_score,
             "seconds": self.seconds,
@@ -287,7 +288,7 @@ class Trainer:
         self.ema.updates = state["ema_updates"]
         self.optimizer.load_state_dict(split_moments(state["optimizer"], self.optimizer))
         self.step = state["step"]
-        self.move.set_counts(state["skipped"], state["skipped_in_a_row"])
+        self.training_step.set_counts(state["skipped"], state["skipped_in_a_row"])
         self.best_step, self.best_score, self.seconds = state["best_step"], state["best_score"], state["seconds"]
 
     def save(self) -> None:
