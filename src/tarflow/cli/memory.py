@@ -27,8 +27,8 @@ BATCHED = ("sample", "quality", "sweep", "evaluate", "score", "denoise")  # have
 SMALLER = "lower --width or --layers"
 ADVICE: dict[str | None, str] = {
     "data": "for the images; lower --image-size, take fewer, or `tarflow prepare` them, which maps them from a file",
-    "weights": f"for the weights, their gradients, moments and averages, which no batch changes; {SMALLER}, or share them "
-    "among devices (torchrun, --strategy fsdp)",
+    "weights": f"for the weights, their gradients, moments and averages, which no batch changes; {SMALLER}, or share "
+    "them among devices (torchrun, --strategy fsdp)",
     "activations": "for the activations of a batch; raise --accumulate (the same step in smaller parts), give "
     "--checkpoint-activations layers, or lower --batch-size",
 }
