@@ -1,4 +1,4 @@
-"""The training loop: steps, held-out evaluations, samples, checkpoints, and leaving in order when told to."""
+"""The training loop: steps, held-out evaluations, sample sheets, checkpoints, and an orderly end at a signal."""
 
 from __future__ import annotations
 
