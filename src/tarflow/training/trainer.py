@@ -102,7 +102,7 @@ def train(
             trainer = Trainer(config, splits, directory, engine, report or (lambda metrics: None), init)
             if latest is not None:
                 trainer.restore(checkpoint.load_state(latest), latest)
-            directory.rewind(latest, trainer.step, trainer.best_step)
+            directory.begin(config, splits, latest, trainer.step, trainer.best_step)
         with contextlib.closing(trainer.feed), ranks.connection(), engine.precision():
             return trainer.run(stop)
 
