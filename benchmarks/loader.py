@@ -129,7 +129,7 @@ def peaks(steps: Iterable[Any], count: int) -> dict[str, Any]:
 
 
 def memory_of_a_store(shards: Path) -> dict[str, Any]:
-    """Of making a store, and of batches from it. For a fresh process: one that has already freed memory could hide growth in it."""
+    """Of making a store, and of batches from it. For a fresh process: one that has freed memory could hide growth."""
     store, making = shards.with_name("store"), list[int]()
     prepare(str(shards), store, progress=lambda done, total: making.append(resident()))
     images = load(str(store)).train
