@@ -200,8 +200,9 @@ def damage(directory: Path, files: Sequence[str] = ALL_FILES) -> str | None:
 
     Each is held against the size and the digest that were written down with it.
     """
-    if not (directory / DIGESTS_FILE).is_file():
-        return f"{DIGESTS_FILE}: missing"
+    for name in (*files, DIGESTS_FILE):
+        if not (directory / name).is_file():
+            return f"{name}: missing"
     try:
         known = read_json(directory / DIGESTS_FILE)
         for name in files:

@@ -1,4 +1,4 @@
-"""The training loop: steps, held-out evaluations, samples, checkpoints, and leaving in order when told to."""
+"""The training loop: steps, held-out evaluations, sample sheets, checkpoints, and an orderly end at a signal."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def train(
             trainer = Trainer(config, splits, directory, engine, report or (lambda metrics: None), init)
             if latest is not None:
                 trainer.restore(checkpoint.load_state(latest), latest)
-            directory.rewind(latest, trainer.step, trainer.best_step)
+            directory.begin(config, splits, latest, trainer.step, trainer.best_step)
         with contextlib.closing(trainer.feed), ranks.connection(), engine.precision():
             return trainer.run(stop)
 

@@ -16,7 +16,7 @@ from tarflow.model.block import Block
 from tarflow.sampling.cpu.native import library
 from tarflow.sampling.cpu.step import THIN, HostStep, Product
 
-every_seeing_case = pytest.mark.parametrize("name", names())
+every_seeing_case = pytest.mark.parametrize("name", names(sequences=True))
 
 
 @pytest.fixture(autouse=True)
