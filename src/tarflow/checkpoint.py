@@ -16,7 +16,6 @@ A run directory is a hub directory: whoever has its `config.json` and `model.saf
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import re
@@ -24,7 +23,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -38,7 +37,9 @@ from tarflow.model.saving import CONFIG_FILE as CONFIG_FILE
 from tarflow.model.saving import WEIGHTS_FILE, read_json
 from tarflow.sampling.calibration import Calibration
 from tarflow.sampling.setting import StoredSetting
-from tarflow.tensor_files import read_tensors, read_torch_file
+from tarflow.tensor_files import file_digest, read_tensors, read_torch_file, tensors_digest
+
+T = TypeVar("T")
 
 STATE_FILE = "state.pt"
 MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE)
@@ -47,7 +48,6 @@ SOLVERS_FILE = "solvers.json"
 SETTING_FILE = "sampling.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
-DIGEST_PLACES, DIGEST_BYTES = 64, 1 << 16  # read by `weights_digest`: up to 4 MiB, all of a small model
 SAMPLES = "samples"
 
 
@@ -107,13 +107,13 @@ def open_run(path: str | Path, device: torch.device | str = "cpu") -> Run:
 
 def open_calibration(run: Run) -> Calibration:
     """Which solvers were the fastest for this model, as far as that was measured before."""
-    return Calibration.load(run.path / SOLVERS_FILE, _weights_stamp(run.path))
+    return Calibration.load(run.path / SOLVERS_FILE, weights_digest(run.path))
 
 
 def save_calibration(run: Run, calibration: Calibration) -> None:
     """Keep it beside the weights, where that may be written: a model in a read-only place is measured every time."""
     with contextlib.suppress(OSError):
-        calibration.save(run.path / SOLVERS_FILE, _weights_stamp(run.path))
+        calibration.save(run.path / SOLVERS_FILE, weights_digest(run.path))
 
 
 def open_setting(run: Run) -> StoredSetting | None:
@@ -121,40 +121,40 @@ def open_setting(run: Run) -> StoredSetting | None:
 
     Its `weights` are to be compared with `weights_digest`: training may have gone on since.
     """
-    file = run.path / SETTING_FILE
-    if not file.exists():
-        return None
-    stored = read_json(file)
-    if caching.is_sealed(stored) and (stored := caching.unsealed(stored)) is None:
-        raise ConfigError(f"{file}: damaged, its digest is not that of what was written; `tarflow sweep` again")
-    return from_dict(StoredSetting, stored, str(file))
+    return open_kept(run, SETTING_FILE, StoredSetting, "`tarflow sweep` again")
 
 
 def save_setting(run: Run, stored: StoredSetting) -> Path:
     """Keep a setting beside the weights as the model's default."""
-    storage.write_json(run.path / SETTING_FILE, caching.sealed(to_dict(stored)))
-    return run.path / SETTING_FILE
+    return keep(run, SETTING_FILE, stored)
 
 
-def weights_digest(path: str | Path) -> str:
-    """A digest of the weights in a directory, that a copy of it shares: of the file's size, its header and places.
+def keep(run: Run, name: str, value: Any) -> Path:
+    """Keep a dataclass in a file beside the weights, with a digest of it; gives the file."""
+    storage.write_json(run.path / name, caching.sealed(to_dict(value)))
+    return run.path / name
 
-    Not of every byte, which would take seconds for large models: any step of training moves all weights.
+
+def open_kept(run: Run, name: str, cls: type[T], remedy: str) -> T | None:
+    """What `keep` left, or somebody wrote by hand; None where nothing is. Raises ConfigError naming the file."""
+    file = run.path / name
+    if not file.exists():
+        return None
+    stored = read_json(file)
+    if caching.is_sealed(stored) and (stored := caching.unsealed(stored)) is None:
+        raise ConfigError(f"{file}: damaged, its digest is not that of what was written; {remedy}")
+    return from_dict(cls, stored, str(file))
+
+
+def weights_digest(weights: str | Path | TarFlow) -> str:
+    """Are these the same weights? A digest of their names, types, shapes and bytes, of a directory or a flow in memory.
+
+    What is kept beside weights, or in a cache, holds it, and is out of date where it is another one. A file that was
+    written here has it in its header, and is not read for it.
     """
-    file = Path(path) / WEIGHTS_FILE
-    size = file.stat().st_size
-    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-    with file.open("rb") as opened:
-        for place in range(DIGEST_PLACES):
-            opened.seek(place * size // DIGEST_PLACES)
-            digest.update(opened.read(DIGEST_BYTES))
-    return digest.hexdigest()
-
-
-def _weights_stamp(path: Path) -> str:
-    """What changes when the weights of a directory do."""
-    stat = (path / WEIGHTS_FILE).stat()
-    return f"{stat.st_size} bytes, {stat.st_mtime_ns}"
+    if isinstance(weights, TarFlow):
+        return tensors_digest(weights.state_dict())
+    return file_digest(Path(weights) / WEIGHTS_FILE)
 
 
 def check_free(out: str | Path, *, resume: bool) -> None:

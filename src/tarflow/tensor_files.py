@@ -8,6 +8,7 @@ and only where it holds plain values and dense tensors that have the room they c
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import warnings
@@ -83,6 +84,17 @@ def tensors_digest(tensors: Mapping[str, Tensor], words: Mapping[str, str] = HEA
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The `tensors_digest` of a safetensors file: from its header where it was written here, else of what it holds."""
+    from safetensors import SafetensorError, safe_open
+
+    with contextlib.suppress(OSError, SafetensorError), safe_open(path, "pt") as opened:  # which `read_tensors` names
+        words = opened.metadata() or {}
+        if WRITER in words and DIGEST in words:
+            return words[DIGEST]
+    return tensors_digest(read_tensors(path))
 
 
 def read_torch_file(path: Path, expected: str) -> Any:
