@@ -464,9 +464,7 @@ def test_a_name_that_no_file_may_have_is_refused_before_the_work(
     longest = "s" * 251 + ".csv"
     assert main(["score", f"{place}/run", f"{place}/photos", "--out", f"{place}/new/{longest}", "--draws", "1"]) == 0
     assert [path.name for path in (place / "new").iterdir()] == [longest]
-    monkeypatch.setattr(
-        "tarflow.evaluation.likelihood.table.class_scores", lambda *_, **__: pytest.fail("the work was done")
-    )
+    monkeypatch.setattr(table, "class_scores", lambda *_, **__: pytest.fail("the work was done"))
     assert main(["score", f"{place}/run", f"{place}/photos", "--out", f"{place}/new/s{longest}"]) == 2
     assert f"tarflow: error: {place}/new/s{longest}: File name too long" in capsys.readouterr().err
 

@@ -105,10 +105,10 @@ class Conditions:
         if policy == "given":
             wanted = _given(flow, y if labels == "given" else [labels] * count, count)
         if sweep is None:
-            return cls(wanted[:, None], torch.zeros_like(wanted), 0)
+            return cls(wanted.unsqueeze(1), torch.zeros_like(wanted), 0)
         if policy == "null":
-            return cls(torch.cat([sweep, wanted[:, None]], dim=1), torch.full_like(wanted, classes), classes)
-        return cls(sweep, (sweep == wanted[:, None]).int().argmax(dim=1), classes)
+            return cls(torch.cat([sweep, wanted.unsqueeze(1)], dim=1), torch.full_like(wanted, classes), classes)
+        return cls(sweep, (sweep == wanted.unsqueeze(1)).int().argmax(dim=1), classes)
 
     def rows(self, rows: slice) -> Conditions:
         """Those of some of the images."""
@@ -150,7 +150,7 @@ class Conditions:
         log_posterior = self.log_posterior(tokens.sum(dim=2))  # (N, K)
         posterior = log_posterior.exp()
         divergence = (posterior * log_posterior).nan_to_num(nan=0.0).sum(dim=1) + math.log(self.classes)
-        return (posterior[:, :, None] * tokens).sum(dim=1) - divergence[:, None] / tokens.shape[2]
+        return (posterior.unsqueeze(2) * tokens).sum(dim=1) - divergence.unsqueeze(1) / tokens.shape[2]
 
 
 def _given(flow: TarFlow, y: Tensor | Sequence[object] | None, count: int) -> Tensor:
