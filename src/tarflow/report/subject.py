@@ -125,8 +125,8 @@ class Subject:
 
     @cached_property
     def yardstick(self) -> GaussianYardstick | NoYardstick:
-        images, _ = self.splits.train.images, self.training  # Unavailable where nothing says what the noise is
-        return fit_yardstick(images, self.run.measure)
+        splits, _ = self.splits, self.training  # Unavailable where nothing says what the noise is
+        return fit_yardstick(splits.train.images, self.run.measure)
 
     @cached_property
     def class_scores(self) -> ClassScores:
