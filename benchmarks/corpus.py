@@ -104,7 +104,7 @@ def subjects() -> dict[str, Subject]:
         "prepared.json": Subject("prepared", "prepared.json", JSON, EVALUATE),
         "prepared digests.json": Subject("prepared", "digests.json", JSON, "prepare --check {r}"),
     }
-    for name in ("pixels.bin", "labels.bin", "name_ends.bin", "names.bin"):
+    for name in ("pixels.bin", "labels.bin", "names.bin"):
         result[name] = Subject("prepared", name, BYTES, EVALUATE)
     for name in FORMATS:
         if name != "WEBP" or features.check("webp"):

@@ -37,7 +37,7 @@ from tarflow.model.saving import CONFIG_FILE as CONFIG_FILE
 from tarflow.model.saving import WEIGHTS_FILE, read_json
 from tarflow.sampling.calibration import Calibration
 from tarflow.sampling.setting import StoredSetting
-from tarflow.tensor_files import file_digest, read_tensors, read_torch_file, tensors_digest
+from tarflow.tensor_files import read_torch_file, stored_digest
 
 T = TypeVar("T")
 
@@ -146,15 +146,12 @@ def open_kept(run: Run, name: str, cls: type[T], remedy: str) -> T | None:
     return from_dict(cls, stored, str(file))
 
 
-def weights_digest(weights: str | Path | TarFlow) -> str:
-    """Are these the same weights? A digest of their names, types, shapes and bytes, of a directory or a flow in memory.
+def weights_digest(path: str | Path) -> str:
+    """The digest of the weights in a directory, by which two are told to be the same; a copy of it has the same.
 
-    What is kept beside weights, or in a cache, holds it, and is out of date where it is another one. A file that was
-    written here has it in its header, and is not read for it.
+    What is kept beside weights, or in a cache, holds it, and is out of date where it is another one.
     """
-    if isinstance(weights, TarFlow):
-        return tensors_digest(weights.state_dict())
-    return file_digest(Path(weights) / WEIGHTS_FILE)
+    return stored_digest(Path(path) / WEIGHTS_FILE)
 
 
 def check_free(out: str | Path, *, resume: bool) -> None:
@@ -216,20 +213,16 @@ def latest_checkpoint(run: str | Path) -> Path | None:
 def damage(directory: Path, files: Sequence[str] = ALL_FILES) -> str | None:
     """Which of the `files` of a checkpoint is not what was written, and why, in one line; None where all are.
 
-    Each is held against the size and the digest that were written down with it. In a checkpoint from before there were
-    digests each is opened instead.
+    Each is held against the size and the digest that were written down with it.
     """
+    for name in (*files, DIGESTS_FILE):
+        if not (directory / name).is_file():
+            return f"{name}: missing"
     try:
-        known = read_json(directory / DIGESTS_FILE) if (directory / DIGESTS_FILE).exists() else None
+        known = read_json(directory / DIGESTS_FILE)
         for name in files:
-            if not (directory / name).is_file():
-                return f"{name}: missing"
-            if known is not None and (problem := digests.difference(directory / name, known[name])) is not None:
+            if (problem := digests.difference(directory / name, known[name])) is not None:
                 return f"{name}: {problem}"
-        if known is None:
-            for name, read in ((CONFIG_FILE, read_config), (WEIGHTS_FILE, _read_weights), (STATE_FILE, load_state)):
-                if name in files:
-                    read(directory)
     except (KeyError, TypeError, AttributeError):
         return f"{DIGESTS_FILE}: damaged"
     except OSError as error:
@@ -237,10 +230,6 @@ def damage(directory: Path, files: Sequence[str] = ALL_FILES) -> str | None:
     except ValueError as error:
         return str(error).removeprefix(f"{directory}/")
     return None
-
-
-def _read_weights(directory: Path) -> None:
-    read_tensors(directory / WEIGHTS_FILE)  # which knows its own digest
 
 
 def sound_checkpoint(run: str | Path, files: Sequence[str] = ALL_FILES) -> Path | None:

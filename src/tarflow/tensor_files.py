@@ -1,9 +1,8 @@
 """Tensors in files: are they the numbers that were written, and plain arrays of them?
 
-What we write is safetensors with a digest in its header, over every name, type, shape and byte, and over the header's
-other words. It goes wherever the file goes, so that a copy, a download and a run directory are all checked when they
-are read; a file of somebody else has none, and is read as it is. What `torch.save` wrote is read without running code,
-and only where it holds plain values and dense tensors that have the room they claim.
+Tensors are written as safetensors with a digest in the header: of every name, type, shape and byte, and of the header's
+other words. A copy of the file is checked by it as well; a file by other software has none, and is read as it is. What
+`torch.save` wrote is read without running code, and only where it holds plain values and dense tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tarflow import storage
+from tarflow import digests, storage
 
 # Two words, so that no single flipped bit makes a file of ours one that never had a digest.
 WRITER, DIGEST = "written_by", "blake2b"
@@ -74,6 +73,15 @@ def read_tensors(path: Path, expected: str = "expected weights in safetensors") 
     return tensors
 
 
+def stored_digest(path: Path) -> str:
+    """The digest of the tensors in a safetensors file, from its header; of a file that has none, that of its bytes."""
+    with contextlib.suppress(ValueError, AttributeError), open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        if isinstance(digest := header.get("__metadata__", {}).get(DIGEST), str):
+            return digest
+    return str(digests.file_facts(path)["blake2b"])
+
+
 def tensors_digest(tensors: Mapping[str, Tensor], words: Mapping[str, str] = HEADER_WORDS) -> str:
     """A digest of tensors by name, and of the words of a header: of the contents, not of how safetensors lays them out.
 
@@ -84,17 +92,6 @@ def tensors_digest(tensors: Mapping[str, Tensor], words: Mapping[str, str] = HEA
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """The `tensors_digest` of a safetensors file: from its header where it was written here, else of what it holds."""
-    from safetensors import SafetensorError, safe_open
-
-    with contextlib.suppress(OSError, SafetensorError), safe_open(path, "pt") as opened:  # which `read_tensors` names
-        words = opened.metadata() or {}
-        if WRITER in words and DIGEST in words:
-            return words[DIGEST]
-    return tensors_digest(read_tensors(path))
 
 
 def read_torch_file(path: Path, expected: str) -> Any:

@@ -17,7 +17,7 @@ from tarflow.data.errors import DataWarning
 from tarflow.storage import DamageWarning
 from tarflow.training.interrupt import Interrupted, leave_when_interrupted
 
-LONGEST = 1000  # characters of an error
+ERROR_CHARACTERS = 1000  # characters of an error that are printed
 COMMANDS = {  # name: (module, what --help says of it)
     "demo": "Train, score, sample and denoise the embedded digits, and check the result.",
     "prepare": "Decode a set of images once, into files that are mapped into memory.",
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     It is 1 where another process of the same job (`torchrun`) is gone.
     """
-    if argv is None:  # the program, and no caller that goes on afterwards
+    if argv is None:  # this is the program itself: no caller goes on after an interrupt
         leave_when_interrupted()
     with standard_streams():
         words = list(sys.argv[1:] if argv is None else argv)
@@ -61,13 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(argv: list[str]) -> int:
-    """What `main` does, but for errors."""
+    """Run one command and flush what it printed; errors are raised."""
     try:
         code = _run(argv)
     except SystemExit:  # of --help
         sys.stdout.flush()
         raise
-    sys.stdout.flush()  # here it can be said that a disk is full
+    sys.stdout.flush()  # now, while an error of a full disk can still be reported
     return code
 
 
@@ -95,13 +95,12 @@ def _run(argv: list[str]) -> int:
 
 @contextlib.contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Damaged files that were passed over, caches that cannot be, and doubts about data are always said, without a line
-    of our code."""
+    """Print warnings on damaged files, caches and data as one line each, without their place in our code."""
     usual = warnings.showwarning
     said: set[str] = set()  # a command may open the same data several times
 
     def show(message: Any, category: type[Warning], *where: Any, **named: Any) -> None:
-        of_another_rank = os.environ.get("RANK", "0") != "0"  # all of them open the data
+        of_another_rank = os.environ.get("RANK", "0") != "0"  # every rank opens the data and warns of the same
         if issubclass(category, DataWarning) and (str(message) in said or of_another_rank):
             return
         said.add(str(message))
@@ -127,9 +126,8 @@ def _overview() -> str:
 def _explain(error: Exception, command: str = "") -> int:
     """One line for an error that a user can do something about; anything else is a defect of ours and says so."""
     from tarflow.cli.memory import advice, is_out_of_memory
-    from tarflow.ranks import Elsewhere
+    from tarflow.ranks import FirstRankFailed, RankLost
     from tarflow.sampling.sample import SamplingError
-    from tarflow.training.rollcall import RankLost
     from tarflow.training.trainer import Diverged
 
     first = os.environ.get("RANK", "0") == "0"
@@ -137,11 +135,11 @@ def _explain(error: Exception, command: str = "") -> int:
         if first:
             print(f"tarflow: {error}", file=sys.stderr)
         return 128 + error.signum
-    if isinstance(error, Elsewhere) or (isinstance(error, Diverged) and not first):  # rank 0 says the same
+    if isinstance(error, FirstRankFailed) or (isinstance(error, Diverged) and not first):  # rank 0 says the same
         return 2
     if isinstance(error, RankLost):
-        if not error.spoken_for:
-            _fail(f"{error}; go on from the last checkpoint with --resume")
+        if first:
+            _fail(f"{error}; the launcher's report says which; go on from the last checkpoint with --resume")
         return 1
     if is_out_of_memory(error):
         return _fail(f"out of memory {advice(error, command)}")
@@ -154,8 +152,8 @@ def _explain(error: Exception, command: str = "") -> int:
 
 def _fail(message: str) -> int:
     line = " ".join(message.split())
-    if len(line) > LONGEST:  # some value in a file that is not what it should be
-        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+    if len(line) > ERROR_CHARACTERS:  # it quotes a value from a damaged file
+        line = f"{line[: ERROR_CHARACTERS // 2]} … {line[-ERROR_CHARACTERS // 2 :]}"
     size = os.environ.get("WORLD_SIZE", "1")
     who = "" if size == "1" else f"rank {os.environ.get('RANK', '?')} of {size}: "
     print(f"tarflow: error: {who}{line}", file=sys.stderr)

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from tarflow.checkpoint import Run
     from tarflow.data.load import Splits
 
-SAMPLES = 500  # of each kind that is judged
+SAMPLES = 500  # that are judged, guided and unguided
 SHOWN = 10  # of each class on a sheet
-ZOOM = 6  # 8x8 pixels are nothing on a screen
+ZOOM = 6  # screen pixels a pixel: 8x8 would be too small to see
 
 
 @dataclasses.dataclass
@@ -50,11 +50,11 @@ def run(args: Demo) -> None:
 
     import tarflow
     from tarflow import storage
-    from tarflow.destination import check_vacant
     from tarflow.devices import pick_device
     from tarflow.report.build import write_report
     from tarflow.report.subject import Settings
     from tarflow.sampling.guidance import Guidance
+    from tarflow.storage import check_vacant
 
     if not (args.out / "digits").is_dir():  # else an earlier demo began there
         check_vacant(args.out, "--out")

@@ -1,4 +1,4 @@
-"""What to do where the memory is too small. That depends on what it went to, as the code tells that asked for more."""
+"""What to do where the memory is too small: that depends on which code asked for more."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import PurePath
 
 import torch
 
-# The innermost place of the traceback that is known says what the memory went to.
-PLACES = {
-    "tarflow/data/feed.py": "images",
+# What memory is spent on, by the innermost of these places in a traceback.
+SPENT_ON = {
     "torch/optim": "weights",
     "tarflow/training/muon.py": "weights",
     "tarflow/training/ema.py": "weights",
@@ -24,8 +23,19 @@ PLACES = {
     "tarflow/checkpoint.py": "model",
     "tarflow/interop.py": "model",
 }
-BATCHED = ("sample", "quality", "sweep", "evaluate", "score", "denoise")  # have --batch-size, of what they do at once
+BATCHED = ("sample", "quality", "sweep", "evaluate", "score", "denoise")  # have --batch-size
 SMALLER = "lower --width or --layers"
+ADVICE: dict[str | None, str] = {
+    "data": "for the images; lower --image-size, take fewer, or `tarflow prepare` them, which maps them from a file",
+    "weights": f"for the weights, their gradients, moments and averages, which no batch changes; {SMALLER}, or share "
+    "them among devices (torchrun, --strategy fsdp)",
+    "activations": "for the activations of a batch; raise --accumulate (the same step in smaller parts), give "
+    "--checkpoint-activations layers, or lower --batch-size",
+}
+OF_TRAINING: dict[str | None, str] = {
+    "samples": f"for a sheet of samples; --sample-every 0 draws none; or {SMALLER}",
+    "scores": f"for an evaluation, which scores some held-out images at once; {SMALLER}",
+}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -40,35 +50,23 @@ def is_out_of_memory(error: BaseException) -> bool:
 def advice(error: BaseException, command: str) -> str:
     """What the memory went to, and which options of `command` make that less: one line."""
     kind = _spent_on(error)
-    if kind == "data":
-        return "for the images; lower --image-size, take fewer, or `tarflow prepare` them, which maps them from a file"
-    if kind == "weights":
-        return (
-            f"for the weights, their gradients, moments and averages, which no batch changes; {SMALLER}, or share them "
-            "among devices (torchrun, --strategy fsdp)"
-        )
-    if kind == "activations":
-        return (
-            "for the activations of a batch; raise --accumulate (the same step in smaller parts), give "
-            "--checkpoint-activations layers, or lower --batch-size"
-        )
+    if kind in ADVICE:
+        return ADVICE[kind]
     if command in BATCHED:
         what = "samples that are drawn" if kind == "samples" else "images that are worked on"
         return f"for the {what} at once; lower --batch-size"
-    if kind == "samples" and command == "train":
-        return f"for a sheet of samples; --sample-every 0 draws none; or {SMALLER}"
-    if kind == "scores" and command == "train":
-        return f"for an evaluation, which scores some held-out images at once; {SMALLER}"
     if command == "report":
         return "for the figures; lower --images and --limit, or take --device cpu"
-    return f"for the model; {SMALLER}" if command == "train" else "for the model; take --device cpu"
+    return (
+        OF_TRAINING.get(kind, f"for the model; {SMALLER}") if command == "train" else "for the model; take --device cpu"
+    )
 
 
 def _spent_on(error: BaseException) -> str | None:
     """What the code was doing where the memory ended, None where that is unknown."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         parts = PurePath(frame.filename).parts
-        for place, kind in PLACES.items():
+        for place, kind in SPENT_ON.items():
             wanted = tuple(place.split("/"))
             if any(parts[k : k + len(wanted)] == wanted for k in range(len(parts))):
                 return kind

@@ -113,10 +113,9 @@ def run(args: Prepare | Check) -> None:
         manifest, known = prepare(
             args.source,
             args.out,
-            options,
+            options.replace(progress=progress.loading),
             variant=args.variant,
             force=args.force,
-            progress=progress.preparing,
         )
         if not known:
             for name, reason in manifest.skipped:

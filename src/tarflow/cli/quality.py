@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from tarflow.cli.drawing import Drawing, Sampler, Solving, labels_of, setting_of
+from tarflow.cli.drawing import Drawing, Solving, setting_of
 from tarflow.cli.real_images import Judging, open_judge
 from tarflow.jsontext import to_json
 
@@ -57,16 +57,17 @@ def run(args: Quality) -> None:
     from tarflow.cli.progress import Progress
     from tarflow.config import to_dict
     from tarflow.devices import pick_device
+    from tarflow.drawing import labels_in_turn
     from tarflow.evaluation.quality.judge import LEAST, keep_quality
 
     if args.n < LEAST:
         raise ValueError(f"-n: expected at least {LEAST} samples to measure, got {args.n}")
     run = open_run(args.run, pick_device(args.device))
-    y = labels_of(run, (), args.n)
+    y = labels_in_turn(run, (), args.n)
     setting = setting_of(args.drawing, run)
     with Progress() as progress:
         judge, splits = open_judge(run, args.judging, progress)
-        sampler = Sampler(run, args.solving)
+        sampler = args.solving.sampler(run)
         pixels = sampler.pixels(args.n, y, setting, args.seed, progress.sampling)
         figures = judge.figures(
             pixels, run.levels, lambda done, total: progress.preparing("features of samples", done, total)

@@ -52,7 +52,7 @@ def open_judge(run: Run, judging: Judging, progress: Progress) -> tuple[Judge, S
     from tarflow.evaluation.run_data import open_splits, stored_data
     from tarflow.storage import cache_directory
 
-    stored_data(run)  # what is missing is said before the images are read, which may take long
+    stored_data(run)  # raises before the images are read, which may take long
     if (channels := run.config.model.channels) not in (1, 3):
         raise ValueError(f"{run.path}: expected images of 1 or 3 channels, got {channels}")
     if judging.reference < LEAST:

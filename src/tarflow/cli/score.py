@@ -80,9 +80,9 @@ def options(argv: Sequence[str]) -> type:
 
 def run(args: Score) -> None:
     from tarflow.checkpoint import open_run
-    from tarflow.cli.drawing import class_number
     from tarflow.cli.progress import Progress
     from tarflow.devices import float32_products, pick_device
+    from tarflow.drawing import class_number
     from tarflow.evaluation.likelihood.held_out import run_scoring
     from tarflow.evaluation.likelihood.table import ranked_by, score_files
     from tarflow.evaluation.run_data import check_output
@@ -133,7 +133,7 @@ def run(args: Score) -> None:
 
 def _check(args: Score) -> None:
     """Raise ValueError naming the option, before anything is read."""
-    from tarflow.destination import check_vacant
+    from tarflow.storage import check_vacant
 
     if args.out.suffix.lower() != ".csv" or args.out.is_dir():
         raise ValueError(f"--out {args.out}: expected the name of a .csv file")

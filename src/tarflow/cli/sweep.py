@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from tarflow.cli.drawing import Sampler, Solving, labels_of
+from tarflow.cli.drawing import Solving
 from tarflow.cli.real_images import Judging, open_judge
 from tarflow.jsontext import to_json
 
@@ -104,8 +104,8 @@ def run(args: Sweep) -> None:
     from tarflow.checkpoint import open_run, save_setting, weights_digest
     from tarflow.cli.progress import Progress
     from tarflow.config import to_dict
-    from tarflow.destination import check_vacant
     from tarflow.devices import pick_device
+    from tarflow.drawing import labels_in_turn
     from tarflow.evaluation.quality.judge import LEAST
     from tarflow.evaluation.quality.sweep import (
         SWEEP,
@@ -120,6 +120,7 @@ def run(args: Sweep) -> None:
     )
     from tarflow.report.sweep import sweep_chart, sweep_table
     from tarflow.sampling.setting import StoredSetting
+    from tarflow.storage import check_vacant
 
     if args.n < LEAST:
         raise ValueError(f"-n: expected at least {LEAST} samples to measure, got {args.n}")
@@ -133,7 +134,7 @@ def run(args: Sweep) -> None:
         rules=args.rule,
         strengths=args.strength,
     )
-    y = labels_of(run, (), args.n)
+    y = labels_in_turn(run, (), args.n)
     out = args.out or run.path / SWEEP
     check_vacant(out, "--out", ours=SWEEP_FILES)
     _check_places(args, run, out)
@@ -148,7 +149,7 @@ def run(args: Sweep) -> None:
             "seed": args.seed,
         }
         name = judge.extractor.figure(args.by)
-        sampler = Sampler(run, args.solving)
+        sampler = args.solving.sampler(run)
 
         def draw(setting: Setting, seed: int) -> Tensor:
             return sampler.pixels(args.n, y, setting, seed, progress.sampling)

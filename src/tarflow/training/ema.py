@@ -1,4 +1,4 @@
-"""Averaged weights: the exponential moving average that everything quoted comes from."""
+"""Averaged weights: the exponential moving average, from which all scores and samples come."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from tarflow.model.flow import TarFlow
 from tarflow.training.sharding import is_sharded, local
 
-TOGETHER = 1 << 24  # numbers averaged at once: a temporary copy of them takes 64 MB
+NUMBERS_AT_ONCE = 1 << 24  # numbers averaged at once: a temporary copy of them takes 64 MB
 
 
 class EMA:
@@ -28,8 +28,8 @@ class EMA:
     def __init__(self, flow: TarFlow, decay: float, averaged: TarFlow | None = None) -> None:
         self.decay = decay
         self.flow = (copy.deepcopy(flow) if averaged is None else averaged).eval().requires_grad_(False)
-        # The tensors themselves, which optimizers and `load_state_dict` write into: a small flow spends a twentieth of
-        # a step on collecting them.
+        # Collected once, since optimizers and `load_state_dict` write in place: for a small flow collecting takes a
+        # twentieth of a step.
         self._averaged, self._trained = _tensors(self.flow), _tensors(flow)
         self._parts = _parts(self._trained)
         self._sharded = any(map(is_sharded, self._trained))
@@ -66,11 +66,11 @@ class EMA:
 
 
 def _parts(tensors: list[Tensor]) -> list[slice]:
-    """Neighbours of about `TOGETHER` numbers, or one that has more."""
+    """Neighbours of about `NUMBERS_AT_ONCE` numbers, or one that has more."""
     parts, start, size = [], 0, 0
     for index, tensor in enumerate(tensors):
         size += tensor.numel()
-        if size >= TOGETHER or index == len(tensors) - 1:
+        if size >= NUMBERS_AT_ONCE or index == len(tensors) - 1:
             parts.append(slice(start, index + 1))
             start, size = index + 1, 0
     return parts
