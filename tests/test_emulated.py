@@ -26,12 +26,12 @@ from tarflow import Guidance, TarFlow
 from tarflow.evaluation.likelihood.bayes import log_posterior
 from tarflow.evaluation.likelihood.patch_maps import patch_log_prob
 from tarflow.evaluation.likelihood.scores import log_likelihood
-from tarflow.model.recompute import recompute_layers
 from tarflow.sampling.cuda import graph as captured_module
 from tarflow.sampling.cuda.graph import Captured
 from tarflow.sampling.decode import invert
 from tarflow.sampling.jacobi import Jacobi
 from tarflow.training.objective import objective
+from tarflow.training.recompute import recompute_layers
 
 CUDA = torch.device("cuda:0")
 CASES = names()

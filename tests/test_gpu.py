@@ -27,13 +27,13 @@ from tarflow.data.options import LoadOptions
 from tarflow.data.store.write import prepare
 from tarflow.devices import numbered
 from tarflow.evaluation.likelihood.scores import log_likelihood
-from tarflow.model.recompute import recompute_layers
 from tarflow.planning.memory import training_memory
 from tarflow.sampling.cuda import step as device_step
 from tarflow.sampling.cuda.graph import Captured
 from tarflow.training import build as build_module
 from tarflow.training.engine import Engine
 from tarflow.training.objective import objective, training_batch
+from tarflow.training.recompute import recompute_layers
 from tarflow.training.trainer import train
 from training_cases import images as image_set
 from training_cases import run_config, splits

@@ -270,6 +270,8 @@ def test_one_section_each_in_order_and_resolutions_where_there_are_several(repor
 def test_two_runs_of_one_name_are_kept_apart(runs: list[Path]) -> None:
     first, second = subjects_of([open_run(runs[0])] * 2, SETTINGS)
     assert (first.prefix, second.prefix) == ("noisy-", "noisy-2-")
+    third = subjects_of([open_run(runs[0]), open_run(runs[0]), open_run(runs[0])], SETTINGS)[2]
+    assert third.prefix == "noisy-3-"
 
 
 def test_a_checkpoint_finds_the_metrics_of_its_run(tmp_path: Path) -> None:
