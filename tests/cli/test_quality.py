@@ -13,7 +13,8 @@ import torch
 import tarflow
 from report_cases import make_run
 from tarflow.checkpoint import open_run, open_setting, save_setting, weights_digest
-from tarflow.cli import main, quality
+from tarflow.cli import main
+from tarflow.evaluation.quality import ratios
 from tarflow.evaluation.quality.judge import KINDS
 from tarflow.sampling.setting import Setting, StoredSetting
 
@@ -66,7 +67,7 @@ def test_quality_prints_figures_with_names_and_floors(run: Path, capsys: pytest.
 @pytest.fixture
 def on_features_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the classifier, which takes most of the time and has tests of its own."""
-    monkeypatch.setattr(quality, "compared_by_pixels", lambda *_: {})
+    monkeypatch.setattr(ratios, "sample_quality", lambda pixels, *_, **__: ratios.SampleQuality(len(pixels)))
 
 
 @pytest.mark.usefixtures("on_features_alone")
@@ -193,7 +194,7 @@ def test_a_sweep_of_a_run_that_cannot_be_written_to_loses_nothing(
     assert len(found["rows"]) == 1 and (tmp_path / "out" / "sweep.md").exists()
     assert said.startswith(f"{run}: Read-only file system; the best setting will not be kept as its default")
     assert "default not kept: " in said
-    monkeypatch.setattr("tarflow.cli.sweep.open_judge", lambda *_: pytest.fail("it was measured first"))
+    monkeypatch.setattr("tarflow.cli.sweep.opened_judge", lambda *_: pytest.fail("it was measured first"))
     assert main([str(word) for word in options]) == 2
     assert f"{run}/sweep: Read-only file system; give another directory by --out" in capsys.readouterr().err
 
