@@ -118,8 +118,8 @@ class Bench:
     def batch(self, step: int, training: TrainingConfig) -> tuple[Tensor, Tensor | None]:
         chosen = batch_indices(len(self.pixels), training.batch_size, step, training.seed, device=self.device)
         labels = None if self.labels is None else self.labels[chosen]
-        levels = self.splits.train.levels
-        return training_batch(self.pixels[chosen], labels, step, config=training, levels=levels, flip=False)
+        measure = training.measure(self.splits.train.levels)
+        return training_batch(self.pixels[chosen], labels, step, config=training, measure=measure, flip=False)
 
     def cost(self, variant: Variant, seed: int) -> float:
         """What a step of the variant costs, in steps of the baseline."""

@@ -21,8 +21,8 @@ from benchmarks import hostile, hostile_data, hostile_images, hostile_torch
 from benchmarks.killing import write_images
 from benchmarks.mutations import BYTES, JSON, JSON_LINES, STRANGE, TEXT, Mutation, places
 from tarflow import checkpoint
-from tarflow.data.prepare import prepare
-from tarflow.data.request import Request
+from tarflow.data.options import LoadOptions
+from tarflow.data.store.write import prepare
 from tarflow.evaluation.likelihood.held_out import held_out_scores, scoring_of
 from tarflow.evaluation.quality.extractors import open_extractor
 from tarflow.evaluation.quality.reference import open_reference
@@ -104,7 +104,7 @@ def subjects() -> dict[str, Subject]:
         "prepared.json": Subject("prepared", "prepared.json", JSON, EVALUATE),
         "prepared digests.json": Subject("prepared", "digests.json", JSON, "prepare --check {r}"),
     }
-    for name in ("pixels.npy", "labels.npy", "names.npy", "names.bin"):
+    for name in ("pixels.bin", "labels.bin", "name_ends.bin", "names.bin"):
         result[name] = Subject("prepared", name, BYTES, EVALUATE)
     for name in FORMATS:
         if name != "WEBP" or features.check("webp"):
@@ -179,8 +179,6 @@ def hostile_subjects() -> dict[str, Subject]:
         "prepared digests.json": Subject("prepared", "digests.json", tables, "prepare --check {r}"),
         "features": Subject("features", "", (), quality, writes=True, change=hostile_data.spoil_features),
     }
-    for name in ("pixels.npy", "labels.npy", "names.npy"):
-        found[name] = Subject("prepared", name, (hostile_data.npy_header,), (EVALUATE, scored))
     return {
         f"hostile {name}": dataclasses.replace(subject, ways=tuple(map(hostile.tolerant, subject.ways)))
         for name, subject in found.items()
@@ -190,7 +188,7 @@ def hostile_subjects() -> dict[str, Subject]:
 def build(place: Path) -> None:
     """Make the good directories in `place`."""
     write_images(place / "images")
-    prepare(str(place / "images"), place / "prepared", Request())
+    prepare(str(place / "images"), place / "prepared", LoadOptions())
     sections: dict[str, dict[str, Any]] = {
         "model": {"patch_size": 2, "width": 16, "head_dim": 8, "layers": [1, 1]},
         "data": {"source": str(place / "images")},
@@ -201,7 +199,7 @@ def build(place: Path) -> None:
     train(resolve(sections, splits), splits, place / "run")
     run = checkpoint.open_run(place / "run")
     calibration = tarflow.Calibration()
-    tarflow.sample(run.flow, 2, batch_size=2, calibration=calibration)
+    tarflow.sample(run.flow, 2, batch_size=2, solver=tarflow.Auto(calibration))
     checkpoint.save_calibration(run, calibration)
     held_out_scores(run, scoring_of(run, None, draws=1, seed=0))  # which leaves a file
     setting = Setting(denoise=0.05)

@@ -1,9 +1,9 @@
 """Kills training runs with SIGKILL again and again, resumes each time, and compares with a run left alone, to the bit.
 
-    python -m benchmarks.faults --memory 30 --mapped 10 --streamed 10 --out benchmarks/results/faults.json
+    python -m benchmarks.faults --memory 30 --mapped 10 --stored 10 --out benchmarks/results/faults.json
 
-For each of the three ways to load data (decoded in memory; prepared and mapped; streamed through a worker process) the
-same small run is made twice: once whole, once killed that many times. Kills come in turn
+For each of the three ways to load data (decoded in memory; prepared and mapped; decoded into a store in the cache
+directory) the same small run is made twice: once whole, once killed that many times. Kills come in turn
 
 - `by the clock`: at a random moment after a random number of steps;
 - `in a write`: the process kills itself where a file or directory has reached the disk and not yet taken its name;
@@ -25,7 +25,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-LOADERS = ("memory", "mapped", "streamed")
+LOADERS = ("memory", "mapped", "stored")
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def main() -> int:
     args = parser.parse_args()
     kills = {loader: getattr(args, loader) for loader in LOADERS if getattr(args, loader) > 0}
     if not kills:
-        parser.error("expected a number of kills: --memory, --mapped, --streamed")
+        parser.error("expected a number of kills: --memory, --mapped, --stored")
 
     from benchmarks.killing import campaign, warm_up, write_images
 

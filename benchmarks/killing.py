@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import mmap
@@ -12,19 +13,24 @@ import signal
 import struct
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 
 from tarflow import __version__, checkpoint, storage
+from tarflow.data import load
+from tarflow.data.errors import DataWarning
 from tarflow.data.images import from_array
-from tarflow.data.prepare import prepare
-from tarflow.data.request import Request
-from tarflow.model.flow import WEIGHTS_FILE, TarFlow
+from tarflow.data.options import LoadOptions
+from tarflow.data.store.write import prepare
+from tarflow.model.flow import TarFlow
+from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.tensor_files import read_tensors
 from tarflow.training import trainer as trainer_module
 from tarflow.training.setup import open_data, resolve
@@ -112,10 +118,14 @@ def warm_up(place: Path) -> None:
 
 def train(source: Path, loader: str, run: Path, steps: int) -> None:
     """Train, or go on, from opening the data to the last step: what a user's process does."""
-    data: dict[str, Any] = {"source": str(source), "workers": 1, "shuffle_window": 2 * GROUP}
-    data |= {"storage": "stream"} if loader == "streamed" else {}
+    data: dict[str, Any] = {"source": str(source)}
     sections: dict[str, dict[str, Any]] = {"model": MODEL, "data": data, "training": TRAINING | {"steps": steps}}
-    splits = open_data(sections)
+    with contextlib.ExitStack() as stack:
+        if loader == "stored":  # as if they were too many for the memory
+            stack.enter_context(mock.patch.object(load, "MEMORY_SHARE", 0.0))
+            stack.enter_context(mock.patch.dict(os.environ, TARFLOW_CACHE=str(source.parent / "cache")))
+            stack.enter_context(warnings.catch_warnings(action="ignore", category=DataWarning))
+        splits = open_data(sections)
     trainer_module.train(resolve(sections, splits), splits, run, resume=True)
 
 
@@ -172,7 +182,7 @@ def campaign(place: Path, loader: str, kills: int, seed: int) -> dict[str, Any]:
     source = place / "images"
     if loader == "mapped":
         source = place / "prepared"
-        prepare(str(place / "images"), source, Request())
+        prepare(str(place / "images"), source, LoadOptions())
     rng, board = random.Random(f"{seed} {loader}"), Board()
     steps = 12 * kills + 15
     whole, killed = place / f"{loader}-whole", place / f"{loader}-killed"

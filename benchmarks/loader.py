@@ -39,8 +39,8 @@ from tarflow import __version__, recipes
 from tarflow.data.feed import Feed
 from tarflow.data.images import from_array
 from tarflow.data.load import load, load_or_stream
-from tarflow.data.prepare import prepare
-from tarflow.data.request import Request
+from tarflow.data.options import LoadOptions
+from tarflow.data.store.write import prepare
 from tarflow.training.directory import RunDirectory
 from tarflow.training.engine import Engine
 from tarflow.training.setup import resolve
@@ -111,7 +111,7 @@ def resident(pids: list[int]) -> int:
 
 def streamed(folder: Path) -> Any:
     """What is learned from of a folder of shards, not in memory."""
-    return load_or_stream(str(folder), Request(), storage="stream", held_out_fraction=0.1, split_seed=0).train
+    return load_or_stream(str(folder), LoadOptions(), storage="stream", held_out_fraction=0.1, split_seed=0).train
 
 
 def memory_over_an_epoch(folder: Path, workers: int) -> dict[str, Any]:
@@ -202,8 +202,8 @@ def main() -> int:
         write_shards(place / "shards", pictures(args.data, args.images + held_out), held_out)
         small = load("digits", held_out_fraction=0.2).train
         write_shards(place / "small", ((small.images[k % 1438].numpy() * 15, 0) for k in range(10_000)), 100)
-        prepare(str(place / "shards"), place / "mapped", Request())
-        prepare("digits", place / "digits", Request(), held_out_fraction=0.2)
+        prepare(str(place / "shards"), place / "mapped", LoadOptions())
+        prepare("digits", place / "digits", LoadOptions(), held_out_fraction=0.2)
 
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
             memory = fresh.submit(memory_over_an_epoch, place / "shards", workers=2).result()

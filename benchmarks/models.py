@@ -73,7 +73,7 @@ def first_decoded(flow: TarFlow, count: int) -> TarFlow:
     with torch.device("meta"):  # its own blocks are dropped
         part = TarFlow(dataclasses.replace(flow.config, layers=flow.config.layers[-count:]))
     part.blocks = nn.ModuleList(list(flow.blocks)[-count:])  # type: ignore[assignment]
-    part.base_variance = flow.base_variance
+    part.base = flow.base
     return part.eval().requires_grad_(False)
 
 
@@ -87,7 +87,7 @@ def harden(flow: TarFlow) -> None:
     """
     config, device = flow.config, flow.device
     low, high = HARD_ITERATIONS
-    x = draw_noise(config, HARD_ROWS, device) * flow.base_std()
+    x = flow.base.sample(draw_noise(config, HARD_ROWS, device))
     y = labels(config, HARD_ROWS, device)
     for index, block in reversed(list(enumerate(flow.blocks))):
         nn.init.normal_(block.proj_out.weight, std=config.width**-0.5)
@@ -98,7 +98,7 @@ def harden(flow: TarFlow) -> None:
         for _ in range(12):
             middle = sum(bounds) / 2
             block.proj_out.weight.copy_(direction * math.exp(middle))
-            solution, iterations = _jacobi(block, block.reorder(x), y, at_most=high)
+            solution, iterations = _jacobi(block, block.order.forward(x), y, at_most=high)
             if low <= iterations <= high:
                 break
             bounds[0 if iterations < low else 1] = middle
@@ -107,7 +107,7 @@ def harden(flow: TarFlow) -> None:
                 f"weights hard: no outputs of block {index} need {low} to {high} iterations with {config.num_patches} "
                 "patches; expected more patches, or another width"
             )
-        x = block.reorder(solution)
+        x = block.order.inverse(solution)
 
 
 def _jacobi(block: Block, z: Tensor, y: Tensor | None, at_most: int) -> tuple[Tensor, int]:
@@ -118,8 +118,7 @@ def _jacobi(block: Block, z: Tensor, y: Tensor | None, at_most: int) -> tuple[Te
     context = block.context(y)
     x = z
     for count in range(1, at_most + 1):
-        shift, log_scale = block.conditioner(x[:, :-1], context)
-        new = torch.cat([z[:, :1], z[:, 1:] * torch.exp(block.bound(log_scale)) + shift], dim=1)
+        new = torch.cat([z[:, :1], block.transform.inverse(z[:, 1:], block.conditioner(x[:, :-1], context))], dim=1)
         change = ((new - x).abs() / x.abs().clamp(min=1)).amax()
         x = new
         if change <= HARD_TOLERANCE:

@@ -108,7 +108,7 @@ def build(code: str, module: types.ModuleType, flow: TarFlow) -> nn.Module:
             model: nn.Module = module.Model(num_blocks=1, layers_per_block=1, **arguments)
             pairs = [module.Model(num_blocks=2, layers_per_block=layers, **arguments) for layers in config.layers]
         model.blocks = nn.ModuleList(
-            pair.blocks[int(block.flipped)] for pair, block in zip(pairs, flow.blocks, strict=True)
+            pair.blocks[int(block.order.is_flipped)] for pair, block in zip(pairs, flow.blocks, strict=True)
         )
         model.num_blocks = len(flow.blocks)  # type: ignore[assignment]
         model.load_state_dict(state, strict=True, assign=True)

@@ -7,7 +7,7 @@ import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
 import torch
 
@@ -16,7 +16,7 @@ from benchmarks.official import GSJacobi
 from benchmarks.sampling import DTYPES, Settings
 from tarflow.config import TarFlowConfig
 from tarflow.devices import NAMES
-from tarflow.sampling.sample import Solver
+from tarflow.sampling.solver import SOLVERS
 
 # Options that make the model where the weights are made here; with a run or a file they would contradict it.
 ARCHITECTURE: dict[str, Any] = {
@@ -140,7 +140,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         num_classes=architecture["classes"],
         log_scale_bound=None,
     )
-    known = get_args(Solver)
+    known = list(SOLVERS)
     for holds, name, expected in (
         (set(options.solvers) <= set(known), "solvers", f"some of {', '.join(known)}"),
         (len(set(options.solvers)) == len(options.solvers), "solvers", "each at most once"),

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from benchmarks.ablations import Bench, describe, open_bench, parser_of, read, write
 from benchmarks.variants import BASELINE, VARIANTS
-from tarflow.evaluation.likelihood.evaluate import mean_and_error, to_bits_per_dim
+from tarflow.evaluation.likelihood.evaluate import mean_and_error
 from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, fit_yardstick
-from tarflow.measure import noisy_images
+from tarflow.measure import Measure
 from tarflow.seeding import seeded_generator
 from tarflow.training.optimizer import learning_rate, set_learning_rate
 
@@ -129,14 +129,14 @@ def train(bench: Bench, kind: str, lr: float, seed: int) -> dict[str, Any]:
 
 def score(bench: Bench, log_prob: LogProb, batch: int = 200) -> Tensor:
     """Bits/dim of each held-out image, in the noise that `evaluate_likelihood` draws for it."""
-    levels, found = bench.splits.train.levels, []
+    measure, found = Measure(bench.splits.train.levels), []
     for start in range(0, len(bench.held_out), batch):
         pixels = bench.held_out[start : start + batch]
         noise = [seeded_generator(0, "evaluation", 0, start + k) for k in range(len(pixels))]
-        x = noisy_images(pixels, levels, "uniform", 0.0, noise)
+        x = measure.noisy(pixels, noise)
         labels = None if bench.held_out_labels is None else bench.held_out_labels[start : start + batch]
-        found.append(-log_prob(x, labels).double() / pixels[0].numel())
-    return to_bits_per_dim(torch.cat(found), levels, "uniform")
+        found.append(measure.bits_per_dim(log_prob(x, labels).double(), pixels[0].numel()))
+    return torch.cat(found)
 
 
 def gaussian(bench: Bench) -> dict[str, Any]:

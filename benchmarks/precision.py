@@ -25,7 +25,6 @@ from benchmarks.rates import synchronise
 from tarflow.checkpoint import Run, open_run
 from tarflow.devices import numbered
 from tarflow.evaluation.run_data import open_held_out
-from tarflow.measure import noisy_images
 from tarflow.planning.work import training_flops
 from tarflow.sampling.narrow import narrowed
 from tarflow.seeding import seeded_generator
@@ -67,7 +66,7 @@ def errors(
     training = run.config.training
     assert training is not None
     generators = [seeded_generator(0, "evaluation", 0, k) for k in range(len(pixels))]
-    x = noisy_images(pixels, run.levels, training.noise, training.noise_std, generators).to(device)
+    x = run.measure.noisy(pixels, generators).to(device)
     y = labels.to(device) if labels is not None and run.config.model.num_classes else None
     scale = -1 / (run.config.model.num_dims * 0.6931471805599453)
     exact = scale * scores(copy.deepcopy(run.flow).double(), x.double(), y)
@@ -90,7 +89,7 @@ def scores(model: Any, x: Tensor, y: Tensor | None) -> Tensor:
     for start in range(0, len(x), BATCH):
         rows = slice(start, start + BATCH)
         z, ladj = model(x[rows], None if y is None else y[rows])
-        parts.append((flow.base_log_prob(z) + ladj).double())
+        parts.append((flow.base.log_prob(z) + ladj).sum(dim=1).double())
     return torch.cat(parts)
 
 

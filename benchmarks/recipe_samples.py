@@ -26,7 +26,7 @@ from tarflow.evaluation.quality.extractors import open_extractor
 from tarflow.evaluation.quality.judge import Judge
 from tarflow.evaluation.quality.reference import open_reference
 from tarflow.evaluation.quality.sweep import best_row, grid, sweep
-from tarflow.measure import to_8bit, to_pixels
+from tarflow.measure import Measure, to_8bit
 from tarflow.model.flow import TarFlow
 from tarflow.pictures import save_sheet
 from tarflow.sampling.sample import sample
@@ -40,7 +40,7 @@ def draw(flow: TarFlow, setting: Setting, n: int, seed: int, levels: int) -> Ten
     """Samples as pixels, the classes in turn."""
     y = torch.arange(n) % flow.config.num_classes
     x = sample(flow, n, y, guidance=setting.guidance, seed=seed, denoise=setting.denoise, solver="sequential")
-    return to_pixels(x, levels, "gaussian")
+    return Measure(levels, "gaussian", 1.0).pixels(x)
 
 
 def run(bench: Bench, judge: Judge, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def data_share(job: Job) -> float:
     def make() -> None:
         step = next(steps)
         rows = batch_indices(count, job.batch, step, 0, device=job.device)
-        training_batch(images[rows], labels[rows], step, config=config, levels=256, flip=True)
+        training_batch(images[rows], labels[rows], step, config=config, measure=config.measure(256), flip=True)
 
     seconds_of(make, job.device, 5)
     return min(seconds_of(make, job.device, 10) for _ in range(5))

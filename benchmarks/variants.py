@@ -14,10 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tarflow.config import Recompute, TarFlowConfig, TrainingConfig
+from tarflow.config import TarFlowConfig, TrainingConfig
 from tarflow.model.block import Block
+from tarflow.model.cache import Memory
+from tarflow.model.condition import Condition
+from tarflow.model.config import SequenceConfig
 from tarflow.model.flow import TarFlow
-from tarflow.model.rotary import rotated
+from tarflow.model.rotary import Rotation, rotated
 from tarflow.model.transformer import Attention
 
 ORDERS = ("raster", "flipped", "columns", "columns flipped")
@@ -111,7 +114,11 @@ class Network(nn.Module):
         """A flow whose blocks have the parts; without parts it is a TarFlow and nothing else."""
         flow = TarFlow(config)
         if parts:
-            blocks = [TriedBlock(config, layers, index, parts) for index, layers in enumerate(config.layers)]
+            kinds = [ORDERS[index % (4 if "four orders" in parts else 2)] for index in range(len(config.layers))]
+            orders = [patch_order(config.grid, "raster" if "raster only" in parts else kind) for kind in kinds]
+            rotary = config.rotary or "rotary alone" in parts
+            sequence = dataclasses.replace(flow.sequence, orders=tuple(orders), rotary=rotary)
+            blocks = [TriedBlock(sequence, index, flow.condition, parts) for index in range(len(config.layers))]
             flow.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]
         return flow
 
@@ -119,14 +126,9 @@ class Network(nn.Module):
 class TriedBlock(Block):
     """A block with the parts that are tried."""
 
-    order: Tensor
-
-    def __init__(self, config: TarFlowConfig, layers: int, index: int, parts: Parts) -> None:
-        config = dataclasses.replace(config, rotary=config.rotary or "rotary alone" in parts)
-        super().__init__(config, layers, flipped=False)
+    def __init__(self, config: SequenceConfig, index: int, condition: Condition, parts: Parts) -> None:
+        super().__init__(config, index, condition)
         self.parts = parts
-        order = "raster" if "raster only" in parts else ORDERS[index % (4 if "four orders" in parts else 2)]
-        self.register_buffer("order", patch_order(config.grid, order), persistent=False)
         if "rotary alone" in parts:
             self.position.requires_grad_(False).zero_()
         if "start token" in parts:
@@ -134,22 +136,11 @@ class TriedBlock(Block):
         for layer in self.layers:
             layer.attention = TriedAttention(config, parts)
 
-    def reorder(self, x: Tensor) -> Tensor:
-        return x[:, self.order]  # every one of ORDERS is its own inverse on a square grid
-
-    def _positions(self, start: int | Tensor, count: int) -> Tensor:
-        assert isinstance(start, int)
-        return self.position[self.order[start : start + count]]
-
-    def rotation(self) -> tuple[Tensor, Tensor] | None:
-        table = super().rotation()  # in raster order
-        return None if table is None else (table[0][self.order], table[1][self.order])
-
-    def _affine(self, x: Tensor, y: Tensor | None, recompute: Recompute = "nothing") -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if "start token" not in self.parts:
-            return super()._affine(x, y, recompute)
-        x = self.reorder(x)
-        h = self.proj_in(x[:, :-1]) + self._positions(0, x.shape[1] - 1)
+            return super().encode(x, y)
+        x = self.order.forward(x)
+        h = self.proj_in(x[:, :-1]) + self.order.rows(self.position, 0, x.shape[1] - 1)
         h = torch.cat([self.start.expand(len(x), -1, -1), h], dim=1)
         context = self.context(y)
         h = h if context is None else h + context
@@ -157,23 +148,25 @@ class TriedBlock(Block):
         if rotation is not None:  # the start token is not turned
             rotation = F.pad(rotation[0][:-1], (0, 0, 1, 0), value=1.0), F.pad(rotation[1][:-1], (0, 0, 1, 0))
         for layer in self.layers:
-            h = layer(h, rotation=rotation, recompute=recompute)
-        log_scale, shift = self.proj_out(h).chunk(2, dim=-1)  # of patches 0 … T-1
-        log_scale = self.bound(log_scale)
-        return self.reorder((x - shift) * torch.exp(-log_scale)), log_scale
+            h = layer(h, rotation)
+        z, ladj = self.transform.forward(x, self.proj_out(h))  # of patches 0 … T-1
+        return self.order.inverse(z), self.order.inverse(ladj)
 
 
 class TriedAttention(Attention):
     """Attention of a whole sequence whose queries and keys have unit RMS a head, times a gain."""
 
-    def __init__(self, config: TarFlowConfig, parts: Parts) -> None:
+    def __init__(self, config: SequenceConfig, parts: Parts) -> None:
         super().__init__(config.width, config.head_dim)
         self.gain = nn.Parameter(torch.ones(2, config.head_dim)) if "qk norm" in parts else None
 
-    def forward(self, x: Tensor, *, rotation: tuple[Tensor, Tensor] | None = None, **options: Any) -> Tensor:
-        batch, count, width = x.shape
+    def attend(
+        self, qkv: Tensor, rotation: Rotation | None, memory: Memory | None, temperature: Tensor | None
+    ) -> Tensor:
+        assert memory is None and temperature is None, "for training and scoring only"
+        batch, count, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
         heads = (batch, count, width // self.head_dim, self.head_dim)
-        q, k, v = (part.view(heads).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, dim=-1))
+        q, k, v = (part.view(heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
         if self.gain is not None:
             q, k = (F.rms_norm(part, (self.head_dim,), gain) for part, gain in zip((q, k), self.gain, strict=True))
         if rotation is not None:
@@ -182,11 +175,11 @@ class TriedAttention(Attention):
         return self.out(x.transpose(1, 2).reshape(batch, count, width))
 
 
-def patch_order(grid: tuple[int, int], order: str) -> Tensor:
-    """Which patch, in raster order, comes at each place: (T,) int64."""
+def patch_order(grid: tuple[int, int], order: str) -> tuple[int, ...]:
+    """Which patch, in raster order, comes at each place, T of them."""
     places = torch.arange(grid[0] * grid[1]).view(grid)
     places = places.t() if order.startswith("columns") else places
-    return places.flatten().flip(0) if order.endswith("flipped") else places.flatten()
+    return tuple((places.flatten().flip(0) if order.endswith("flipped") else places.flatten()).tolist())
 
 
 def together(names: list[str]) -> Variant:

@@ -18,7 +18,7 @@ from flow_cases import build
 from tarflow import checkpoint, digests, storage
 from tarflow.checkpoint import Run
 from tarflow.config import ConfigError, DataConfig, RunConfig, TrainingConfig
-from tarflow.sampling.calibrate import Calibration, Choice
+from tarflow.sampling.calibration import Calibration, Choice
 
 FLOW = build("conditional", torch.float32)
 CONFIG = RunConfig(FLOW.config, DataConfig(levels=17), TrainingConfig(steps=9))

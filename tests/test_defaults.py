@@ -24,7 +24,7 @@ from tarflow.evaluation.quality.distances import frechet_distance, kernel_distan
 from tarflow.evaluation.quality.extractors.small_network import open_extractor
 from tarflow.evaluation.quality.manifolds import manifolds
 from tarflow.interop import load_official, to_official
-from tarflow.measure import noisy_images, requantize
+from tarflow.measure import Measure, requantize
 from tarflow.seeding import seeded_generator, seeded_normal
 from tarflow.training.trainer import train
 from training_cases import run_config, run_weights, splits
@@ -71,13 +71,13 @@ MADE: dict[str, Callable[[Path], Any]] = {
     "an order": lambda _: batch_indices(9, 4, 1, 0),
     "samples": lambda _: tarflow.sample(FLOW, 3, Y, GUIDED, denoise=0.1, solver="sequential"),
     "samples of an additive flow": lambda _: tarflow.sample(PLAIN, 3, solver="jacobi"),
-    "given noise": lambda _: tarflow.sample(FLOW, 3, Y, noise=Z, solver="jacobi", window=2),
+    "given noise": lambda _: tarflow.sample(FLOW, 3, Y, noise=Z, solver=tarflow.Jacobi(window=2)),
     "stages": lambda _: tarflow.trace(FLOW, 3, Y),
     "edits": lambda _: [tarflow.resample(FLOW, X, 2, Y), tarflow.interpolate(FLOW, X[0], X[1], 3, 0, 1)],
     "a density": lambda _: [FLOW.log_prob(X, Y), FLOW.log_prob(X, [0, 1, -1]), FLOW.decode(Z, Y), PLAIN.log_prob(X)],
     "a distribution": lambda _: FLOW.distribution([0, 1, 2]).log_prob(X),
     "a likelihood": lambda _: evaluate_likelihood(FLOW, PIXELS, label_policy="marginal", **MEASURE).scores,
-    "noisy images": lambda _: noisy_images(PIXELS, 16, "gaussian", 0.1, seeded_generator(0)),
+    "noisy images": lambda _: Measure(16, "gaussian", 0.1).noisy(PIXELS, seeded_generator(0)),
     "levels": lambda _: requantize(PIXELS, 16, 256),
     "a yardstick": lambda _: fit_yardstick(PIXELS, noise_std=0.0, **MEASURE).log_prob(X),
     "posteriors": lambda _: evaluate_bayes(FLOW, PIXELS, CLASSES, **MEASURE).to_dict(),

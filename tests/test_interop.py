@@ -30,8 +30,8 @@ def make(dtype: torch.dtype = torch.float32, seed: int = 0, **fields: Any) -> Ta
     generator = torch.Generator().manual_seed(seed)
     for tensor in flow.state_dict().values():
         tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
-    if flow.base_variance is not None:
-        flow.base_variance.copy_(0.5 + torch.rand(flow.base_variance.shape, generator=generator))
+    if flow.base.follows:
+        flow.base.variance.copy_(0.5 + torch.rand(flow.base.variance.shape, generator=generator))
     return flow
 
 

@@ -16,7 +16,8 @@ from PIL import Image
 import tarflow
 from tarflow import checkpoint
 from tarflow.cli import main
-from tarflow.data.own import own_images, own_splits
+from tarflow.data.torch_datasets import dataset_images, dataset_splits
+from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.setting import Setting, StoredSetting
 from tarflow.training.trainer import train
 from training_cases import run_config, splits
@@ -64,7 +65,7 @@ def test_a_class_that_is_none_is_named(run: tarflow.Run, wrong: Any) -> None:
 
 
 def test_what_a_sweep_kept_is_the_default_as_long_as_it_is_of_these_weights(run: tarflow.Run) -> None:
-    best = Setting(scale=1.5, rule="stable", denoise=0.1)
+    best = Setting(Guidance(1.5, rule="stable"), 0.1)
     checkpoint.save_setting(run, StoredSetting(checkpoint.weights_digest(run.path), best, "FD", 1.0, 10, 3))
     assert run.setting == best
     guided = tarflow.sample(run.flow, 1, [0], best.guidance, denoise=0.1, solver="sequential")
@@ -142,16 +143,16 @@ def test_a_data_set_of_ones_own_reaches_the_trainer(tmp_path: Path) -> None:
 
 
 def test_images_may_come_in_many_forms() -> None:
-    right = own_images(Mine())
+    right = dataset_images(Mine())
     for kind in ("array", "picture"):
-        found = own_images(Mine(kind=kind))
+        found = dataset_images(Mine(kind=kind))
         assert torch.equal(found.images, right.images) and torch.equal(found.labels, right.labels)
-    assert own_images(Mine(kind="grey")).images.shape == (24, 1, 4, 4)
-    assert own_images(Mine(kind="unlabelled")).labels is None
-    assert own_images([(image, 1) for image in right.images]).class_names == ("0", "1")
-    split = own_splits(Mine(), Mine(5))
+    assert dataset_images(Mine(kind="grey")).images.shape == (24, 1, 4, 4)
+    assert dataset_images(Mine(kind="unlabelled")).labels is None
+    assert dataset_images([(image, 1) for image in right.images]).class_names == ("0", "1")
+    split = dataset_splits(Mine(), Mine(5))
     assert split.own_split and len(split.held_out) == 5
-    split = own_splits(Mine(20), held_out_fraction=0.25)
+    split = dataset_splits(Mine(20), held_out_fraction=0.25)
     assert not split.own_split and (len(split.train), len(split.held_out)) == (15, 5)
 
 
@@ -178,7 +179,7 @@ BYTES = torch.zeros(3, 4, 4, dtype=torch.uint8)
 )
 def test_an_item_that_is_something_else_is_named(items: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        own_images(items, levels=17)
+        dataset_images(items, levels=17)
 
 
 @pytest.mark.parametrize("page", sorted((DOCS / "tutorials").glob("*.md")), ids=lambda page: page.stem)

@@ -14,9 +14,7 @@ from flow_cases import randomise
 from tarflow import ConfigError, TarFlow, TarFlowConfig, resample, sample, trace
 from tarflow.config import DataConfig, TrainingConfig, to_dict
 from tarflow.data.batches import batch_indices
-from tarflow.data.sets import ImageSet
-from tarflow.data.split import seeded_split
-from tarflow.data.stream_order import StreamOrder
+from tarflow.data.sets import ImageSet, seeded_split
 from tarflow.evaluation.likelihood.anomalies import shuffled
 from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
 from tarflow.evaluation.likelihood.patch_maps import mean_patch_maps
@@ -96,7 +94,6 @@ SEEDED: dict[str, Callable[[Any], object]] = {  # everything that takes a seed, 
     "shuffled": lambda seed: shuffled(PIXELS, 16, seed),
     "kernel distance": lambda seed: kernel_distance(torch.eye(8), torch.eye(8).square() + 1, size=2, seed=seed),
     "batches": lambda seed: batch_indices(9, 4, 1, seed),
-    "stream": lambda seed: StreamOrder([3, 2, 4], 4, seed).batch(4, 1)[0].places,
     "choice": lambda seed: IMAGES.choice(2, seed).names,
     "split": lambda seed: torch.cat(seeded_split("x", 9, 0.3, seed)),
     "config": lambda seed: json.dumps(to_dict(TrainingConfig(seed=seed))),

@@ -14,12 +14,17 @@ _HOMES = {
     "ConfigError": "tarflow.config",
     "TarFlowConfig": "tarflow.config",
     "TarFlow": "tarflow.model.flow",
-    "NULL_CLASS": "tarflow.model.block",
+    "SequenceConfig": "tarflow.model.config",
+    "SequenceFlow": "tarflow.model.sequence",
+    "NULL_CLASS": "tarflow.model.condition",
     "second_order": "tarflow.model.derivatives",
-    "Calibration": "tarflow.sampling.choices",
+    "Auto": "tarflow.sampling.auto",
+    "Calibration": "tarflow.sampling.calibration",
     "Guidance": "tarflow.sampling.guidance",
+    "Jacobi": "tarflow.sampling.jacobi",
     "SampleBatch": "tarflow.sampling.sample",
     "SamplingError": "tarflow.sampling.sample",
+    "Sequential": "tarflow.sampling.sequential",
     "sample": "tarflow.sampling.sample",
     "sample_batches": "tarflow.sampling.sample",
     "denoise": "tarflow.sampling.denoise",
@@ -30,6 +35,7 @@ _HOMES = {
     "resample": "tarflow.sampling.editing",
     "trace": "tarflow.sampling.trace",
     "load_official": "tarflow.interop",
+    "Measure": "tarflow.measure",
     "patch_log_prob": "tarflow.evaluation.likelihood.patch_maps",
     "Run": "tarflow.runs",
     "open_run": "tarflow.runs",
@@ -44,24 +50,30 @@ if TYPE_CHECKING:
     from tarflow.config import TarFlowConfig as TarFlowConfig
     from tarflow.evaluation.likelihood.patch_maps import patch_log_prob as patch_log_prob
     from tarflow.interop import load_official as load_official
-    from tarflow.model.block import NULL_CLASS as NULL_CLASS
+    from tarflow.measure import Measure as Measure
+    from tarflow.model.condition import NULL_CLASS as NULL_CLASS
+    from tarflow.model.config import SequenceConfig as SequenceConfig
     from tarflow.model.derivatives import second_order as second_order
     from tarflow.model.flow import TarFlow as TarFlow
+    from tarflow.model.sequence import SequenceFlow as SequenceFlow
     from tarflow.runs import Run as Run
     from tarflow.runs import open_run as open_run
     from tarflow.runs import train as train
-    from tarflow.sampling.choices import Calibration as Calibration
+    from tarflow.sampling.auto import Auto as Auto
+    from tarflow.sampling.calibration import Calibration as Calibration
     from tarflow.sampling.denoise import denoise as denoise
     from tarflow.sampling.distribution import FlowDistribution as FlowDistribution
     from tarflow.sampling.editing import interpolate as interpolate
     from tarflow.sampling.editing import reconstruct as reconstruct
     from tarflow.sampling.editing import resample as resample
     from tarflow.sampling.guidance import Guidance as Guidance
+    from tarflow.sampling.jacobi import Jacobi as Jacobi
     from tarflow.sampling.narrow import narrowed as narrowed
     from tarflow.sampling.sample import SampleBatch as SampleBatch
     from tarflow.sampling.sample import SamplingError as SamplingError
     from tarflow.sampling.sample import sample as sample
     from tarflow.sampling.sample import sample_batches as sample_batches
+    from tarflow.sampling.sequential import Sequential as Sequential
     from tarflow.sampling.setting import Setting as Setting
     from tarflow.sampling.trace import trace as trace
 

@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 
@@ -32,9 +32,11 @@ from tarflow import caching, digests, storage
 from tarflow.config import ConfigError, RunConfig, from_dict, to_dict
 from tarflow.digests import DIGESTS_FILE as DIGESTS_FILE
 from tarflow.jsontext import to_json
-from tarflow.model.flow import CONFIG_FILE as CONFIG_FILE
-from tarflow.model.flow import WEIGHTS_FILE, TarFlow, read_json
-from tarflow.sampling.choices import Calibration
+from tarflow.measure import Measure
+from tarflow.model.flow import TarFlow
+from tarflow.model.saving import CONFIG_FILE as CONFIG_FILE
+from tarflow.model.saving import WEIGHTS_FILE, read_json
+from tarflow.sampling.calibration import Calibration
 from tarflow.sampling.setting import StoredSetting
 from tarflow.tensor_files import read_tensors, read_torch_file
 
@@ -58,9 +60,14 @@ class Run:
     config: RunConfig
 
     @property
+    def measure(self) -> Measure:
+        """How the model sees pixels; 256 levels with uniform noise where nothing is stored."""
+        return self.config.measure
+
+    @property
     def levels(self) -> int:
         """Values a pixel can take; 256 where nothing else is stored."""
-        return self.config.data.levels if self.config.data else 256
+        return self.measure.levels
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -70,15 +77,14 @@ class Run:
         return tuple(str(k) for k in range(self.config.model.num_classes))
 
     @property
-    def noise(self) -> Literal["gaussian", "uniform"]:
+    def noise(self) -> str:
         """The noise of training, which decides how values become pixels again; uniform where nothing is stored."""
-        return self.config.training.noise if self.config.training else "uniform"
+        return self.measure.noise
 
     @property
     def sigma(self) -> float | None:
         """σ of the Gaussian noise in training; None where there was none, or nothing is stored."""
-        training = self.config.training
-        return training.noise_std if training and training.noise == "gaussian" else None
+        return self.measure.sigma
 
 
 def open_run(path: str | Path, device: torch.device | str = "cpu") -> Run:

@@ -1,21 +1,22 @@
 """The configuration of a run: what is modelled, which data are seen, how the weights move.
 
-Frozen dataclasses that need nothing but the standard library; `fields` checks them. The command line shows their help.
+Frozen dataclasses that wait for no library; `fields` checks them. The command line shows their help.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from tarflow.fields import ConfigError as ConfigError
-from tarflow.fields import check, coerce_fields, option
+from tarflow.fields import check, coerce_fields, derived, option
 from tarflow.fields import check_fields as check_fields
 from tarflow.fields import check_value as check_value
 from tarflow.fields import from_dict as from_dict
 from tarflow.fields import to_dict as to_dict
+from tarflow.measure import MAX_LEVELS, NOISES, Measure
 
 Recompute: TypeAlias = Literal["nothing", "elementwise", "layers"]
 """What the backward pass computes again instead of keeping it: norms and GELUs, or all of each Transformer layer."""
@@ -42,7 +43,7 @@ class TarFlowConfig:
     width: int = option(help="channels of the Transformers, a multiple of the head dimension")
     layers: tuple[int, ...] = option(help="Transformer layers of each block, one entry a block")
     channels: int = option(3, help="channels of the images: 1 is grey, 3 is RGB; those of the data when not given")
-    num_classes: int = option(0, help="number of classes, 0 for an unconditional model")
+    num_classes: int = derived(0, help="number of classes, 0 for an unconditional model")
     transform: Literal["affine", "additive"] = option(
         "affine", help="affine (shift and scale) or additive (the volume-preserving variant)"
     )
@@ -63,29 +64,13 @@ class TarFlowConfig:
         height, width = self.image_shape
         check(min(height, width) >= 1, "image_size", "positive numbers", self.image_size)
         check(max(height, width) <= LARGEST, "image_size", f"at most {LARGEST}", self.image_size)
-        for name in ("patch_size", "width", "channels", "head_dim", "expansion"):
-            check(getattr(self, name) >= 1, name, "a positive number", getattr(self, name))
-            check(getattr(self, name) <= LARGEST, name, f"at most {LARGEST}", getattr(self, name))
-        check(
-            height % self.patch_size == 0 and width % self.patch_size == 0,
-            "patch_size",
-            f"a divisor of the image size {height}x{width}",
-            self.patch_size,
-        )
-        check(self.width % self.head_dim == 0, "width", f"a multiple of head_dim {self.head_dim}", self.width)
-        check(
-            not self.rotary or self.head_dim % 4 == 0,
-            "head_dim",
-            "a multiple of 4 with rotary positions",
-            self.head_dim,
-        )
-        check(
-            len(self.layers) >= 1 and min(self.layers) >= 1,
-            "layers",
-            "at least one block, each of at least one layer",
-            self.layers,
-        )
-        check(sum(self.layers) <= MOST_LAYERS, "layers", f"at most {MOST_LAYERS} layers in all", self.layers)
+        for name in ("patch_size", "channels"):
+            check(1 <= getattr(self, name) <= LARGEST, name, f"1 to {LARGEST}", getattr(self, name))
+        divides = height % self.patch_size == 0 and width % self.patch_size == 0
+        check(divides, "patch_size", f"a divisor of the image size {height}x{width}", self.patch_size)
+        check_network(self)
+        turns = not self.rotary or self.head_dim % 4 == 0
+        check(turns, "head_dim", "a multiple of 4 with rotary positions", self.head_dim)
         check(0 <= self.num_classes <= LARGEST, "num_classes", f"0 to {LARGEST}", self.num_classes)
         check(
             self.num_patches >= 2,
@@ -93,14 +78,7 @@ class TarFlowConfig:
             "two patches at least (the first is not transformed, and one alone would be N(0, 1), whatever its class)",
             self.patch_size,
         )
-        if self.log_scale_bound == "auto":
-            object.__setattr__(self, "log_scale_bound", BOUND if self.transform == "affine" else None)
-        elif self.log_scale_bound == "none":
-            object.__setattr__(self, "log_scale_bound", None)
-        bound = self.bound
-        check(bound is None or (bound > 0 and math.isfinite(bound)), "log_scale_bound", "a positive number", bound)
-        if bound is not None and self.transform == "additive":
-            raise ConfigError("log_scale_bound: the additive transform has no log-scale to bound")
+        object.__setattr__(self, "log_scale_bound", bound_of(self.log_scale_bound, self.transform == "affine"))
 
     @property
     def bound(self) -> float | None:
@@ -137,16 +115,40 @@ class TarFlowConfig:
         return self.num_patches * self.patch_dim
 
 
+def check_network(config: Any) -> None:
+    """Raise ConfigError unless the fields that any flow's Transformers have fit each other."""
+    for name in ("width", "head_dim", "expansion"):
+        check(1 <= getattr(config, name) <= LARGEST, name, f"1 to {LARGEST}", getattr(config, name))
+    check(config.width % config.head_dim == 0, "width", f"a multiple of head_dim {config.head_dim}", config.width)
+    layers = config.layers
+    check(bool(layers) and min(layers) >= 1, "layers", "at least one block, each of at least one layer", layers)
+    check(sum(layers) <= MOST_LAYERS, "layers", f"at most {MOST_LAYERS} layers in all", layers)
+
+
+def bound_of(value: float | str | None, scales: bool) -> float | None:
+    """The bound that "auto", "none" or a number comes to, where some transform `scales` or none does."""
+    if value == "auto":
+        return BOUND if scales else None
+    if value is None or value == "none":
+        return None
+    assert not isinstance(value, str)
+    check(value > 0 and math.isfinite(value), "log_scale_bound", "a positive number", value)
+    if not scales:
+        raise ConfigError("log_scale_bound: the additive transform has no log-scale to bound")
+    return value
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which images are seen, and how a file becomes a tensor. Stored with the run, so that its user need not know."""
 
     source: str = option(
         "digits",
+        name="data",
         help="digits, fashion-mnist, or the path of a folder, of Parquet or IDX files, of a prepared directory",
     )
-    levels: int = option(256, help="number of values a pixel can take")
-    class_names: tuple[str, ...] = option((), help="names of the classes, in the order of the labels")
+    levels: int = derived(256, help="number of values a pixel can take")
+    class_names: tuple[str, ...] = derived((), help="names of the classes, in the order of the labels")
     conditional: bool = option(True, help="learn p(x|y) where the data have labels")
     flip: bool = option(False, help="mirror half of the training images from left to right")
     held_out_fraction: float = option(
@@ -154,13 +156,6 @@ class DataConfig:
     )
     split_seed: int = option(0, help="seed of that split")
     skip_bad: bool = option(False, help="leave out files that cannot be read, instead of stopping")
-    storage: Literal["auto", "memory", "stream"] = option(
-        "auto",
-        help="memory: decoded once, before the first step; stream: read and decoded again in every epoch, for Parquet "
-        "and folders of images; auto: stream what would take half of the machine's memory",
-    )
-    shuffle_window: int = option(8192, help="images that a stream shuffles together, and holds encoded in memory")
-    workers: int = option(2, help="processes that decode a stream; 0 decodes between the steps")
     variant: str = option("", help="which of several versions of the data set; what its files tell when not given")
     image_column: str = option("", help="column of Parquet files with the images; found by its name when not given")
     label_column: str = option(
@@ -171,9 +166,9 @@ class DataConfig:
         help="of images of more than 8 bits, which values become black and white: two numbers; full, all of 16 bits; "
         "auto, the least and the greatest that there are; percentile, all but one in a thousand at either end",
     )
-    place: str = option("", help="where `source` was when it was trained on, from the root of the file system")
-    train_digest: str = option("", help="of the images that were trained on, and their labels")
-    held_out_digest: str = option("", help="of those that were held out")
+    place: str = derived("", help="where `source` was when it was trained on, from the root of the file system")
+    train_digest: str = derived("", help="of the images that were trained on, and their labels")
+    held_out_digest: str = derived("", help="of those that were held out")
 
     def __post_init__(self) -> None:
         coerce_fields(self)
@@ -181,15 +176,13 @@ class DataConfig:
         check(0 < self.held_out_fraction < 1, "held_out_fraction", "between 0 and 1", self.held_out_fraction)
         values = self.value_range
         check(isinstance(values, str) or values[0] < values[1], "value_range", "a lower number, then a higher", values)
-        check(self.shuffle_window >= 1, "shuffle_window", "a positive number", self.shuffle_window)
-        check(self.workers >= 0, "workers", "0 or more", self.workers)
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """How the weights move, and what is written down on the way. Defaults are the paper's where it has one."""
 
-    noise: Literal["gaussian", "uniform"] = option(
+    noise: str = option(
         "gaussian", help="gaussian: x + noise_std·ε, for samples; uniform: dequantised, for likelihoods"
     )
     noise_std: float = option(0.05, help="σ of the gaussian noise, in units where pixels span -1 to 1")  # ImageNet-64
@@ -242,34 +235,21 @@ class TrainingConfig:
     save_every: int = option(1000, help="steps between two checkpoints")
     keep_last: int = option(2, help="checkpoints kept beside the best one")
     # Drawn when the run begins. Two runs of one config have equal ones.
-    run: str | None = field(default=None, compare=False, metadata={"help": "the run that a checkpoint belongs to"})
-    init_from: str = option("", help="the weights that the run started from, and their digest; none where it is empty")
+    run: str | None = derived(None, compare=False, help="the run that a checkpoint belongs to")
+    init_from: str = derived("", help="the weights that the run started from, and their digest; none where it is empty")
 
     def __post_init__(self) -> None:
         coerce_fields(self)
         if self.clip_norm == 0:
             object.__setattr__(self, "clip_norm", None)  # TOML and the command line have no null
-        positive = [
-            "batch_size",
-            "accumulate",
-            "lr",
-            "log_every",
-            "evaluate_every",
-            "evaluate_images",
-            "save_every",
-            "keep_last",
-        ]
-        positive += ["noise_std"] if self.noise == "gaussian" else []
-        for name in positive:
+        positive = ("batch_size", "accumulate", "lr", "log_every", "evaluate_every", "evaluate_images", "save_every")
+        check(self.noise in NOISES, "noise", " or ".join(map(repr, NOISES)), self.noise)
+        for name in (*positive, "keep_last", *(("noise_std",) if NOISES[self.noise].has_std else ())):
             check(getattr(self, name) > 0, name, "a positive number", getattr(self, name))
         for name in ("noise_std", "final_lr", "weight_decay", "sample_every"):
             check(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-        check(
-            self.batch_size % self.accumulate == 0,
-            "accumulate",
-            f"a divisor of batch_size {self.batch_size}",
-            self.accumulate,
-        )
+        divides = self.batch_size % self.accumulate == 0
+        check(divides, "accumulate", f"a divisor of batch_size {self.batch_size}", self.accumulate)
         for name in ("label_drop", "ema_decay"):
             check(0 <= getattr(self, name) < 1, name, "at least 0 and less than 1", getattr(self, name))
         for name in ("steps", "epochs", "clip_norm", "muon_lr"):
@@ -289,6 +269,10 @@ class TrainingConfig:
             raise ConfigError(
                 f"steps and epochs: expected one of them, got steps={self.steps} and epochs={self.epochs}"
             )
+
+    def measure(self, levels: int) -> Measure:
+        """How the model sees pixels of that many levels."""
+        return Measure(levels, self.noise, self.noise_std)
 
     def steps_of(self, epochs: float, num_images: int) -> int:
         """The steps in which all of `num_images` images are seen `epochs` times: ceil(epochs · images / batch_size).
@@ -318,3 +302,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         coerce_fields(self)
+
+    @property
+    def measure(self) -> Measure:
+        """How the model sees pixels; 256 levels with uniform noise where nothing is stored."""
+        levels = self.data.levels if self.data else MAX_LEVELS
+        return self.training.measure(levels) if self.training else Measure(levels)

@@ -24,9 +24,14 @@ class ConfigError(ValueError):
     """A field that does not exist, has the wrong type, or contradicts another one."""
 
 
-def option(default: Any = dataclasses.MISSING, *, help: str) -> Any:
-    """A dataclass field with its help text; without a default it is required."""
-    return field(default=default, metadata={"help": help})
+def option(default: Any = dataclasses.MISSING, *, help: str, name: str = "") -> Any:
+    """A dataclass field that the command line takes, by its own name or another; without a default it is required."""
+    return field(default=default, metadata={"help": help, "option": name})
+
+
+def derived(default: Any, *, help: str, compare: bool = True) -> Any:
+    """A dataclass field that nobody types: it follows from the data or the weights, or is drawn."""
+    return field(default=default, metadata={"help": help}, compare=compare)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -41,6 +46,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     by the dataclass itself. `where` stands before the field's name in the message, such as `"recipe.toml: training"`.
     """
     check_fields(cls, values, where)
+    for name, value in values.items():  # what is there before what is missing
+        check_value(cls, name, value, where)
     prefix = f"{where}." if where else ""
     for entry in dataclasses.fields(cls):  # type: ignore[arg-type]
         required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
@@ -48,7 +55,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
             raise ConfigError(f"{prefix}{entry.name}: missing")
     try:
         return cls(**values)
-    except ConfigError as error:
+    except ValueError as error:
         raise ConfigError(f"{prefix}{error}") from None
 
 

@@ -22,7 +22,7 @@ KEY_MAP = (
     # official, ours; {b} is a block, {l} one of its layers, {p} weight or bias
     ("blocks.{b}.proj_in.{p}", "blocks.{b}.proj_in.{p}"),
     ("blocks.{b}.pos_embed", "blocks.{b}.position"),  # in raster order on both sides
-    ("blocks.{b}.class_embed", "blocks.{b}.class_embedding"),  # (classes, 1, W) there, (classes, W) here
+    ("blocks.{b}.class_embed", "blocks.{b}.embedding.classes"),  # (classes, 1, W) there, (classes, W) here
     ("blocks.{b}.attn_blocks.{l}.attention.norm.{p}", "blocks.{b}.layers.{l}.attention.norm.{p}"),
     ("blocks.{b}.attn_blocks.{l}.attention.qkv.{p}", "blocks.{b}.layers.{l}.attention.qkv.{p}"),
     ("blocks.{b}.attn_blocks.{l}.attention.proj.{p}", "blocks.{b}.layers.{l}.attention.out.{p}"),
@@ -30,7 +30,7 @@ KEY_MAP = (
     ("blocks.{b}.attn_blocks.{l}.mlp.main.0.{p}", "blocks.{b}.layers.{l}.mlp.1.{p}"),
     ("blocks.{b}.attn_blocks.{l}.mlp.main.2.{p}", "blocks.{b}.layers.{l}.mlp.3.{p}"),
     ("blocks.{b}.proj_out.{p}", "blocks.{b}.proj_out.{p}"),  # rows: log-scale, then shift, on both sides
-    ("var", "base_variance"),  # of the additive variant; in the affine one it is a constant, see `_constants`
+    ("var", "base.variance"),  # of the additive variant; in the affine one it is a constant, see `_constants`
 )
 """Every tensor of a TarFlow, by its name in an official checkpoint and its name here."""
 

@@ -11,21 +11,18 @@ import torch
 from torch import Tensor
 
 from tarflow import checkpoint, recipes
-from tarflow.config import ConfigError, DataConfig, TarFlowConfig, TrainingConfig
-from tarflow.data.own import own_splits
+from tarflow.config import TrainingConfig
 from tarflow.data.sets import Splits
+from tarflow.data.torch_datasets import dataset_splits
 from tarflow.devices import pick_device
-from tarflow.evaluation.likelihood.evaluate import to_bits_per_dim
 from tarflow.evaluation.likelihood.held_out import score_pixels, scoring_of
 from tarflow.evaluation.run_data import open_splits
 from tarflow.fields import integer
-from tarflow.measure import noisy_images, to_pixels
-from tarflow.model.block import NULL_CLASS
+from tarflow.model.condition import NULL_CLASS
+from tarflow.sampling.auto import Auto
 from tarflow.sampling.sample import sample
 from tarflow.sampling.setting import Setting
 from tarflow.seeding import seeded_generator
-
-SECTIONS = {"model": TarFlowConfig, "data": DataConfig, "training": TrainingConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +87,9 @@ class Run(checkpoint.Run):
         """
         how = self.setting if setting is None else setting
         n = max(1, len(self._several(classes))) if n is None else integer("n", n, 1)
-        calibration = checkpoint.open_calibration(self) if options.get("solver", "auto") == "auto" else None
-        y = self.labels(classes, n)
-        return sample(self.flow, n, y, how.guidance, seed, how.denoise, **({"calibration": calibration} | options))
+        if options.get("solver", "auto") == "auto":
+            options["solver"] = Auto(checkpoint.open_calibration(self))
+        return sample(self.flow, n, self.labels(classes, n), how.guidance, seed, how.denoise, **options)
 
     def images(self, source: str | None = None) -> Splits:
         """What the run was trained on and what it held out, `train` and `held_out`, each with `images` and `labels`.
@@ -103,13 +100,13 @@ class Run(checkpoint.Run):
 
     def pixels(self, x: Tensor) -> Tensor:
         """Images -1 … 1 as pixels, uint8 0 … levels-1 on the CPU, rounded and clipped: what is written to files."""
-        return to_pixels(x.cpu(), self.levels, self.noise)
+        return self.measure.pixels(x.cpu())
 
     def noisy(self, images: Tensor, seed: int = 0) -> Tensor:
         """Pixels (N, C, H, W) uint8 as the model sees them: scaled, with the noise of its training; float32."""
-        training = self._training()
+        self._training()
         generators = [seeded_generator(seed, "noisy", k) for k in range(len(images))]
-        return noisy_images(images, self.levels, training.noise, training.noise_std, generators)
+        return self.measure.noisy(images, generators)
 
     def score(
         self,
@@ -135,7 +132,7 @@ class Run(checkpoint.Run):
 
     def bits_per_dim(self, log_prob: Tensor) -> Tensor:
         """Log-likelihoods in nats as bits a dimension; of a model of noisy images those of noisy images."""
-        return to_bits_per_dim(-log_prob / self.config.model.num_dims, self.levels, self.noise)
+        return self.measure.bits_per_dim(log_prob, self.config.model.num_dims)
 
     def _several(self, classes: str | int | Sequence[str | int] | None) -> list[str | int]:
         if classes is None:
@@ -184,11 +181,11 @@ def train(
 
     Args:
         data: a `torch.utils.data.Dataset`, or any sequence, of images or (image, label); see
-            `tarflow.data.own.own_images`. It is read once, into memory. held_out: another one; None holds out a
-            seeded fraction.
+            `tarflow.data.torch_datasets.dataset_images`. It is read once, into memory. held_out: another one; None
+            holds out a seeded fraction.
         out: the run directory; must not hold a run unless `resume`, which goes on from its newest checkpoint.
         recipe: by name, or the path of a `.toml` file. Size, channels, levels and classes are those of the data.
-        levels, class_names: see `own_images`.
+        levels, class_names: see `dataset_images`.
         report: called after every step, with a dictionary of what was measured.
         fields: of the recipe to replace, such as `steps=1000` or `width=128`: those of the three sections of a run's
             config.json.
@@ -203,15 +200,8 @@ def train(
     for name in ("image_size", "channels", "num_classes"):
         sections["model"].pop(name, None)
     sections["data"]["source"] = f"{type(data).__name__}, given to tarflow.train"
-    for name, value in fields.items():
-        section = next((s for s, cls in SECTIONS.items() if name in {f.name for f in dataclasses.fields(cls)}), None)
-        if section is None:
-            raise ConfigError(f"{name}: no such field of a run; see `tarflow train --help`")
-        sections[section][name] = value
-    for one, other in (("steps", "epochs"), ("epochs", "steps")):
-        if one in fields and other not in fields:
-            sections["training"].pop(other, None)
+    sections = recipes.with_fields(sections, fields)
     options = {name: sections["data"][name] for name in ("held_out_fraction", "split_seed") if name in sections["data"]}
-    splits = own_splits(data, held_out, levels=levels, class_names=class_names, **options)
+    splits = dataset_splits(data, held_out, levels=levels, class_names=class_names, **options)
     train_run(resolve(sections, splits), splits, out, resume=resume, device=pick_device(device), report=report)
     return open_run(out)

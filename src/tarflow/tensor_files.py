@@ -23,6 +23,7 @@ from tarflow import storage
 
 # Two words, so that no single flipped bit makes a file of ours one that never had a digest.
 WRITER, DIGEST = "written_by", "blake2b"
+HEADER_WORDS = {"format": "pt", WRITER: "tarflow"}
 MAX_DEPTH = 20  # of containers in one another; a training state has five
 MAX_ENTRIES = 1_000_000  # of all containers together; a training state has some for each tensor
 MAX_SHARED = 4  # times the size of a file that its tensors may have together, where some are views of others
@@ -33,9 +34,9 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    words = {"format": "pt", WRITER: "tarflow"}
+    words = HEADER_WORDS
     with storage.replacing_file(path) as temporary:
-        save_file(plain, temporary, metadata=words | {DIGEST: _digest(plain, words)})
+        save_file(plain, temporary, metadata=words | {DIGEST: tensors_digest(plain, words)})
         _sort_words(temporary)
 
 
@@ -67,17 +68,20 @@ def read_tensors(path: Path, expected: str = "expected weights in safetensors") 
     except (SafetensorError, OSError, KeyError, TypeError, RuntimeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error}); {expected}") from None
     written = words.pop(DIGEST, None)
-    if (written is not None or WRITER in words) and written != _digest(tensors, words):
+    if (written is not None or WRITER in words) and written != tensors_digest(tensors, words):
         raise ValueError(f"{path}: damaged, its digest is not that of what was written")
     return tensors
 
 
-def _digest(tensors: Mapping[str, Tensor], words: Mapping[str, str]) -> str:
-    """Of the contents, not of the file: how safetensors lays them out is its own affair."""
+def tensors_digest(tensors: Mapping[str, Tensor], words: Mapping[str, str] = HEADER_WORDS) -> str:
+    """A digest of tensors by name, and of the words of a header: of the contents, not of how safetensors lays them out.
+
+    It is the one that `save_tensors` writes, so it tells whether two files or flows have the same weights.
+    """
     digest = hashlib.blake2b(repr(sorted(words.items())).encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -78,7 +78,7 @@ def test_the_weights_of_a_block_are_all_but_its_positions_and_classes(changes: d
     flow = small_flow(**changes)
     for block, layers in zip(flow.blocks, flow.config.layers, strict=True):
         named = dict(block.named_parameters())
-        rows = named.pop("position").numel() + named.pop("class_embedding").numel()
+        rows = named.pop("position").numel() + named.pop("embedding.classes").numel()
         assert block_parameters(flow.config, layers) == sum(p.numel() for p in named.values())
         assert rows
 

@@ -33,16 +33,16 @@ def test_hard_weights_need_many_jacobi_iterations_in_every_block() -> None:
     noise, y = models.draw_noise(config, 2, CPU), models.labels(config, 2, CPU)
     x = noise
     for block in reversed(flow.blocks):
-        z = x = block.reorder(x)
+        z = x = block.order.forward(x)
         counts = 0
         while True:
             counts += 1
-            before, (shift, log_scale) = x, block.conditioner(x[:, :-1], block.context(y))
+            before, (log_scale, shift) = x, block.conditioner(x[:, :-1], block.context(y)).chunk(2, dim=-1)
             x = torch.cat([z[:, :1], z[:, 1:] * log_scale.exp() + shift], dim=1)
             if ((x - before).abs() <= 1e-4 * before.abs().clamp(min=1)).all():
                 break
         assert 15 <= counts <= 20
-        x = block.reorder(x)
+        x = block.order.inverse(x)
 
 
 def test_sequences_too_short_to_be_hard_are_refused() -> None:
@@ -77,5 +77,5 @@ def test_the_first_blocks_that_are_decoded() -> None:
         x = z
         for block in list(reversed(flow.blocks))[:count]:
             x = block.decode(x, y)
-        assert torch.equal(part.decode(z, y), flow.to_images(x))
+        assert torch.equal(part.decode(z, y), flow.event.from_tokens(x))
     assert models.first_decoded(flow, 3) is flow

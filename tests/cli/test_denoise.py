@@ -18,7 +18,7 @@ from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.load import load_all
 from tarflow.evaluation.quality.psnr import psnr
-from tarflow.measure import dequantize, scale_pixels, to_8bit, to_pixels
+from tarflow.measure import Measure, to_8bit
 from tarflow.sampling.denoise import denoise
 from tarflow.seeding import seeded_generator
 
@@ -55,23 +55,22 @@ def cleaned_by(place: Path, tmp_path: Path, run: str, *options: str) -> Tensor:
 def seen(place: Path, run: str) -> tuple[TarFlow, Tensor, Tensor]:
     """The model, the images as it sees them, by hand, and their labels."""
     images = load_all(str(place / "photos"), image_size=4, channels=1, levels=16)[0]
-    x = scale_pixels(images.images, 16)
+    x = Measure(16, "gaussian", 1.0).clean(images.images)
     if run == "uniform":
         x = (images.images.float() + 0.5) * 2 / 16 - 1  # a level at the middle of its interval
-        assert torch.equal(x, dequantize(images.images, 16, torch.full(x.shape, 0.5)))
     assert images.labels is not None
     return TarFlow.from_pretrained(place / run), x, images.labels
 
 
 def shown(x: Tensor, run: str) -> Tensor:
-    return to_8bit(to_pixels(x, 16, run), 16)  # type: ignore[arg-type]
+    return to_8bit(Measure(16, run, 1.0).pixels(x), 16)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("run", ["uniform", "gaussian"])
 def test_a_model_is_fed_what_its_training_fed_it(run: str, place: Path, tmp_path: Path) -> None:
     flow, x, labels = seen(place, run)
     assert torch.equal(cleaned_by(place, tmp_path, run), shown(denoise(flow, x, SIGMA, labels), run))
-    other = scale_pixels(to_pixels(x, 16, run), 16) if run == "uniform" else x - 1 / 16  # type: ignore[arg-type]
+    other = Measure(16, "gaussian", 1.0).clean(Measure(16, run, 1.0).pixels(x)) if run == "uniform" else x - 1 / 16  # type: ignore[arg-type]
     assert not torch.equal(shown(denoise(flow, other, SIGMA, labels), run), shown(denoise(flow, x, SIGMA, labels), run))
 
 

@@ -67,7 +67,7 @@ def test_a_directory_of_other_files_is_refused_at_once(
 
     monkeypatch.setattr("tarflow.data.load.load_all", fail)
     monkeypatch.setattr(run_data, "open_known", fail)
-    monkeypatch.setattr("tarflow.data.load.load_or_stream", fail)
+    monkeypatch.setattr("tarflow.data.load.load", fail)
     monkeypatch.setattr("tarflow.model.flow.TarFlow.encode", fail)
     torch.save(
         to_official(build("conditional", torch.float32, width=64, head_dim=64)), tmp_path / "model_4_64_1_1_0.10.pth"

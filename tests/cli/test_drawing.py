@@ -9,7 +9,8 @@ from report_cases import make_run
 from tarflow import NULL_CLASS
 from tarflow.checkpoint import Run, open_run
 from tarflow.cli.drawing import Sampler, Solving, labels_of
-from tarflow.measure import to_pixels
+from tarflow.measure import Measure
+from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.sample import sample
 from tarflow.sampling.setting import Setting
 
@@ -31,8 +32,8 @@ def test_labels_go_through_the_classes_in_turn(run: Run) -> None:
 
 def test_pixels_are_samples_at_the_levels_of_the_data(run: Run) -> None:
     y = labels_of(run, (), 12)
-    for setting, seed in ((Setting(), 0), (Setting(scale=1.0, denoise=run.sigma), 3)):
+    for setting, seed in ((Setting(), 0), (Setting(Guidance(1.0), run.sigma), 3)):
         found = Sampler(run, Solving(solver="sequential", batch_size=5)).pixels(12, y, setting, seed, lambda *_: None)
         x = sample(run.flow, 12, y, setting.guidance, seed, denoise=setting.denoise, solver="sequential")
         assert found.dtype == torch.uint8 and int(found.max()) <= 16
-        assert torch.equal(found, to_pixels(x, 17, run.noise))
+        assert torch.equal(found, Measure(17, run.noise, 1.0).pixels(x))

@@ -34,8 +34,8 @@ from tarflow import recipes
 from tarflow.checkpoint import write_config
 from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
-from tarflow.data.prepare import prepare
-from tarflow.data.request import Request
+from tarflow.data.options import LoadOptions
+from tarflow.data.store.write import prepare
 from tarflow.interop import to_official
 from tarflow.training.setup import open_data, resolve
 
@@ -195,18 +195,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image(f"either/{split}{'-images' if split == 'test' else ''}/0.png", 4, 4)
     image("wide/0.png", 4, 4)
     Image.fromarray(np.zeros((4, 4), np.float32)).save(root / "wide" / "1.tif")
-    prepare("digits", root / "prepared", Request())
-    prepare("digits", root / "damaged", Request())
+    prepare("digits", root / "prepared", LoadOptions())
+    prepare("digits", root / "damaged", LoadOptions())
     (root / "pickled").mkdir()
     (root / "pickled" / "train_data_batch_1").write_bytes(b"\x80\x03}q\x00.")
     for k in range(20):
         image(f"stream/{k}.png", 4, 4)
     (root / "stream" / "1.png").write_bytes(b"no image")
-    (root / "damaged" / "pixels.npy").write_bytes(b"no array")
-    prepare("digits", root / "flipped", Request())
-    pixels = (root / "flipped" / "pixels.npy").read_bytes()
-    (root / "flipped" / "pixels.npy").write_bytes(pixels[:-1] + bytes([pixels[-1] ^ 1]))
-    prepare("digits", root / "undigested", Request())
+    (root / "damaged" / "pixels.bin").write_bytes(b"no array")
+    prepare("digits", root / "flipped", LoadOptions())
+    pixels = (root / "flipped" / "pixels.bin").read_bytes()
+    (root / "flipped" / "pixels.bin").write_bytes(pixels[:-1] + bytes([pixels[-1] ^ 1]))
+    prepare("digits", root / "undigested", LoadOptions())
     (root / "undigested" / "digests.json").unlink()
     return root
 
@@ -708,27 +708,6 @@ GROUPS: dict[str, dict[str, Case]] = {
         "prepare half of the images held out twice": Case(
             "prepare digits --out {o} --held-out-fraction 2", ["held_out_fraction", "2"], "0.1 is usual."
         ),
-        "stream what cannot be": Case(
-            "train --recipe digits --storage stream --out {o}", ["storage", "digits"], "Leave `--storage` out."
-        ),
-        "stream what is prepared": Case(
-            "train --recipe digits --data {p}/prepared --storage stream --out {o}",
-            ["storage", "prepared"],
-            "Leave `--storage` out.",
-        ),
-        "a stream with a file that is no image": Case(
-            "train --recipe {p}/small.toml --data {p}/stream --image-size 8 --storage stream --out {o}",
-            ["1.png: not an image", "skip_bad"],
-            "Remove it, or add `--skip-bad`, and `--resume`.",
-            while_it_runs,
-            ("out/config.json", "out/metrics.jsonl", "out/split.json.gz"),
-        ),
-        "no window to shuffle": Case(
-            "train --recipe digits --shuffle-window 0 --out {o}", ["shuffle_window", "0"], "Give some thousand."
-        ),
-        "a negative number of workers": Case(
-            "train --recipe digits --workers -1 --out {o}", ["workers", "-1"], "Give 0 or more."
-        ),
         "a pickled batch of ImageNet": Case(
             "prepare {p}/pickled --out {o}", ["train_data_batch_1", "pickle", ".npz"], "Take the `.npz` form."
         ),
@@ -749,11 +728,11 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
         "a prepared directory that is damaged": Case(
             "train --recipe digits --data {p}/damaged --out {o}",
-            ["damaged/pixels.npy"],
+            ["damaged/pixels.bin"],
             "Prepare it again, with `--force`.",
         ),
         "check one of which a bit has flipped": Case(
-            "prepare --check {p}/flipped", ["flipped/pixels.npy", "digest", "--force"], "The same."
+            "prepare --check {p}/flipped", ["flipped/pixels.bin", "digest", "--force"], "The same."
         ),
         "check one without its digests": Case(
             "prepare --check {p}/undigested", ["undigested/digests.json", "missing", "--force"], "The same."

@@ -29,17 +29,13 @@ def model(out: Path) -> TarFlowConfig:
     return checkpoint.read_config(out).model
 
 
-@pytest.mark.parametrize("storage", ["memory", "stream"])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("recipe", [True, False])
 def test_the_channels_and_a_smaller_size_are_those_of_the_data_and_the_run_goes_on(
-    storage: str, mode: str, recipe: bool, tmp_path: Path
+    mode: str, recipe: bool, tmp_path: Path
 ) -> None:
     photos, out = write_images(tmp_path / "photos", 40, size=(4, 4), mode=mode), tmp_path / "run"
-    if storage == "stream":
-        for path in sorted(photos.iterdir())[20:]:
-            shutil.copy(path, photos / f"{path.stem}-again.png")
-    assert train(photos, out, "--storage", storage, recipe=recipe) == 0
+    assert train(photos, out, recipe=recipe) == 0
     assert (model(out).image_size, model(out).channels) == (4, 1 if mode == "L" else 3)
     shutil.rmtree(out / "checkpoints" / "step-4")
     assert resume(out) == 0 and (out / "checkpoints" / "step-4").is_dir()

@@ -61,7 +61,6 @@ CASES: dict[str, tuple[str, Any, str, list[str], list[str]]] = {
     "activations": ("train", ATTENTION, "training/step.py", ["--accumulate", "--checkpoint-activations"], ["fsdp"]),
     "moments": ("train", MOMENTS, "torch/optim", ["moments", "--width", "fsdp"], ["--batch-size", "--accumulate"]),
     "weights": ("train", (torch.nn, "Linear"), "training/build.py", ["weights", "--width"], ["--batch-size"]),
-    "images": ("train", (torch.Tensor, "to"), "data/feed.py", ["--storage stream", "prepare"], ["--batch-size"]),
     "evaluation": ("train", ATTENTION, "evaluation/", ["evaluation", "--width"], ["--batch-size", "--accumulate"]),
     "sheet": ("train", ATTENTION, "training/sheets.py", ["--sample-every 0"], ["--batch-size"]),
     "samples": ("sample {run} -n 2 --out {out}.png", ATTENTION, "sampling/", ["samples", "--batch-size"], ["--width"]),

@@ -13,8 +13,9 @@ import tarflow
 from flow_cases import build
 from tarflow import checkpoint
 from tarflow.checkpoint import write_config
-from tarflow.cli import COMMANDS, main, parse
+from tarflow.cli import COMMANDS, main
 from tarflow.cli import train as train_command
+from tarflow.cli.arguments import parse
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +25,9 @@ TINY += ["--sample-every", "0", "--evaluate-images", "4"]
 
 def overrides(*words: str) -> dict[str, Any]:
     argv = ["--out", "runs/a", *words]
-    return train_command._overrides(parse(train_command.options(argv), argv, "tarflow train"))
+    args = parse(train_command.options(argv), argv, "tarflow train")
+    typed: dict[str, Any] = args.model | args.data | args.training
+    return typed
 
 
 def test_what_was_typed_is_an_override_also_where_the_recipe_says_the_same() -> None:
@@ -88,10 +91,10 @@ def test_what_cannot_work_is_refused_before_anything_is_read(
         raise AssertionError("the data are read")
 
     import tarflow.data.load as load
-    import tarflow.data.prepare as prepare
-    import tarflow.data.stream as stream
+    import tarflow.data.scan as scan
+    import tarflow.data.store.write as prepare
 
-    for module, name in ((load, "open_measured"), (prepare, "open_measured"), (stream, "open_source")):
+    for module, name in ((load, "open_measured"), (prepare, "open_measured"), (scan, "open_source")):
         monkeypatch.setattr(module, name, read)
     assert main(command.format(p=place, o=tmp_path / "out").split()) == 2
     error = capsys.readouterr().err

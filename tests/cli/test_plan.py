@@ -12,8 +12,8 @@ import torch
 from tarflow import recipes
 from tarflow.cli import main
 from tarflow.config import TarFlowConfig
-from tarflow.data.prepare import prepare
-from tarflow.data.request import Request
+from tarflow.data.options import LoadOptions
+from tarflow.data.store.write import prepare
 from tarflow.planning import devices
 from tarflow.planning.devices import Device
 from tarflow.planning.work import parameters
@@ -56,7 +56,7 @@ def test_images_that_training_leaves_off_the_device_are_not_planned_on_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A prepared set above a size, as `data.feed` keeps it; a smaller one goes to the device."""
-    prepare("digits", tmp_path / "prepared", Request(), held_out_fraction=0.2)
+    prepare("digits", tmp_path / "prepared", LoadOptions(), held_out_fraction=0.2)
     options = ("digits", "--device", "h100", "--data", str(tmp_path / "prepared"))
     small = plan(capsys, *options)
     assert small["memory"]["images"] == 1438 * 64

@@ -14,8 +14,10 @@ import tarflow
 from report_cases import make_run
 from tarflow.checkpoint import open_run, open_setting, save_setting, weights_digest
 from tarflow.cli import main
+from tarflow.config import from_dict
 from tarflow.evaluation.quality import ratios
 from tarflow.evaluation.quality.judge import KINDS
+from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.setting import Setting, StoredSetting
 
 FEATURES = ["--extractor", "classifier"]
@@ -50,13 +52,8 @@ def test_quality_prints_figures_with_names_and_floors(run: Path, capsys: pytest.
     # An untrained flow draws nothing like a digit, and every number knows.
     fd = found["figures"]["FD-Classifier"]
     assert fd["value"] > fd["floor"] and found["figures"]["coverage-Classifier"]["value"] < 0.9
-    assert found["setting"] == {
-        "scale": 0,
-        "schedule": "linear",
-        "temperature": 1,
-        "rule": "paper",
-        "denoise": 0.1,
-    }
+    unguided = {"scale": 0, "schedule": "linear", "temperature": 1, "rule": "paper"}
+    assert found["setting"] == {"guidance": unguided, "denoise": 0.1}
     assert found["reference"]["training_images"] == 1617 and found["reference"]["held_out_images"] == 180
     assert 0 <= found["agreement"] < 0.7 and found["diversity"] > 0 and found["novelty"] > 0 and found["notes"] == []
     assert 0 < found["clipped_pixels"] <= found["clipped_images"] <= 1
@@ -89,7 +86,8 @@ def test_every_option_changes_what_is_measured(
 ) -> None:
     plain, _ = printed(capsys, "quality", run, "-n", 12, *FEATURES)
     found, _ = printed(capsys, "quality", run, "-n", 12, *FEATURES, *options.split())
-    assert found["setting"] == plain["setting"] | changed
+    guidance, denoise = plain["setting"]["guidance"], changed.pop("denoise", plain["setting"]["denoise"])
+    assert found["setting"] == {"guidance": guidance | changed, "denoise": denoise}
     assert found["figures"] != plain["figures"]
 
 
@@ -121,10 +119,10 @@ def test_a_sweep_leaves_a_table_a_plot_and_a_default(run: Path, capsys: pytest.C
     best = found["rows"][values.index(min(values))]
     assert found["best"] == best["setting"]
     assert found["again"]["FD-Classifier"]["value"] not in values  # other noise
-    assert len(found["at_edge"]) == bool(best["setting"]["scale"]) + bool(best["setting"]["denoise"]) > 0
+    assert len(found["at_edge"]) == bool(best["setting"]["guidance"]["scale"]) + bool(best["setting"]["denoise"]) > 0
     assert all(edge in said.splitlines() for edge in found["at_edge"])
     stored = open_setting(open_run(run))
-    assert stored is not None and stored.setting == Setting(**best["setting"])
+    assert stored is not None and stored.setting == from_dict(Setting, best["setting"])
     assert (stored.figure, stored.value, stored.samples, stored.compared) == ("FD-Classifier", min(values), 20, 6)
     table, plot = (run / "sweep" / "sweep.md").read_text(), (run / "sweep" / "sweep.svg").read_text()
     assert table.count("\n") == 2 + 6 + 1 and f"**{stored.setting}**" in table and table in said
@@ -134,7 +132,7 @@ def test_a_sweep_leaves_a_table_a_plot_and_a_default(run: Path, capsys: pytest.C
     before = (run / "sweep" / "sweep.json").stat().st_mtime_ns
     more, said = printed(capsys, "sweep", run, *options, "--rule", "paper", "stable", "--no-save", "--by", "recall")
     assert len(more["rows"]) == 10 and said.count("stable") > 4
-    kept = [row for row in more["rows"] if row["setting"]["rule"] == "paper"]
+    kept = [row for row in more["rows"] if row["setting"]["guidance"]["rule"] == "paper"]
     assert sorted(kept, key=str) == sorted(found["rows"], key=str)
     assert "6/10" not in said and (run / "sweep" / "sweep.json").stat().st_mtime_ns > before
     assert open_setting(open_run(run)) == stored
@@ -162,8 +160,8 @@ def test_an_interrupted_sweep_is_not_measured_twice(
     denoise = {"denoise": 0.1}
     assert [s for s, seed in drawn if seed == 0] == [
         Setting(**denoise),
-        Setting(1.0, **denoise),
-        Setting(1.0, **denoise),
+        Setting(Guidance(1.0), **denoise),
+        Setting(Guidance(1.0), **denoise),
     ]
     assert [seed for _, seed in drawn] == [0, 0, 0, 1]
 
@@ -200,7 +198,9 @@ def test_a_sweep_of_a_run_that_cannot_be_written_to_loses_nothing(
 
 
 def test_a_default_that_was_damaged_is_not_used(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = save_setting(open_run(run), StoredSetting(weights_digest(run), Setting(2.0), "FD-Classifier", 1.0, 500, 2))
+    file = save_setting(
+        open_run(run), StoredSetting(weights_digest(run), Setting(Guidance(2.0)), "FD-Classifier", 1.0, 500, 2)
+    )
     file.write_text(file.read_text().replace("2.0", "3.0"))
     assert main(["sample", str(run), "-n", "1", "--out", str(tmp_path / "a.png")]) == 2
     assert f"error: {file}: damaged, its digest is not that" in capsys.readouterr().err
@@ -224,7 +224,7 @@ def test_sample_uses_the_default_says_so_and_can_be_told_otherwise(
     printed(capsys, *options, tmp_path / "wanted", "--guidance", 2, "--rule", "stable", "--noise-std", 0.2)
     opened = open_run(run)
     stored = StoredSetting(
-        weights_digest(run), Setting(2.0, rule="stable", denoise=0.2), "FD-EffNetLite0", 12.5, 500, 9
+        weights_digest(run), Setting(Guidance(2.0, rule="stable"), 0.2), "FD-EffNetLite0", 12.5, 500, 9
     )
     save_setting(opened, stored)
     _, said = printed(capsys, *options, tmp_path / "default")
@@ -245,7 +245,9 @@ def test_sample_uses_the_default_says_so_and_can_be_told_otherwise(
 
 
 def test_a_default_of_other_weights_is_not_used(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_setting(open_run(run), StoredSetting(weights_digest(run), Setting(2.0), "FD-Classifier", 1.0, 500, 2))
+    save_setting(
+        open_run(run), StoredSetting(weights_digest(run), Setting(Guidance(2.0)), "FD-Classifier", 1.0, 500, 2)
+    )
     shutil.copytree(run, tmp_path / "copy", copy_function=shutil.copyfile)  # without the times of the files
     _, said = printed(capsys, "sample", tmp_path / "copy", "-n", 1, "--out", tmp_path / "a.png")
     assert "guidance 2" in said

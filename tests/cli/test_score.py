@@ -33,7 +33,7 @@ from tarflow.evaluation.likelihood.anomalies import code_bits
 from tarflow.evaluation.likelihood.detector import DETECTOR_FILE
 from tarflow.evaluation.likelihood.held_out import HELD_OUT_FILE
 from tarflow.evaluation.run_data import open_held_out
-from tarflow.measure import noisy_images
+from tarflow.measure import Measure
 from tarflow.seeding import seeded_generator
 
 
@@ -87,7 +87,7 @@ def alone(place: Path, run: str, file: Path, index: int, *, draws: int = 4, seed
     generators = [seeded_generator(seed, "evaluation", draw, index) for draw in range(draws)]
     return [
         opened.flow,
-        [noisy_images(pixels, 256, training.noise, training.noise_std, [generator]) for generator in generators],
+        [Measure(256, training.noise, training.noise_std).noisy(pixels, [generator]) for generator in generators],
     ]
 
 
@@ -144,7 +144,7 @@ def test_the_reference_is_the_score_of_the_held_out_images(place: Path) -> None:
     flow = checkpoint.open_run(place / "run").flow
     for index, (image, expected) in enumerate(zip(held.images, reference, strict=True)):
         generators = [seeded_generator(3, "evaluation", draw, index) for draw in range(2)]
-        x = noisy_images(torch.stack([image] * 2), 256, "gaussian", 0.1, generators)
+        x = Measure(256, "gaussian", 0.1).noisy(torch.stack([image] * 2), generators)
         got = tarflow_marginal(flow, x).mean()
         assert float(got) == pytest.approx(expected, rel=1e-5)
 

@@ -14,6 +14,7 @@ from report_cases import make_run
 from tarflow import TarFlow
 from tarflow.cli import main
 from tarflow.cli.drawing import Sampler
+from tarflow.config import from_dict
 from tarflow.evaluation.quality.extractors import small_network
 from tarflow.sampling.setting import Setting
 
@@ -91,6 +92,6 @@ def test_the_best_is_measured_again_with_noise_of_its_own(
 ) -> None:
     found = sweep(capsys, run, "-n", 12, "--strength", "0", "1")
     (best,) = [row for row in found["rows"] if row["setting"] == found["best"]]
-    assert [seed for _, _, seed in drawn] == [0, 0, 1] and drawn[-1][1] == Setting(**found["best"])
+    assert [seed for _, _, seed in drawn] == [0, 0, 1] and drawn[-1][1] == from_dict(Setting, found["best"])
     assert found["again"].keys() == best["figures"].keys()
     assert found["again"]["FD-Classifier"]["value"] != best["figures"]["FD-Classifier"]["value"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,18 @@ from tarflow.data.errors import DataError
 from tarflow.data.images import from_array
 from tarflow.data.labels import label_tensors
 from tarflow.data.load import load, load_all, load_held_out
-from tarflow.data.records import Part, Source, Split
-from tarflow.data.request import Request
-from tarflow.data.sources import open_source
-from tarflow.data.streamed import open_streamed
+from tarflow.data.options import LoadOptions
+from tarflow.data.records import Records, Source, Split
 
 
-def part(split: Split, labels: list[int]) -> Part:
-    return Part(split, [f"{split}:{k}" for k in range(len(labels))], labels, lambda: iter(()))
+def part(split: Split, labels: list[int]) -> Records:
+    return Records(split, [f"{split}:{k}" for k in range(len(labels))], labels, lambda rows: iter(()))
+
+
+def _each(parts: Sequence[Records]) -> list[range]:
+    """The rows of each part, counted through all."""
+    ends = np.cumsum([0, *map(len, parts)]).tolist()
+    return [range(*pair) for pair in itertools.pairwise(ends)]
 
 
 SOURCE = Source((part("train", [0, 1]), part("validation", [1]), part("test", [3, 0])))
@@ -29,7 +35,7 @@ SOURCE = Source((part("train", [0, 1]), part("validation", [1]), part("test", [3
 @pytest.mark.parametrize("splits", [("train",), ("train", "validation"), ("test",), ("train", "validation", "test")])
 def test_classes_without_names_are_those_of_all_splits(splits: tuple[Split, ...]) -> None:
     parts = [part for part in SOURCE.parts if part.split in splits]
-    labels, names = label_tensors("here", SOURCE, parts, [range(len(part.names)) for part in parts], None)
+    labels, names = label_tensors("here", SOURCE, parts, _each(parts), None)
     assert names == ("0", "1", "2", "3")
     assert [None if found is None else found.tolist() for found in labels] == [part.labels for part in parts]
 
@@ -44,20 +50,18 @@ def test_every_way_to_open_a_set_finds_the_same_classes(tmp_path: Path) -> None:
         table = pa.table({"image": pa.array([encoded] * len(numbers), pa.binary()), "label": numbers})
         pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
     where = str(tmp_path)
-    options = {"held_out_fraction": 0.1, "split_seed": 0}
     names = {
         "load": load(where).train.class_names,
         "held out": load(where).held_out.class_names,
-        "alone": load_held_out(where, image_size=(4, 4), channels=1, levels=256, **options).class_names,  # type: ignore[arg-type]
+        "alone": load_held_out(where, LoadOptions((4, 4), 1, 256)).class_names,
         "all": load_all(where)[0].class_names,
-        "streamed": open_streamed(where, open_source(where), Request(), **options).train.class_names,  # type: ignore[arg-type]
     }
     assert names == dict.fromkeys(names, ("0", "1", "2", "3", "4"))
 
 
 def test_labels_go_to_the_classes_of_their_names_in_any_order() -> None:
     source = Source(SOURCE.parts, ("ant", "bee", "cat", "dog"))
-    kept = [range(len(part.names)) for part in source.parts]
+    kept = _each(source.parts)
     for order, expected in (
         (("ant", "bee", "cat", "dog"), [[0, 1], [1], [3, 0]]),
         (("dog", "cat", "bee", "ant"), [[3, 2], [2], [0, 3]]),

@@ -10,7 +10,7 @@ from small_runs import evaluate, resume, train, write_images
 from tarflow.cli import main
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.load import load_all
-from tarflow.data.stream import open_stream
+from tarflow.data.scan import open_scan
 
 
 def test_files_that_are_not_read_are_counted_by_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,7 +25,7 @@ def test_files_that_are_not_read_are_counted_by_kind(tmp_path: Path, capsys: pyt
     with pytest.warns(DataWarning, match=message):
         assert len(load_all(str(photos))[0]) == 12
     with pytest.warns(DataWarning, match="30 .heic"):
-        assert open_stream(str(photos), image_size=(4, 4), channels=1, levels=256).total == 12
+        assert open_scan(str(photos), image_size=(4, 4), channels=1, levels=256).total == 12
     assert train(photos, tmp_path / "run") == 0
     commands = [
         ["prepare", str(photos), "--out", str(tmp_path / "prepared")],

@@ -9,10 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tarflow.data.load import load_or_stream
-from tarflow.data.request import Request
+from tarflow.data.load import load
 from tarflow.data.sets import ImageSet
-from tarflow.data.streamed import StreamedSplits
+from tarflow.data.store.write import prepare
 
 
 def set_of(count: int, shape: tuple[int, int, int] = (1, 2, 3), first: int = 0) -> ImageSet:
@@ -41,17 +40,15 @@ def test_a_choice_is_no_prefix_and_every_image_is_chosen_as_often() -> None:
     assert counts.min() > 60 and counts.max() < 145  # 100 each in expectation, with a deviation of 9
 
 
-def test_a_choice_of_a_stream_is_that_of_the_set_in_memory(tmp_path: Path) -> None:
+def test_a_choice_of_a_mapped_set_is_that_of_the_set_in_memory(tmp_path: Path) -> None:
     for k in range(12):
         Image.fromarray(np.full((4, 4), 20 * k, np.uint8)).save(tmp_path / f"{k:02}.png")
-    options = {"held_out_fraction": 0.25, "split_seed": 0}
-    streamed = load_or_stream(str(tmp_path), Request(), storage="stream", **options)  # type: ignore[arg-type]
-    memory = load_or_stream(str(tmp_path), Request(), storage="memory", **options)  # type: ignore[arg-type]
-    assert isinstance(streamed, StreamedSplits)
+    prepare(str(tmp_path), tmp_path / ".store", held_out_fraction=0.25)
+    mapped, memory = load(str(tmp_path / ".store")), load(str(tmp_path), held_out_fraction=0.25)
     choices = [memory.train.choice(4, seed) for seed in range(5)]
     assert len({choice.names for choice in choices}) > 1
     for seed, choice in enumerate(choices):
-        found = streamed.train.choice(4, seed)
+        found = mapped.train.choice(4, seed)
         assert found.names == choice.names and torch.equal(found.images, choice.images)
 
 

@@ -12,8 +12,8 @@ import pytest
 from small_runs import write_images
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.load import load, load_all
+from tarflow.data.scan import open_scan
 from tarflow.data.split_names import named_split, split_of
-from tarflow.data.stream import open_stream
 
 PAIRS = [
     ("training", "testing"),
@@ -106,7 +106,7 @@ def test_splits_inside_of_a_class_are_an_error_that_says_where_they_belong(above
     with pytest.raises(DataError, match=rf"{above}: holds the splits train/ and test/: give it by its own path, or"):
         load(str(tmp_path))
     assert load(str(tmp_path / above)).own_split
-    assert open_stream(str(tmp_path), image_size=(4, 4), channels=1, levels=256).total >= 6, "scores know no splits"
+    assert open_scan(str(tmp_path), image_size=(4, 4), channels=1, levels=256).total >= 6, "scores know no splits"
 
 
 def test_several_sets_and_partitions_are_no_one_set(tmp_path: Path) -> None:

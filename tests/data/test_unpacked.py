@@ -18,13 +18,12 @@ import pytest
 from PIL import Image
 
 from benchmarks.memory import peak, reset_peak
-from tarflow.data import assemble, images, unpacked
-from tarflow.data.errors import DataError
-from tarflow.data.idx import read_idx
+from tarflow.data import assemble, errors, images
+from tarflow.data.errors import DataError, check_unpacked
 from tarflow.data.load import load, load_all
-from tarflow.data.prepare import prepare
-from tarflow.data.request import Request
-from tarflow.data.unpacked import check_unpacked
+from tarflow.data.options import LoadOptions
+from tarflow.data.readers.idx import read_idx
+from tarflow.data.store.write import prepare
 from tarflow.data.value_range import Values
 
 ZEROS = np.zeros((300, 20, 20), np.uint8)  # which deflate makes some hundred times smaller
@@ -33,12 +32,12 @@ ZEROS = np.zeros((300, 20, 20), np.uint8)  # which deflate makes some hundred ti
 @pytest.fixture
 def small_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if gigabytes were a hundred thousand bytes."""
-    monkeypatch.setattr(unpacked, "ROOM", 100_000)
+    monkeypatch.setattr(errors, "UNPACKED_BYTES", 100_000)
 
 
 def test_much_of_little_is_refused_and_both_alone_are_not() -> None:
-    check_unpacked("a", 1, unpacked.ROOM)
-    check_unpacked("a", unpacked.ROOM, unpacked.RATIO * unpacked.ROOM)
+    check_unpacked("a", 1, errors.UNPACKED_BYTES)
+    check_unpacked("a", errors.UNPACKED_BYTES, errors.UNPACKED_RATIO * errors.UNPACKED_BYTES)
     with pytest.raises(DataError, match="a: 1000 bytes that would unpack to 999999999999"):
         check_unpacked("a", 1000, 999_999_999_999)
 
@@ -56,7 +55,7 @@ def test_an_archive_is_not_unpacked_to_gigabytes(key: str, tmp_path: Path) -> No
 
 def test_labels_are_unpacked_where_they_are_as_many_as_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "a.npz", images=ZEROS, labels=np.zeros(5_000_000))
-    monkeypatch.setattr("tarflow.data.npz.Member.read", lambda _: pytest.fail("they were unpacked"))
+    monkeypatch.setattr("tarflow.data.readers.npz.Archive.read", lambda *_: pytest.fail("they were unpacked"))
     with pytest.raises(DataError, match=r"key 'labels': expected 300 whole numbers, got float64 of shape \(5000000,\)"):
         load_all(str(tmp_path / "a.npz"))
 
@@ -191,32 +190,17 @@ def test_images_of_other_sizes_are_not_held(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda offsets: offsets[::-1].copy(),
-        lambda offsets: np.concatenate([offsets[:1] + 3, offsets[1:]]),
-        lambda offsets: np.concatenate([offsets[:5], offsets[4:5] - 1, offsets[6:]]),
-        lambda offsets: np.concatenate([offsets[:5], np.array([2**63], np.uint64), offsets[6:]]),
+        lambda ends: ends[::-1].copy(),
+        lambda ends: np.concatenate([ends[:5], ends[4:5] - 1, ends[6:]]),
+        lambda ends: np.concatenate([ends[:5], np.array([2**63], np.uint64), ends[6:]]),
+        lambda ends: np.concatenate([ends[:-1], ends[-1:] + 7]),
     ],
 )
 def test_names_that_do_not_follow_each_other_are_refused(change: Any, tmp_path: Path) -> None:
-    prepare("digits", tmp_path / "out", Request())
-    file = tmp_path / "out" / "names.npy"
-    np.save(file, change(np.load(file)))
-    with pytest.raises(
-        DataError, match=r"names.(npy: damaged, the names do not follow each other|bin: missing or damaged)"
-    ):
-        load(str(tmp_path / "out"))
-
-
-@pytest.mark.parametrize("name", ["pixels.npy", "labels.npy", "names.npy"])
-@pytest.mark.parametrize("header", ["'|S0', (-1,)", "'|V0', (5,)", "'<u8', (-1,)", "'|u1', (2**62, 8)", "'<f8', ()"])
-def test_no_array_is_mapped_for_what_its_header_says(name: str, header: str, tmp_path: Path) -> None:
-    """NumPy divides by the size of a value, and the first of these ends the process."""
-    prepare("digits", tmp_path / "out", Request())
-    descr, shape = header.split(", ", 1)
-    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {eval(shape)}}}".ljust(117) + "\n"
-    contents = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode() + bytes(100)
-    (tmp_path / "out" / name).write_bytes(contents)
-    with pytest.raises(DataError, match=f"{name}: (expected|missing or damaged)"):
+    prepare("digits", tmp_path / "out", LoadOptions())
+    file = tmp_path / "out" / "name_ends.bin"
+    change(np.fromfile(file, np.uint64)).tofile(file)
+    with pytest.raises(DataError, match=r"name(_ends.bin: damaged, the names do not follow|s.bin: damaged)"):
         load(str(tmp_path / "out"))
 
 

@@ -16,9 +16,9 @@ from tarflow.cli import main
 from tarflow.config import ConfigError, DataConfig
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.load import load, load_all
-from tarflow.data.prepared import read_manifest
-from tarflow.data.request import Reading, Request
-from tarflow.data.stream import open_stream
+from tarflow.data.options import LoadOptions, Reading
+from tarflow.data.scan import open_scan
+from tarflow.data.store.read import read_manifest
 from tarflow.data.value_range import ValueRange
 
 
@@ -42,9 +42,7 @@ def test_12_bits_in_files_of_16_are_said(kind: str, tmp_path: Path) -> None:
     with pytest.warns(DataWarning, match=SAID):
         assert int(load_all(str(folder))[0].images.max()) == 16
     with pytest.warns(DataWarning, match=SAID):
-        load(str(folder), storage="stream", image_size=4, channels=1)
-    with pytest.warns(DataWarning, match=SAID):
-        list(open_stream(str(folder), image_size=(4, 4), channels=1, levels=256))
+        list(open_scan(str(folder), image_size=(4, 4), channels=1, levels=256))
 
 
 def test_16_bits_and_8_bits_are_not(tmp_path: Path) -> None:
@@ -103,12 +101,11 @@ def test_ranges_that_are_none_are_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [["auto"], ["0", "4095"]])
-@pytest.mark.parametrize("storage", ["memory", "stream"])
 def test_the_range_is_kept_with_the_run_and_used_by_every_command(
-    storage: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, run = write(tmp_path / "x", 30, 0, 4095), tmp_path / "run"
-    assert train(folder, run, "--storage", storage, "--noise", "uniform", "--value-range", *options) == 0
+    assert train(folder, run, "--noise", "uniform", "--value-range", *options) == 0
     data = checkpoint.read_config(run).data
     assert data is not None and data.value_range == (0.0, 4095.0)
     assert "become levels" not in capsys.readouterr().err
@@ -147,4 +144,4 @@ def test_a_prepared_set_hands_its_range_on(tmp_path: Path, capsys: pytest.Captur
     assert "was prepared with (0.0, 4095.0), got (0.0, 9.0)" in capsys.readouterr().err
     direct = load(str(folder), reading=Reading(value_range=(0, 4095)))
     assert load(str(out)).train.digest() == direct.train.digest()
-    assert Request().reading.value_range == "full"
+    assert LoadOptions().reading.value_range == "full"

@@ -13,8 +13,10 @@ from flow_cases import build
 from tarflow.checkpoint import Run, write_config
 from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
+from tarflow.data import sources
 from tarflow.data.errors import DataError
 from tarflow.data.load import load
+from tarflow.data.readers import hub
 from tarflow.evaluation.run_data import open_all, open_given, open_held_out, open_splits, stored_data
 
 
@@ -69,13 +71,6 @@ def test_of_other_data_bad_records_are_left_out_only_where_that_is_asked_for(fol
     assert len(open_all(run, str(folder), skip_bad=True)) == 12
 
 
-def test_own_data_are_streamed_where_training_streamed_them(folder: Path) -> None:
-    run = run_of(folder, storage="stream", skip_bad=True)
-    with pytest.raises(DataError, match="storage"):
-        open_splits(run_of(Path("digits"), storage="stream"))
-    assert {len(open_splits(run).held_out), len(open_held_out(run))} == {1}
-
-
 def test_a_model_alone_says_what_is_missing() -> None:
     run = Run(Path("bare"), build("conditional", torch.float32), RunConfig(build("conditional", torch.float32).config))
     for call in (stored_data, open_splits, open_held_out):
@@ -93,7 +88,7 @@ def test_what_a_run_names_on_the_hub_is_asked_for_and_not_fetched(
         asked.append(source)
         raise DataError(f"{source}: fetched")
 
-    monkeypatch.setattr("tarflow.data.hub.open_hub", fetched)
+    monkeypatch.setattr(sources, "READERS", [sources.Reader(hub.claims, fetched), *sources.READERS])  # type: ignore[arg-type]
     run = run_of(Path("hub:owner/name"))
     for call in (open_splits, open_held_out):
         with pytest.raises(ValueError, match=r"somewhere: its config.json names hub:owner/name.*by --data hub:owner"):

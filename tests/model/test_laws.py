@@ -13,7 +13,8 @@ from torch.distributions import Independent, Normal
 import slow_flow
 from flow_cases import assert_close, build, config_of, every_case, images, labels, latents, names, unchanged
 from tarflow import TarFlow
-from tarflow.model.patches import patchify
+from tarflow.model.events import patchify
+from tarflow.model.transform import Affine
 
 BATCH = 5
 
@@ -27,7 +28,8 @@ def test_the_flows_of_the_table_are_not_trivial(name: str) -> None:
     patches = patchify(x, flow.config.patch_size)
     assert (z - patches).square().mean().sqrt() > 0.1
     for block in flow.blocks:
-        shift, log_scale = block.conditioner(patches[:, :-1], block.context(y))
+        params = block.conditioner(patches[:, :-1], block.context(y))
+        log_scale, shift = params.split([params.shape[2] - flow.config.patch_dim, flow.config.patch_dim], dim=-1)
         assert shift.std(dim=0).min() > 0.05, "shifts do not depend on what was before"
         if flow.config.transform == "affine":
             assert log_scale.std(dim=0).min() > 0.05, "log-scales do not depend on what was before"
@@ -98,10 +100,10 @@ def test_log_prob_is_the_base_density_plus_ladj(name: str) -> None:
     with unchanged(x, y):
         log_prob = flow.log_prob(x, y)
     z, ladj = flow.encode(x, y)
-    variance = torch.ones_like(z[0]) if flow.base_variance is None else flow.base_variance
+    variance = torch.ones_like(z[0]) if not flow.base.follows else flow.base.variance
     base = Independent(Normal(torch.zeros_like(variance), variance.sqrt()), 2)
     assert_close(log_prob, base.log_prob(z) + ladj)
-    assert_close(flow.base_log_prob(z), base.log_prob(z))
+    assert_close(flow.base.log_prob(z).sum(dim=1), base.log_prob(z))
     for i in range(BATCH):
         assert_close(flow.log_prob(x[i : i + 1], None if y is None else y[i : i + 1]), log_prob[i : i + 1])
 
@@ -133,7 +135,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     flow.log_prob(images(flow, 12), labels(flow, 12)).sum().backward()
     for parameter_name, parameter in flow.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 1e-8, parameter_name
-        if parameter_name.endswith("class_embedding"):
+        if parameter_name.endswith("embedding.classes"):
             assert (parameter.grad.abs().amax(dim=1) > 1e-8).all(), "a class gets no gradient"
         if parameter_name.endswith("position"):
             assert int((parameter.grad.abs().amax(dim=1) > 1e-8).sum()) == flow.config.num_patches - 1
@@ -155,7 +157,7 @@ def test_gradients_flow_to_the_classes_and_through_the_cache_less_conditioner() 
     block = flow.blocks[1]
     x, context = latents(flow, 2)[:, :-1].requires_grad_(), block.context(torch.tensor([0, -1])).requires_grad_()
     assert gradcheck(lambda x, context: block.conditioner(x, context), (x, context))
-    embedding = block.class_embedding.requires_grad_()
+    embedding = block.embedding.classes.requires_grad_()
     block.context(torch.tensor([-1])).sum().backward()
     assert_close(embedding.grad, torch.full_like(embedding, 1 / 3))
 
@@ -168,7 +170,7 @@ def test_the_null_class_is_the_mean_of_the_classes_in_both_directions(name: str)
     named = build(name, num_classes=flow.config.num_classes + 1)  # whose last class is that mean
     state = flow.state_dict()
     for key in state:
-        if key.endswith("class_embedding"):
+        if key.endswith("embedding.classes"):
             state[key] = torch.cat([state[key], state[key].mean(dim=0, keepdim=True)])
     named.load_state_dict(state)
     last = torch.full((3,), flow.config.num_classes)
@@ -193,8 +195,8 @@ def test_a_new_flow_is_a_constant_map(name: str) -> None:
     for block in flow.blocks:
         assert not block.proj_out.weight.any() and block.proj_out.bias.any()
         if flow.config.num_patches > 1:
-            for value in block.conditioner(latents(flow, 4)[:, :-1], block.context(y)):
-                assert_close(value, value[:1, :1].expand_as(value))
+            value = block.conditioner(latents(flow, 4)[:, :-1], block.context(y))
+            assert_close(value, value[:1, :1].expand_as(value))
     x = images(flow, 4)
     _, ladj = flow.encode(x, y)
     assert_close(ladj, ladj[:1].expand(4))
@@ -210,9 +212,8 @@ def test_the_bound_bounds_the_log_scale_and_vanishes_when_wide(name: str) -> Non
     _, ladj = flow.encode(x, y)
     assert (ladj.abs() <= bound * changed * flow.config.patch_dim * len(flow.blocks)).all()
     value = torch.linspace(-3, 3, 7, dtype=torch.float64)
-    assert_close(
-        flow.blocks[0].bound(value), torch.tensor([bound * math.tanh(v / bound) for v in value.tolist()]).double(), 1e-6
-    )
+    want = torch.tensor([bound * math.tanh(v / bound) for v in value.tolist()], dtype=torch.float64)
+    assert_close(Affine(bound).log_scale(value), want, 1e-6)
     wide, free = build(name, log_scale_bound=1e6), build(name, log_scale_bound=None)
     assert_close(wide.log_prob(x / 100, y), free.log_prob(x / 100, y), 1e-9)
     assert not torch.allclose(flow.log_prob(x / 100, y), free.log_prob(x / 100, y), rtol=1e-3)

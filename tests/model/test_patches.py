@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tarflow.model.patches import patchify, unpatchify
+from tarflow.model.events import patchify, unpatchify
 
 SHAPES = [(1, 4, 4, 2), (3, 4, 6, 2), (4, 6, 3, 3), (1, 5, 5, 5), (2, 3, 4, 1), (3, 8, 4, 4)]
 every_shape = pytest.mark.parametrize(("channels", "height", "width", "patch_size"), SHAPES)

@@ -10,10 +10,15 @@ from torch import Tensor
 
 from flow_cases import BASE
 from tarflow import TarFlow, TarFlowConfig
-from tarflow.model import rotary
+from tarflow.model import constants
+from tarflow.model.order import Order, make_order
 from tarflow.model.rotary import rotated, rotation_table
 
 GRID, HEAD_DIM = (3, 5), 16
+
+
+def order_of(flipped: bool) -> Order:
+    return make_order("flipped" if flipped else "raster", GRID[0] * GRID[1])
 
 
 def angles(grid: tuple[int, int], head_dim: int) -> Tensor:
@@ -30,7 +35,7 @@ def angles(grid: tuple[int, int], head_dim: int) -> Tensor:
 def test_the_table_is_the_formula_in_the_order_of_the_block() -> None:
     expected = angles(GRID, HEAD_DIM)
     for flipped in (False, True):
-        cos, sin = rotation_table(GRID, HEAD_DIM, flipped, torch.device("cpu"), torch.float64)
+        cos, sin = rotation_table(GRID, HEAD_DIM, order_of(flipped), torch.device("cpu"), torch.float64)
         wanted = expected.flip(0) if flipped else expected
         torch.testing.assert_close(cos, wanted.cos())
         torch.testing.assert_close(sin, wanted.sin())
@@ -41,7 +46,7 @@ def test_a_product_of_query_and_key_goes_by_the_places_in_the_picture(flipped: b
     """A patch to the right of another is that in both kinds of block: the difference of places has a sign."""
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, HEAD_DIM, generator=generator, dtype=torch.float64)
-    table = rotation_table(GRID, HEAD_DIM, flipped, torch.device("cpu"), torch.float64)
+    table = rotation_table(GRID, HEAD_DIM, order_of(flipped), torch.device("cpu"), torch.float64)
     count = GRID[0] * GRID[1]
     products = rotated(q.expand(count, -1), table) @ rotated(k.expand(count, -1), table).T
     places = [(i // GRID[1], i % GRID[1]) for i in (range(count - 1, -1, -1) if flipped else range(count))]
@@ -69,18 +74,20 @@ def test_angles_are_float32_at_least_whatever_the_weights_are(dtype: torch.dtype
         assert table is not None
         for found, exact in zip(table, (expected.cos(), expected.sin()), strict=True):
             assert found.dtype == wide
-            torch.testing.assert_close(found, (exact.flip(0) if block.flipped else exact).to(wide), rtol=0, atol=1e-7)
+            torch.testing.assert_close(
+                found, (exact.flip(0) if block.order.is_flipped else exact).to(wide), rtol=0, atol=1e-7
+            )
         q = torch.randn(2, 15, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
         turned = rotated(q, table)
-        exactly = rotated(q.double(), rotation_table(GRID, 16, block.flipped, q.device, torch.float64))
+        exactly = rotated(q.double(), rotation_table(GRID, 16, block.order, q.device, torch.float64))
         assert turned.dtype == dtype
         torch.testing.assert_close(turned, exactly.to(dtype))
 
 
 def test_a_table_that_was_made_in_inference_mode_can_be_trained_with() -> None:
-    rotary._TABLES.clear()
+    constants._KEPT.clear()
     with torch.inference_mode():
-        table = rotation_table(GRID, HEAD_DIM, False, torch.device("cpu"), torch.float32)
+        table = rotation_table(GRID, HEAD_DIM, order_of(False), torch.device("cpu"), torch.float32)
     x = torch.randn(15, HEAD_DIM, requires_grad=True)
     rotated(x, table).square().sum().backward()
     assert x.grad is not None and not table[0].is_inference()

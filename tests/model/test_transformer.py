@@ -12,14 +12,17 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flow_cases import assert_close, build, images, labels, names
+from tarflow.model import recompute as recomputing
 from tarflow.model import transformer
 from tarflow.model.flow import TarFlow
+from tarflow.model.recompute import recompute_layers
 
 
 def loss_and_gradients(flow: TarFlow, recompute: Any = "nothing") -> list[Tensor]:
     x, y = images(flow, 5, dtype=flow.dtype), labels(flow, 5)
-    z, ladj = flow(x, y, recompute)
-    loss = (z.square().mean(dim=(1, 2)) - ladj).mean()
+    recompute_layers(flow, recompute)
+    z, ladj = flow(x, y)
+    loss = (z.square().mean(dim=(1, 2)) - ladj.sum(dim=1)).mean()
     return [loss.detach(), *torch.autograd.grad(loss, list(flow.parameters()))]
 
 
@@ -47,7 +50,7 @@ def test_importing_the_model_does_not_import_the_compiler() -> None:
 @pytest.mark.parametrize("name", [name for name in names() if name != "one_token_a_row"])
 @pytest.mark.parametrize("recompute", ["elementwise", "layers"])
 def test_computing_again_changes_no_bit(name: str, recompute: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformer, "WORTH_FORGETTING", 0)
+    monkeypatch.setattr(recomputing, "LEAST_NUMBERS", 0)
     flow = build(name, torch.float32)
     for got, want in zip(loss_and_gradients(flow, recompute), loss_and_gradients(flow), strict=True):
         assert torch.equal(got, want)
@@ -55,7 +58,7 @@ def test_computing_again_changes_no_bit(name: str, recompute: str, monkeypatch: 
 
 @pytest.mark.parametrize("recompute", ["elementwise", "layers"])
 def test_computing_again_is_the_same_under_autocast(recompute: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformer, "WORTH_FORGETTING", 0)
+    monkeypatch.setattr(recomputing, "LEAST_NUMBERS", 0)
     flow = build("bounded_conditional", torch.float32)
     exact = loss_and_gradients(flow)
     with torch.autocast("cpu", torch.bfloat16):
@@ -67,19 +70,19 @@ def test_computing_again_is_the_same_under_autocast(recompute: str, monkeypatch:
 def test_small_flows_do_not_compute_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bookkeeping would take them longer than the memory is worth."""
     calls = []
-    real = transformer.gelu_linear
-    monkeypatch.setattr(transformer, "gelu_linear", lambda *a: calls.append(1) or real(*a))
+    real = recomputing.gelu_linear
+    monkeypatch.setattr(recomputing, "gelu_linear", lambda *a: calls.append(1) or real(*a))
     flow = build("unconditional", torch.float32)  # 5 images, 3 tokens, 16 channels
-    monkeypatch.setattr(transformer, "WORTH_FORGETTING", 5 * 3 * 16 + 1)
+    monkeypatch.setattr(recomputing, "LEAST_NUMBERS", 5 * 3 * 16 + 1)
     loss_and_gradients(flow, "elementwise")
     assert not calls
-    monkeypatch.setattr(transformer, "WORTH_FORGETTING", 5 * 3 * 16)
+    monkeypatch.setattr(recomputing, "LEAST_NUMBERS", 5 * 3 * 16)
     loss_and_gradients(flow, "elementwise")
     assert len(calls) == 2
 
 
 def test_computing_again_keeps_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformer, "WORTH_FORGETTING", 0)
+    monkeypatch.setattr(recomputing, "LEAST_NUMBERS", 0)
     flow = build("conditional", width=64, head_dim=16, image_size=16, layers=(3, 3))
     kept = {}
     for recompute in ("nothing", "elementwise", "layers"):
@@ -91,7 +94,8 @@ def test_computing_again_keeps_less(monkeypatch: pytest.MonkeyPatch) -> None:
 
         weights = {p.untyped_storage().data_ptr() for p in flow.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            z, ladj = flow(images(flow, 4), labels(flow, 4), recompute)
+            recompute_layers(flow, recompute)
+            z, ladj = flow(images(flow, 4), labels(flow, 4))
         kept[recompute] = sum(size for at, size in sizes.items() if at not in weights)
         del z, ladj
     # In widths a token and layer: 16 (x, norm, qkv 3, attention, x, norm, hidden 4, GELU 4, and the sum), 10, and 1.
@@ -105,13 +109,14 @@ def test_a_second_derivative_is_that_of_what_is_kept(
     recompute: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gradient penalty, to the images and to the weights. A pass that is silently taken for a constant is wrong."""
-    monkeypatch.setattr(transformer, "WORTH_FORGETTING", 0)
+    monkeypatch.setattr(recomputing, "LEAST_NUMBERS", 0)
     flow = build(name)
     x, y = images(flow, 2).requires_grad_(), labels(flow, 2)
 
     def penalty(recompute: str) -> tuple[Tensor, ...]:
         with sdpa_kernel(SDPBackend.MATH):  # no other kernel of attention has a second derivative
-            z, ladj = flow(x, y, recompute)
+            recompute_layers(flow, recompute)
+            z, ladj = flow(x, y)
             (gradient,) = torch.autograd.grad(z.square().sum() + ladj.sum(), [x], create_graph=True)
             return torch.autograd.grad(gradient.square().sum(), [x, *flow.parameters()], materialize_grads=True)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tarflow.config import Recompute, TarFlowConfig, TrainingConfig
 from tarflow.model.flow import TarFlow
+from tarflow.model.recompute import recompute_layers
 from tarflow.planning.memory import Memory, training_memory
 from tarflow.planning.work import parameters
 from tarflow.training.compiling import compile_layers
@@ -47,7 +48,8 @@ def saved_bytes(flow: TarFlow, x: Tensor, recompute: Recompute, bf16: bool) -> t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            z, ladj = flow(x, None, recompute)
+            recompute_layers(flow, recompute)
+            z, ladj = flow(x, None)
         objective(z, ladj)
     copies = {a: t for a, t in held.items() if t.dtype == torch.bfloat16 and tuple(t.shape) in shapes}
     sizes = {address: tensor.untyped_storage().nbytes() for address, tensor in held.items()}
@@ -60,8 +62,8 @@ def saved_bytes(flow: TarFlow, x: Tensor, recompute: Recompute, bf16: bool) -> t
 def test_activations_are_what_the_graph_holds(
     changes: dict[str, Any], bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("tarflow.model.transformer", "tarflow.planning.memory"):
-        monkeypatch.setattr(f"{module}.WORTH_FORGETTING", 1 << 16)
+    for module in ("tarflow.model.recompute", "tarflow.planning.memory"):
+        monkeypatch.setattr(f"{module}.LEAST_NUMBERS", 1 << 16)
     config = model(**changes)
     images = -(-(1 << 16) // ((config.num_patches - 1) * config.width))  # enough to compute norms and GELUs again
     flow, x = TarFlow(config), torch.randn(images, config.channels, *config.image_shape)

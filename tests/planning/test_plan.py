@@ -76,8 +76,6 @@ def test_images_lie_on_the_device_only_where_they_are_a_small_part_of_it() -> No
     """As `data.feed` decides."""
     some = make_plan(config(batch_size=8), CARD, images=1000)
     assert some.memory.images == 1000 * MODEL.num_dims
-    streamed = dataclasses.replace(config(batch_size=8), data=DataConfig(storage="stream"))
-    assert make_plan(streamed, CARD, images=1000).memory.images == 0
     small = dataclasses.replace(CARD, memory=8 * 1000 * MODEL.num_dims - 1)
     assert make_plan(config(batch_size=8), small, images=1000).memory.images == 0
 
@@ -104,8 +102,6 @@ def follow(run: RunConfig, line: str, device: Device, options: dict[str, Any]) -
         training = dataclasses.replace(training, accumulate=int(found[1]))
     if found := re.search(r"--checkpoint-activations (\w+)", line):
         training = dataclasses.replace(training, checkpoint_activations=found[1])  # type: ignore[arg-type]
-    if "off the device" in line:
-        data = DataConfig(storage="stream")
     if found := re.search(r"FSDP over (?:the )?(\d+)", line):
         options = options | {"devices": int(found[1]), "strategy": "fsdp"}
     changed = RunConfig(run.model, data, training)

@@ -13,6 +13,7 @@ from flow_cases import CASES, config_of, randomise
 from tarflow import recipes
 from tarflow.config import Recompute, TarFlowConfig, TrainingConfig
 from tarflow.model.flow import TarFlow
+from tarflow.model.recompute import recompute_layers
 from tarflow.planning.work import (
     forward_flops,
     inner_weights,
@@ -72,13 +73,14 @@ def test_a_forward_pass_multiplies_as_often_as_pytorch_counts(name: str) -> None
 def test_a_step_multiplies_as_often_as_pytorch_counts(
     name: str, recompute: Recompute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tarflow.model.transformer.WORTH_FORGETTING", 0)
+    monkeypatch.setattr("tarflow.model.recompute.LEAST_NUMBERS", 0)
     config = config_of(name)
     flow, x = randomise(TarFlow(config)), torch.zeros(3, config.channels, *config.image_shape)
     if config.num_patches == 1:
         assert training_flops(config, 3) == recomputed_flops(config, 3, recompute) == 0
         return
-    found = counted(lambda: objective(*flow(x, None, recompute)).backward())
+    recompute_layers(flow, recompute)
+    found = counted(lambda: objective(*flow(x, None)).backward())
     again = recomputed_flops(config, 3, recompute)
     hidden = hidden_flops(config, 3) * (4 if recompute == "layers" else 3)
     assert found == training_flops(config, 3) + again + hidden

@@ -28,7 +28,7 @@ def test_every_block_is_drawn_with_its_direction_and_depth() -> None:
 
 def test_directions_are_those_of_the_modules() -> None:
     flow = build("unconditional", torch.float32)
-    flow.blocks[0].flipped = True
+    flow.blocks[0].order = flow.blocks[1].order
     assert [t for t in texts(stack("s", flow)) if "→" in t] == ["last → first", "last → first"]
 
 

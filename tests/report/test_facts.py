@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from report_cases import Page, make_run
+from report_cases import make_run
 from tarflow import checkpoint
 from tarflow.checkpoint import open_run
 from tarflow.report import facts
 from tarflow.report.charts import Series
-from tarflow.report.content import Drawing
+from tarflow.report.parts import Drawing, Table
 from tarflow.report.subject import Settings, Subject
 
 SETTINGS = Settings(images=3, limit=12, seed=5)
@@ -45,21 +45,22 @@ def held_out(*scores: float, name: str = "held_out_bits_per_dim") -> list[dict[s
 )
 def test_the_best_weights_are_those_of_the_best_score(scores: tuple[float, ...], best: str, tmp_path: Path) -> None:
     ours = subject(tmp_path, held_out(*scores))
-    said = dict(facts._progress(ours))["Best weights"]
+    said = facts._progress(ours)["Best weights"]
     assert said.startswith(best)
-    assert said in Page(str(facts.trained(ours)[0])).all("table")[0].text
+    (table,) = facts.trained(ours)
+    assert isinstance(table, Table) and said in dict(table.rows)["Best weights"]
 
 
 def test_of_noisy_images_the_best_is_in_their_unit(tmp_path: Path) -> None:
     ours = subject(tmp_path, held_out(2.0, 1.0, 3.0, name="held_out_noisy_bits_per_dim"), noise="gaussian")
-    assert dict(facts._progress(ours))["Best weights"].startswith("step 20, held-out 1.0000 noisy bits/dim")
+    assert facts._progress(ours)["Best weights"].startswith("step 20, held-out 1.0000 noisy bits/dim")
 
 
 def test_the_time_is_that_of_the_last_line_that_has_one(tmp_path: Path) -> None:
     lines = [{"step": step, "loss": 1.0, "seconds": 10.0 * step} for step in (1, 5, 9)]
     ours = subject(tmp_path, [*lines, {"step": 9, "held_out_bits_per_dim": 4.0}])
-    assert dict(facts._progress(ours))["Time"] == "9 steps in 1 min 30 s"
-    assert facts._progress(subject(tmp_path / "none", [{"step": 3}])) == []
+    assert facts._progress(ours)["Time"] == "9 steps in 1 min 30 s"
+    assert facts._progress(subject(tmp_path / "none", [{"step": 3}])) == {}
 
 
 def test_curves_are_the_lines_of_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,13 +86,13 @@ def test_curves_are_the_lines_of_the_metrics(tmp_path: Path, monkeypatch: pytest
 
 def test_the_best_of_a_trained_run_is_the_step_whose_weights_it_has(tmp_path: Path) -> None:
     """With the trainer's own numbers: what the report calls the best is what `model.safetensors` holds."""
-    from tarflow.model.flow import WEIGHTS_FILE
+    from tarflow.model.saving import WEIGHTS_FILE
     from tarflow.training.trainer import train
     from training_cases import run_config, splits
 
     config = run_config(steps=12, lr=0.1, evaluate_every=3, save_every=3, keep_last=9)
     result = train(config, splits(), tmp_path / "run")
-    said = dict(facts._progress(Subject(open_run(tmp_path / "run"), SETTINGS)))["Best weights"]
+    said = facts._progress(Subject(open_run(tmp_path / "run"), SETTINGS))["Best weights"]
     assert said.startswith(f"step {result.best_step}, held-out {result.best_score:.4f} ")
     best = tmp_path / "run" / "checkpoints" / f"step-{result.best_step}" / WEIGHTS_FILE
     assert (tmp_path / "run" / WEIGHTS_FILE).read_bytes() == best.read_bytes()

@@ -19,10 +19,10 @@ from tarflow.data.load import load
 from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
 from tarflow.evaluation.likelihood.gaussian import fit_yardstick
 from tarflow.report.build import PICTURES, SECTIONS, subjects_of, write_report
-from tarflow.report.content import sheet
-from tarflow.report.facts import advantage, quoted
-from tarflow.report.style import MARKS_ON, TEXT_ON, THEMES, style_sheet
+from tarflow.report.likelihood import advantage
+from tarflow.report.parts import TEMPLATES, Strip, sheet
 from tarflow.report.subject import DRAWS, Settings, Subject
+from tarflow.report.words import quoted
 
 SETTINGS = Settings(images=3, limit=12, seed=5)
 
@@ -107,10 +107,28 @@ def contrast(first: str, second: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+STYLE_SHEET = TEMPLATES.get_template("style.css").render()
+# (what is drawn, on which grounds): text needs a contrast of 4.5, marks 3.
+TEXT_ON = {
+    "text": ("ground", "panel", "block", "part", "latent"),
+    "muted": ("ground", "panel"),
+    "link": ("ground", "panel"),
+}
+MARKS_ON = {"first": ("panel", "block"), "second": ("panel",), "third": ("panel",)}
+
+
+def themes() -> dict[str, dict[str, str]]:
+    """The colours of the style sheet by theme and name."""
+    light, dark = re.findall(r":root \{(.*?)\}", STYLE_SHEET, re.S)
+    return {
+        name: dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", text)) for name, text in (("light", light), ("dark", dark))
+    }
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_colours_can_be_told_apart(theme: str) -> None:
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
-    colours = THEMES[theme]
+    colours = themes()[theme]
     for least, pairs in ((4.5, TEXT_ON), (3, MARKS_ON)):
         for name, grounds in pairs.items():
             for ground in grounds:
@@ -118,13 +136,12 @@ def test_colours_can_be_told_apart(theme: str) -> None:
 
 
 def test_the_style_sheet_uses_only_colours_of_the_themes_and_has_both() -> None:
-    sheet = style_sheet()
-    assert THEMES["light"].keys() == THEMES["dark"].keys()
-    assert set(re.findall(r"var\(--([\w-]+)\)", sheet)) <= THEMES["light"].keys()
-    dark = sheet.partition("@media (prefers-color-scheme: dark)")[2]
-    assert THEMES["dark"]["ground"] in dark and THEMES["light"]["ground"] not in dark
-    assert "image-rendering: pixelated" in sheet and "max-width: 36rem" in sheet
-    assert sheet.count("{") == sheet.count("}")
+    light, dark = themes().values()
+    assert light.keys() == dark.keys() and not set(light.values()) & {dark["ground"], dark["text"]}
+    assert set(re.findall(r"var\(--([\w-]+)\)", STYLE_SHEET)) <= light.keys()
+    assert dark["ground"] in STYLE_SHEET.partition("@media (prefers-color-scheme: dark)")[2]
+    assert "image-rendering: pixelated" in STYLE_SHEET and "max-width: 36rem" in STYLE_SHEET
+    assert STYLE_SHEET.count("{") == STYLE_SHEET.count("}")
 
 
 # --- as a browser meets it -------------------------------------------------------------------------------------------
@@ -189,7 +206,7 @@ def test_the_likelihoods_are_those_of_evaluate(reports: dict[str, str], runs: li
             found = result.yardstick
             assert f"{quoted(abs(found.advantage), found.advantage_standard_error)} worse" in shown  # untrained
             assert found.advantage < 0 and advantage(result) in shown and "-" not in advantage(result)
-            assert result.measure in shown and str(result.images) in shown
+            assert str(result.measure) in shown and str(result.images) in shown
 
 
 def test_a_model_of_noisy_images_is_not_quoted_in_bits_of_the_data(reports: dict[str, str]) -> None:
@@ -210,13 +227,13 @@ def test_what_does_not_apply_says_why(reports: dict[str, str]) -> None:
 def test_samples_that_overflow_are_told_and_not_the_end(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tarflow.report import figures, subject
+    from tarflow.report import samples, subject
     from tarflow.sampling.sample import SamplingError
 
     def overflow(*args: object, **kwargs: object) -> None:
         raise SamplingError("sample 0 is not finite")
 
-    for module, function in ((figures, "sample"), (figures, "trace"), (subject, "sample")):
+    for module, function in ((samples, "trace"), (subject, "sample")):
         monkeypatch.setattr(module, function, overflow)
     page = Page(write_report(runs, tmp_path, settings=SETTINGS).read_text())
     for name in (
@@ -280,7 +297,7 @@ def test_pictures_lie_beside_the_page(runs: list[Path], tmp_path: Path) -> None:
 
 def test_a_sheet_holds_every_pixel() -> None:
     images = torch.randint(0, 256, (2, 3, 36, 36), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    pixels = torch.frombuffer(bytearray(sheet([images]).tobytes()), dtype=torch.uint8).view(72, 148, 4)
+    pixels = torch.frombuffer(bytearray(sheet([Strip("a", images, "b")]).tobytes()), dtype=torch.uint8).view(72, 148, 4)
     for k, left in enumerate((0, 76)):
         tile = pixels[:, left : left + 72, :3].permute(2, 0, 1)
         assert torch.equal(tile[:, ::2, ::2], images[k]) and torch.equal(tile[:, 1::2, 1::2], images[k])

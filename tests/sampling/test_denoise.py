@@ -13,7 +13,7 @@ import tarflow
 import tarflow.sampling.denoise as denoise_module
 from flow_cases import assert_close, build, every_case, images, labels, unchanged
 from tarflow import TarFlow, TarFlowConfig
-from tarflow.model.patches import unpatchify
+from tarflow.model.events import unpatchify
 from tarflow.sampling.denoise import graph_bytes
 
 SIGMA = 0.3
@@ -26,9 +26,9 @@ def gaussian_flow(transform: str) -> tuple[TarFlow, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
     length, dim = config.num_patches, config.patch_dim
     mean, std = torch.zeros(length, dim).double(), torch.ones(length, dim).double()
-    if flow.base_variance is not None:
-        flow.base_variance.copy_(0.5 + torch.rand(length, dim, generator=generator).double())
-        std = flow.base_variance.sqrt()
+    if flow.base.follows:
+        flow.base.variance.copy_(0.5 + torch.rand(length, dim, generator=generator).double())
+        std = flow.base.variance.sqrt()
     for index, block in reversed(list(enumerate(flow.blocks))):
         bias = 0.3 * torch.randn(block.proj_out.bias.shape, generator=generator).double()
         block.proj_out.bias.data.copy_(bias)

@@ -12,10 +12,10 @@ from torch import Tensor
 import tarflow
 from flow_cases import assert_close, build, every_case, images, labels, names, unchanged
 from tarflow import NULL_CLASS, SamplingError, TarFlow
-from tarflow.model.patches import patchify
+from tarflow.model.events import patchify
 from tarflow.sampling import editing
 from tarflow.sampling.decode import draw_noise
-from tarflow.sampling.sequential import Solution
+from tarflow.sampling.solver import Solution
 
 # --- reconstruct ------------------------------------------------------------------------------------------------------
 
@@ -83,7 +83,7 @@ def test_the_ends_of_a_walk_are_the_images(name: str, spherical: bool, steps: in
 
 def latents_on(flow: TarFlow, walk: Tensor, y: Tensor | None = None) -> Tensor:
     """The latents of a walk, (steps, T·D), in units of the base's standard deviation."""
-    return (flow.encode(walk, y)[0] / flow.base_std()).detach().flatten(1)
+    return flow.base.standardised(flow.encode(walk, y)[0]).detach().flatten(1)
 
 
 @pytest.mark.parametrize("name", ["unconditional", "additive", "bounded_conditional"])
@@ -91,7 +91,7 @@ def test_the_arc_keeps_the_norm_and_turns_evenly(name: str) -> None:
     flow = build(name)
     u = torch.randn(2, 16, dtype=torch.float64)
     u = 4 * u / u.norm(dim=1, keepdim=True)
-    x0, x1 = flow.decode(u.view(2, 4, 4) * flow.base_std()).detach()
+    x0, x1 = flow.decode(flow.base.sample(u.view(2, 4, 4))).detach()
     path = latents_on(flow, tarflow.interpolate(flow, x0, x1, 6))
     assert_close(path.norm(dim=1), torch.full((6,), 4.0, dtype=torch.float64))
     cosines = (path[1:] * path[:-1]).sum(1) / 16
@@ -171,11 +171,11 @@ def test_the_last_block_keeps_latents_and_draws_the_others_as_sample_does(name: 
     x, y = images(flow, 3), labels(flow, 3)
     length, last = flow.config.num_patches, flow.blocks[-1]
     old, _ = flow.encode(x, y)
-    fresh = draw_noise(flow, torch.arange(3), 3) * flow.base_std()
+    fresh = flow.base.sample(draw_noise(flow, torch.arange(3), 3))
     for keep in (0, 1, length // 2, length):
         new, _ = flow.encode(tarflow.resample(flow, x, keep, y, block=-1, seed=3), y)
-        assert_close(last.reorder(new)[:, :keep].detach(), last.reorder(old)[:, :keep].detach(), 1e-8)
-        assert_close(last.reorder(new)[:, keep:].detach(), last.reorder(fresh)[:, keep:].detach(), 1e-8)
+        assert_close(last.order.forward(new)[:, :keep].detach(), last.order.forward(old)[:, :keep].detach(), 1e-8)
+        assert_close(last.order.forward(new)[:, keep:].detach(), last.order.forward(fresh)[:, keep:].detach(), 1e-8)
 
 
 @every_case

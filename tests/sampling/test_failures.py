@@ -31,16 +31,16 @@ def fail_for(monkeypatch: pytest.MonkeyPatch, flow: TarFlow, failing: list[tuple
     """Make the conditioner return NaN for (image, attempt); returns a list that grows by the rows of each decoding."""
     last, honest = flow.blocks[-1], Block.conditioner
     bad = torch.cat([draw_noise(flow, torch.tensor([k]), seed, attempt) for k, attempt in failing])
-    bad = last.reorder(bad * flow.base_std())[:, 0]  # x_0 = z_0 is what the first step of the first block sees
+    bad = last.order.forward(flow.base.sample(bad))[:, 0]  # x_0 = z_0 is what the first step of the first block sees
     decodings: list[int] = []
 
-    def conditioner(block: Block, x: Tensor, context: Any, start: Any = 0, *rest: Any) -> tuple[Tensor, Tensor]:
-        shift, log_scale = honest(block, x, context, start, *rest)
+    def conditioner(block: Block, x: Tensor, context: Any, start: Any = 0, *rest: Any) -> Tensor:
+        params = honest(block, x, context, start, *rest)
         if block is last and start == 0:
             decodings.append(len(x))
             hit = (x[:, :1] - bad.to(x.dtype)).abs().amax(dim=2).min(dim=1).values < 1e-9
-            shift = torch.where(hit.view(-1, 1, 1), math.nan, shift)
-        return shift, log_scale
+            params = torch.where(hit.view(-1, 1, 1), math.nan, params)
+        return params
 
     monkeypatch.setattr(Block, "conditioner", conditioner)
     return decodings
@@ -144,7 +144,7 @@ def test_the_model_is_left_as_it_was_found(
     before, random, calls = snapshot(flow), torch.get_rng_state(), []
 
     def failing(honest: Callable[..., Any]) -> Callable[..., Any]:
-        def conditioner(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        def conditioner(*args: Any, **kwargs: Any) -> Tensor:
             calls.append(1)
             if fails and len(calls) == 5:
                 raise KeyboardInterrupt

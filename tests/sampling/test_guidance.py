@@ -11,7 +11,8 @@ import slow_flow
 import tarflow
 from flow_cases import assert_close, build, labels, latents, names, unchanged
 from tarflow import NULL_CLASS, Guidance, TarFlow
-from tarflow.model.patches import patchify
+from tarflow.model.events import patchify
+from tarflow.model.transform import Affine
 from tarflow.sampling.guidance import guided_rows, predictor
 
 BATCH = 4
@@ -23,7 +24,7 @@ SEEING = names(long=True)
 
 def standard(flow: TarFlow, z: torch.Tensor) -> torch.Tensor:
     """The noise from which latents z come: `sample` multiplies by the root of the base variance."""
-    return z if flow.base_variance is None else z / flow.base_variance.sqrt()
+    return z if not flow.base.follows else z / flow.base.variance.sqrt()
 
 
 def guided(flow: TarFlow, y: torch.Tensor | None, guidance: Guidance | None) -> torch.Tensor:
@@ -118,11 +119,13 @@ def test_the_linear_schedule_ends_at_the_scale() -> None:
 def test_the_stable_rule_never_widens_beyond_the_guided_branch() -> None:
     """Where σ_u ≤ σ_c nothing is rescaled; where σ_u is wide, σ shrinks to σ_c/√(1+w) and μ stays at μ_c."""
     one = torch.ones(1, 1, 1, dtype=torch.float64)
-    guidance = Guidance(scale=3.0, rule="stable")
-    shift, log_scale = guidance.combine((2 * one, 0.5 * one), (one, -4 * one), 3.0)
+    conditional = torch.cat([0.5 * one, 2 * one], dim=-1)
+    unguided = torch.cat([-4 * one, one], dim=-1)
+    log_scale, shift = Affine().combine(conditional, unguided, 3.0, "stable").chunk(2, dim=-1)
     assert_close(shift, 5 * one)
     assert_close(log_scale, 0.5 * one)
-    shift, log_scale = guidance.combine((2 * one, 0.5 * one), (one, 400 * one), 3.0)
+    unguided = torch.cat([400 * one, one], dim=-1)
+    log_scale, shift = Affine().combine(conditional, unguided, 3.0, "stable").chunk(2, dim=-1)
     assert_close(shift, 2 * one)
     assert_close(log_scale.exp(), (0.5 * one).exp() / 2)
 
@@ -136,11 +139,9 @@ def test_a_guided_prediction_is_the_same_in_any_windows(options: dict[str, objec
     outputs = []
     for edges in ([0, 5], [0, 1, 2, 3, 4, 5], [0, 2, 5]):
         predict = predictor(block, y, guidance, block.new_cache(guided_rows(guidance, BATCH)))
-        parts = [predict(x[:, a:b], a) for a, b in itertools.pairwise(edges)]
-        outputs.append([torch.cat(values, dim=1) for values in zip(*parts, strict=True)])
+        outputs.append(torch.cat([predict(x[:, a:b], a) for a, b in itertools.pairwise(edges)], dim=1))
     for other in outputs[1:]:
-        assert_close(other[0], outputs[0][0])
-        assert_close(other[1], outputs[0][1])
+        assert_close(other, outputs[0])
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------

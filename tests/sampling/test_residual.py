@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from flow_cases import build, labels, latents
-from tarflow.sampling.guidance import predictor
+from tarflow.model.transform import Additive
+from tarflow.sampling.guidance import Predict, predictor
 from tarflow.sampling.jacobi import default_tolerance, jacobi
 
 
@@ -20,8 +20,8 @@ def test_the_residual_is_the_largest_change_that_one_more_evaluation_makes(name:
         for block in flow.blocks:
             z = latents(flow, count)
             found = jacobi(predictor(block, y, None, block.new_cache(count)), z, window=window, tol=tol)
-            shift, log_scale = predictor(block, y, None, block.new_cache(count))(found.x[:, :-1], 0)
-            again = torch.cat([z[:, :1], z[:, 1:] * torch.exp(log_scale) + shift], dim=1)
+            params = predictor(block, y, None, block.new_cache(count))(found.x[:, :-1], 0)
+            again = torch.cat([z[:, :1], block.transform.inverse(z[:, 1:], params)], dim=1)
             change = (again - found.x).abs() / found.x.abs().clamp(min=1)
             assert found.residual == pytest.approx(float(change.max()), rel=1e-9, abs=1e-12)
             seen.append(found.residual)
@@ -33,10 +33,7 @@ def test_the_residual_is_that_of_the_worst_patch_of_the_worst_iteration() -> Non
     z = torch.zeros(1, 5, 1, dtype=torch.float64)
     shifts = torch.tensor([0.02, 0.04, 0.01, 0.03], dtype=torch.float64).view(1, 4, 1)
 
-    def predict(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
-        shift = shifts[:, int(start) : int(start) + x.shape[1]]
-        return shift, torch.zeros_like(shift)
-
+    predict = Predict(lambda x, start: shifts[:, start : start + x.shape[1]], Additive())
     for window in (None, 2, 3, 4):
         found = jacobi(predict, z, window=window, tol=0.1)
         left_over = (found.x[:, 1:] - shifts).abs()
@@ -51,9 +48,5 @@ def test_the_default_tolerance_is_a_thirtieth_of_a_level() -> None:
     for below, solved in ((0.9, True), (1.1, False)):
         tol = default_tolerance(torch.float64)
         z = torch.zeros(1, 3, 1, dtype=torch.float64)
-
-        def predict(x: Tensor, start: int | Tensor, below: float = below, tol: float = tol) -> tuple[Tensor, Tensor]:
-            shift = torch.full_like(x, below * tol)
-            return shift, torch.zeros_like(shift)
-
+        predict = Predict(lambda x, _, shift=below * tol: torch.full_like(x, shift), Additive())
         assert (jacobi(predict, z).iterations == 1) == solved

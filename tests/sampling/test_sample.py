@@ -13,11 +13,12 @@ import torch
 import tarflow
 from flow_cases import assert_close, build, every_case, images, labels, latents, unchanged
 from tarflow import NULL_CLASS, Guidance
-from tarflow.model.patches import patchify
+from tarflow.model.events import patchify
 from tarflow.sampling import sample as sample_module
 from tarflow.sampling.decode import draw_noise
 from tarflow.sampling.guidance import guided_rows, predictor
-from tarflow.sampling.sequential import Solution, sequential
+from tarflow.sampling.sequential import sequential
+from tarflow.sampling.solver import Solution
 
 GUIDANCE = Guidance(scale=1.0, temperature=0.5)
 
@@ -32,15 +33,15 @@ def test_the_sequential_solver_is_the_reference_decode(name: str) -> None:
     for block in flow.blocks:
         with torch.no_grad(), unchanged(z, y):
             predict = predictor(block, y, None, block.new_cache(guided_rows(None, 4)))
-            assert_close(block.reorder(sequential(predict, block.reorder(z)).x), block.decode(z, y))
+            assert_close(block.order.inverse(sequential(predict, block.order.forward(z)).x), block.decode(z, y))
 
 
 @every_case
 def test_sampling_from_given_noise_is_decode(name: str) -> None:
-    """The additive variant's latents are N(0, base_variance): its noise is multiplied by the root."""
+    """The additive variant's latents are N(0, V): its noise is multiplied by the root."""
     flow = build(name)
     noise, y = latents(flow, 5), labels(flow, 5)
-    z = noise if flow.base_variance is None else noise * flow.base_variance.sqrt()
+    z = noise if not flow.base.follows else noise * flow.base.variance.sqrt()
     with unchanged(noise, y):
         got = tarflow.sample(flow, 5, y, noise=noise)
         assert_close(tarflow.sample(flow, 5, y, noise=noise, solver="sequential", batch_size=2), got)

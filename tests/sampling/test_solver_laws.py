@@ -1,13 +1,13 @@
 """Every solver solves the system of every block: drawn configurations, wild weights, guidance up to 10.
 
-The law is the equation itself, x_i = z_i·exp(log_scale_i(x_<i)) + shift_i(x_<i), checked by one evaluation of the block
+The law is the equation itself, x_i = inverse(z_i, params_i(x_<i)), checked by one evaluation of the block
 without a cache. It holds for whatever a solver returns, however strongly rounding errors grow along a sequence, which a
 comparison with another solver would not survive.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -18,10 +18,11 @@ from torch import Tensor
 from flow_cases import labels, latents, randomise, repeated
 from tarflow import Guidance, TarFlow, TarFlowConfig
 from tarflow.model.block import Block
-from tarflow.sampling.cuda.graph import Captured
-from tarflow.sampling.guidance import guided_rows, predictor
-from tarflow.sampling.jacobi import WILD, jacobi
+from tarflow.sampling.cuda.graph import BlockReplay, Captured
+from tarflow.sampling.guidance import Predict, guided_rows, predictor
+from tarflow.sampling.jacobi import LARGEST_GUESS, jacobi
 from tarflow.sampling.sequential import sequential
+from tarflow.sampling.solver import SOLVERS, Solver, solver_of
 
 laws = settings(
     max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
@@ -67,25 +68,26 @@ def residual(block: Block, x: Tensor, z: Tensor, y: Tensor | None, guidance: Gui
     """max |F(x) - x| / max(1, |x|) of the rows that are finite, F evaluated in one go and without a cache."""
     if x.shape[1] == 1:
         return float((x - z).abs().max())
-    shift, log_scale = block.conditioner(x[:, :-1], block.context(y))
+    params = block.conditioner(x[:, :-1], block.context(y))
     if guidance is not None:
         warmth = torch.full((len(x),), guidance.temperature, dtype=x.dtype)
         unguided = block.conditioner(x[:, :-1], block.context(None), temperature=warmth)
         places = torch.arange(1, x.shape[1], dtype=x.dtype).unsqueeze(1)
         g = guidance.strength(places, x.shape[1])
-        shift, log_scale = guidance.combine((shift, log_scale), unguided, g)
-    want = torch.cat([z[:, :1], z[:, 1:] * torch.exp(block.bound(log_scale)) + shift], dim=1)
+        params = block.transform.combine(params, unguided, g, guidance.rule)
+    want = torch.cat([z[:, :1], block.transform.inverse(z[:, 1:], params)], dim=1)
     finite = torch.isfinite(x).flatten(1).all(dim=1)
     return float(((want - x).abs() / x.abs().clamp(min=1))[finite].amax()) if finite.any() else 0.0
 
 
-SOLVERS: dict[str, Any] = {
-    "sequential": lambda predict, block, z, y, guidance, window, tol: sequential(predict, z),
-    "jacobi": lambda predict, block, z, y, guidance, window, tol: jacobi(predict, z, window=window, tol=tol),
-    "captured": lambda predict, block, z, y, guidance, window, tol: Captured(repeated).solve(block, z, y, guidance),
-}
+def solver_with(name: str, window: int | None, tol: float) -> Solver:
+    """A solver of the table, with those of the options that it has."""
+    options = {"window": window, "tol": tol}
+    known = {field.name for field in fields(solver_of(name))}
+    return solver_of(name, **{option: value for option, value in options.items() if option in known})
 
 
+@pytest.mark.parametrize("replayed", [False, True])
 @pytest.mark.parametrize("solver", SOLVERS)
 @laws
 @given(
@@ -97,17 +99,26 @@ SOLVERS: dict[str, Any] = {
     seed=st.integers(0, 9),
 )
 def test_what_is_returned_solves_the_equation(
-    solver: str, flow: TarFlow, guidance: Guidance | None, window: int | None, tol: float, batch: int, seed: int
+    solver: str,
+    replayed: bool,
+    flow: TarFlow,
+    guidance: Guidance | None,
+    window: int | None,
+    tol: float,
+    batch: int,
+    seed: int,
 ) -> None:
     y, z, length = labels(flow, batch), latents(flow, batch, seed), flow.config.num_patches
     with torch.no_grad():
         for block in flow.blocks:
             predict = predictor(block, y, guidance, block.new_cache(guided_rows(guidance, batch)))
-            found = SOLVERS[solver](predict, block, z, y, guidance, window, tol)
+            if replayed:  # as on a GPU
+                predict = replace(predict, replay=BlockReplay(Captured(repeated), block, y, guidance, batch))
+            found = solver_with(solver, window, tol).solve(predict, z)
             assert found.iterations <= max(0, length - 1)
             assert found.residual <= tol
             # A tolerance is that of one evaluation; what a patch depends on has moved by as much since.
-            assert residual(block, found.x, z, y, guidance) <= 30 * (tol if solver == "jacobi" else 0) + 1e-9
+            assert residual(block, found.x, z, y, guidance) <= 30 * (0 if solver == "sequential" else tol) + 1e-9
             assert torch.equal(found.x[:, 0], z[:, 0])
 
 
@@ -125,21 +136,21 @@ def test_weights_on_which_iterates_overflow(scale: float | None, window: int | N
     y, x = labels(flow, 6), latents(flow, 6, dtype=torch.float32)
     overflows = []
 
-    def predict() -> Any:
+    def predict() -> Predict:
         return predictor(block, y, guidance, block.new_cache(guided_rows(guidance, 6)))
 
-    def watched(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
-        assert bool((x[:, 1:].abs() <= WILD).all()), "a guess that overflows was fed back"
-        shift, log_scale = predict_block(x, start)
-        overflows.append(not bool(torch.isfinite(torch.exp(log_scale)).all()))
-        return shift, log_scale
+    def watched(x: Tensor, start: int) -> Tensor:
+        assert bool((x[:, 1:].abs() <= LARGEST_GUESS).all()), "a guess that overflows was fed back"
+        params = predict_block(x, start)
+        overflows.append(not bool(torch.isfinite(torch.exp(params.chunk(2, dim=-1)[0])).all()))
+        return params
 
     with torch.no_grad():
-        shift, log_scale = predict()(x[:, :-1], 0)
+        log_scale, shift = predict()(x[:, :-1], 0).chunk(2, dim=-1)
         z = torch.cat([x[:, :1], (x[:, 1:] - shift) * torch.exp(-log_scale)], dim=1)
         assert bool(torch.isfinite(z).all())
         predict_block = predict()
-        found, exact = jacobi(watched, z, window=window, tol=0.0), sequential(predict(), z)
+        found, exact = jacobi(Predict(watched, block.transform), z, window=window, tol=0.0), sequential(predict(), z)
     assert any(overflows) and found.iterations <= 63
     first = slice(0, 3)  # before rounding errors are multiplied some tenfold a patch
     torch.testing.assert_close(exact.x[:, first], x[:, first], rtol=1e-2, atol=1e-2)

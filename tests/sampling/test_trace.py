@@ -11,7 +11,7 @@ import torch
 import tarflow
 from flow_cases import assert_close, build, every_case, labels, latents, names, unchanged
 from tarflow import Guidance, SamplingError
-from tarflow.model.patches import patchify
+from tarflow.model.events import patchify
 
 GUIDANCE = Guidance(scale=1.0, temperature=0.5)
 
@@ -23,11 +23,11 @@ def test_it_goes_from_noise_to_sample_one_block_at_a_time(name: str) -> None:
     with unchanged(noise, y):
         stages = tarflow.trace(flow, 3, y, noise=noise)
     assert len(stages) == len(flow.blocks) + 1
-    assert_close(stages[0], flow.to_images(noise * flow.base_std()))
+    assert_close(stages[0], flow.event.from_tokens(flow.base.sample(noise)))
     assert torch.equal(stages[-1], tarflow.sample(flow, 3, y, noise=noise))
     for block, before, after in zip(reversed(flow.blocks), stages, stages[1:], strict=False):
         z, _ = block.encode(patchify(after, flow.config.patch_size), y)
-        assert_close(flow.to_images(z), before)
+        assert_close(flow.event.from_tokens(z), before)
         assert not after.requires_grad
 
 

@@ -70,6 +70,10 @@ def names(**conditions: bool) -> list[str]:
     return [name for name in CASES if all(properties(config_of(name))[key] == want for key, want in conditions.items())]
 
 
+def _rank(name: str) -> int:
+    return 0 if name.endswith("position") else 1 if "embedding" in name else 2
+
+
 def randomise(flow: TarFlow, seed: int = 0) -> TarFlow:
     """Weights under which every part of the network matters, and log-scales are of the order of 0.5."""
     generator = torch.Generator().manual_seed(seed)
@@ -78,7 +82,9 @@ def randomise(flow: TarFlow, seed: int = 0) -> TarFlow:
         tensor.copy_(mean + std * torch.randn(tensor.shape, generator=generator, dtype=torch.float64))
 
     with torch.no_grad():
-        for name, parameter in flow.named_parameters():
+        # Block by block, the tables first: cases keep their numbers when a module moves within a block.
+        named = sorted(flow.named_parameters(), key=lambda item: (item[0].split(".")[1], _rank(item[0])))
+        for name, parameter in named:
             if name.endswith("norm.weight") or name.endswith("mlp.0.weight"):
                 normal_(parameter, 0.2, mean=1.0)
             elif parameter.ndim == 1:
@@ -87,13 +93,13 @@ def randomise(flow: TarFlow, seed: int = 0) -> TarFlow:
                 normal_(parameter, 0.35 * parameter.shape[1] ** -0.5)
             elif "qkv" in name:  # sharp attention, so that masks and temperatures show
                 normal_(parameter, 1.5 * parameter.shape[1] ** -0.5)
-            elif name.endswith("position") or name.endswith("class_embedding"):
+            elif name.endswith("position") or name.endswith("embedding.classes"):
                 normal_(parameter, 0.7)
             else:
                 normal_(parameter, 0.7 * parameter.shape[1] ** -0.5)
-        if flow.base_variance is not None:
-            normal_(flow.base_variance, 0.3)
-            flow.base_variance.exp_()
+        if flow.base.follows:
+            normal_(flow.base.variance, 0.3)
+            flow.base.variance.exp_()
     return flow
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from flow_cases import randomise
 from tarflow import TarFlow, TarFlowConfig, checkpoint
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
-from tarflow.model.flow import WEIGHTS_FILE
+from tarflow.model.saving import WEIGHTS_FILE
 
 VOID = {"img", "link", "meta", "br", "hr", "input"}
 DIGITS = tuple(str(k) for k in range(10))

@@ -25,7 +25,7 @@ def weights_of(flow: TarFlow) -> list[Weights]:
 
 def embedding(weights: Weights, label: int) -> Tensor | float:
     """What is added to every token: the class, or the mean of the classes for none."""
-    table = weights.get("class_embedding")
+    table = weights.get("embedding.classes")
     if table is None:
         return 0.0
     return table.mean(dim=0) if label == NULL else table[label]
@@ -33,8 +33,11 @@ def embedding(weights: Weights, label: int) -> Tensor | float:
 
 def predict(
     config: TarFlowConfig, weights: Weights, index: int, x: Tensor, label: int, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """shift and raw log_scale (D,) of the patch after those in x (n, D), in block `index` and its own order."""
+) -> Tensor:
+    """The parameters of the patch after those in x (n, D), in block `index` and its own order.
+
+    They are the raw log-scale and the shift (2D,), or the shift alone (D,).
+    """
 
     def linear(name: str, h: Tensor) -> Tensor:
         return h @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
@@ -63,10 +66,14 @@ def predict(
         h = h + linear(at + "attention.out", torch.stack(seen))
         inner = linear(at + "mlp.1", norm(at + "mlp.0", h))
         h = h + linear(at + "mlp.3", inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2))))
-    out = linear("proj_out", h[-1])
+    return linear("proj_out", h[-1])
+
+
+def parts(config: TarFlowConfig, params: Tensor) -> tuple[Tensor, Tensor]:
+    """shift and raw log_scale (D,) of parameters, which have the log-scale first as the official ones do."""
     if config.transform == "additive":
-        return out, torch.zeros_like(out)
-    return out[config.patch_dim :], out[: config.patch_dim]  # the official order: log-scale first
+        return params, torch.zeros_like(params)
+    return params[config.patch_dim :], params[: config.patch_dim]
 
 
 def turned(config: TarFlowConfig, place: int, heads: Tensor) -> Tensor:
@@ -117,11 +124,11 @@ def decode(
             ordered = patches[::-1] if index % 2 else patches
             x = [ordered[0]]
             for i in range(1, length):
-                shift, log_scale = predict(config, weights[index], index, torch.stack(x), label)
+                shift, log_scale = parts(config, predict(config, weights[index], index, torch.stack(x), label))
                 if scale:
                     g = scale * i / (length - 1) if schedule == "linear" else scale
                     other = predict(config, weights[index], index, torch.stack(x), NULL, temperature)
-                    shift, log_scale = guided((shift, log_scale), other, g, rule)
+                    shift, log_scale = guided((shift, log_scale), parts(config, other), g, rule)
                 if bound is not None:
                     log_scale = bound * torch.tanh(log_scale / bound)
                 x.append(ordered[i] * log_scale.exp() + shift)

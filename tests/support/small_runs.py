@@ -31,7 +31,7 @@ OPTIONS = (
         "--warmup-steps",
         "1",
     ),
-    *("--evaluate-every", "4", "--save-every", "2", "--sample-every", "0", "--evaluate-images", "8", "--workers", "0"),
+    *("--evaluate-every", "4", "--save-every", "2", "--sample-every", "0", "--evaluate-images", "8"),
 )
 
 

@@ -10,7 +10,7 @@ import torch
 from tarflow import checkpoint
 from tarflow.config import RunConfig
 from tarflow.data.load import ImageSet, Splits
-from tarflow.model.flow import WEIGHTS_FILE
+from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.tensor_files import read_tensors
 from tarflow.training.setup import resolve
 

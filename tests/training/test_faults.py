@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -21,11 +20,9 @@ from forked import exit_code, fork, mount_small_disk, resize_disk
 from tarflow import checkpoint
 from tarflow.cli import main
 from tarflow.config import ConfigError
-from tarflow.data.errors import DataError
 from tarflow.storage import DamageWarning, InUse
 from tarflow.training.interrupt import Interrupted
 from tarflow.training.resuming import check_state
-from tarflow.training.setup import open_data, resolve
 from tarflow.training.trainer import train
 from training_cases import assert_bitwise_equal, run_config, run_weights, splits
 
@@ -283,28 +280,6 @@ def test_sigterm_saves_within_its_grace_period(whole: Path, tmp_path: Path) -> N
     assert latest is not None and latest.name in ("step-6", "step-7") and checkpoint.damage(latest) is None
     train(CONFIG, splits(), run, resume=True)
     assert_same_run(whole, run)
-
-
-def test_a_killed_data_worker_ends_the_run_and_resuming_makes_up_for_it(tmp_path: Path) -> None:
-    write_images(tmp_path / "images")
-    data = {"source": str(tmp_path / "images"), "storage": "stream", "workers": 1, "shuffle_window": 32}
-    model = {"patch_size": 2, "width": 16, "head_dim": 8, "layers": [1]}
-    training = {"batch_size": 32, "warmup_steps": 1, "steps": 24, "save_every": 2, "sample_every": 0, "log_every": 1}
-    sections = {"model": model, "data": data, "training": training}
-    opened = open_data(sections)
-    config = resolve(sections, opened)
-
-    def kill(metrics: dict[str, Any]) -> None:
-        if metrics["step"] == 3:
-            for process in multiprocessing.active_children():
-                if process.name == "tarflow-decode":
-                    process.kill()
-
-    train(config, opened, tmp_path / "whole")
-    with pytest.raises(DataError, match="a process that decodes images was killed.*resume"):
-        train(config, opened, tmp_path / "run", report=kill)
-    train(config, opened, tmp_path / "run", resume=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_moved_data_are_asked_for_and_known_by_their_digest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from training_cases import assert_bitwise_equal, run_weights
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the killer forks, and this system cannot")
 
 
-@pytest.mark.parametrize(("loader", "kills"), [("memory", 3), ("mapped", 1), ("streamed", 1)])
+@pytest.mark.parametrize(("loader", "kills"), [("memory", 3), ("mapped", 1), ("stored", 1)])
 def test_killed_and_resumed_is_bitwise_the_same(loader: str, kills: int, tmp_path: Path) -> None:
     write_images(tmp_path / "images")
     threads = torch.get_num_threads()
@@ -65,11 +65,11 @@ def test_the_script_says_what_was_found(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(killing, "warm_up", lambda place: None)
     monkeypatch.setattr(killing, "campaign", lambda place, loader, count, seed: found)
     out = tmp_path / "faults.json"
-    monkeypatch.setattr(sys, "argv", ["faults", "--memory", "2", "--streamed", "2", "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["faults", "--memory", "2", "--stored", "2", "--out", str(out)])
     assert faults.main() == 0
     report = json.loads(out.read_text())
     assert (report["kills"], report["fell"], report["equal"]) == (4, {"step": 4}, True)
-    assert report["command"] == "python -m benchmarks.faults --memory 2 --streamed 2 --seed 0"
+    assert report["command"] == "python -m benchmarks.faults --memory 2 --stored 2 --seed 0"
     monkeypatch.setattr(sys, "argv", ["faults", "--mapped", "2", "--out", str(out)])
     assert faults.main() == 0
     assert json.loads(out.read_text())["kills"] == 6, "what it had of the other loaders is kept"

@@ -11,8 +11,9 @@ from flow_cases import BASE, build
 from tarflow import NULL_CLASS, TarFlow, TarFlowConfig
 from tarflow.config import TrainingConfig
 from tarflow.data.batches import batch_indices
+from tarflow.model.base import VARIANCE_RATE
 from tarflow.ranks import Ranks
-from tarflow.training.objective import VARIANCE_RATE, objective, training_batch, update_base_variance
+from tarflow.training.objective import objective, training_batch
 
 IMAGES = torch.randint(0, 17, (40, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 LABELS = torch.arange(40) % 3
@@ -22,7 +23,7 @@ def batch(step: int, *, labels: torch.Tensor | None = LABELS, flip: bool = False
     config = TrainingConfig(**{"batch_size": 16, "steps": 10, **fields})
     rows = batch_indices(len(IMAGES), config.batch_size, step, config.seed)
     chosen = None if labels is None else labels[rows]
-    return training_batch(IMAGES[rows], chosen, step, config=config, levels=17, flip=flip)
+    return training_batch(IMAGES[rows], chosen, step, config=config, measure=config.measure(17), flip=flip)
 
 
 def test_is_minus_the_log_density_a_dimension_without_its_constant() -> None:
@@ -81,15 +82,15 @@ def test_images_are_not_written_to() -> None:
 def test_base_variance_follows_the_latents_of_the_additive_variant_only() -> None:
     flow = TarFlow(TarFlowConfig(**BASE, transform="additive"))
     energy = torch.rand(4, 4) * 3
-    update_base_variance(flow, energy, torch.tensor(True))
+    flow.base.update(energy, torch.tensor(True))
     expected = (1 - VARIANCE_RATE) + VARIANCE_RATE * energy
-    torch.testing.assert_close(flow.base_variance, expected)
-    kept = flow.base_variance.clone()
-    update_base_variance(flow, energy * float("nan"), torch.tensor(False))
-    assert torch.equal(flow.base_variance, kept)
+    torch.testing.assert_close(flow.base.variance, expected)
+    kept = flow.base.variance.clone()
+    flow.base.update(energy * float("nan"), torch.tensor(False))
+    assert torch.equal(flow.base.variance, kept)
     affine = TarFlow(TarFlowConfig(**BASE))
-    update_base_variance(affine, energy)
-    assert affine.base_variance is None
+    affine.base.update(energy)
+    assert not affine.base.follows
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -100,7 +101,6 @@ def test_the_shares_of_a_batch_are_the_batch(size: int) -> None:
     chosen = batch_indices(len(IMAGES), 16, 3, 0)
     for rank in range(size):
         rows = Ranks(rank, size).share(16)
-        x, y = training_batch(
-            IMAGES[chosen[rows]], LABELS[chosen[rows]], 3, config=config, levels=17, flip=True, rows=rows
-        )
+        pixels, labels = IMAGES[chosen[rows]], LABELS[chosen[rows]]
+        x, y = training_batch(pixels, labels, 3, config=config, measure=config.measure(17), flip=True, rows=rows)
         assert torch.equal(x, whole_x[rows]) and torch.equal(y, whole_y[rows])

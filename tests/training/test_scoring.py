@@ -22,23 +22,23 @@ def test_the_base_variance_is_measured_over_all_that_is_given() -> None:
     batches = [(images(flow, 6, seed=k), labels(flow, 6)) for k in range(4)]
     z = torch.cat([flow(x, y)[0] for x, y in batches])
     for parts in (1, 3):
-        flow.base_variance.fill_(9.0)
+        flow.base.variance.fill_(9.0)
         measure_base_variance(flow, iter(batches), parts)
-        torch.testing.assert_close(flow.base_variance, z.square().mean(dim=0).detach())
+        torch.testing.assert_close(flow.base.variance, z.square().mean(dim=0).detach())
     # It is the maximum of the likelihood of what it was measured on.
     x, y = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
     best = flow.log_prob(x, y).mean()
     for factor in (0.9, 1.1):
-        flow.base_variance.mul_(factor)
+        flow.base.variance.mul_(factor)
         assert flow.log_prob(x, y).mean() < best
-        flow.base_variance.div_(factor)
+        flow.base.variance.div_(factor)
 
 
 def test_a_finished_run_has_the_variance_of_all_its_images(tmp_path: Path) -> None:
     config = run_config(model={"transform": "additive"}, steps=12, batch_size=10, lr=5e-3, accumulate=2)
     result = train(config, splits(), tmp_path / "run")
     flow = TarFlow.from_pretrained(tmp_path / "run")
-    assert config.training is not None and flow.base_variance is not None
+    assert config.training is not None and flow.base.follows
     train_set, seen = splits().train, []
     for step in range(3):  # 30 images in batches of 10, in whichever order
         rows = slice(10 * step, 10 * step + 10)
@@ -54,9 +54,9 @@ def test_a_finished_run_has_the_variance_of_all_its_images(tmp_path: Path) -> No
         )
     with torch.no_grad():
         exact = torch.cat([flow(x, y)[0] for x, y in seen]).square().mean(dim=0)
-        followed = TarFlow.from_pretrained(tmp_path / "run" / "checkpoints" / f"step-{result.best_step}").base_variance
+        followed = TarFlow.from_pretrained(tmp_path / "run" / "checkpoints" / f"step-{result.best_step}").base.variance
     assert followed is not None
-    assert (flow.base_variance - exact).abs().mean() < 0.1 * (followed - exact).abs().mean() + 0.1
+    assert (flow.base.variance - exact).abs().mean() < 0.1 * (followed - exact).abs().mean() + 0.1
     # What is written down is the score of what is left, and resuming a finished run changes nothing.
     last = checkpoint.read_metrics(tmp_path / "run")[-1]
     assert last["step"] == 12 and last["settled_noisy_bits_per_dim"] == result.best_score

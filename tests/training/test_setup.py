@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,8 @@ from tarflow import TarFlow
 from tarflow.config import ConfigError, TrainingConfig
 from tarflow.data.batches import batch_indices
 from tarflow.data.errors import DataWarning
-from tarflow.training.setup import check_resumable, resolve, start_from, step_counts
+from tarflow.training.initial import start_from
+from tarflow.training.setup import resolve, step_counts
 from training_cases import MODEL, TRAINING, run_config, splits
 
 
@@ -100,17 +100,6 @@ def test_another_architecture_is_refused_by_field() -> None:
     flow = TarFlow(dataclasses.replace(source.config, layers=(1, 2)))
     with pytest.raises(ConfigError, match=r"model\.layers"):
         start_from(flow, source)
-
-
-def test_a_run_from_before_there_were_streams_resumes_from_memory_and_not_from_a_stream() -> None:
-    config = run_config()
-    assert config.data is not None and config.data.storage == "memory"
-    old = dataclasses.replace(config, data=dataclasses.replace(config.data, storage="auto"))
-    check_resumable(old, config, Path("run"))
-    check_resumable(config, old, Path("run"))
-    stream = dataclasses.replace(config, data=dataclasses.replace(config.data, storage="stream"))
-    with pytest.raises(ConfigError, match=r"data.storage: the run in run has 'memory', got 'stream'"):
-        check_resumable(old, stream, Path("run"))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from flow_cases import build
 from tarflow import TarFlow, checkpoint
 from tarflow.config import RunConfig
 from tarflow.evaluation.likelihood import evaluate as likelihood
-from tarflow.measure import to_8bit, to_pixels
+from tarflow.measure import Measure, to_8bit
 from tarflow.pictures import grid
 from tarflow.ranks import ALONE, Ranks
 from tarflow.sampling.sample import sample
@@ -56,7 +56,7 @@ def test_a_sheet_is_what_sample_draws_class_after_class_and_cleaned(noise: str, 
     y = torch.arange(sheets_module.SHEET_IMAGES) % 3
     sigma = 0.3 if noise == "gaussian" else None
     x = sample(flow, len(y), y, seed=4, denoise=sigma, solver="sequential")
-    pixels = to_8bit(to_pixels(x, 17, config.training.noise), 17)  # type: ignore[union-attr]
+    pixels = to_8bit(Measure(17, config.training.noise, 1.0).pixels(x), 17)  # type: ignore[union-attr]
     enlarged = pixels.repeat_interleave(8, dim=-2).repeat_interleave(8, dim=-1)
     assert torch.equal(pixels_of(tmp_path / "sheet.png"), grid(enlarged, 3)[0])  # a column a class
 

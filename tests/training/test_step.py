@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flow_cases import build, images, labels
 from tarflow.config import TrainingConfig
-from tarflow.model import transformer
+from tarflow.model import recompute as recomputing
 from tarflow.model.flow import TarFlow
+from tarflow.model.recompute import recompute_layers
 from tarflow.training.ema import EMA
 from tarflow.training.objective import objective, training_batch
 from tarflow.training.optimizer import build_optimizer
@@ -83,8 +84,9 @@ def test_what_is_measured_is_what_it_says() -> None:
 
 @pytest.mark.parametrize("recompute", ["elementwise", "layers"])
 def test_computing_again_is_the_same_step_to_the_bit(recompute: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformer, "WORTH_FORGETTING", 0)
-    kept, again = make(checkpoint_activations="nothing"), make(checkpoint_activations=recompute)
+    monkeypatch.setattr(recomputing, "LEAST_NUMBERS", 0)
+    kept, again = make(), make()
+    recompute_layers(again.flow, recompute)
     for seed in (1, 2):
         kept(*batch(kept.flow, seed))
         again(*batch(again.flow, seed))
@@ -125,7 +127,7 @@ def poisoned_loss(step: TrainingStep) -> None:
 
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
         z, ladj = real(*args)
-        return z, ladj + torch.tensor([float("inf")] + [0.0] * (len(ladj) - 1))
+        return z, ladj + torch.tensor([[float("inf")]] + [[0.0]] * (len(ladj) - 1))
 
     step.forward = forward
     step(x, y)
@@ -196,9 +198,10 @@ def test_nothing_waits_for_the_device(name: str, fields: dict[str, Any]) -> None
     pixels = torch.randint(0, 256, (30, *batch(step.flow)[0].shape[1:]), dtype=torch.uint8)
     classes = step.flow.config.num_classes
     y = torch.arange(30) % classes if classes else None
+    measure = step.config.measure(256)
     with Waits() as waits:
         for index in range(5):  # across the end of an epoch
-            x, labels_ = training_batch(pixels, y, index, config=step.config, levels=256, flip=True)
+            x, labels_ = training_batch(pixels, y, index, config=step.config, measure=measure, flip=True)
             step(x, labels_)
     assert waits.found == []
     with Waits() as waits:

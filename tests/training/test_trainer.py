@@ -12,7 +12,7 @@ import torch
 
 from tarflow import checkpoint
 from tarflow.config import ConfigError
-from tarflow.model.flow import WEIGHTS_FILE
+from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.tensor_files import read_tensors
 from tarflow.training import trainer as trainer_module
 from tarflow.training.interrupt import Interrupted

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
-import inspect
-import io
 import os
-import re
 import signal
 import sys
 import warnings
@@ -54,8 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = list(sys.argv[1:] if argv is None else argv)
         try:
             return _answer(words)
-        except BadArguments as error:
-            return _fail(str(error))
         except KeyboardInterrupt:
             return 128 + signal.SIGINT
         except BrokenPipeError:  # such as `tarflow evaluate … | head`
@@ -90,54 +84,13 @@ def _run(argv: list[str]) -> int:
         return _fail(f"no command {argv[0]!r}; known: {', '.join(COMMANDS)}")
     if os.environ.get("WORLD_SIZE", "1") != "1" and argv[0] != "train":
         return _fail(f"torchrun: only `tarflow train` is for several processes; start `tarflow {argv[0]}` without it")
+    from tarflow.cli.arguments import parse  # here, because tyro takes a third of a second
+
     command = importlib.import_module(f"tarflow.cli.{argv[0]}")
     with _warnings_in_one_line():
         options = parse(command.options(argv[1:]), argv[1:], f"tarflow {argv[0]}")
         command.run(options)
     return 0
-
-
-class BadArguments(ValueError):
-    """Arguments that the parser refused."""
-
-
-def parse(options: Any, argv: Sequence[str], prog: str) -> Any:
-    """Fill the dataclass `options` from `argv`. Raises BadArguments with one line in place of tyro's box."""
-    import tyro
-
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            return tyro.cli(options, args=list(argv), prog=prog, description=inspect.getdoc(options))
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        problem = _misspelt_option(options, argv) or _one_line(printed.getvalue())
-        raise BadArguments(f"{problem}; see {prog} --help") from None
-
-
-def _misspelt_option(options: Any, argv: Sequence[str]) -> str | None:
-    """The first word that is nearly an option, and which one: where the parser has more to say, it leaves that out."""
-    import tyro
-
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        tyro.cli(options, args=["--help"])
-    known = re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", printed.getvalue())
-    for word in argv:
-        name = word.partition("=")[0]
-        unknown = re.fullmatch(r"--?[A-Za-z][\w-]*", name) and name.replace("_", "-") not in known
-        if unknown and (near := difflib.get_close_matches(name, known, 1)):
-            return f"{name}: no such option; perhaps {near[0]}?"
-    return None
-
-
-def _one_line(box: str) -> str:
-    """What tyro drew a box around, without the box, its title and its advice."""
-    # Where the terminal's encoding has no lines to draw with, tyro takes -, + and |.
-    lines = [re.sub(r"[─│╭╮╰╯]+|-{3,}|^[+|]|[+|]$", " ", line).strip() for line in box.splitlines()[1:]]
-    advice = ("For full helptext", "Argument helptext", "In `", "tarflow ")
-    return " ".join(line for line in lines if line and not line.startswith(advice))
 
 
 @contextlib.contextmanager

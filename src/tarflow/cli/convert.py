@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -46,10 +46,9 @@ def run(args: Convert) -> None:
     from tarflow.config import DataConfig, RunConfig, TrainingConfig
     from tarflow.destination import check_vacant
     from tarflow.interop import load_official, noise_from_name
-    from tarflow.model.flow import WEIGHTS_FILE
+    from tarflow.model.saving import WEIGHTS_FILE
 
     check_vacant(args.out)
-    noise: Literal["gaussian", "uniform"]
     if args.noise_std is not None:
         noise, sigma = ("gaussian", args.noise_std) if args.noise_std else ("uniform", 0.0)
     elif (named := noise_from_name(args.checkpoint)) is not None:

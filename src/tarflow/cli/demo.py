@@ -129,7 +129,7 @@ def _samples(run: Run, splits: Splits, guidance: Any, args: Demo) -> dict[str, A
 
     from tarflow.evaluation.quality.extractors.small_network import trained_network
     from tarflow.evaluation.quality.ratios import sample_quality
-    from tarflow.measure import to_8bit, to_pixels
+    from tarflow.measure import to_8bit
     from tarflow.pictures import save_sheet
     from tarflow.sampling.sample import sample
 
@@ -143,7 +143,7 @@ def _samples(run: Run, splits: Splits, guidance: Any, args: Demo) -> dict[str, A
         ("guided, denoised", guidance, run.sigma),
     ):
         x = sample(run.flow, SAMPLES, y, guide, args.seed, denoise=sigma)
-        pixels = to_pixels(x.cpu(), run.levels, run.noise)
+        pixels = run.measure.pixels(x.cpu())
         quality = sample_quality(pixels, y, splits, network=network)
         figures[name] = quality.to_dict() | {"guidance": guide.scale if guide else 0.0, "sigma": sigma}
     by_class = y[: SHOWN * classes].argsort(stable=True)  # the sheet shows a class a row
@@ -156,18 +156,18 @@ def _denoising(run: Run, splits: Splits, args: Demo) -> dict[str, Any]:
     import torch
 
     from tarflow.evaluation.quality.psnr import psnr
-    from tarflow.measure import noisy_images, scale_pixels, to_pixels
+    from tarflow.measure import Measure
     from tarflow.pictures import save_sheet
     from tarflow.sampling.denoise import denoise
     from tarflow.seeding import seeded_generator
 
     held_out, sigma = splits.held_out, run.sigma
     assert sigma is not None
-    clean = scale_pixels(held_out.images, run.levels)
-    noisy = noisy_images(held_out.images, run.levels, "gaussian", sigma, seeded_generator(args.seed, "demo"))
+    clean = run.measure.clean(held_out.images)
+    noisy = run.measure.noisy(held_out.images, seeded_generator(args.seed, "demo"))
     cleaned = denoise(run.flow, noisy.to(run.flow.device), sigma, held_out.labels).cpu()
     rows = torch.cat([x[: 2 * SHOWN] for x in (clean, noisy, cleaned)])
-    save_sheet(args.out / "denoising.png", to_pixels(rows, 256, "gaussian"), columns=2 * SHOWN, zoom=ZOOM)
+    save_sheet(args.out / "denoising.png", Measure(256, "gaussian", sigma).pixels(rows), columns=2 * SHOWN, zoom=ZOOM)
     return {
         "sigma": sigma,
         "images": len(held_out),

@@ -60,11 +60,10 @@ def run(args: Denoise) -> None:
     from tarflow.cli.output import SampleWriter, check_out
     from tarflow.cli.progress import Progress
     from tarflow.data.load import load_all
-    from tarflow.data.request import Reading
+    from tarflow.data.options import Reading
     from tarflow.devices import pick_device
     from tarflow.evaluation.quality.psnr import psnr
     from tarflow.evaluation.run_data import check_output
-    from tarflow.measure import dequantize, scale_pixels
     from tarflow.sampling.denoise import denoise
     from tarflow.seeding import seeded_generator
 
@@ -95,7 +94,7 @@ def run(args: Denoise) -> None:
             levels=run.levels,
             class_names=named,
             skip_bad=args.skip_bad,
-            reading=None if run.config.data is None else Reading.of(run.config.data, strict=False),
+            reading=Reading.of(run.config.data, strict=False),
             progress=progress.loading,
         )
     for name, reason in skipped:
@@ -108,9 +107,7 @@ def run(args: Denoise) -> None:
             y, by = torch.full((len(images),), label, device="cpu", dtype=torch.int64), f"class {args.label}"
         else:
             y, by = images.labels, "the labels of the data" if images.labels is not None else "the null class"
-    clean = scale_pixels(images.images, run.levels)
-    if run.noise == "uniform":  # such a model sees a level at the middle of its interval
-        clean = dequantize(images.images, run.levels, torch.full_like(clean, 0.5))
+    clean = run.measure.clean(images.images)
     noisy = clean
     if args.add_noise:
         generator = seeded_generator(args.seed, "denoise")

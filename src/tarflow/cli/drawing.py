@@ -76,6 +76,7 @@ def setting_of(args: Drawing, run: Run) -> Setting:
     denoising.
     """
     from tarflow.checkpoint import open_setting, weights_digest
+    from tarflow.sampling.guidance import Guidance
     from tarflow.sampling.setting import Setting
 
     given = (args.guidance, args.schedule, args.temperature, args.rule)
@@ -94,7 +95,7 @@ def setting_of(args: Drawing, run: Run) -> Setting:
     else:
         temperature = 1.0 if args.temperature is None else args.temperature
         schedule, rule = args.schedule or "linear", args.rule or "paper"
-        setting = Setting(args.guidance or 0.0, schedule, temperature, rule, sigma)
+        setting = Setting(Guidance(args.guidance or 0.0, schedule, temperature, rule), sigma)
     if stored is not None and setting == stored.setting:
         print(f"{run.path}/sampling.json: {stored}; --no-defaults leaves it out", file=sys.stderr)
     elif stored is not None and ((args.noise_std is None and args.denoise) or all(value is None for value in given)):
@@ -132,7 +133,7 @@ def labels_of(run: Run, names: tuple[str, ...], n: int) -> Tensor | None:
 def class_number(run: Run, name: str) -> int:
     """The label of a class given by name or number; -1 for `null`."""
     from tarflow.data.labels import class_finder
-    from tarflow.model.block import NULL_CLASS
+    from tarflow.model.condition import NULL_CLASS
 
     names = run.class_names
     if (number := class_finder(names)(name)) is not None:
@@ -157,10 +158,12 @@ class Sampler:
     def __init__(self, run: Run, solving: Solving) -> None:
         from tarflow.checkpoint import open_calibration
         from tarflow.sampling.narrow import narrowed
+        from tarflow.sampling.solver import solver_of
 
         self.run, self.solving, self.redraws = run, solving, 0
         self.flow = narrowed(run.flow) if solving.dtype == "bf16" else run.flow
         self.calibration = open_calibration(run) if solving.solver == "auto" else None
+        self.solver = solver_of(solving.solver, window=solving.window, tol=solving.tol, calibration=self.calibration)
         self.clipped_pixels = self.clipped_images = 0.0
 
     def batches(
@@ -176,11 +179,8 @@ class Sampler:
             setting.guidance,
             seed,
             denoise=setting.denoise,
-            solver=self.solving.solver,
+            solver=self.solver,
             batch_size=self.solving.batch_size,
-            window=self.solving.window,
-            tol=self.solving.tol,
-            calibration=self.calibration,
             progress=lambda done, total: progress(n * done / total, n),
         )
         return self._counted(batches)
@@ -191,13 +191,11 @@ class Sampler:
         """n samples as they would be written: (n, C, H, W) uint8 at the levels of the data, on the CPU, clipped."""
         import torch
 
-        from tarflow.measure import clipped, to_pixels
-
         pixels, beyond = [], []
         for batch in self.batches(n, y, setting, seed, progress):
             x = batch.images.cpu()
-            pixels.append(to_pixels(x, self.run.levels, self.run.noise))
-            beyond.append(clipped(x, self.run.levels, self.run.noise).flatten(1).double().mean(dim=1))
+            pixels.append(self.run.measure.pixels(x))
+            beyond.append(self.run.measure.clipped(x).flatten(1).double().mean(dim=1))
         self.keep_calibration()
         shares = torch.cat(beyond)
         self.clipped_pixels, self.clipped_images = float(shares.mean()), float((shares > 0).double().mean())

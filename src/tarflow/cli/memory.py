@@ -40,8 +40,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 def advice(error: BaseException, command: str) -> str:
     """What the memory went to, and which options of `command` make that less: one line."""
     kind = _spent_on(error)
-    if kind == "images":
-        return "for the images on the device; keep them off it by --storage stream, or by `tarflow prepare`"
     if kind == "data":
         return "for the images; lower --image-size, take fewer, or `tarflow prepare` them, which maps them from a file"
     if kind == "weights":

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tarflow import storage
 from tarflow.destination import check_vacant
-from tarflow.measure import to_8bit, to_pixels
+from tarflow.measure import to_8bit
 from tarflow.pictures import class_captions, save_png, save_sheet
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class SampleWriter:
 
     def add(self, indices: list[int], images: Tensor) -> None:
         """Images x (b, C, H, W) as the model sees them; `indices` say which samples they are."""
-        pixels = to_8bit(to_pixels(images.cpu(), self.run.levels, self.run.noise), self.run.levels)
+        pixels = to_8bit(self.run.measure.pixels(images.cpu()), self.run.levels)
         if not self.folder:
             self.kept.append(pixels)
             return

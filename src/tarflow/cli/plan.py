@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from tarflow.config import ConfigError, DataConfig, Recompute, RunConfig, TarFlowConfig, TrainingConfig, from_dict
+from tarflow.cli.arguments import typed_fields
+from tarflow.config import ConfigError, DataConfig, RunConfig, TarFlowConfig, TrainingConfig, from_dict
 from tarflow.jsontext import to_json
 
 if TYPE_CHECKING:
     from tarflow.planning.plan import Plan as Plan_
 
-OF_MODEL = ("image_size", "channels", "num_classes")
+OF_MODEL = ("image_size", "channels")
 OF_TRAINING = ("steps", "epochs", "batch_size", "accumulate", "checkpoint_activations", "precision")
 
 
@@ -50,27 +51,21 @@ class Plan:
     ] = None
     data: Annotated[str | None, tyro.conf.arg(help="name or path of the images: read, to know their number")] = None
     images: Annotated[int | None, tyro.conf.arg(help="number of training images")] = None
-    image_size: Annotated[int | None, tyro.conf.arg(help="height and width in pixels")] = None
-    channels: Annotated[int | None, tyro.conf.arg(help="1 or 3")] = None
     num_classes: Annotated[int | None, tyro.conf.arg(help="classes of a conditional model")] = None
-    steps: Annotated[int | None, tyro.conf.arg(help="optimizer steps, in place of the recipe's length")] = None
-    epochs: Annotated[float | None, tyro.conf.arg(help="passes over the images, in place of that length")] = None
-    batch_size: Annotated[int | None, tyro.conf.arg(help="images an optimizer step, over all devices")] = None
-    accumulate: Annotated[int | None, tyro.conf.arg(help="micro-batches of a step, on each device")] = None
-    checkpoint_activations: Annotated[
-        Recompute | None, tyro.conf.arg(help="what the backward pass computes again, see tarflow train --help")
-    ] = None
-    precision: Annotated[Literal["auto", "float32", "tf32", "bf16"] | None, tyro.conf.arg(help="of the products")] = (
-        None
-    )
     json: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="print one JSON object instead")] = False
 
 
 def options(argv: Sequence[str]) -> type:
-    return Plan
+    fields = [
+        ("model", Annotated[typed_fields(TarFlowConfig, {}, OF_MODEL), tyro.conf.arg(name="")]),
+        ("training", Annotated[typed_fields(TrainingConfig, {}, OF_TRAINING), tyro.conf.arg(name="")]),
+    ]
+    cls = dataclasses.make_dataclass("Plan", fields, bases=(Plan,), kw_only=True)
+    cls.__doc__ = Plan.__doc__
+    return cls
 
 
-def run(args: Plan) -> None:
+def run(args: Any) -> None:
     from tarflow.planning.devices import find_device
     from tarflow.planning.plan import make_plan
 
@@ -86,25 +81,20 @@ def run(args: Plan) -> None:
     print(to_json({"recipe": args.recipe, **plan.to_dict()}, indent=2) if args.json else as_text(args.recipe, plan))
 
 
-def _config(args: Plan) -> tuple[RunConfig, int | None]:
+def _config(args: Any) -> tuple[RunConfig, int | None]:
     """The config of the run, and the number of training images where it is known."""
     from tarflow import recipes
 
     if args.images is not None and args.images < 1:
         raise ConfigError(f"images: expected a positive number, got {args.images}")
-    sections = {name: dict(values) for name, values in recipes.load(args.recipe).items()}
+    given = args.model if args.num_classes is None else args.model | {"num_classes": args.num_classes}
+    sections = recipes.with_fields(recipes.load(args.recipe), given | args.training)
     expected: dict[str, Any] = recipes.expects(args.recipe)
-    training = {name: getattr(args, name) for name in OF_TRAINING if getattr(args, name) is not None}
-    if len({"steps", "epochs"} & training.keys()) == 1:  # one given by hand replaces the other of the recipe
-        sections["training"].pop("epochs" if "steps" in training else "steps", None)
-    sections["training"] |= training
-    given = {name: getattr(args, name) for name in OF_MODEL if getattr(args, name) is not None}
     if args.data is not None:
         from tarflow.cli.progress import Progress
         from tarflow.training.setup import check_sections, follow_data, open_data, resolve
 
         sections["data"]["source"] = args.data
-        sections["model"] |= given
         check_sections(sections)
         with Progress() as progress:
             sections = follow_data(sections, given)
@@ -112,7 +102,7 @@ def _config(args: Plan) -> tuple[RunConfig, int | None]:
         run, train = resolve(sections, splits), splits.train
         return run, len(train) if args.images is None else args.images
     data = from_dict(DataConfig, sections["data"], "data")
-    model = {**{name: expected[name] for name in OF_MODEL if name in expected}, **sections["model"], **given}
+    model = {name: value for name, value in expected.items() if name != "images"} | sections["model"]
     if not data.conditional and args.num_classes is None:
         model["num_classes"] = 0
     if "image_size" not in model:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from tarflow.data.prepared import Manifest
+    from tarflow.data.store.read import Manifest
 
 
 @dataclasses.dataclass
@@ -91,23 +91,29 @@ def options(argv: Sequence[str]) -> type:
 
 def run(args: Prepare | Check) -> None:
     from tarflow.cli.progress import Progress
-    from tarflow.data.prepare import prepare
-    from tarflow.data.prepared import check_prepared
-    from tarflow.data.request import Reading, Request
+    from tarflow.data.options import LoadOptions, Reading
+    from tarflow.data.store.read import check_prepared
+    from tarflow.data.store.write import prepare
 
     if isinstance(args, Check):
         with Progress() as progress:
             manifest = check_prepared(args.check, progress.checking)
         return print(f"{args.check}: sound: {_summary(manifest)}")
     reading = Reading(args.image_column, args.label_column, args.value_range)
-    request = Request(args.image_size, args.channels, args.levels, skip_bad=args.skip_bad, reading=reading)
+    options = LoadOptions(
+        image_size=args.image_size,
+        channels=args.channels,
+        levels=args.levels,
+        held_out_fraction=args.held_out_fraction,
+        split_seed=args.split_seed,
+        skip_bad=args.skip_bad,
+        reading=reading,
+    )
     with Progress() as progress:
         manifest, known = prepare(
             args.source,
             args.out,
-            request,
-            held_out_fraction=args.held_out_fraction,
-            split_seed=args.split_seed,
+            options,
             variant=args.variant,
             force=args.force,
             progress=progress.preparing,

@@ -14,8 +14,7 @@ from rich.progress import Progress as Bar
 
 from tarflow.config import RunConfig
 from tarflow.data.load import Splits
-from tarflow.data.streamed import StreamedSplits
-from tarflow.report.facts import duration
+from tarflow.report.words import duration
 
 FIRST_SECONDS = 1  # of a stage without a word, where there is no terminal to draw a bar on
 LINE_SECONDS = 10  # between two lines then
@@ -42,7 +41,6 @@ class Progress:
         self.done = 0.0
         self.rate = 0.0
         self.text = ""  # of the last step whose metrics were read
-        self.unread = 0
 
     def __enter__(self) -> Progress:
         self.bar.start()
@@ -82,14 +80,14 @@ class Progress:
         """Images drawn so far; those that are on their way count by the share of the blocks that they are through."""
         self._advance("sampling", done, total, "images")
 
-    def begin(self, config: RunConfig, splits: Splits | StreamedSplits, out: Path, processes: int = 1) -> None:
+    def begin(self, config: RunConfig, splits: Splits, out: Path, processes: int = 1) -> None:
         """Say what is about to be trained on what."""
         model, training = config.model, config.training
         assert training is not None and config.data is not None
         height, width = model.image_shape
         classes = f"{model.num_classes} classes" if model.num_classes else "no classes"
         split = "its own split" if splits.own_split else "split by seed"
-        noise = f"gaussian σ={training.noise_std}" if training.noise == "gaussian" else "uniform"
+        noise = training.noise + (f" σ={training.noise_std}" if config.measure.kind.has_std else "")
         self.say(
             f"{config.data.source}: {len(splits.train)} training and {len(splits.held_out)} held-out images ({split}), "
             f"{model.channels}x{height}x{width}, {classes}"
@@ -103,10 +101,7 @@ class Progress:
         )
 
     def report(self, metrics: dict[str, Any]) -> None:
-        """One step, evaluation, sample sheet, or image of a stream that cannot be read."""
-        if "skipped_image" in metrics:
-            self.unread += 1
-            return self.say(f"skipped {metrics['skipped_image']} ({self.unread} so far; another one takes its place)")
+        """One step, evaluation or sample sheet."""
         if "samples" in metrics or any(name.startswith(("held_out", "settled")) for name in metrics):
             step = metrics["step"]
             facts = [

@@ -58,7 +58,6 @@ def run(args: Report) -> None:
         raise ValueError("RUN: expected at least one run to report on")
     settings = Settings(args.images, args.limit, args.seed, args.data)
     with Progress() as progress:
-        watch = Watch(progress.loading, progress.scoring, progress.sampling)
-        device = pick_device(args.device)
-        page = write_report(args.runs, args.out, settings=settings, device=device, say=progress.say, watch=watch)
+        watch = Watch(progress.say, progress.loading, progress.scoring, progress.sampling)
+        page = write_report(args.runs, args.out, settings=settings, device=pick_device(args.device), watch=watch)
     print(page)

@@ -22,7 +22,7 @@ import tyro
 if TYPE_CHECKING:
     from tarflow.checkpoint import Run
     from tarflow.cli.progress import Progress
-    from tarflow.data.stream import Record, Stream
+    from tarflow.data.scan import Scan, ScannedImage
     from tarflow.evaluation.likelihood.detector import Detector
     from tarflow.evaluation.likelihood.held_out import HeldOut, Scoring
 
@@ -100,8 +100,8 @@ def run(args: Score) -> None:
     from tarflow.checkpoint import open_run
     from tarflow.cli.drawing import class_number
     from tarflow.cli.progress import Progress
-    from tarflow.data.request import Reading
-    from tarflow.data.stream import open_stream
+    from tarflow.data.options import LoadOptions, Reading
+    from tarflow.data.scan import open_scan
     from tarflow.devices import float32_products, pick_device
     from tarflow.evaluation.likelihood.held_out import passes_an_image, scoring_of
     from tarflow.evaluation.run_data import check_output
@@ -115,13 +115,9 @@ def run(args: Score) -> None:
         raise ValueError(f"--class: {args.run} is an unconditional model")
     label = None if args.label is None else class_number(run, args.label)
     scoring = scoring_of(run, label, draws=args.draws, seed=args.seed)
-    stream = open_stream(
-        args.path,
-        image_size=model.image_shape,
-        channels=model.channels,
-        levels=run.levels,
-        reading=None if run.config.data is None else Reading.of(run.config.data, strict=False),
-    )
+    reading = Reading.of(run.config.data, strict=False)
+    options = LoadOptions(model.image_shape, model.channels, run.levels, reading=reading)
+    images = open_scan(args.path, options)
     if args.maps is not None:
         check_output(run, "--maps", args.maps, args.path)
     by = _ranked_by(args, run, scoring)
@@ -141,12 +137,12 @@ def run(args: Score) -> None:
                 f"without a label, an image goes through the flow once a class, {classes} times: --class null is "
                 f"{classes} times cheaper, and scores it under no class in particular"
             )
-        scores, code, bad = _score(args, run, stream, scoring, rows, maps, progress)
+        scores, code, bad = _score(args, run, images, scoring, rows, maps, progress)
         _finish(args, run, scoring, by, rows, scores, code, progress)
     unread = f", {bad} of them not scored (see column error)" if bad else ""
     lost = sum(map(math.isinf, scores))
     unread += f", {lost} of them so unlikely that their density is 0" if lost else ""
-    print(f"{args.out}: {stream.total} images{unread}; labels: {_policy(run, scoring)}", file=sys.stderr)
+    print(f"{args.out}: {images.total} images{unread}; labels: {_policy(run, scoring)}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -194,9 +190,9 @@ def _ranked_by(args: Score, run: Run, scoring: Scoring) -> Detector:
 
 
 def _score(
-    args: Score, run: Run, stream: Stream, scoring: Scoring, rows: IO[str], maps: Path | None, progress: Progress
+    args: Score, run: Run, images: Scan, scoring: Scoring, rows: IO[str], maps: Path | None, progress: Progress
 ) -> tuple[array[float], array[float], int]:
-    """Score the stream, a row (file, error, map) for each record; the scores and the bits of a lossless code, NaN where
+    """Score the images, a row (file, error, map) for each record; the scores and the bits of a lossless code, NaN where
     there are none, and how many records could not be read."""
     import torch
     from PIL import Image
@@ -209,7 +205,7 @@ def _score(
     writer = csv.writer(rows)
     size, each = _batch_size(args, run), scoring.draws * passes_an_image(run, scoring)
     scores, code, bad, first = array("d"), array("d"), 0, ""
-    with warnings.catch_warnings(), contextlib.closing(iter(stream)) as records:
+    with warnings.catch_warnings(), contextlib.closing(iter(images)) as records:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # which is an error in its row
         for batch in _batches(records, size):
             good = [record for record in batch if record.pixels is not None]
@@ -218,26 +214,26 @@ def _score(
             if good:
                 pixels = torch.stack([record.pixels for record in good if record.pixels is not None])
                 numbers = [record.index for record in good]
-                told = beyond(progress.scoring, len(scores) * each, stream.total * each)
+                told = beyond(progress.scoring, len(scores) * each, images.total * each)
                 values = score_pixels(run, pixels, scoring, indices=numbers, batch_size=size, progress=told)
                 found |= dict(zip(numbers, values.tolist(), strict=True))
                 coded |= dict(zip(numbers, code_bits(pixels).tolist(), strict=True))
                 if maps is not None:
-                    draw_maps(run, pixels, numbers, scoring, maps, stream.total)
+                    draw_maps(run, pixels, numbers, scoring, maps, images.total)
             for record in batch:
                 problem, value = record.problem or "", found[record.index]
                 first = first or (f"{record.name}: {problem}" if problem else "")
                 bad += bool(problem)
                 if not problem and not math.isfinite(value):
                     problem = f"its log-likelihood is {value}"
-                picture = map_name(record.index, stream.total) if maps and record.pixels is not None else ""
+                picture = map_name(record.index, images.total) if maps and record.pixels is not None else ""
                 writer.writerow([record.name, problem, picture])
                 scores.append(-math.inf if record.pixels is not None and math.isnan(value) else value)
                 code.append(coded[record.index])
-            if len(scores) < stream.total:  # records that cannot be read are done, too
-                progress.scoring(len(scores) * each, stream.total * each)
+            if len(scores) < images.total:  # records that cannot be read are done, too
+                progress.scoring(len(scores) * each, images.total * each)
     if bad == len(scores):
-        raise ValueError(f"{stream.source}: none of {bad} images can be read; the first is {first}")
+        raise ValueError(f"{images.source}: none of {bad} images can be read; the first is {first}")
     return scores, code, bad
 
 
@@ -315,6 +311,6 @@ def _policy(run: Run, scoring: Scoring) -> str:
     return scoring.labels if scoring.label is None else f"class={run.class_names[scoring.label]}"
 
 
-def _batches(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
+def _batches(records: Iterator[ScannedImage], size: int) -> Iterator[list[ScannedImage]]:
     while batch := list(itertools.islice(records, size)):
         yield batch

@@ -145,7 +145,7 @@ def run(args: Sweep) -> None:
         )
     table = sweep_table(found.rows, found.best)
     storage.write_text(out / "sweep.md", table)
-    storage.write_text(out / "sweep.svg", sweep_chart(found.rows, found.by, args.by))
+    storage.write_text(out / "sweep.svg", sweep_chart(found.rows, found.by))
     value = found.best.figures[found.by].value
     stored = StoredSetting(weights_digest(run.path), found.best.setting, found.by, value, args.n, len(found.rows))
     said = [

@@ -1,12 +1,10 @@
-"""Which images are seen: sources of images, decoding, levels, splits and the order of the batches.
+"""Which images are seen: formats, decoding, levels, splits, the store of large sets, and the order of the batches.
 
 The front door is `tarflow.data.load`, from which come `load`, `load_all`, `ImageSet` and `Splits`. They are not
 repeated here: the module of that name would hide a function `load` as soon as it is imported. `pixels`, `noise` and
 `batches` need torch and nothing compiled besides.
 
-Three ways lead from a source to training: `load` into memory; `prepare` once, and map (`prepared`); or stream
-(`streamed`, in the order of `stream_order`). `feed` hides which one it is.
-
-How to add a source: write a module with a function that returns a `records.Source`, and name it in
-`sources.open_source`. With `groups` in its parts it can be streamed.
+A source goes one way: `sources` finds its format, whose reader (`readers`) lists its records; `assemble` decodes each
+of them once, into memory or into a store on the disk (`store`), which is mapped; `feed` makes batches of either. How to
+add a format is said in `readers`.
 """

@@ -1,23 +1,28 @@
-"""From records to one array a part: decode, convert, fit, check that sizes agree, and leave out what is bad."""
+"""From records to image sets: which record goes to which set, and decode, convert, fit and check each one once."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import warnings
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
 
 from tarflow.data.errors import DataError
 from tarflow.data.images import convert, decode, fit, from_array, to_array
-from tarflow.data.records import Content, Part
+from tarflow.data.options import LoadOptions
+from tarflow.data.records import Content, Records, Source
+from tarflow.data.sets import seeded_split
 from tarflow.data.value_range import Values
+from tarflow.measure import requantize
 
 _CHUNK = 16  # records a thread decodes before the next hand-over: small images take less time than that
 _WINDOW = 16  # chunks under way, which bounds the encoded bytes in memory
@@ -27,109 +32,159 @@ THREADS = min(4, os.cpu_count() or 1)  # Pillow decodes without the lock; small 
 Item = TypeVar("Item")
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Which records go to which set.
+
+    Attributes:
+        parts: what is read, in this order. sets: for each part the number of the set of each record; -1 is left out.
+        own_split: whether the sets are the data's own training and held-out split. count: of the sets.
+    """
+
+    parts: tuple[Records, ...]
+    sets: tuple[Any, ...]
+    own_split: bool = False
+    count: int = 1
+
+    def sizes(self) -> list[int]:
+        """How many records each set has."""
+        every = np.concatenate(self.sets)
+        return np.bincount(every[every >= 0], minlength=self.count).tolist()
+
+    @classmethod
+    def all_in_one(cls, parts: Sequence[Records]) -> Layout:
+        """One set of all records."""
+        return cls(tuple(parts), tuple(np.zeros(len(part), np.int8) for part in parts))
+
+    @classmethod
+    def train_and_held_out(cls, where: str, source: Source, options: LoadOptions) -> Layout:
+        """Set 0 to learn from and set 1 held out: by the data's own split, by the names of a known one, or seeded.
+
+        A seeded split is of the records, whether or not they can be read.
+        """
+        own, known = source.own_split(), options.split_by_name
+        parts = own or source.parts
+        for part in parts:
+            if not len(part):
+                raise DataError(f"{where}: {f'the {part.split} split ' if own else ''}holds no images")
+        if own:
+            sets = [np.full(len(part), number, np.int8) for number, part in enumerate(parts)]
+        else:
+            total = sum(map(len, parts))
+            every = np.zeros(total, np.int8)
+            if known is None and total > 1:  # of one image it is said last that one is not enough
+                every[seeded_split(where, total, options.held_out_fraction, options.split_seed)[1].numpy()] = 1
+            sets = np.split(every, np.cumsum([len(part) for part in parts])[:-1])
+        if known is not None:
+            for part, numbers in zip(parts, sets, strict=True):
+                for row, name in enumerate(part.names):
+                    held_out = known.get(name)
+                    numbers[row] = -1 if held_out is None else numbers[row] if own else int(held_out)
+        return cls(tuple(parts), tuple(sets), own is not None, 2)
+
+
+class Sink(Protocol):
+    """Where the images of a set go, one after the other, each (C, H, W) or grey where C is 3."""
+
+    def append(self, image: Any) -> None: ...
+
+
+AnySink = TypeVar("AnySink", bound=Sink)
+
+
 @dataclass
-class Stack:
-    """The images of a part, written one after the other into one array (capacity, C, H, W) that is allocated once."""
+class Assembled(Generic[AnySink]):
+    """The sets: where their images went, which records they are (counted through all parts), and the bad ones."""
 
-    capacity: int
-    images: Any = None
-    kept: list[int] = field(default_factory=list)  # the positions of the records that are in it
-
-    @property
-    def channels(self) -> int | None:
-        """Of the images so far; None before the first."""
-        return None if self.images is None else self.images.shape[1]
-
-    def append(self, position: int, image: Any, channels: int | None) -> None:
-        """Write `image` (C, H, W), that of record `position`, behind the others."""
-        if self.images is None:
-            self._allocate(channels or image.shape[0], *image.shape[1:])
-        elif image.shape[0] > self.images.shape[1]:  # the first one in colour, after grey ones
-            self.to_rgb()
-        self.images[len(self.kept)] = image  # grey is repeated where the others are RGB
-        self.kept.append(position)
-
-    def to_rgb(self) -> None:
-        """Repeat the only channel, where there is only one."""
-        if self.images is not None and self.images.shape[1] == 1:
-            grey = self.images[: len(self.kept)]
-            self._allocate(3, *grey.shape[2:])
-            self.images[: len(self.kept)] = grey
-
-    def _allocate(self, *shape: int) -> None:
-        try:
-            self.images = np.empty((self.capacity, *shape), np.uint8)
-        except MemoryError:
-            gigabytes = self.capacity * int(np.prod(shape)) / 1e9
-            raise DataError(
-                f"{self.capacity} images of {shape[1]}x{shape[2]} need {gigabytes:.0f} GB of memory: "
-                "give a smaller image size, or fewer images"
-            ) from None
+    sinks: list[AnySink]
+    kept: list[array[int]]
+    skipped: list[tuple[str, str]]
 
 
-AnyStack = TypeVar("AnyStack", bound=Stack)
+class _InColour(Exception):
+    """An image in colour after grey ones, where the channels were not asked for."""
 
 
 def assemble(
-    parts: Sequence[Part],
     where: str,
-    *,
-    levels: int,
-    image_size: tuple[int, int] | None,
-    channels: int | None,
-    values: Values,
-    skip_bad: bool,
-    progress: Callable[[int, int], None] | None,
-    new_stack: Callable[[Part], AnyStack],
-) -> tuple[list[AnyStack], list[tuple[str, str]]]:
-    """Decode every record of `parts` once: a stack a part, all with the same (C, H, W), and (name, reason) of the bad.
+    source: Source,
+    layout: Layout,
+    options: LoadOptions,
+    new_sink: Callable[[int, int, tuple[int, int, int]], AnySink],
+) -> Assembled[AnySink]:
+    """Decode every record of the layout once, all to one (C, H, W).
 
-    Raises `DataError` that begins with `where`: bad records, unless `skip_bad`; images of several sizes without an
-    `image_size`; a part of which nothing can be read.
+    Args:
+        new_sink: makes the sink of a set, by its number, how many images it may get, and their shape.
+
+    Raises `DataError` that begins with `where`: bad records, unless they may be skipped; images of several sizes
+    without an `image_size`; a set of which nothing can be read.
     """
-    total, done = sum(len(part.names) for part in parts), 0
-    stacks = [new_stack(part) for part in parts]
+    try:
+        return _assemble(where, source, layout, options, options.channels, new_sink)
+    except _InColour:  # from the start: grey ones become RGB
+        return _assemble(where, source, layout, options, 3, new_sink)
+
+
+def _assemble(
+    where: str, source: Source, layout: Layout, options: LoadOptions, channels: int | None, new_sink: Any
+) -> Assembled[Any]:
+    sizes, values, size = layout.sizes(), Values(source.value_range), options.size
+    total, done = sum(sizes), 0
+    sinks: list[Any] = [None] * len(sizes)
+    kept = [array("q") for _ in sizes]
     bad: list[tuple[str, str]] = []
-    first: tuple[str, tuple[int, ...]] | None = None  # the name and the size that the others must have
+    first: tuple[str, tuple[int, int, int]] | None = None  # the name and the shape that the others must have
+    levels = requantizing_table(source.levels, options.levels)
 
     def read(content: Content) -> Any:
         try:
-            image = read_one(content, levels, image_size, channels, values)
+            image = read_one(content, source.levels, size, channels, values)
         except DataError as error:
             return error
-        return image if first is None or image.shape[1:] == first[1] else image.shape  # which is all that is said of it
+        unlike = first is not None and image.shape[1:] != first[1][1:]
+        return image.shape if unlike else image  # which is all that is said of it
 
     with ThreadPoolExecutor(THREADS) as pool, warnings.catch_warnings():
         # Large images are errors of `decode`; Pillow's warning would say it twice. Set here, as filters are global.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        for part, stack in zip(parts, stacks, strict=True):
-            for position, image in enumerate(in_order(pool, read, part.contents())):
-                name = part.names[position]
-                if isinstance(image, DataError):
-                    bad.append((name, str(image)))
-                else:
-                    shape = image if isinstance(image, tuple) else image.shape
-                    first = first or (name, shape[1:])
-                    if shape[1:] != first[1]:
-                        raise DataError(_two_sizes(where, *first, name, shape[1:]))
-                    stack.append(position, image, channels)
+        start = 0
+        for part, numbers in zip(layout.parts, layout.sets, strict=True):
+            chosen = np.flatnonzero(numbers >= 0).tolist()
+            for row, image in zip(chosen, in_order(pool, read, part.read(chosen)), strict=True):
                 done += 1
-                if progress is not None and (done % _CHUNK == 0 or done == total):
-                    progress(done, total)
+                if options.progress is not None and (done % _CHUNK == 0 or done == total):
+                    options.progress(done, total)
+                if isinstance(image, DataError):
+                    bad.append((part.names[row], str(image)))
+                    continue
+                if first is None:
+                    first = part.names[row], (channels or image.shape[0], *image.shape[1:])
+                if isinstance(image, tuple) or image.shape[1:] != first[1][1:]:
+                    shape = image if isinstance(image, tuple) else image.shape
+                    raise DataError(_two_sizes(where, *first, part.names[row], shape))
+                if len(image) > first[1][0]:
+                    raise _InColour
+                which = int(numbers[row])
+                if sinks[which] is None:
+                    sinks[which] = new_sink(which, sizes[which], first[1])
+                sinks[which].append(image if levels is None else levels[image])
+                kept[which].append(start + row)
+            start += len(part)
     values.say(where)
-    if bad and not skip_bad:
+    if bad and not options.skip_bad:
         raise DataError(_bad_records(where, bad, total))
-    for part, stack in zip(parts, stacks, strict=True):
-        if not stack.kept:
-            split = "" if part.split == "all" else f"the {part.split} split: "
-            if not part.names:
-                raise DataError(f"{where}: {split}holds no images")
-            first_bad = f"{part.names[0]}: {dict(bad)[part.names[0]]}"
-            raise DataError(f"{where}: {split}none of {len(part.names)} images can be read; the first is {first_bad}")
-    if any(stack.channels == 3 for stack in stacks):
-        for stack in stacks:
-            stack.to_rgb()
-    return stacks, bad
+    for which, rows in enumerate(kept):
+        if not rows:
+            raise DataError(_nothing(where, layout, which, bad))
+    return Assembled(sinks, kept, bad)
+
+
+def requantizing_table(levels: int, new_levels: int | None) -> Any:
+    """The new level of each level, uint8; None where they stay."""
+    if new_levels in (None, levels):
+        return None
+    return requantize(torch.arange(levels, device="cpu").to(torch.uint8), levels, new_levels or levels).numpy()
 
 
 def read_one(
@@ -174,7 +229,7 @@ def in_order(pool: ThreadPoolExecutor, read: Callable[[Item], Any], items: Itera
 
 
 def _two_sizes(where: str, name: str, size: tuple[int, ...], other: str, other_size: tuple[int, ...]) -> str:
-    sizes = [f"{height}x{width}" for height, width in (size, other_size)]
+    sizes = ["x".join(map(str, shape[-2:])) for shape in (size, other_size)]
     return (
         f"{where}: {name} is {sizes[0]} and {other} is {sizes[1]} (height x width): "
         "give an image size, to which all are scaled and cropped"
@@ -185,3 +240,14 @@ def _bad_records(where: str, bad: Sequence[tuple[str, str]], total: int) -> str:
     few = "; ".join(f"{name}: {reason}" for name, reason in bad[:3])
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
     return f"{where}: {len(bad)} of {total} images cannot be read (skip_bad leaves them out): {few}{more}"
+
+
+def _nothing(where: str, layout: Layout, which: int, bad: Sequence[tuple[str, str]]) -> str:
+    """What is said of a set without an image that can be read."""
+    if not layout.sizes()[which]:
+        total = sum(layout.sizes())
+        return f"{where}: expected at least 2 images, one to train on and one to hold out, got {total}"
+    split = f"the {layout.parts[which].split} split: " if layout.own_split else ""
+    total = layout.sizes()[which]
+    name, reason = next(entry for entry in bad if not layout.own_split or entry[0] in layout.parts[which].names)
+    return f"{where}: {split}none of {total} images can be read; the first is {name}: {reason}"

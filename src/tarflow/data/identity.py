@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import json
@@ -14,13 +15,12 @@ from pathlib import Path
 from tarflow import storage as files
 from tarflow.config import DataConfig
 from tarflow.data.errors import DataError, DataWarning
-from tarflow.data.folder import image_paths, is_run
 from tarflow.data.labels import composed
-from tarflow.data.load import Splits, load_or_stream
-from tarflow.data.prepared import is_prepared
-from tarflow.data.request import Request
-from tarflow.data.sources import is_folder_of_images, open_source
-from tarflow.data.streamed import Storage, StreamedSplits
+from tarflow.data.load import Splits, load
+from tarflow.data.options import LoadOptions
+from tarflow.data.readers.folder import image_names, is_run
+from tarflow.data.sources import KNOWN_NAMES, is_folder_of_images, open_source
+from tarflow.data.store.read import is_prepared
 from tarflow.jsontext import to_json
 
 SPLIT_FILE = "split.json.gz"
@@ -34,74 +34,48 @@ class Known:
 
     Attributes:
         run: what messages call it. train, held_out: digests, see `ImageSet.digest`.
-        names: of all images, those held out too; None where they were not kept.
+        names: of every image whether it is held out; None where they were not kept.
     """
 
     run: str
     train: str
     held_out: str
-    names: Callable[[], frozenset[str] | None]
+    names: Callable[[], dict[str, bool] | None]
 
-    def matches(self, found: Splits | StreamedSplits) -> bool:
+    def matches(self, found: Splits) -> bool:
         """Whether these are the run's images, in its split."""
         return found.train.digest() == self.train and found.held_out.digest() == self.held_out
 
 
-def open_known(
-    source: str,
-    request: Request,
-    known: Known,
-    *,
-    storage: Storage,
-    held_out_fraction: float,
-    split_seed: int,
-) -> tuple[Splits | StreamedSplits, str | None]:
-    """`load_or_stream`, and what tells the images from those that are known; None where they are the same.
+def open_known(source: str, options: LoadOptions, known: Known) -> tuple[Splits, str | None]:
+    """`load`, and what tells the images from those that are known; None where they are the same.
 
     Where others have joined them those are left out, with a `DataWarning`: a split by chance depends on how many images
     there are, so that images which were trained on would be called held out.
     """
-
-    def opened(request: Request) -> Splits | StreamedSplits:
-        return load_or_stream(
-            source, request, storage=storage, held_out_fraction=held_out_fraction, split_seed=split_seed
-        )
-
-    problem: DataError | None = None
-    found: Splits | StreamedSplits | None = None
-    try:
-        found = opened(request)
-        if known.matches(found):
-            return found, None
-    except DataError as error:  # perhaps of an image that has joined
-        problem = error
-    names = None if is_prepared(source) else known.names()
     difference = "their pixels, labels or split have changed"
+    names = None if is_prepared(source) else known.names()
     if names is not None:
-        here = frozenset(name for part in open_source(source, request.reading).parts for name in part.names)
-        spelled = {composed(name): name for name in here - names}
-        names = frozenset(name if name in here else spelled.get(composed(name), name) for name in names)
-        missing = names - here
+        here = frozenset(name for part in open_source(source, options.reading).parts for name in part.names)
+        spelled = {composed(name): name for name in here - names.keys()}
+        names = {name if name in here else spelled.get(composed(name), name): held for name, held in names.items()}
+        missing, new = names.keys() - here, len(here - names.keys())
         if missing:
             difference = f"{len(missing)} of {len(names)} are missing, the first is {min(missing)}"
-        elif here - names:
-            try:
-                again = opened(dataclasses.replace(request, only=names))
-            except DataError:
-                again = None
-            if again is not None and known.matches(again):
-                new = len(here - names)
+        elif new:
+            found = None
+            with contextlib.suppress(DataError):  # of those that are not the run's
+                found = load(source, options.replace(split_by_name=names))
+            if found is not None and known.matches(found):
                 warnings.warn(
                     f"{source}: {new} of {len(here)} images are not those that {known.run} was trained on, "
                     "and are left out",
                     DataWarning,
                     stacklevel=2,
                 )
-                return again, None
-    if found is None:
-        assert problem is not None
-        raise problem
-    return found, difference
+                return found, None
+    found = load(source, options)
+    return found, None if known.matches(found) else difference
 
 
 def refuse(source: str, known: Known, difference: str) -> DataError:
@@ -111,8 +85,6 @@ def refuse(source: str, known: Known, difference: str) -> DataError:
 
 def place_of(source: str) -> str:
     """The absolute path of a source that is one, by which it is found from every directory; "" of a name."""
-    from tarflow.data.sources import KNOWN_NAMES
-
     path = Path(source).expanduser()
     return os.path.abspath(path) if source and source not in KNOWN_NAMES and path.exists() else ""
 
@@ -122,20 +94,20 @@ def located(data: DataConfig) -> str:
     return data.place if data.place and os.path.exists(data.place) else data.source
 
 
-def write_names(run: Path, splits: Splits | StreamedSplits) -> None:
+def write_names(run: Path, splits: Splits) -> None:
     """Keep the names of a run's images in RUN/split.json.gz: what was trained on, and what was held out."""
     values = {"train": list(splits.train.names), "held_out": list(splits.held_out.names)}
     with files.replacing_file(run / SPLIT_FILE) as temporary:
         temporary.write_bytes(gzip.compress(to_json(values).encode(), mtime=0))
 
 
-def read_names(run: Path) -> frozenset[str] | None:
-    """All names in RUN/split.json.gz; None where there is no such file, or it is damaged."""
+def read_names(run: Path) -> dict[str, bool] | None:
+    """Of each name in RUN/split.json.gz whether it is held out; None where there is no such file, or it is damaged."""
     try:
         with gzip.open(run / SPLIT_FILE) as file:
             text = file.read(_MOST_BYTES + 1)
         values = json.loads(text) if len(text) <= _MOST_BYTES else None
-        names = frozenset([*values["train"], *values["held_out"]]) if isinstance(values, dict) else frozenset()
+        names = dict.fromkeys(values["train"], False) | dict.fromkeys(values["held_out"], True)  # type: ignore[index]
     except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, RecursionError):
         return None
     return names if names and all(isinstance(name, str) for name in names) else None
@@ -147,7 +119,7 @@ def check_run_place(out: Path, source: str) -> None:
     place = place_of(source)
     if not place or not out.is_dir() or not out.resolve().is_relative_to(Path(place).resolve()):
         return
-    if is_folder_of_images(place) and next(image_paths(out), None) is not None:
+    if is_folder_of_images(place) and next(image_names(out), None) is not None:
         raise DataError(f"--out {out}: holds images of {source}: expected a directory of its own")
 
 

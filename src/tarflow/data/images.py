@@ -71,15 +71,17 @@ def decode(
         raise DataError(f"damaged or truncated: {' '.join(detail.split())}") from None
 
 
-def size_of(data: bytes | Path) -> tuple[int, int] | None:
-    """(H, W) of the image in a file or its contents, upright, from its head alone; None where it cannot be read."""
+def head_of(data: bytes | Path) -> tuple[int, int, int] | None:
+    """(C, H, W) of the image in a file or its contents, upright, from its head alone; None where it cannot be read."""
     try:
         with (
             warnings.catch_warnings(action="ignore"),
             Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_formats()) as opened,
         ):
             width, height = opened.size
-            return (width, height) if opened.getexif().get(_ORIENTATION, 1) >= 5 else (height, width)
+            grey = opened.mode in ("1", "L", "LA", "La", "P", "PA") or has_more_bits(opened.mode)
+            size = (width, height) if opened.getexif().get(_ORIENTATION, 1) >= 5 else (height, width)
+            return (1 if grey else 3, *size)
     except Exception:  # whoever reads all of it says what is wrong
         return None
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tarflow.data.errors import DataError
-from tarflow.data.records import Part, Source
+from tarflow.data.records import Records, Source
 
 MOST_CLASSES = 1 << 20  # a label beyond that is no class, but something else, or damaged
 
@@ -17,18 +18,19 @@ MOST_CLASSES = 1 << 20  # a label beyond that is no class, but something else, o
 def label_tensors(
     where: str,
     source: Source,
-    parts: Sequence[Part],
+    parts: Sequence[Records],
     kept: Sequence[Sequence[int]],
     class_names: tuple[str, ...] | None,
 ) -> tuple[list[Tensor | None], tuple[str, ...]]:
-    """The labels (N,) int64 of the `kept` records of each part, and the names of the classes; None and () without.
+    """The labels (N,) int64 of each list of `kept` records, and the names of the classes; None and () without.
 
-    With `class_names` labels are indices into those, by name; where the source has no names, a label is its own name.
-    Raises `DataError` that begins with `where`: labels in some parts only, labels without a class, unknown classes.
+    A record is counted through all `parts`. With `class_names` labels are indices into those, by name; where the source
+    has no names, a label is its own name. Raises `DataError` that begins with `where`: labels in some parts only,
+    labels without a class, unknown classes.
     """
     labelled = [part for part in parts if part.labels is not None]
     if not labelled:
-        return [None] * len(parts), ()
+        return [None] * len(kept), ()
     if len(labelled) < len(parts):
         without = next(part for part in parts if part.labels is None)
         raise DataError(
@@ -39,30 +41,23 @@ def label_tensors(
     top = max(max(part.labels or [-1]) for part in source.parts)
     if top >= MOST_CLASSES:
         raise DataError(f"{where}: label {top}: expected the number of a class, counted from 0, below {MOST_CLASSES}")
-    labels = [
-        torch.tensor([(part.labels or ())[place] for place in chosen], device="cpu", dtype=torch.int64)
-        for part, chosen in zip(parts, kept, strict=True)
-    ]
-    every = torch.cat(labels)
     names = source.class_names or tuple(str(i) for i in range(top + 1))
-    if int(every.max()) >= len(names):
-        raise DataError(f"{where}: label {int(every.max())}: expected 0 to {len(names) - 1}, for {len(names)} classes")
+    every = np.concatenate([np.asarray(part.labels, np.int64) for part in parts])
+    labels = [torch.from_numpy(every[np.asarray(rows, np.int64)]) for rows in kept]
+    used = torch.cat(labels).unique()
+    if len(used) and int(used[-1]) >= len(names):
+        raise DataError(f"{where}: label {int(used[-1])}: expected 0 to {len(names) - 1}, for {len(names)} classes")
     if class_names is None or class_names == names:
         return list(labels), names
-    mapping = _mapping(where, names, {label for label in every.tolist() if label >= 0}, class_names)
-    return [mapping[part] for part in labels], class_names
-
-
-def _mapping(where: str, names: Sequence[str], used: set[int], class_names: tuple[str, ...]) -> Tensor:
-    """The index in `class_names` of each of `names`; of those that no image has it does not matter."""
     if len(set(class_names)) < len(class_names):
         raise DataError(f"class_names: expected each name once, to map labels by name, got {_few(class_names)}")
     find = class_finder(class_names)
     found = [find(name) for name in names]
-    for label in sorted(used):
+    for label in used[used >= 0].tolist():
         if found[label] is None:
             raise DataError(f"{where}: unknown class {names[label]!r}: expected one of {_few(class_names)}")
-    return torch.tensor([-1 if number is None else number for number in found], device="cpu", dtype=torch.int64)
+    mapping = torch.tensor([-1 if k is None else k for k in found], device="cpu", dtype=torch.int64)
+    return [mapping[some] for some in labels], class_names
 
 
 def composed(name: str) -> str:

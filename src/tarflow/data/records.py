@@ -1,13 +1,14 @@
-"""What a source of images offers, whatever its format: parts, each a row of named records not yet decoded."""
+"""What a reader gives of a source, whatever its format: splits, each a row of named records that are not decoded."""
 
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, TypeAlias, overload
+from typing import IO, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from tarflow.data.errors import DataError
 from tarflow.data.value_range import ValueRange
 
 Split: TypeAlias = Literal["train", "validation", "test", "all"]
+SPLIT_ORDER: tuple[Split, ...] = ("train", "validation", "test", "all")
 
 # A file, an encoded image, pixels (C, H, W) uint8 with C 1 or 3, or why the reader found the record bad.
 Content: TypeAlias = "Path | bytes | np.ndarray[Any, np.dtype[np.uint8]] | DataError"
@@ -50,13 +52,9 @@ class RowNames(Sequence[str]):
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            return [self[k] for k in range(len(self))[index]]
         index = range(len(self))[index]  # counts negative ones from the end, and raises IndexError
         file = bisect.bisect_right(self.ends, index)
         name, rows = self.files[file]
@@ -64,81 +62,71 @@ class RowNames(Sequence[str]):
 
 
 @dataclass(frozen=True)
-class Group:
-    """Records that lie together, and that `read()` brings into memory together, in order and still encoded."""
+class Records:
+    """One split of a source; cheap to hold.
 
-    rows: int
-    read: Callable[[], Sequence[Content]]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One split of a source. `contents()` goes through the records from the start, in the order of `names`.
-
-    `groups`, where records can be had without those before them, are the same records in the same order. `choose`,
-    where there is one, makes the part that some of the rows alone would be.
+    Attributes:
+        names, labels: one a record; without labels None.
+        read: the contents of these rows, which are in rising order; what lies between is not read where that can be.
     """
 
     split: Split
     names: Sequence[str]
     labels: Sequence[int] | None
-    contents: Callable[[], Iterator[Content]]
-    groups: tuple[Group, ...] | None = None
-    choose: Callable[[Sequence[int]], Part] | None = None
+    read: Callable[[Sequence[int]], Iterator[Content]]
 
     def __post_init__(self) -> None:
         assert self.labels is None or len(self.labels) == len(self.names)
-        assert self.groups is None or sum(group.rows for group in self.groups) == len(self.names)
 
-    def chosen(self, rows: Sequence[int]) -> Part:
-        """The records `rows`, sorted, as if there were no others; `choose` does it where the groups would differ."""
-        if len(rows) == len(self.names):
-            return self
-        if self.choose is not None:
-            return self.choose(rows)
-        wanted = set(rows)
+    def __len__(self) -> int:
+        return len(self.names)
 
-        def contents() -> Iterator[Content]:
-            return (content for row, content in enumerate(self.contents()) if row in wanted)
-
-        groups, first = [], 0
-        for group in self.groups or ():
-            inside = [row - first for row in range(first, first + group.rows) if row in wanted]
-            if inside:
-                groups.append(group if len(inside) == group.rows else Group(len(inside), _some(group, inside)))
-            first += group.rows
-        return Part(
-            self.split,
-            [self.names[row] for row in rows],
-            None if self.labels is None else [self.labels[row] for row in rows],
-            contents,
-            None if self.groups is None else tuple(groups),
-        )
-
-
-def _some(group: Group, rows: Sequence[int]) -> Callable[[], Sequence[Content]]:
-    def read() -> Sequence[Content]:
-        contents = group.read()
-        return [contents[row] for row in rows]
-
-    return read
+    def __iter__(self) -> Iterator[Content]:
+        return self.read(range(len(self)))
 
 
 @dataclass(frozen=True)
 class Source:
-    """All splits of a source, training first. `class_names` None: a label is its own name.
+    """All splits of a source, training first.
 
-    `files` are those that the records lie in; none where each record is a file of its own, or none is. `variant` names
-    which of several versions of a data set this is, where its files tell. `value_range` is that of images of more than
-    8 bits.
+    Attributes:
+        class_names: None: a label is its own name.
+        levels: that a pixel can take.
+        files: those that the records lie in; none where each record is a file of its own, or none is.
+        variant: which of several versions of a data set it is, where its files tell.
+        value_range: that of images of more than 8 bits.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[Records, ...]
     class_names: tuple[str, ...] | None = None
     levels: int = 256
     files: tuple[Location, ...] = ()
     variant: str = ""
     value_range: ValueRange = "full"
 
+    @property
+    def remote(self) -> bool:
+        """Whether the records have to be fetched from another machine."""
+        return any(not isinstance(file, Path) for file in self.files)
 
-SPLIT_ORDER: tuple[Split, ...] = ("train", "validation", "test", "all")
+    def own_split(self) -> tuple[Records, Records] | None:
+        """What the source itself says to learn from and to hold out (validation, or else test); None without both."""
+        by_split = {part.split: part for part in self.parts}
+        held_out = by_split.get("validation") or by_split.get("test")
+        return (by_split["train"], held_out) if "train" in by_split and held_out else None
+
+    def spread(self, count: int, runs: int) -> Iterator[Content]:
+        """About `count` records, in so many runs of neighbours, spread over all: neighbours cost little more than one.
+
+        Of what has to be fetched it is the first run alone.
+        """
+        total = sum(map(len, self.parts))
+        for part in self.parts:
+            length = max(1, -(-count * len(part) // (max(1, total) * runs)))
+            last = max(0, len(part) - length)
+            starts = [0] if self.remote else sorted({k * last // max(1, runs - 1) for k in range(runs)})
+            rows = sorted({row for start in starts for row in range(start, min(start + length, len(part)))})
+            yield from part.read(rows)
+
+    def replace(self, **changes: Any) -> Source:
+        return dataclasses.replace(self, **changes)

@@ -11,23 +11,25 @@ import torch
 from torch import Tensor
 
 from tarflow.data.batches import seeded_permutation
+from tarflow.data.errors import DataError
 
-_SLICE = 1 << 24  # bytes that are digested at a time, so that a mapped file passes through and does not stay
+_SLICE_BYTES = 1 << 24  # digested at a time, so that a mapped file passes through and does not stay
 
 
 class SetDigest:
-    """`ImageSet.digest` of images that come piece by piece, where their number is known before: (N, C, H, W)."""
+    """`ImageSet.digest` of images that come piece by piece."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._digest = hashlib.blake2b(str(tuple(shape)).encode(), digest_size=16)
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
 
     def update(self, pixels: Any) -> None:
         """The next images, (n, C, H, W) uint8 or any other buffer of their bytes."""
         self._digest.update(pixels)
 
-    def result(self, labels: Any) -> str:
-        """Of the images and their labels: (N,) int64, or None."""
+    def result(self, shape: Sequence[int], labels: Any) -> str:
+        """Of all images, (N, C, H, W), and their labels: (N,) int64, or None."""
         digest = self._digest.copy()
+        digest.update(str(tuple(shape)).encode())
         if labels is not None:
             digest.update(labels)
         return digest.hexdigest()
@@ -75,10 +77,10 @@ class ImageSet:
         """A digest of the images and labels: what resuming a run must find unchanged."""
         if self.known_digest is not None:
             return self.known_digest
-        digest = SetDigest(tuple(self.images.shape))
-        for part in self.images.view(-1).split(_SLICE):
+        digest = SetDigest()
+        for part in self.images.view(-1).split(_SLICE_BYTES):
             digest.update(part.numpy().data)
-        return digest.result(None if self.labels is None else self.labels.numpy().data)
+        return digest.result(self.images.shape, None if self.labels is None else self.labels.numpy().data)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,3 +92,15 @@ class Splits:
     own_split: bool  # True: the data's own; False: a seeded fraction
     skipped: tuple[tuple[str, str], ...]  # (name, reason) of bad files skipped
     variant: str = ""  # which of several versions of a data set it is
+
+
+def seeded_split(where: str, size: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Sorted indices, int64, of the images to learn from and of those held out, at least one of each.
+
+    Raises `DataError` that begins with `where` for fewer than two images.
+    """
+    if size < 2:
+        raise DataError(f"{where}: expected at least 2 images, one to train on and one to hold out, got {size}")
+    count = min(max(round(fraction * size), 1), size - 1)
+    order = seeded_permutation(size, "held out", seed)
+    return order[count:].sort().values, order[:count].sort().values

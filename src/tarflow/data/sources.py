@@ -1,159 +1,118 @@
-"""Which format a name or a path is: from what a user typed to a `Source` of records, not yet decoded."""
+"""Which format a name or a path is of: from what a user typed to a `Source` of records, not yet decoded."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import itertools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tarflow.data.errors import DataError, DataWarning
-from tarflow.data.parquet_files import find_parquet, find_parquet_below
-from tarflow.data.prepared import is_prepared, prepared_source, read_manifest
+from tarflow.data.images import head_of, raw_values
+from tarflow.data.options import NO_COLUMN, Reading
+from tarflow.data.readers import digits, folder, hub, idx, imagenet, npz, parquet
 from tarflow.data.records import Content, Source
-from tarflow.data.request import NO_COLUMN, Reading
-from tarflow.data.value_range import measure
+from tarflow.data.store import read as store
+from tarflow.data.value_range import measured
 
-_FILES = {"parquet": "Parquet files", "idx": "IDX files", "batches": "batches of ImageNet"}
-GROUPS_PROBED, PROBED = 32, 512  # groups, and images in them, whose heads are read to learn the size of all
-KNOWN_NAMES = ("digits", "fashion-mnist")
+PROBED, RUNS = 512, 32  # images whose heads are read to learn the size of all, in so many runs of neighbours
 
 
-def open_source(source: str, reading: Reading | None = None) -> Source:
-    """Find out what `source` is, and scan it; nothing is decoded yet. `reading` says how its records are read."""
-    reading = reading or Reading()
-    _check_columns(source, reading)
-    if source == "digits":
-        from tarflow.data.digits import open_digits
+class Reader(NamedTuple):
+    """A format. `claims` a name or a path, `open` it; `kind` says what is read where images lie beside it."""
 
-        return open_digits()
-    from tarflow.data import idx
+    claims: Callable[[str], bool]
+    open: Callable[[str, Reading], Source]
+    kind: str = ""
+    columns: bool = False  # whether its columns have names
 
-    if source == "fashion-mnist":
-        return idx.open_fashion_mnist()
-    if source.startswith("hub:"):
-        from tarflow.data.hub import open_hub
 
-        return open_hub(source, reading)
+READERS = [  # the first that claims a source opens it
+    Reader(digits.claims, digits.open_digits),
+    Reader(hub.claims, hub.open_hub, columns=True),
+    Reader(store.is_prepared, store.open_records, columns=True),  # the columns that it was made of
+    Reader(idx.claims, idx.open_idx, "IDX files"),
+    Reader(parquet.claims, parquet.open_parquet, "Parquet files", columns=True),
+    Reader(imagenet.claims, imagenet.open_batches, "batches of ImageNet"),
+    Reader(npz.claims, npz.open_npz),
+    Reader(folder.claims, folder.open_folder),
+]
+KNOWN_NAMES = (digits.NAME, idx.NAME)
+
+
+def find_reader(source: str) -> Reader:
+    """The format of a source. Raises FileNotFoundError or `DataError` where there is none."""
     path = Path(source).expanduser()
+    place = source if source in KNOWN_NAMES or not source else str(path)
+    if place and (found := next((reader for reader in READERS if reader.claims(place)), None)):
+        return found
     if not source or not path.exists():
         near = difflib.get_close_matches(source, KNOWN_NAMES, 1)
         hint = f"; perhaps {near[0]}?" if near else ""
         raise FileNotFoundError(f"{source!r}: no such path, nor one of the known names {', '.join(KNOWN_NAMES)}{hint}")
-    return _open_folder(path, reading) if path.is_dir() else _open_file(path, reading)
+    raise DataError(
+        f"{path}: expected a folder, .parquet, .npz, IDX images (*-images-idx3-ubyte[.gz]) or an image file"
+    )
 
 
-def _check_columns(source: str, reading: Reading) -> None:
-    """Raise `DataError` where columns are asked for of what has none."""
+def open_source(source: str, reading: Reading | None = None) -> Source:
+    """Find out what `source` is, and scan it; nothing is decoded yet. `reading` says how its records are read.
+
+    Raises:
+        FileNotFoundError: no such path, nor a known name.
+        DataError: one line that names the file or option, what was expected and what was found.
+    """
+    reading, found = reading or Reading(), find_reader(source)
     given = [name for name in (reading.image_column, reading.label_column) if name not in ("", NO_COLUMN)]
-    path = Path(source).expanduser()
-    if not given or not reading.strict or source.startswith("hub:") or (path.is_file() and path.suffix == ".parquet"):
-        return
-    if source in KNOWN_NAMES or (
-        path.exists() and not (path.is_dir() and _folder_kind(path) in ("parquet", "prepared"))
-    ):
+    if given and reading.strict and not found.columns:
         raise DataError(f"{source}: has no column {given[0]!r}, as only Parquet files have any")
+    path = Path(source).expanduser()
+    known = source in KNOWN_NAMES or not path.exists()
+    if found.kind and not known and path.is_dir():
+        beside = sum(folder.is_image_name(file.name) for file in path.iterdir())
+        if beside > 1:  # one is a picture of the set
+            said = f"{path}: read as {found.kind}; {beside} images beside them are left out"
+            warnings.warn(said, DataWarning, stacklevel=2)
+    return found.open(source if known else str(path), reading)
 
 
 def open_measured(source: str, reading: Reading) -> Source:
     """`open_source` whose range of values is one of numbers, or "full"."""
-    from tarflow.data.images import raw_values
-
     opened, value_range = open_source(source, reading), reading.value_range
+    if store.is_prepared(source):
+        return opened  # which has its own
     if value_range in ("auto", "percentile"):
 
         def read(content: Content) -> Any:
             return raw_values(content) if isinstance(content, bytes | Path) else None
 
-        value_range = measure(source, opened, value_range, read)
-    return dataclasses.replace(opened, value_range=value_range)
+        value_range = measured(source, opened, value_range, read)
+    return opened.replace(value_range=value_range)
 
 
-def common_size(source: str, reading: Reading | None = None) -> tuple[int, int] | None:
-    """(H, W) of the images, where all of the `PROBED` that are looked at agree; else None. Nothing is decoded."""
-    from tarflow.data.images import size_of
+def common_shape(opened: Source) -> tuple[int, int, int] | None:
+    """(C, H, W) of the images, where the sizes of all whose heads are looked at agree; else None. Nothing is decoded.
 
-    if is_prepared(source):
-        return read_manifest(Path(source).expanduser()).shape[1:]
-    sizes = set()
-    for part in open_source(source, reading).parts:
-        groups = part.groups or ()
-        far = source.startswith("hub:")  # of which one group is enough to wait for
-        some = groups[:1] if far else groups[:: max(1, len(groups) // GROUPS_PROBED)]
-        for contents in (group.read() for group in some):
-            for content in contents[:: max(1, len(contents) * len(some) // PROBED)]:
-                if isinstance(content, bytes | Path):
-                    sizes.add(size_of(content))
-        for row in itertools.islice(() if groups else part.contents(), 1):
-            if isinstance(row, np.ndarray):
-                sizes.add(row.shape[1:])  # as all of the array
-    sizes.discard(None)
-    return sizes.pop() if len(sizes) == 1 else None
+    C is 3 where one of them is in colour. A palette may turn out to be either, and is taken for grey.
+    """
+    heads = {head for content in opened.spread(PROBED, RUNS) if (head := _shape(content)) is not None}
+    sizes = {head[1:] for head in heads}
+    return (max(head[0] for head in heads), *sizes.pop()) if len(sizes) == 1 else None
+
+
+def _shape(content: Content) -> tuple[int, int, int] | None:
+    if isinstance(content, np.ndarray):
+        channels, height, width = content.shape
+        return channels, height, width
+    return head_of(content) if isinstance(content, bytes | Path) else None
 
 
 def is_folder_of_images(source: str) -> bool:
     """Whether `source` is a folder whose files are images, one each, and not Parquet or IDX files, or a known name."""
     path = Path(source).expanduser()
-    return bool(source) and source not in KNOWN_NAMES and path.is_dir() and _folder_kind(path) == "images"
-
-
-def _folder_kind(path: Path) -> Literal["prepared", "parquet", "idx", "batches", "images"]:
-    """What a folder holds, by the names of its files."""
-    from tarflow.data import idx, imagenet
-    from tarflow.data.folder import image_paths
-
-    if is_prepared(str(path)):
-        return "prepared"
-    if find_parquet(path):
-        return "parquet"
-    if any(idx.is_idx_images(file) for file in path.iterdir()):
-        return "idx"
-    if any(imagenet.is_batch(file) for file in path.iterdir()):
-        return "batches"
-    if next(image_paths(path), None) is None and find_parquet_below(path):
-        return "parquet"
-    return "images"
-
-
-def _open_folder(path: Path, reading: Reading) -> Source:
-    from tarflow.data import folder, idx, imagenet, parquet
-
-    kind = _folder_kind(path)
-    if kind == "images":
-        return folder.open_folder(path)
-    if kind == "prepared":
-        return prepared_source(path)
-    beside = sum(folder.is_image_name(file.name) for file in path.iterdir())
-    if beside > 1:  # one is a picture of the set
-        warnings.warn(
-            f"{path}: read as {_FILES[kind]}; {beside} images beside them are left out", DataWarning, stacklevel=2
-        )
-    if kind == "parquet":
-        return parquet.open_parquet_folder(path, find_parquet(path) or find_parquet_below(path), reading)
-    if kind == "idx":
-        return idx.open_idx_folder(path)
-    return imagenet.open_batches([file for file in path.iterdir() if imagenet.is_batch(file)])
-
-
-def _open_file(path: Path, reading: Reading) -> Source:
-    from tarflow.data import folder, idx, imagenet, npz, parquet
-    from tarflow.data.images import SUFFIXES
-
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        return parquet.open_parquet_file(path, reading)
-    if imagenet.is_batch(path):
-        return imagenet.open_batches([path])
-    if suffix == ".npz":
-        return npz.open_npz(path)
-    if idx.is_idx_images(path):
-        return idx.open_idx_file(path)
-    if suffix in SUFFIXES:
-        return folder.open_image(path)
-    raise DataError(
-        f"{path}: expected a folder, .parquet, .npz, IDX images (*-images-idx3-ubyte[.gz]) or an image file"
+    return (
+        bool(source) and source not in KNOWN_NAMES and path.is_dir() and find_reader(source).open is folder.open_folder
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -24,7 +24,7 @@ from tarflow.data.errors import DataError, DataWarning
 if TYPE_CHECKING:
     from tarflow.data.records import Content, Source
 
-ValueRange: TypeAlias = "tuple[float, float] | Literal['full', 'auto', 'percentile']"
+ValueRange: TypeAlias = tuple[float, float] | Literal["full", "auto", "percentile"]
 FULL = (0.0, 65535.0)
 IMAGES, PIXELS = 1000, 4096  # that "auto" and "percentile" look at, and of each of them, spread over all
 PERCENTILES = (0.1, 99.9)
@@ -68,25 +68,24 @@ class Values:
         if self.least > self.greatest:
             return
         least, greatest = _text(self.least), _text(self.greatest)
+        slack = (self.high - self.low) / 10
         if self.full and (self.greatest - self.least) * _EMPTY < FULL[1]:
             first, last = (int(v + 128) // 257 for v in (self.least, self.greatest))
-            warnings.warn(
-                f"{where}: values of 16 bits from {least} to {greatest} become levels {first} to {last} of 0 to 255; "
-                f"--value-range {least} {greatest}, auto or percentile spreads them",
-                DataWarning,
-                stacklevel=3,
+            found = (
+                f"values of 16 bits from {least} to {greatest} become levels {first} to {last} of 0 to 255; "
+                f"--value-range {least} {greatest}, auto or percentile spreads them"
             )
-        slack = (self.high - self.low) / 10
-        if not self.full and (self.least < self.low - slack or self.greatest > self.high + slack):
-            warnings.warn(
-                f"{where}: values from {least} to {greatest}, of which those outside of {_text(self.low)} to "
-                f"{_text(self.high)} (--value-range) are clipped",
-                DataWarning,
-                stacklevel=3,
+        elif not self.full and (self.least < self.low - slack or self.greatest > self.high + slack):
+            found = (
+                f"values from {least} to {greatest}, of which those outside of {_text(self.low)} to "
+                f"{_text(self.high)} (--value-range) are clipped"
             )
+        else:
+            return
+        warnings.warn(f"{where}: {found}", DataWarning, stacklevel=3)
 
 
-def measure(
+def measured(
     where: str, source: Source, kind: Literal["auto", "percentile"], read: Callable[[Content], Any]
 ) -> ValueRange:
     """What "auto" or "percentile" comes to; "full", with a `DataWarning`, where no image has more than 8 bits.
@@ -95,9 +94,8 @@ def measure(
         read: the values of a record; None where it has 8 bits or cannot be read.
     """
     found = []
-    for content in _some(source):
-        values = read(content)
-        if values is not None:
+    for content in source.spread(IMAGES, IMAGES):
+        if (values := read(content)) is not None:
             flat = values.reshape(-1)
             ends = [flat.min(), flat.max()] if kind == "auto" else []
             found.append(np.concatenate([flat[:: max(1, flat.size // PIXELS)], np.array(ends, flat.dtype)]))
@@ -109,23 +107,6 @@ def measure(
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
         raise DataError(f"{where}: --value-range {kind}: the values are from {_text(low)} to {_text(high)}: no range")
     return float(low), float(high)
-
-
-def _some(source: Source) -> Iterator[Content]:
-    """At most about `IMAGES` records, spread over all."""
-    total = sum(len(part.names) for part in source.parts)
-    step = max(1, total // IMAGES)
-    for part in source.parts:
-        if part.groups is None:
-            yield from (content for row, content in enumerate(part.contents()) if row % step == 0)
-            continue
-        first = 0
-        for group in part.groups:
-            wanted = [row for row in range(group.rows) if (first + row) % step == 0]
-            if wanted:
-                contents = group.read()
-                yield from (contents[row] for row in wanted)
-            first += group.rows
 
 
 def _text(value: float) -> str:

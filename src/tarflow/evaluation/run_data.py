@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tarflow.checkpoint import CHECKPOINTS, Run
 from tarflow.config import DataConfig
-from tarflow.data.hub import PREFIX
 from tarflow.data.identity import MOVED, Known, check_outside, located, open_known, place_of, read_names, refuse
 from tarflow.data.load import ImageSet, Splits, load_all, load_held_out
-from tarflow.data.prepared import is_prepared
-from tarflow.data.request import Reading, Request
-from tarflow.data.sources import open_source
-from tarflow.data.split import own_split
-from tarflow.data.streamed import Storage
+from tarflow.data.options import LoadOptions, Reading
+from tarflow.data.readers.hub import PREFIX
 
 Loading = Callable[[int, int], None]
 
@@ -54,16 +49,19 @@ def is_own_place(data: DataConfig, source: str) -> bool:
     return place == data.place if place and data.place else source == data.source
 
 
-def image_options(run: Run, *, own: bool = False) -> dict[str, Any]:
-    """The arguments of `load` and its like that make any images, or the run's own, into those that its model takes."""
+def image_options(run: Run, *, own: bool = False) -> LoadOptions:
+    """What any images, or the run's own, have to become for its model; split as the run's are."""
     model, data = run.config.model, stored_data(run)
-    return {
-        "image_size": model.image_shape,
-        "channels": model.channels,
-        "levels": run.levels,
-        "class_names": data.class_names or None,
-        "reading": Reading.of(data, strict=own),
-    }
+    return LoadOptions(
+        image_size=model.image_shape,
+        channels=model.channels,
+        levels=run.levels,
+        class_names=data.class_names or None,
+        held_out_fraction=data.held_out_fraction,
+        split_seed=data.split_seed,
+        skip_bad=own and data.skip_bad,
+        reading=Reading.of(data, strict=own),
+    )
 
 
 def open_splits(
@@ -71,16 +69,14 @@ def open_splits(
 ) -> Splits:
     """The images that a run was trained on and those it held out; from their new place `source` where they have moved.
 
-    Bad records are left out where `skip_bad` says so; None leaves them out where the training did. They are streamed
-    where they were in training.
+    Bad records are left out where `skip_bad` says so; None leaves them out where the training did.
 
     Raises:
         ValueError, OSError: the run does not say what its data are; they are gone, or not what it was trained on.
     """
     splits, difference = _open(run, source, skip_bad, progress, own=True)
-    if difference is not None:
-        known = known_images(stored_data(run), run.path)
-        assert known is not None
+    known = known_images(stored_data(run), run.path)
+    if difference is not None and known is not None:
         raise refuse(source or stored_data(run).source, known, difference)
     return splits
 
@@ -102,69 +98,35 @@ def open_given(
 def _open(
     run: Run, source: str | None, skip_bad: bool | None, progress: Loading | None, *, own: bool
 ) -> tuple[Splits, str | None]:
-    data = stored_data(run)
-    known = known_images(data, run.path)
-    storage: Storage = data.storage if own or known is not None else "auto"
-    where = own_source(run) if source is None else source
-    if storage == "stream" and not own and not _can_be_streamed(where, Reading.of(data, strict=own)):
-        storage = "auto"
-    request = Request(
-        **image_options(run, own=own),
-        skip_bad=data.skip_bad if own and skip_bad is None else bool(skip_bad),
-        progress=progress,
-    )
-    stored = known or Known(str(run.path), "", "", lambda: None)
+    options = image_options(run, own=own).replace(progress=progress)
+    if skip_bad is not None:
+        options = options.replace(skip_bad=skip_bad)
+    known = known_images(stored_data(run), run.path) or Known(str(run.path), "", "", lambda: None)
     try:
-        found, difference = open_known(
-            where,
-            request,
-            stored,
-            storage=storage,
-            held_out_fraction=data.held_out_fraction,
-            split_seed=data.split_seed,
-        )
+        return open_known(own_source(run) if source is None else source, options, known)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; {MOVED}" if own else str(error)) from None
-    if known is None and own:
-        difference = None  # there is nothing to hold them against
-    if isinstance(found, Splits):
-        return found, difference
-    return Splits(found.train.loaded(), found.held_out.loaded(), found.own_split, (), found.variant), difference
-
-
-def _can_be_streamed(source: str, reading: Reading) -> bool:
-    return not is_prepared(source) and all(part.groups is not None for part in open_source(source, reading).parts)
 
 
 def open_all(run: Run, source: str, *, skip_bad: bool | None = None) -> ImageSet:
     """Every image of a source, of all its splits, as the run's model takes them. Otherwise as `open_splits`."""
     data = stored_data(run)
     leaves_out = is_own_place(data, source) and data.skip_bad if skip_bad is None else skip_bad
-    return load_all(source, **image_options(run), skip_bad=leaves_out)[0]
+    return load_all(source, image_options(run).replace(skip_bad=leaves_out))[0]
 
 
 def open_held_out(run: Run, source: str | None = None, progress: Loading | None = None) -> ImageSet:
     """`open_splits(run).held_out`, without decoding what was trained on where the data have a split of their own."""
-    data = stored_data(run)
-    known = known_images(data, run.path)
-    where = own_source(run) if source is None else source
+    known = known_images(stored_data(run), run.path)
     try:
-        mapped_or_streamed = is_prepared(where) or data.storage == "stream"
-        decodes_less = not mapped_or_streamed and own_split(open_source(where, Reading.of(data))) is not None
+        options = image_options(run, own=True).replace(progress=progress)
+        found = load_held_out(own_source(run) if source is None else source, options)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; {MOVED}") from None
-    if decodes_less:
-        found = load_held_out(
-            where,
-            **image_options(run, own=True),
-            held_out_fraction=data.held_out_fraction,
-            split_seed=data.split_seed,
-            skip_bad=data.skip_bad,
-            storage=data.storage,
-            progress=progress,
-        )
-        if known is None or found.digest() == known.held_out:
-            return found
+    except ValueError:  # perhaps of an image that has joined
+        found = None
+    if found is not None and (known is None or found.digest() == known.held_out):
+        return found
     return open_splits(run, source, progress=progress).held_out
 
 

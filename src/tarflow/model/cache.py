@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 
 class KVCache:
-    """Keys and values of every layer of a block, for sequences of at most `length` patches.
+    """Keys and values of every layer of a block, for sequences of at most `length` tokens.
 
     It belongs to whoever decodes and is passed to `Block.conditioner`; no module keeps it. Writing past positions again
     is allowed, which is how a parallel solver revises a window that has not converged yet.
@@ -27,7 +29,7 @@ class KVCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        # (layers, 2, B, H, T, K): one write puts away the key and the value of a patch
+        # (layers, 2, B, H, T, K): one write puts away the key and the value of a token
         self.store = torch.zeros(layers, 2, batch, heads, length, head_dim, device=device, dtype=dtype)
         self.keys, self.values = self.store[:, 0], self.store[:, 1]
 
@@ -40,9 +42,21 @@ class KVCache:
     def length(self) -> int:
         return self.store.shape[4]
 
-    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values (B, H, n, K) of patches start … start+n-1; views of all up to there come back."""
-        end = start + keys.shape[2]
-        self.keys[layer, :, :, start:end] = keys
-        self.values[layer, :, :, start:end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+    def memory(self, layer: int, start: int) -> Memory:
+        """The memory of one layer for tokens from `start` on."""
+        return Memory(self.store[layer], start)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Keys and values (2, B, H, T, K) of one layer, of which those before `start` are there."""
+
+    store: Tensor
+    start: int
+
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values (B, H, n, K) of tokens start … start+n-1; views of all up to there come back."""
+        end = self.start + keys.shape[2]
+        self.store[0, :, :, self.start : end] = keys
+        self.store[1, :, :, self.start : end] = values
+        return self.store[0, :, :, :end], self.store[1, :, :, :end]

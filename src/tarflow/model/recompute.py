@@ -1,8 +1,10 @@
 """Computing again in the backward pass what would otherwise be kept from the forward pass: the same bits, less memory.
 
-A Transformer layer keeps 16 widths a token: its input, norm, queries, keys and values (3), what attention gives, the
-sum, the second norm, and the hidden layer before and after its GELU (4 each). The norms and what comes out of the GELU
-are 6 of them, and next to no arithmetic.
+It is put on the Transformer layers of a flow from outside, as compilation is: the model knows nothing of it.
+
+A layer keeps 16 widths a token: its input, norm, queries, keys and values (3), what attention gives, the sum, the
+second norm, and the hidden layer before and after its GELU (4 each). The norms and what comes out of the GELU are 6 of
+them, and next to no arithmetic.
 
 `norm_linear` and `gelu_linear` keep their input and compute all but the product again. torch's own `checkpoint` would
 do the same for half a millisecond a call, of which there are three a layer. All weights must want gradients, as they do
@@ -11,20 +13,51 @@ in training. Backward passes are made of operations that can be differentiated a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import types
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tarflow.config import Recompute
+from tarflow.model.sequence import SequenceFlow
+from tarflow.model.transformer import Layer
 
-def keeping_input(function: Callable[..., Tensor], x: Tensor, **options: Any) -> Tensor:
-    """`function(x, **options)`, of which only x is kept; all else is computed again when it is needed."""
-    result = checkpoint(function, x, use_reentrant=False, preserve_rng_state=False, **options)  # nothing is drawn
+LEAST_NUMBERS = 1 << 18
+"""Numbers B·n·W from which on norms and GELUs are computed again: below, a layer keeps less than 16 MB in float32."""
+
+
+def recompute_layers(flow: SequenceFlow, recompute: Recompute) -> None:
+    """Say what the layers of `flow` compute again in every backward pass from now on; no value changes.
+
+    "elementwise" is norms and GELUs, "layers" all of each layer, of which only the input is kept, and "nothing" takes
+    it back. Copies that are made of the flow afterwards do the same.
+    """
+    for block in flow.blocks:
+        for layer in block.layers:
+            layer.__dict__.pop("forward", None)
+            if recompute != "nothing":
+                run = _elementwise if recompute == "elementwise" else _checkpointed
+                layer.forward = types.MethodType(run, layer)  # type: ignore[method-assign]
+
+
+def _checkpointed(layer: Layer, x: Tensor, *rest: Any) -> Tensor:
+    """The layer, of which only x is kept."""
+    result = checkpoint(Layer.forward, layer, x, *rest, use_reentrant=False, preserve_rng_state=False)  # no randomness
     assert isinstance(result, Tensor)
     return result
+
+
+def _elementwise(layer: Layer, x: Tensor, *rest: Any) -> Tensor:
+    """The layer, whose norms and GELU are computed again; a compiler that sees both passes decides that for itself."""
+    if torch.compiler.is_compiling() or x.numel() < LEAST_NUMBERS:
+        return Layer.forward(layer, x, *rest)
+    attention = layer.attention
+    x = x + attention.attend(norm_linear(attention.norm, attention.qkv, x), *rest)
+    norm, linear_in, _, linear_out = cast("tuple[nn.LayerNorm, nn.Linear, nn.GELU, nn.Linear]", layer.mlp)
+    return x + gelu_linear(linear_out, norm_linear(norm, linear_in, x))
 
 
 def norm_linear(norm: nn.LayerNorm, linear: nn.Linear, x: Tensor) -> Tensor:

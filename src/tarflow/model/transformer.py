@@ -6,28 +6,26 @@ the whole sequence (`is_causal`), a single query (no mask), a window (lower-righ
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tarflow.config import Recompute
-from tarflow.model.cache import KVCache
-from tarflow.model.recompute import gelu_linear, norm_linear
-from tarflow.model.rotary import rotated
+from tarflow.model.cache import Memory
+from tarflow.model.rotary import Rotation, rotated
 
 CPU_QUERIES = 128
 """Queries that the CPU's attention takes at a time: its kernel computes what causality hides, and so less is hidden."""
-
-WORTH_FORGETTING = 1 << 18
-"""Numbers B·n·W from which on norms and GELUs are computed again: below, a layer keeps less than 16 MB in float32."""
 
 
 class Attention(nn.Module):
     """Causal multi-head attention with heads of `head_dim` channels.
 
-    `rotation`, cos and sin (n, K/2) of `rotary.rotation_table`, turns queries and keys before they are kept.
+    Args:
+        rotation: cos and sin (n, K/2), by which queries and keys are turned before they are kept.
+        memory: where keys and values are written, and those of the tokens before are read.
+        temperature: (B,), attention logits are divided by it.
     """
 
     def __init__(self, width: int, head_dim: int, **made: Any) -> None:
@@ -40,17 +38,17 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        *,
-        start: int = 0,
-        layer: int = 0,
-        cache: KVCache | None = None,
+        rotation: Rotation | None = None,
+        memory: Memory | None = None,
         temperature: Tensor | None = None,
-        rotation: tuple[Tensor, Tensor] | None = None,
-        recompute: Recompute = "nothing",
     ) -> Tensor:
-        batch, count, width = x.shape
-        # (B, n, 3W)
-        qkv = norm_linear(self.norm, self.qkv, x) if recompute == "elementwise" else self.qkv(self.norm(x))
+        return self.attend(self.qkv(self.norm(x)), rotation, memory, temperature)
+
+    def attend(
+        self, qkv: Tensor, rotation: Rotation | None, memory: Memory | None, temperature: Tensor | None
+    ) -> Tensor:
+        """Queries, keys and values (B, n, 3W) to what is added to the tokens, (B, n, W)."""
+        batch, count, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
         # In this order the gradients of q, k and v lie in memory as qkv does, and are put together in one copy.
         heads = (batch, count, width // self.head_dim, self.head_dim)
         q, k, v = (part.view(heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))  # (B, H, n, K)
@@ -59,8 +57,8 @@ class Attention(nn.Module):
             q, k = rotated(both, rotation).chunk(2, dim=1)
         if temperature is not None:
             q = q / temperature.to(q.dtype).view(batch, 1, 1, 1)  # the logits are linear in the queries
-        if cache is not None:
-            k, v = cache.write(layer, start, k, v)
+        if memory is not None:
+            k, v = memory.write(k, v)
             k, v = k.to(q.dtype), v.to(q.dtype)
         x = _causal_attention(q, k, v)  # (B, H, n, K)
         return self.out(x.transpose(1, 2).reshape(batch, count, width))
@@ -108,22 +106,10 @@ class Layer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        *,
-        start: int = 0,
-        layer: int = 0,
-        cache: KVCache | None = None,
+        rotation: Rotation | None = None,
+        memory: Memory | None = None,
         temperature: Tensor | None = None,
-        rotation: tuple[Tensor, Tensor] | None = None,
-        recompute: Recompute = "nothing",
     ) -> Tensor:
-        """Tokens (B, n, W) to tokens (B, n, W); `recompute` says what the backward pass computes again, see config."""
-        if torch.compiler.is_compiling():
-            recompute = "nothing"  # a compiler that sees both passes decides for itself what is cheap to compute again
-        if recompute == "elementwise" and x.numel() < WORTH_FORGETTING:
-            recompute = "nothing"
-        options = {"start": start, "layer": layer, "cache": cache, "temperature": temperature, "rotation": rotation}
-        x = x + self.attention(x, **options, recompute=recompute)
-        if recompute == "elementwise":
-            norm, linear_in, _, linear_out = cast("tuple[nn.LayerNorm, nn.Linear, nn.GELU, nn.Linear]", self.mlp)
-            return x + gelu_linear(linear_out, norm_linear(norm, linear_in, x))
+        """Tokens (B, n, W) to tokens (B, n, W); for the other arguments see `Attention`."""
+        x = x + self.attention(x, rotation, memory, temperature)
         return x + self.mlp(x)

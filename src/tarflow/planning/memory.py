@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tarflow.config import Recompute, TarFlowConfig
-from tarflow.model.transformer import CPU_QUERIES, WORTH_FORGETTING
+from tarflow.model.recompute import LEAST_NUMBERS
+from tarflow.model.transformer import CPU_QUERIES
 from tarflow.planning.work import block_parameters, inner_weights, layer_parameters, parameters
 
 Strategy = Literal["ddp", "fsdp"]
@@ -91,7 +92,7 @@ def training_memory(
     numbers = parameters(config)
     share = -(-numbers // devices) if strategy == "fsdp" else numbers
     tokens = images * (config.num_patches - 1)
-    if recompute == "elementwise" and not compiled and tokens * config.width < WORTH_FORGETTING:
+    if recompute == "elementwise" and not compiled and tokens * config.width < LEAST_NUMBERS:
         recompute = "nothing"  # as the layer itself decides
     if compiled and recompute == "nothing":
         recompute = "elementwise"

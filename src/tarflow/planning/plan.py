@@ -175,9 +175,9 @@ def _steps(training: TrainingConfig, images: int | None) -> int:
 def _memory(
     config: RunConfig, device: Device, devices: int, strategy: Strategy, images: int | None, products: Products
 ) -> Memory:
-    model, training, data = config.model, config.training, config.data
+    model, training = config.model, config.training
     assert training is not None
-    stored = 0 if images is None or (data is not None and data.storage == "stream") else images * model.num_dims
+    stored = 0 if images is None else images * model.num_dims
     if device.name != "cpu" and stored > KEPT_SHARE * device.memory:  # then they stay on the host
         stored = 0
     return training_memory(
@@ -211,9 +211,6 @@ def _advice(config: RunConfig, plan: Plan) -> list[str]:
     def but(**fields: Any) -> RunConfig:
         return dataclasses.replace(config, training=dataclasses.replace(training, **fields))
 
-    if plan.memory.images and config.data is not None:
-        streamed = dataclasses.replace(config, data=dataclasses.replace(config.data, storage="stream"))
-        fitting("keep the images off the device, with `tarflow prepare` or --storage stream", streamed)
     here = training.batch_size // plan.devices
     for parts in (k for k in range(training.accumulate + 1, here + 1) if here % k == 0):
         if fitting(f"--accumulate {parts}", but(accumulate=parts)):
@@ -231,7 +228,6 @@ def _advice(config: RunConfig, plan: Plan) -> list[str]:
 def _together(config: RunConfig, plan: Plan, fitting: Callable[..., bool]) -> None:
     """Several changes at once, from what costs the least: micro-batches, then layers computed again, then devices."""
     training = plan.training
-    data = config.data and dataclasses.replace(config.data, storage="stream")
     recomputes = sorted({training.checkpoint_activations, "layers"}, key=RECOMPUTE.index)
     for devices in (plan.devices * 2**k for k in range(11)):
         if training.batch_size % devices or (devices > 1 and not plan.device.link):
@@ -241,7 +237,7 @@ def _together(config: RunConfig, plan: Plan, fitting: Callable[..., bool]) -> No
             here = training.batch_size // devices
             for parts in (k for k in range(1, here + 1) if here % k == 0):
                 moved = dataclasses.replace(training, accumulate=parts, checkpoint_activations=recompute)
-                name = f"images off the device, --accumulate {parts}, --checkpoint-activations {recompute}"
+                name = f"--accumulate {parts}, --checkpoint-activations {recompute}"
                 name += f", FSDP over {devices} devices" if devices > 1 else ""
-                if fitting(name, dataclasses.replace(config, training=moved, data=data), strategy, devices):
+                if fitting(name, dataclasses.replace(config, training=moved), strategy, devices):
                     return

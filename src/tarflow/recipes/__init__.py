@@ -5,14 +5,19 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from tarflow.config import ConfigError
+from tarflow.config import ConfigError, DataConfig, TarFlowConfig, TrainingConfig
 
-SECTIONS = ("model", "data", "training")
+SECTIONS = {"model": TarFlowConfig, "data": DataConfig, "training": TrainingConfig}
+Sections: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""A config that is not complete: fields by section, as a recipe has them. `training.setup.resolve` makes it a run's."""
+
 _KEYS = re.compile(r"""[^\w."' \t-]+""")  # what is between keys, which may be tables in one another
 MOST_TABLES = 100
 EXPECTS = ("images", "image_size", "channels", "num_classes")  # what the section `expects` may say of the data
@@ -66,6 +71,26 @@ def expects(name_or_path: str | Path) -> dict[str, int]:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"{origin}: expects.{name}: expected a positive number, got {value!r}")
     return dict(values)
+
+
+def with_fields(sections: Sections, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sections with other values of some fields, each in the section that has it; ConfigError where none has.
+
+    `steps` alone take the place of `epochs`, and `epochs` alone that of `steps`.
+
+    >>> with_fields({"training": {"epochs": 2}}, {"steps": 100, "width": 64})
+    {'model': {'width': 64}, 'data': {}, 'training': {'steps': 100}}
+    """
+    found = {name: dict(sections.get(name) or {}) for name in SECTIONS}
+    for one, other in (("steps", "epochs"), ("epochs", "steps")):
+        if one in values and other not in values:
+            found["training"].pop(other, None)
+    for name, value in values.items():
+        section = next((s for s, cls in SECTIONS.items() if name in {entry.name for entry in fields(cls)}), None)
+        if section is None:
+            raise ConfigError(f"{name}: no such field of a run; see `tarflow train --help`")
+        found[section][name] = value
+    return found
 
 
 def _read(name_or_path: str | Path) -> tuple[str, dict[str, Any]]:

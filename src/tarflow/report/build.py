@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from markupsafe import Markup
 
 from tarflow import __version__, storage
 from tarflow.checkpoint import Run, open_run
 from tarflow.destination import check_vacant
 from tarflow.evaluation.run_data import check_output
-from tarflow.report import compared, extremes, facts, figures, measured
-from tarflow.report.content import Figure, Parts, Section, png, sheet
-from tarflow.report.page import MARK, Chapter, page
-from tarflow.report.subject import Say, Settings, Subject, Unavailable, Watch, slug
+from tarflow.report import compared, facts, likelihood, quality, samples, sweep
+from tarflow.report.parts import TEMPLATES, Figure, Parts, Section, png, sheet
+from tarflow.report.subject import Settings, Subject, Unavailable, Watch
+
+Asked = TypeVar("Asked", Subject, list[Subject])  # what a section is about
 
 PAGE = "report.html"
 PICTURES = "report-pictures"
+MARK = Markup('<meta name="generator" content="tarflow report">')  # by which a page of ours is known
 
 # A new section is a function of the subject and a line here. It raises Unavailable where it has nothing to show.
 SECTIONS: Sequence[tuple[str, str, Callable[[Subject], Parts]]] = (
     ("trained", "What was trained on what", facts.trained),
     ("architecture", "Architecture", facts.architecture),
     ("curves", "Training curves", facts.curves),
-    ("likelihood", "Held-out likelihood", facts.likelihood),
-    ("samples", "Samples", figures.samples),
-    ("quality", "What samples are worth", measured.quality),
-    ("sweep", "Guidance and denoising, measured", measured.sweep),
-    ("guidance", "Guidance", figures.guidance),
-    ("denoising", "Noisy and denoised", figures.denoising),
-    ("trace", "From noise to image", figures.traces),
-    ("neighbours", "Nearest training images", figures.neighbours),
-    ("extremes", "The most and the least likely", extremes.extremes),
-    ("maps", "Where the likelihood comes from", extremes.maps),
+    ("likelihood", "Held-out likelihood", likelihood.likelihood),
+    ("samples", "Samples", samples.samples),
+    ("quality", "What samples are worth", quality.quality),
+    ("sweep", "Guidance and denoising, measured", sweep.sweep),
+    ("guidance", "Guidance", samples.guidance),
+    ("denoising", "Noisy and denoised", samples.denoising),
+    ("trace", "From noise to image", samples.traces),
+    ("neighbours", "Nearest training images", samples.neighbours),
+    ("extremes", "The most and the least likely", likelihood.extremes),
+    ("maps", "Where the likelihood comes from", likelihood.maps),
 )
 
 
@@ -43,7 +48,6 @@ def write_report(
     *,
     settings: Settings | None = None,
     device: torch.device | str = "cpu",
-    say: Say | None = None,
     watch: Watch | None = None,
 ) -> Path:
     """Write `out`/report.html and its pictures as PNG files in `out`/report-pictures.
@@ -52,8 +56,7 @@ def write_report(
         paths: runs, hub directories or single checkpoints.
         out: a directory, made where it is missing; None is `report` in the first of the runs. The page is written last
             and whole or not at all. An older report there is replaced, pictures and all.
-        say: called with a line before each section, and with one where a report is replaced. watch: told how far
-            reading, scoring and sampling are.
+        watch: what is told of the sections, of a report that is replaced, and of progress.
 
     Returns:
         The path of the page.
@@ -62,33 +65,40 @@ def write_report(
         FileNotFoundError, ValueError: a path that is no run, or no path at all; images that are neither grey nor RGB.
         FileExistsError: what would be replaced in `out` is not of an older report.
     """
-    say = say or (lambda text: None)
     if not paths:
         raise ValueError("expected at least one run to report on")
     runs = [open_run(path, device) for path in paths]
     for run in runs:
         if run.config.model.channels not in (1, 3):
             raise ValueError(f"{run.path}: expected images of 1 or 3 channels, got {run.config.model.channels}")
-    subjects = subjects_of(runs, settings or Settings(), watch)
+    settings, watch = settings or Settings(), watch or Watch()
+    subjects = subjects_of(runs, settings, watch)
     for subject in subjects:
         _ = subject.metrics  # what cannot be read is said before anything is written
     out = Path(paths[0]) / "report" if out is None else Path(out)
     for run in runs:
         check_output(run, "--out", out)
     if _holds_report(out):
-        say(f"{out / PAGE}: replaced by this report, with its pictures")
+        watch.say(f"{out / PAGE}: replaced by this report, with its pictures")
     out.mkdir(parents=True, exist_ok=True)
-    chapters = [_chapter(subject, say) for subject in subjects]
+    chapters = [(subject, _sections(subject)) for subject in subjects]
     opening, closing = [], []
     if len(subjects) > 1:
-        opening = [_section("runs", "The runs side by side", lambda: compared.runs(subjects))]
-        closing = [_section("resolutions", "Samples at several resolutions", lambda: compared.resolutions(subjects))]
+        opening = [_section("runs", "The runs side by side", compared.runs, subjects)]
+        closing = [_section("resolutions", "Samples at several resolutions", compared.resolutions, subjects)]
     with storage.replacing_directory(out / PICTURES) as pictures:
-        for section in [*closing, *(s for chapter in chapters for s in chapter.sections)]:
-            for part in section.parts:
-                if isinstance(part, Figure):
-                    _write_figure(pictures, part, section.name)
-    storage.write_text(out / PAGE, page(chapters, opening, closing, _footer(subjects)))
+        for prefix, sections in [("", closing), *((subject.prefix, sections) for subject, sections in chapters)]:
+            for figure in (part for section in sections for part in section.parts if isinstance(part, Figure)):
+                (pictures / f"{prefix}{figure.name}.png").write_bytes(png(sheet(figure.strips)))
+    page = TEMPLATES.get_template("page.html").render(
+        chapters=chapters,
+        opening=opening,
+        closing=closing,
+        headline=facts.headline,
+        mark=MARK,
+        version=__version__,
+    )
+    storage.write_text(out / PAGE, page + "\n")
     return out / PAGE
 
 
@@ -108,48 +118,23 @@ def subjects_of(runs: Sequence[Run], settings: Settings, watch: Watch | None = N
     if len(runs) == 1:
         return [Subject(runs[0], settings, watch=watch)]
     subjects: list[Subject] = []
-    taken: set[str] = set()
     for number, run in enumerate(runs, 1):
-        prefix = slug(Subject(run, settings).name)
-        if prefix in taken:
-            prefix = f"{prefix}-{number}"
-        taken.add(prefix)
-        subjects.append(Subject(run, settings, f"{prefix}-", watch))
+        name = re.sub(r"[^a-z0-9]+", "-", Subject(run, settings).name.lower()).strip("-") or "run"
+        prefix = f"{name}-{number}-" if any(s.prefix == f"{name}-" for s in subjects) else f"{name}-"
+        subjects.append(Subject(run, settings, prefix, watch))
     return subjects
 
 
-def _chapter(subject: Subject, say: Say) -> Chapter:
+def _sections(subject: Subject) -> list[Section]:
     sections = []
     for name, title, compute in SECTIONS:
-        say(f"{subject.name}: {title.lower()}")
-        # A default argument, because a lambda would look its names up when the loop has moved on.
-        sections.append(_section(f"{subject.prefix}{name}", title, lambda f=compute: f(subject)))  # type: ignore[misc]
-    model = subject.run.config.model
-    height, width = model.image_shape
-    kind = f"{model.num_classes} classes" if model.num_classes else "no classes"
-    lead = (
-        f"A normalizing flow (TarFlow) on {height}×{width} images, {kind}, {len(model.layers)} blocks of width "
-        f"{model.width}."
-    )
-    return Chapter(subject.prefix.rstrip("-") or "run", subject.name, lead, facts.headline(subject), sections)
+        subject.watch.say(f"{subject.name}: {title.lower()}")
+        sections.append(_section(f"{subject.prefix}{name}", title, compute, subject))
+    return sections
 
 
-def _section(name: str, title: str, compute: Callable[[], Parts]) -> Section:
+def _section(name: str, title: str, compute: Callable[[Asked], Parts], asked: Asked) -> Section:
     try:
-        return Section(name, title, compute())
+        return Section(name, title, compute(asked))
     except Unavailable as reason:
         return Section(name, title, [str(reason)])
-
-
-def _write_figure(folder: Path, figure: Figure, section: str) -> None:
-    """One PNG file a figure, its strips below each other."""
-    prefix = section.removesuffix(section.rpartition("-")[2])  # that of the run
-    (folder / f"{prefix}{figure.name}.png").write_bytes(png(sheet([strip.images for strip in figure.strips])))
-
-
-def _footer(subjects: Sequence[Subject]) -> str:
-    settings = subjects[0].settings
-    return (
-        f"Made by tarflow {__version__} (seed {settings.seed}). Every number and picture was computed from the "
-        "weights, the data and the metrics of the run. TarFlow: Zhai et al., arXiv 2412.06329."
-    )

@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tarflow.report.markup import Markup, element
+from markupsafe import Markup
+
+from tarflow.report.parts import TEMPLATES
 
 # A phone shows 440 units on some 360 pixels, which leaves letters of 13 units readable.
 WIDTH, HEIGHT = 440, 300
@@ -38,6 +40,10 @@ class Scale:
     def __call__(self, value: float) -> float:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
+    def place(self, value: float) -> str:
+        """Where a value is drawn, to a tenth of a pixel."""
+        return f"{self(value):.1f}"
+
 
 def line_chart(name: str, series: Sequence[Series], *, title: str, x_label: str, y_label: str) -> Markup:
     """A chart of all finite points of `series`, which says how many others there are. `name` makes its ids unique.
@@ -57,30 +63,21 @@ def line_chart(name: str, series: Sequence[Series], *, title: str, x_label: str,
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
     x_scale = Scale(min(x_ticks[0], min(xs)), max(x_ticks[-1], max(xs)), LEFT, WIDTH - RIGHT)
     y_scale = Scale(min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys)), HEIGHT - BOTTOM, TOP)
-    parts = [
-        element("title", title, id=f"{name}-title"),
-        element("desc", describe(drawn, x_label, y_label), id=f"{name}-desc"),
-        *_axes(x_scale, y_scale, x_ticks, y_ticks, x_label, y_label),
-        *_legend(drawn),
-    ]
-    for s in drawn:
-        places = [(x_scale(x), y_scale(y)) for x, y in s.points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts.append(element("polyline", points=path, class_=f"line {s.style}"))
-        if s.dots:
-            parts += [
-                element("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="3", class_=f"dot {s.style}") for x, y in places
-            ]
-    return element(
-        "svg",
-        *parts,
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        role="img",
-        aria_labelledby=f"{name}-title {name}-desc",
-        class_="chart",
-        width=WIDTH,
-        height=HEIGHT,
+    chart = TEMPLATES.get_template("chart.svg").render(
+        name=name,
+        title=title,
+        description=describe(drawn, x_label, y_label),
+        series=drawn,
+        x_ticks=x_ticks,
+        y_ticks=y_ticks,
+        x=x_scale.place,
+        y=y_scale.place,
+        label=label,
+        x_label=x_label,
+        y_label=y_label,
+        **{"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM},
     )
+    return Markup(chart)
 
 
 def finite(points: Points) -> list[tuple[float, float]]:
@@ -121,38 +118,6 @@ def describe(series: Sequence[Series], x_label: str, y_label: str) -> str:
         lowest = min(y for _, y in s.points)
         sentences.append(f"{s.name}: from {y0:.4g} at {x_label} {x0:g} to {y1:.4g} at {x1:g}, lowest {lowest:.4g}.")
     return f"{y_label} over {x_label}. " + " ".join(sentences)
-
-
-def _axes(
-    x_scale: Scale, y_scale: Scale, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str
-) -> list[Markup]:
-    left, right, bottom = LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM
-    parts = []
-    for value in y_ticks:
-        y = f"{y_scale(value):.1f}"
-        parts.append(element("line", x1=left, x2=right, y1=y, y2=y, class_="gridline"))
-        parts.append(element("text", label(value), x=left - 8, y=y, dy="0.35em", text_anchor="end"))
-    for value in x_ticks:
-        x = f"{x_scale(value):.1f}"
-        parts.append(element("line", x1=x, x2=x, y1=bottom, y2=bottom + 5, class_="axis"))
-        parts.append(element("text", label(value), x=x, y=bottom + 20, text_anchor="middle"))
-    parts.append(element("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"))
-    parts.append(element("text", x_label, x=(left + right) / 2, y=HEIGHT - 8, text_anchor="middle", class_="name"))
-    parts.append(element("text", y_label, x=12, y=18, class_="name"))
-    return parts
-
-
-def _legend(series: Sequence[Series]) -> list[Markup]:
-    """Names at the right end, with a piece of the line of each."""
-    parts, x = [], float(WIDTH - RIGHT)
-    for s in reversed(series):
-        parts.append(element("text", s.name, x=x, y=34, text_anchor="end"))
-        x -= 7.2 * len(s.name) + 6  # about as wide as the text is
-        parts.append(element("line", x1=x - 20, x2=x, y1="30", y2="30", class_=f"line {s.style}"))
-        if s.dots:
-            parts.append(element("circle", cx=x - 10, cy="30", r="3", class_=f"dot {s.style}"))
-        x -= 34
-    return parts
 
 
 def label(value: float) -> str:

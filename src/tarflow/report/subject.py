@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,13 +11,13 @@ import torch
 from torch import Tensor
 
 from tarflow.checkpoint import CHECKPOINTS, Run, open_setting, read_metrics, weights_digest
-from tarflow.config import DataConfig, TrainingConfig
+from tarflow.config import TrainingConfig
 from tarflow.data.load import ImageSet, Splits
 from tarflow.evaluation.likelihood.evaluate import Likelihood, evaluate_likelihood
 from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, NoYardstick, fit_yardstick
-from tarflow.evaluation.likelihood.scores import LabelPolicy, default_label_policy, score_images
+from tarflow.evaluation.likelihood.scores import LabelPolicy, default_label_policy
 from tarflow.evaluation.run_data import open_splits
-from tarflow.measure import to_8bit, to_pixels
+from tarflow.measure import to_8bit
 from tarflow.sampling.denoise import denoise
 from tarflow.sampling.sample import SamplingError, sample
 from tarflow.sampling.setting import Setting, StoredSetting
@@ -27,23 +26,18 @@ CLASSES = 20  # shown at most, and gone through one by one where the label is no
 ROWS = 4  # of samples where there are no classes
 DRAWS = 2  # of the noise for each image that is scored
 
-Say = Callable[[str], None]
 Count = Callable[[int, int], None]
 """count(done, total)"""
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told how far the parts of a section are that take long: reading, scoring, and sampling, in images."""
+    """What is called with a line before each section, and with how far reading, scoring and sampling are, in images."""
 
+    say: Callable[[str], None] = lambda text: None
     loading: Count | None = None
     scoring: Count | None = None
     sampling: Callable[[float, int], None] | None = None
-
-    def drawing(self, n: int) -> Count | None:
-        """What `sample` tells of its n images."""
-        told = self.sampling
-        return None if told is None else lambda done, total: told(n * done / total, n)
 
 
 @dataclass(frozen=True)
@@ -94,20 +88,16 @@ class Subject:
     # --- data ------------------------------------------------------------------------------------------------------
 
     @property
-    def data(self) -> DataConfig:
-        if self.run.config.data is None:
-            raise Unavailable("The config.json of this model has no section “data”: it does not say what was learned.")
-        return self.run.config.data
-
-    @property
     def training(self) -> TrainingConfig:
+        """Raises Unavailable where the model does not say how it was trained."""
         if self.run.config.training is None:
             raise Unavailable("The config.json of this model has no section “training”: its noise is not known.")
         return self.run.config.training
 
     @cached_property
     def _opened(self) -> Splits | str:
-        _ = self.data  # Unavailable, with the reason, where there is none
+        if self.run.config.data is None:
+            return "The config.json of this model has no section “data”: it does not say what was learned."
         try:
             return open_splits(self.run, self.settings.data, progress=self.watch.loading)
         except (OSError, ValueError) as error:  # moved, deleted, or no longer what it was: the rest can still be shown
@@ -127,6 +117,11 @@ class Subject:
 
     # --- likelihood --------------------------------------------------------------------------------------------------
 
+    @property
+    def held_out_labels(self) -> Tensor | None:
+        """Of the held-out images; None where the model has no classes, or the images no labels."""
+        return self.held_out.labels if self.run.config.model.num_classes else None
+
     @cached_property
     def yardstick(self) -> GaussianYardstick | NoYardstick:
         training = self.training
@@ -136,8 +131,8 @@ class Subject:
     def policies(self) -> list[LabelPolicy]:
         """Label policies worth quoting: the default, and "marginal" where that is not too much work."""
         default = default_label_policy(self.run.flow, self.held_out.labels)
-        marginal: list[LabelPolicy] = ["marginal"]
-        return [default, *(marginal if default == "given" and self.run.config.model.num_classes <= CLASSES else [])]
+        with_marginal = default == "given" and self.run.config.model.num_classes <= CLASSES
+        return [default, "marginal"] if with_marginal else [default]
 
     @cached_property
     def likelihoods(self) -> list[Likelihood]:
@@ -146,7 +141,7 @@ class Subject:
             evaluate_likelihood(
                 self.run.flow,
                 self.held_out.images,
-                self.held_out.labels if self.run.config.model.num_classes else None,
+                self.held_out_labels,
                 levels=self.run.levels,
                 noise=self.training.noise,
                 noise_std=self.training.noise_std,
@@ -161,31 +156,18 @@ class Subject:
 
     @cached_property
     def scores(self) -> Tensor:
-        """log p of each held-out image under the default policy, mean over the same draws, nats, (N,)."""
-        scores, _ = score_images(
-            self.run.flow,
-            self.held_out.images,
-            self.held_out.labels if self.run.config.model.num_classes else None,
-            levels=self.run.levels,
-            noise=self.training.noise,
-            noise_std=self.training.noise_std,
-            draws=DRAWS,
-            seed=self.settings.seed,
-            progress=self.watch.scoring,
-        )
-        return scores.mean(dim=0)
+        """log p of each held-out image under the default policy, mean over the draws, nats, (N,)."""
+        return self.likelihoods[0].scores.mean(dim=0)
 
     # --- samples -----------------------------------------------------------------------------------------------------
 
     @cached_property
     def labels(self) -> Tensor | None:
         """Of the samples: `images` of each class that is shown, a class after the other. None without classes."""
-        classes = self.run.config.model.num_classes
-        if not classes:
+        shown = min(self.run.config.model.num_classes, CLASSES)
+        if not shown:
             return None
-        return torch.arange(min(classes, CLASSES), device="cpu", dtype=torch.int64).repeat_interleave(
-            self.settings.images
-        )
+        return torch.arange(shown, device="cpu", dtype=torch.int64).repeat_interleave(self.settings.images)
 
     @cached_property
     def stored_setting(self) -> StoredSetting | None:
@@ -204,10 +186,8 @@ class Subject:
     @cached_property
     def samples(self) -> Tensor:
         """Drawn as `tarflow sample` does by default, (n, C, H, W)."""
-        setting = self.setting
-        if setting == Setting(denoise=self.run.sigma):
-            return self.plain_samples
-        return self._drawn(setting)
+        is_plain = self.setting == Setting(denoise=self.run.sigma)
+        return self.plain_samples if is_plain else self._drawn(self.setting)
 
     @cached_property
     def raw_samples(self) -> Tensor:
@@ -216,9 +196,15 @@ class Subject:
 
     def _drawn(self, setting: Setting) -> Tensor:
         n = ROWS * self.settings.images if self.labels is None else len(self.labels)
-        seed, told = self.settings.seed, self.watch.drawing(n)
+        return self.draw(setting, n, self.labels)
+
+    def draw(self, setting: Setting, n: int, y: Tensor | None) -> Tensor:
+        """`sample` with the seed of the report: the same noise under every setting. Raises Unavailable if it fails."""
+        told = self.watch.sampling
+        progress = None if told is None else lambda done, total: told(n * done / total, n)
+        seed = self.settings.seed
         try:
-            return sample(self.run.flow, n, self.labels, setting.guidance, seed, denoise=setting.denoise, progress=told)
+            return sample(self.run.flow, n, y, setting.guidance, seed, denoise=setting.denoise, progress=progress)
         except SamplingError as error:
             raise Unavailable(f"No samples could be drawn: {error}.") from None
 
@@ -235,7 +221,7 @@ class Subject:
 
     def pixels(self, x: Tensor) -> Tensor:
         """What the model sees (N, C, H, W) as uint8 of the data's levels."""
-        return to_pixels(x.cpu(), self.run.levels, self.run.noise)
+        return self.run.measure.pixels(x.cpu())
 
     def shown(self, x: Tensor) -> Tensor:
         """The same with 256 levels, to look at."""
@@ -243,12 +229,3 @@ class Subject:
 
     def class_name(self, k: int) -> str:
         return self.run.class_names[k]
-
-
-def slug(name: str) -> str:
-    """A name that an id, a fragment and a file can have.
-
-    >>> slug("My run/step-10")
-    'my-run-step-10'
-    """
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run"

@@ -1,57 +1,93 @@
-"""A sweep over settings as a table and as one SVG file that stands alone."""
+"""A sweep over settings: as a section of the report, as a Markdown table, and as one SVG file that stands alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from tarflow.evaluation.quality.judge import LOWER_IS_BETTER, Kind
-from tarflow.evaluation.quality.sweep import Row
+from markupsafe import Markup
+
+from tarflow.checkpoint import weights_digest
+from tarflow.evaluation.quality.judge import KINDS, LOWER_IS_BETTER, Figure, Kind
+from tarflow.evaluation.quality.sweep import SWEEP, Row, edges, read_sweep
 from tarflow.report.charts import HEIGHT, WIDTH, Series, line_chart
-from tarflow.report.markup import Markup, element, join
-from tarflow.report.style import THEMES
-from tarflow.sampling.setting import Setting
+from tarflow.report.parts import TEMPLATES, Drawing, Parts, Table
+from tarflow.report.subject import Subject, Unavailable
 
-HEADING = 30  # units above a panel for what it shows
 COLUMNS = 2  # panels side by side
 STYLES = {"linear": "first", "constant": "second"}
+KIND_OF = {"FID": "FD", "KID": "KD"}
 
-_SHEET = """svg { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; }
-text { fill: var(--text); } .name { fill: var(--muted); } .heading { font-weight: 600; }
-.ground { fill: var(--panel); } .gridline { stroke: var(--rule); } .axis { stroke: var(--third); }
-.line { fill: none; stroke-width: 1.75; } .line.third { stroke-dasharray: 6 4; }
-.first { stroke: var(--first); } .second { stroke: var(--second); } .third { stroke: var(--third); }
-.dot.first { fill: var(--first); } .dot.second { fill: var(--second); }"""
+
+def sweep(subject: Subject) -> Parts:
+    """The table and the plot of `tarflow sweep`, where it measured these weights."""
+    run = subject.run
+    stored = read_sweep(run.path / SWEEP / "sweep.json")
+    if stored is None or not any(row.figures for row in stored.rows):
+        raise Unavailable("Nothing was measured: “tarflow sweep RUN” finds the best guidance and denoising.")
+    if stored.key.get("weights") != weights_digest(run.path):
+        raise Unavailable("The sweep in this run was measured for other weights: “tarflow sweep RUN” measures again.")
+    first = next(row for row in stored.rows if row.figures)
+    by = str(stored.more.get("by", ""))
+    name = by if by in first.figures else next(iter(first.figures))
+    sign = 1 if better_is(name) == "lower" else -1
+    best = min((r for r in stored.rows if name in r.figures), key=lambda row: sign * row.figures[name].value)
+    figure = best.figures[name]
+    text = f"Best by {name} ({better_is(name)} is better) of {len(stored.rows)}: {best.setting}, {figure.value:.4g}."
+    again: Any = stored.more.get("again")
+    if isinstance(again, dict) and isinstance(again.get(name), dict) and isinstance(again[name].get("value"), float):
+        text += f" The best of many is flattered by the choice: with other noise it has {again[name]['value']:.4g}."
+    else:
+        text += " The sweep was interrupted: what it had measured by then."
+    text += f" Held-out images have {figure.floor:.4g}."
+    at_edge = [f"{edge[0].upper()}{edge[1:]}." for edge in edges([row.setting for row in stored.rows], best.setting)]
+    panels = sweep_panels(stored.rows, name, f"{subject.prefix}sweep-panel")
+    caption = f"{name} over the scale of the guidance: {'; '.join(heading for heading, _ in panels)}."
+    names = list(best.figures)
+    rows = [[f"{row.setting} (best)" if row is best else str(row.setting), *_cells(row, names)] for row in stored.rows]
+    table = Table(f"{len(rows)} settings, {figure.samples} samples each", ["setting", *names], rows)
+    return [Drawing([chart for _, chart in panels], caption), text, *at_edge, table]
+
+
+def kind_of(name: str) -> Kind:
+    """Which kind a figure is of, by its name: "FD-EffNetLite0", "KID"."""
+    found = name.partition("-")[0]
+    found = KIND_OF.get(found, found)
+    return next((kind for kind in KINDS if kind == found), "FD")
+
+
+def better_is(name: str) -> str:
+    """Whether the lower or the higher figure of this name is the better one."""
+    return "lower" if kind_of(name) in LOWER_IS_BETTER else "higher"
+
+
+def with_error(figure: Figure) -> str:
+    """A figure, and its standard error where it has one; fewer digits than four hide what a sweep is for."""
+    return f"{figure.value:.4g}" + ("" if figure.standard_error is None else f" ± {figure.standard_error:.2g}")
+
+
+def _cells(row: Row, names: Sequence[str]) -> list[str]:
+    """The figures of a row, or the reason why there are none and empty cells."""
+    if not row.figures:
+        return [f"failed: {row.failed}", *("" for _ in names[1:])]
+    return [with_error(row.figures[name]) if name in row.figures else "—" for name in names]
 
 
 def sweep_table(rows: Sequence[Row], best: Row) -> str:
-    """The rows as a Markdown table, a column for each figure, the best row in bold.
-
-    A figure with a standard error has it; figures of fewer digits than four hide what a sweep is for.
-    """
+    """The rows as a Markdown table, a column for each figure, the best row in bold, and below what real images have."""
     names = next((list(row.figures) for row in rows if row.figures), [])
-    lines = [f"| setting | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
-    for row in rows:
-        text = f"**{row.setting}**" if row is best else str(row.setting)
-        if not row.figures:
-            lines.append(f"| {text} | failed: {row.failed} |" + " |" * (len(names) - 1))
-            continue
-        cells = []
-        for name in names:
-            figure = row.figures[name]
-            error = "" if figure.standard_error is None else f" ± {figure.standard_error:.2g}"
-            cells.append(f"{figure.value:.4g}{error}")
-        lines.append(f"| {text} | {' | '.join(cells)} |")
-    figures = best.figures
-    floors = " | ".join(f"{figures[name].floor:.4g}" for name in names)
-    first = figures[names[0]]
-    lines.append(f"| held-out images ({first.floor_samples}) | {floors} |")
-    if first.floor_samples < first.samples:
-        same = " | ".join(f"{figures[name].value_at_floor_samples:.4g}" for name in names)
-        lines.append(f"| best, as many samples ({first.floor_samples}) | {same} |")
-    return "\n".join(lines) + "\n"
+    figures = [best.figures[name] for name in names]
+    lines = [["setting", *names], ["---"] * (len(names) + 1)]
+    lines += [[f"**{row.setting}**" if row is best else str(row.setting), *_cells(row, names)] for row in rows]
+    count = figures[0].floor_samples
+    lines.append([f"held-out images ({count})", *(f"{figure.floor:.4g}" for figure in figures)])
+    if count < figures[0].samples:
+        same = (f"{figure.value_at_floor_samples:.4g}" for figure in figures)
+        lines.append([f"best, as many samples ({count})", *same])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def sweep_chart(rows: Sequence[Row], name: str, kind: Kind) -> str:
+def sweep_chart(rows: Sequence[Row], name: str) -> str:
     """One figure over the scale of the guidance, a panel for each rule, temperature and denoising: an SVG document.
 
     Settings without guidance are the point at scale 0 of every panel with the same denoising. What held-out images
@@ -59,32 +95,12 @@ def sweep_chart(rows: Sequence[Row], name: str, kind: Kind) -> str:
 
     Raises ValueError where no row has the figure.
     """
-    panels = sweep_panels(rows, name, kind, "panel")
-    drawn = []
-    for number, (heading, chart) in enumerate(panels):
-        place = f"translate({number % COLUMNS * WIDTH} {number // COLUMNS * (HEIGHT + HEADING)})"
-        parts = [
-            element("text", heading, x=12, y=22, class_="heading"),
-            element("g", chart, transform=f"translate(0 {HEADING})"),
-        ]
-        drawn.append(element("g", *parts, transform=place))
-    width, height = min(COLUMNS, len(panels)) * WIDTH, -(-len(panels) // COLUMNS) * (HEIGHT + HEADING)
-    light, dark = (" ".join(f"--{k}: {v};" for k, v in THEMES[theme].items()) for theme in ("light", "dark"))
-    sheet = f"svg {{ {light} }}\n@media (prefers-color-scheme: dark) {{ svg {{ {dark} }} }}\n{_SHEET}"
-    document = element(
-        "svg",
-        element("style", Markup(sheet)),
-        element("rect", width=width, height=height, class_="ground"),
-        join(drawn),
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {width} {height}",
-        width=width,
-        height=height,
-    )
-    return f"{document}\n"
+    panels = sweep_panels(rows, name, "panel")
+    template = TEMPLATES.get_template("panels.svg")
+    return template.render(panels=panels, columns=COLUMNS, width=WIDTH, height=HEIGHT) + "\n"
 
 
-def sweep_panels(rows: Sequence[Row], name: str, kind: Kind, prefix: str) -> list[tuple[str, Markup]]:
+def sweep_panels(rows: Sequence[Row], name: str, prefix: str) -> list[tuple[str, Markup]]:
     """The panels of `sweep_chart`: what each shows, and its chart, whose ids begin with `prefix`.
 
     Raises ValueError where no row has the figure.
@@ -95,24 +111,23 @@ def sweep_panels(rows: Sequence[Row], name: str, kind: Kind, prefix: str) -> lis
     panels: dict[tuple[str, float, float | None], None] = {}
     for row in measured:
         setting = row.setting
-        guided = any(r.setting.scale and r.setting.denoise == setting.denoise for r in measured)
-        if setting.scale or not guided:
-            panels[setting.rule, setting.temperature, setting.denoise] = None
-    return [_panel(measured, name, kind, key, f"{prefix}{number}") for number, key in enumerate(panels)]
+        guided = any(r.setting.guidance.scale and r.setting.denoise == setting.denoise for r in measured)
+        if setting.guidance.scale or not guided:
+            panels[setting.guidance.rule, setting.guidance.temperature, setting.denoise] = None
+    return [_panel(measured, name, *key, f"{prefix}{number}") for number, key in enumerate(panels)]
 
 
 def _panel(
-    rows: Sequence[Row], name: str, kind: Kind, key: tuple[str, float, float | None], chart_id: str
+    rows: Sequence[Row], name: str, rule: str, temperature: float, denoise: float | None, chart_id: str
 ) -> tuple[str, Markup]:
-    rule, temperature, denoise = key
     series: list[Series] = []
     for schedule, style in STYLES.items():
         points = []
         for row in rows:
-            s: Setting = row.setting
-            here = (s.rule, s.temperature, s.schedule) == (rule, temperature, schedule) or s.scale == 0
-            if here and s.denoise == denoise:
-                points.append((s.scale, row.figures[name].value))
+            g = row.setting.guidance
+            here = (g.rule, g.temperature, g.schedule) == (rule, temperature, schedule) or g.scale == 0
+            if here and row.setting.denoise == denoise:
+                points.append((g.scale, row.figures[name].value))
         if any(scale for scale, _ in points) or (schedule == "linear" and points and not series):
             series.append(Series(schedule, sorted(points), style, dots=True))
     if len(series) > 1 and not any(scale for scale, _ in series[0].points):
@@ -124,7 +139,6 @@ def _panel(
     warm = "" if temperature == 1 else f", temperature {temperature:g}"
     cleaned = "not denoised" if denoise is None else f"denoised with σ={denoise:g}"
     heading = f"rule {rule}{warm}, {cleaned}"
-    better = "lower is better" if kind in LOWER_IS_BETTER else "higher is better"
-    label = f"{name} ({better}, N = {figure.samples})"
+    label = f"{name} ({better_is(name)} is better, N = {figure.samples})"
     chart = line_chart(chart_id, series, title=f"{name}: {heading}", x_label="scale of the guidance", y_label=label)
     return heading, chart

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from tarflow.devices import free_bytes, without_autocast
 from tarflow.fields import integer, real
-from tarflow.model.flow import TarFlow
+from tarflow.model.sequence import SequenceFlow
 
 GRAPH_BYTES = 1 << 30  # activations that are kept for the gradient at once, where the batch size is ours to choose
 GRAPH_SHARE = 0.5  # of a GPU's free memory, if that is more
 
 
 def denoise(
-    flow: TarFlow, x: Tensor, sigma: float, y: Tensor | None = None, *, batch_size: int | None = None
+    flow: SequenceFlow, x: Tensor, sigma: float, y: Tensor | None = None, *, batch_size: int | None = None
 ) -> Tensor:
     """Denoise images by the score of the model that was trained on noisy ones.
 
@@ -41,8 +41,8 @@ def denoise(
     """
     check_sigma(sigma)
     batch_size = None if batch_size is None else integer("batch_size", batch_size, 1)
-    flow.check_images(x)
-    y = flow.check_labels(y, len(x))
+    flow.event.check(x)
+    y = flow.check_condition(y, len(x))
     if flow.in_inference_mode:
         with torch.inference_mode(False):
             flow = copy.deepcopy(flow)  # the weights as tensors that can be differentiated through
@@ -57,15 +57,15 @@ def denoise(
     return torch.cat(chunks) if chunks else x.clone()
 
 
-def graph_bytes(flow: TarFlow) -> int:
+def graph_bytes(flow: SequenceFlow) -> int:
     """Bytes of the activations that the gradient of one image's log-density needs, about: 16·T·W numbers a layer.
 
     They are what goes into the norms and the products, the queries, keys and values, and the wide inner layer of the
     MLP twice (W + W + 3W + W, W + W + 4W + 4W).
     """
-    config = flow.config
+    config = flow.sequence
     inner = 8 + 2 * config.expansion
-    return sum(config.layers) * inner * config.num_patches * config.width * flow.dtype.itemsize
+    return sum(config.layers) * inner * config.tokens * config.width * flow.dtype.itemsize
 
 
 def check_sigma(sigma: float) -> None:
@@ -73,7 +73,7 @@ def check_sigma(sigma: float) -> None:
     real("sigma", sigma, "a positive number", lambda value: value > 0)
 
 
-def _denoise_chunk(flow: TarFlow, x: Tensor, sigma: float, y: Tensor | None, by_block: bool) -> Tensor:
+def _denoise_chunk(flow: SequenceFlow, x: Tensor, sigma: float, y: Tensor | None, by_block: bool) -> Tensor:
     with (
         torch.inference_mode(False),  # the caller may be in it, and nothing can be differentiated there
         torch.enable_grad(),
@@ -86,17 +86,17 @@ def _denoise_chunk(flow: TarFlow, x: Tensor, sigma: float, y: Tensor | None, by_
         return (x + sigma**2 * score).detach()
 
 
-def _score(flow: TarFlow, x: Tensor, y: Tensor | None) -> Tensor:
+def _score(flow: SequenceFlow, x: Tensor, y: Tensor | None) -> Tensor:
     """∇_x log p(x|y), through the whole flow at once."""
     # Only x asks for a gradient: the weights' graph is neither built further back nor accumulated into .grad.
-    z, ladj = flow(x, y)  # `log_prob` would wait for the device, to check the labels once more
-    (score,) = torch.autograd.grad((flow.base_log_prob(z) + ladj).sum(), [x])
+    z, ladj = flow.encode_in_range(x, y)  # `log_prob` would wait for the device, to check y once more
+    (score,) = torch.autograd.grad((flow.base.log_prob(z) + ladj).sum(), [x])
     return score
 
 
-def _score_by_block(flow: TarFlow, x: Tensor, y: Tensor | None) -> Tensor:
+def _score_by_block(flow: SequenceFlow, x: Tensor, y: Tensor | None) -> Tensor:
     """The same by the chain rule, block after block: what each was given is kept, what is inside it computed again."""
-    z, inside = flow.in_range(flow.to_patches(x.detach()))
+    z, inside = flow.in_range(flow.event.to_tokens(flow.as_state(x.detach()))[0])
     inputs = [z]
     with torch.no_grad():
         for block in flow.blocks:
@@ -104,9 +104,11 @@ def _score_by_block(flow: TarFlow, x: Tensor, y: Tensor | None) -> Tensor:
             inputs.append(z)
             inside = inside & still
     z = inputs.pop().requires_grad_()
-    (score,) = torch.autograd.grad(flow.base_log_prob(z).sum(), [z])
+    (score,) = torch.autograd.grad(flow.base.log_prob(z).sum(), [z])
     for block in reversed(flow.blocks):
         below = inputs.pop().requires_grad_()
         above, ladj = block.encode(below, y)
         (score,) = torch.autograd.grad((above * score).sum() + ladj.sum(), [below])
-    return flow.to_images(torch.where(inside.view(-1, 1, 1), score, 0))  # as through the whole flow: no gradient
+    return flow.event.from_tokens(
+        torch.where(inside.view(-1, 1, 1), score, 0)
+    )  # as through the whole flow: no gradient

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from tarflow.model.checks import as_labels, check_tensor
-from tarflow.model.flow import TarFlow
+from tarflow.model.checks import check_tensor
+from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.sample import sample
 
 SEEDS = 1 << 62  # seeds that a draw from the global generator chooses from
@@ -55,15 +55,16 @@ class FlowDistribution(Distribution):
     support = constraints.independent(constraints.real, 3)
     has_rsample = False
 
-    def __init__(self, flow: TarFlow, y: Tensor | int | None = None, validate_args: bool | None = None) -> None:
+    def __init__(self, flow: SequenceFlow, y: Tensor | int | None = None, validate_args: bool | None = None) -> None:
         self.flow = flow
-        self.y = None if y is None else as_labels(y)
-        if self.y is not None:
-            checked = flow.check_labels(self.y.reshape(-1), self.y.numel())
+        self.y = None
+        if y is not None:
+            labels = flow.condition.as_values(y)
+            checked = flow.check_condition(labels.reshape(-1), labels.numel())
             assert checked is not None
-            self.y = checked.reshape(self.y.shape)
+            self.y = checked.reshape(labels.shape)
         batch_shape = torch.Size() if self.y is None else self.y.shape
-        super().__init__(batch_shape, torch.Size((flow.config.channels, *flow.config.image_shape)), validate_args)
+        super().__init__(batch_shape, torch.Size(flow.event.shape), validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
         """The same distribution with labels repeated to `batch_shape`."""

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from tarflow.fields import integer
-from tarflow.model.block import NULL_CLASS, Block
+from tarflow.model.block import Block
 from tarflow.model.checks import check_tensor
-from tarflow.model.flow import TarFlow
+from tarflow.model.condition import NULL_CLASS
+from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.decode import default_batch_size, draw_noise, invert, latents_of
 from tarflow.sampling.sample import SamplingError
 
 
 @torch.no_grad()
-def reconstruct(flow: TarFlow, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def reconstruct(flow: SequenceFlow, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Encode images and decode them again: what rounding costs, which is all that is lost.
 
         x̂ = decode(encode(x, y), y),    error = max_chw |x̂ - x|
@@ -44,13 +45,13 @@ def reconstruct(flow: TarFlow, x: Tensor, y: Tensor | None = None) -> tuple[Tens
     (torch.Size([3, 1, 8, 8]), True)
     """
     z, _ = flow.encode(x, y)
-    x_hat = flow.to_images(_invert_all(flow, flow.blocks, z, flow.check_labels(y, len(x))))
+    x_hat = flow.event.from_tokens(_invert_all(flow, flow.blocks, z, flow.check_condition(y, len(x))))
     return x_hat, (x_hat - x).abs().flatten(1).amax(dim=1)
 
 
 @torch.no_grad()
 def interpolate(
-    flow: TarFlow,
+    flow: SequenceFlow,
     x0: Tensor,
     x1: Tensor,
     steps: int = 8,
@@ -96,7 +97,7 @@ def interpolate(
     """
     if integer("steps", steps) < 2:
         raise ValueError(f"steps: expected at least 2, both ends, got {steps}")
-    shape = (flow.config.channels, *flow.config.image_shape)
+    shape = flow.event.shape
     for name, x in (("x0", x0), ("x1", x1)):
         check_tensor(name, x, f"one image {shape}")
         if tuple(x.shape) != shape:
@@ -104,19 +105,21 @@ def interpolate(
     if (y0 is None) != (y1 is None):
         given, missing = ("y0", "y1") if y1 is None else ("y1", "y0")
         raise ValueError(f"{missing}: expected a label, because {given} has one; {NULL_CLASS} is the null class")
-    ends = flow.check_labels(None if y0 is None else [y0, y1], 2)
+    ends = flow.check_condition(None if y0 is None else [y0, y1], 2)
 
     z, _ = flow.encode(torch.stack([x0, x1]), ends)
     t = torch.linspace(0, 1, steps, dtype=z.dtype, device=z.device).view(-1, 1, 1)  # (steps, 1, 1)
-    u = z / flow.base_std()  # standard normal
+    u = flow.base.standardised(z)
     start, end = _arc(u, t) if spherical else (1 - t, t)
     u = start * u[0] + end * u[1]  # (steps, T, D)
     y = None if ends is None else ends[(t.flatten() >= 0.5).long()]
-    return _finite(flow.to_images(_invert_all(flow, flow.blocks, u * flow.base_std(), y)))
+    return _finite(flow.event.from_tokens(_invert_all(flow, flow.blocks, flow.base.sample(u), y)))
 
 
 @torch.no_grad()
-def resample(flow: TarFlow, x: Tensor, keep: int, y: Tensor | None = None, *, block: int = 0, seed: int = 0) -> Tensor:
+def resample(
+    flow: SequenceFlow, x: Tensor, keep: int, y: Tensor | None = None, *, block: int = 0, seed: int = 0
+) -> Tensor:
     """Keep the first patches of images in the order of one block, and draw the others anew.
 
         w  = encode of x by blocks 0 … block             what that block makes of x
@@ -157,25 +160,25 @@ def resample(flow: TarFlow, x: Tensor, keep: int, y: Tensor | None = None, *, bl
     >>> torch.allclose(new[:, :, :4], x[:, :, :4], atol=1e-5), torch.allclose(new[:, :, 4:], x[:, :, 4:])
     (True, False)
     """
-    length, count = flow.config.num_patches, len(flow.blocks)
+    length, count = flow.sequence.tokens, len(flow.blocks)
     keep, block = integer("keep", keep), integer("block", block)
     if not 0 <= keep <= length:
         raise ValueError(f"keep: expected 0 to {length} patches, got {keep}")
     if not -count <= block < count:
         raise ValueError(f"block: expected {-count} to {count - 1}, got {block}")
-    flow.check_images(x)
-    y = flow.check_labels(y, len(x))
+    flow.event.check(x)
+    y = flow.check_condition(y, len(x))
     split = block % count + 1  # encode with those before it, draw with those from it on
     before, after = flow.blocks[:split], flow.blocks[split:]
 
-    w = flow.to_patches(x)
+    w, _ = flow.event.to_tokens(flow.as_state(x))
     for each in before:
         w, _ = each.encode(w, y)
     noise = draw_noise(flow, torch.arange(len(x), device="cpu", dtype=torch.int64), seed) if len(x) else w
     drawn = _invert_all(flow, after, latents_of(flow, noise).to(w.dtype), y)
-    reorder = flow.blocks[block].reorder
-    mixed = reorder(torch.cat([reorder(w)[:, :keep], reorder(drawn)[:, keep:]], dim=1))
-    return _finite(flow.to_images(_invert_all(flow, before, mixed, y)))
+    order = flow.blocks[block].order
+    mixed = order.inverse(torch.cat([order.forward(w)[:, :keep], order.forward(drawn)[:, keep:]], dim=1))
+    return _finite(flow.event.from_tokens(_invert_all(flow, before, mixed, y)))
 
 
 def _arc(u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,7 +190,7 @@ def _arc(u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sin((1 - t) * angle) / torch.sin(angle), torch.sin(t * angle) / torch.sin(angle)
 
 
-def _invert_all(flow: TarFlow, blocks: Sequence[Block], z: Tensor, y: Tensor | None) -> Tensor:
+def _invert_all(flow: SequenceFlow, blocks: Sequence[Block], z: Tensor, y: Tensor | None) -> Tensor:
     """(B, T, D) back through `blocks`, the last first, as many at once as the cache allows; checked labels."""
     size = default_batch_size(flow, None)
     chunks = []

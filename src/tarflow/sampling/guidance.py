@@ -14,25 +14,25 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tarflow.config import TarFlowConfig
 from tarflow.fields import real
-from tarflow.model.block import NULL_CLASS, Block
+from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
+from tarflow.model.condition import Condition
 from tarflow.sampling.cpu.step import Step
-
-Predict = Callable[[Tensor, "int | Tensor"], tuple[Tensor, Tensor]]
-"""predict(x, start): shift and log_scale (B, n, D) of patches start+1 … start+n from x (B, n, D), patches start … ."""
+from tarflow.sampling.solver import Predict
 
 
 @dataclass(frozen=True)
 class Guidance:
     """How strongly, when and by which rule samples are guided.
 
-    With v the shift or log-scale, `c` the guided and `u` the unguided branch, and strength g:
+    With v the parameters, `c` the guided and `u` the unguided branch, and strength g:
 
         rule "paper"    v = v_c + g (v_c - v_u)                                    TarFlow, arXiv 2412.06329
         rule "stable"   s = clip(σ_c²/σ_u², 0, 1),  σ = σ_c / √(1+g-gs),           STARFlow, arXiv 2506.06276, Prop. 2
                         μ = ((1+g) μ_c - g s μ_u) / (1+g-gs)
+
+    The second knows what a shift and a scale are: it belongs to the affine and the additive transform.
 
     Attributes:
         scale: w ≥ 0. The paper's best are 1 to 3 with classes, and 0.2 with temperature 0.3 without.
@@ -56,35 +56,26 @@ class Guidance:
         if self.rule not in ("paper", "stable"):
             raise ValueError(f"guidance rule: expected 'paper' or 'stable', got {self.rule!r}")
 
-    def check(self, y: Tensor | None, config: TarFlowConfig) -> None:
-        """Raise ValueError where the two branches coincide, so that guidance would do nothing, silently."""
+    def check(self, y: Tensor | None, condition: Condition, tokens: int) -> None:
+        """Raise ValueError where the two branches coincide, so that guidance would do nothing, silently.
+
+        Args:
+            y: checked values of the `condition`. tokens: of a sequence.
+        """
         if self.scale == 0:
             return
-        # The mean of one class is that class; a softmax over one key has no temperature.
-        by_class = config.num_classes > 1 and y is not None and bool((y != NULL_CLASS).any())
-        by_temperature = self.temperature != 1.0 and config.num_patches > 2
-        if not (by_class or by_temperature):
+        by_temperature = self.temperature != 1.0 and tokens > 2  # a softmax over one key has none
+        if not (condition.differs(y) or by_temperature):
             raise ValueError(
                 f"guidance scale {self.scale}: both branches are the same here and nothing is guided; it takes a model "
                 "of two classes and labels that are not all null, or three patches and a temperature other than 1"
             )
 
-    def strength(self, places: Tensor, num_patches: int) -> Tensor | float:
+    def strength(self, places: Tensor, tokens: int) -> Tensor | float:
         """g_i for patches at `places` of the block's own order."""
         if self.schedule == "constant":
             return self.scale
-        return self.scale * places / (num_patches - 1)
-
-    def combine(
-        self, guided: tuple[Tensor, Tensor], unguided: tuple[Tensor, Tensor], g: Tensor | float
-    ) -> tuple[Tensor, Tensor]:
-        """(shift, log_scale) of both branches, (B, n, D) each, to those that are used."""
-        (shift_c, log_scale_c), (shift_u, log_scale_u) = guided, unguided
-        if self.rule == "paper":
-            return shift_c + g * (shift_c - shift_u), log_scale_c + g * (log_scale_c - log_scale_u)
-        s = torch.exp((2 * (log_scale_c - log_scale_u)).clamp(max=0))  # clip(σ_c²/σ_u², 0, 1)
-        denominator = 1 + g - g * s
-        return ((1 + g) * shift_c - g * s * shift_u) / denominator, log_scale_c - 0.5 * torch.log(denominator)
+        return self.scale * places / (tokens - 1)
 
 
 def guided_rows(guidance: Guidance | None, batch: int) -> int:
@@ -114,25 +105,26 @@ def branches(
     return context, temperature
 
 
-def guided(block: Block, evaluate: Predict, guidance: Guidance | None) -> Predict:
-    """What a solver sees: `evaluate`, the conditioner of all branches, combined, and the log-scale bounded."""
+def guided(block: Block, params: Tensor, guidance: Guidance | None, places: Tensor) -> Tensor:
+    """Parameters (R, n, k·D) of all branches to those that are used, (B, n, k·D), of tokens at `places` (n,)."""
     if guidance is None or guidance.scale == 0:
+        return params
+    g = guidance.strength(places.to(params.dtype).unsqueeze(1), block.config.tokens)
+    conditional, unguided = params.chunk(2)
+    return block.transform.combine(conditional, unguided, g, guidance.rule)
 
-        def predict(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
-            shift, log_scale = evaluate(x, start)
-            return shift, block.bound(log_scale)
 
-        return predict
+def predictor_of(block: Block, conditioner: Callable[[Tensor, int], Tensor], guidance: Guidance | None) -> Predict:
+    """What a solver sees of a block, with what evaluates its conditioner for all branches, (R, n, D) to (R, n, k·D)."""
+    if guidance is None or guidance.scale == 0:
+        return Predict(conditioner, block.transform)
 
-    def predict_guided(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
-        rows = len(x)
-        shift, log_scale = evaluate(torch.cat([x, x]), start)
-        places = start + 1 + torch.arange(x.shape[1], device=x.device, dtype=x.dtype).unsqueeze(1)  # (n, 1)
-        g = guidance.strength(places, block.config.num_patches)
-        shift, log_scale = guidance.combine((shift[:rows], log_scale[:rows]), (shift[rows:], log_scale[rows:]), g)
-        return shift, block.bound(log_scale)
+    def evaluate(x: Tensor, start: int) -> Tensor:
+        params = conditioner(torch.cat([x, x]), start)
+        places = torch.arange(start + 1, start + 1 + x.shape[1], device=x.device, dtype=params.dtype)
+        return guided(block, params, guidance, places)
 
-    return predict_guided
+    return Predict(evaluate, block.transform)
 
 
 def predictor(block: Block, y: Tensor | None, guidance: Guidance | None, cache: KVCache) -> Predict:
@@ -145,10 +137,9 @@ def predictor(block: Block, y: Tensor | None, guidance: Guidance | None, cache: 
     batch = rows if guided_rows(guidance, 1) == 1 else rows // 2
     context, temperature = branches(block, y, guidance, batch)
     if Step.fits(block, cache):
-        return guided(block, Step(block, context, cache, temperature), guidance)
+        return predictor_of(block, Step(block, context, cache, temperature), guidance)
 
-    def evaluate(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
-        assert isinstance(start, int)
+    def conditioner(x: Tensor, start: int) -> Tensor:
         return block.conditioner(x, context, start, cache, temperature)
 
-    return guided(block, evaluate, guidance)
+    return predictor_of(block, conditioner, guidance)

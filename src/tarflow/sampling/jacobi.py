@@ -1,6 +1,6 @@
 """Parallel decoding of one block: Gauss-Seidel over windows of patches, Jacobi within a window.
 
-Decoding solves x = z·exp(log_scale(x)) + shift(x), in which each patch depends on those before it. Jacobi iteration
+Decoding solves x = inverse(z, params(x)), in which each patch depends on those before it. Jacobi iteration
 evaluates all patches of a window at once, from guesses, and again from the result. The system is triangular, so each
 iteration makes at least one more patch exact, and usually many more converge. What has converged is frozen: its keys
 and values stay in the cache and are never computed again, and the window slides on.
@@ -11,23 +11,21 @@ prefix as soon as that prefix has converged, instead of running a number of iter
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tarflow.fields import integer, real
-from tarflow.model.block import Block
-from tarflow.model.flow import TarFlow
-from tarflow.sampling.guidance import Predict
-from tarflow.sampling.sequential import Solution
+from tarflow.sampling.solver import Predict, Solution, Solver
 
-# Pixels lie between -1 and 1 and latents within 5; numbers beyond this are overflowing, and in float16 they soon would.
-# Under a causal mask a later patch counts 0 times its value, which is NaN where that value is infinite.
-WILD = 1e4
+LARGEST_GUESS = 1e4
+"""Guesses that are fed back are no larger: pixels lie between -1 and 1, latents within 5, and what is larger overflows.
 
+Under a causal mask a later patch counts 0 times its value, which is NaN where that value is infinite."""
 
-STEADY = 8
+SHAPES_IF_NARROW = 8
 """Shapes of windows where the network computes in less than float32: each product rounds in its own way."""
 
 
@@ -41,12 +39,32 @@ def default_tolerance(dtype: torch.dtype) -> float:
     return (1000 if dtype.itemsize >= 4 else 2) * torch.finfo(dtype).eps
 
 
-def network_dtype(module: TarFlow | Block) -> torch.dtype:
-    """In which a flow or a block computes its products: that of its weights, or that of an autocast around it all."""
-    kind = next(module.parameters()).device.type
-    if torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return (module if isinstance(module, Block) else module.blocks[0]).product_dtype
+@dataclass(frozen=True)
+class Jacobi(Solver):
+    """Many patches at a time, iterated until they change no more: see `jacobi`. On a GPU small windows are replayed.
+
+    Attributes:
+        window: patches evaluated at once; None takes all that are left.
+        tol: tolerance, relative to max(1, |x|); None is 1000 times the spacing of numbers at 1, 1.2e-4 in float32, and
+            where the network computes in bf16 twice, 0.016.
+    """
+
+    window: int | None = None
+    tol: float | None = None
+
+    def __post_init__(self) -> None:
+        check_options(self.window, self.tol)
+
+    def solve(self, predict: Predict, z: Tensor) -> Solution:
+        dtype = predict.dtype or z.dtype
+        shapes = SHAPES_IF_NARROW if dtype.itemsize < 4 else None
+        if predict.replay is not None and (windows := predict.replay.windows()) is not None:
+            predict, shapes = dataclasses.replace(predict, evaluate=windows), 1
+        tol = default_tolerance(dtype) if self.tol is None else self.tol
+        return jacobi(predict, z, window=self.window, tol=tol, shapes=shapes)
+
+    def __str__(self) -> str:
+        return "jacobi" if self.window is None else f"jacobi {self.window}"
 
 
 def jacobi(
@@ -57,11 +75,12 @@ def jacobi(
     tol: float | None = None,
     shapes: int | None = None,
 ) -> Solution:
-    """Solve x_i = z_i·exp(log_scale_i(x_<i)) + shift_i(x_<i), many patches at a time.
+    """Solve x_i = predict.inverse(z_i, params_i(x_<i)), many patches at a time.
 
-    A patch that enters the window is guessed with the shift and log-scale that were predicted for the patch before it;
-    the first guess is z. A guess beyond `WILD` is replaced by z: what overflows inside the network would reach patches
-    that do not depend on it. A solution may lie there; it is then found when all patches before it are.
+    A patch that enters the window is guessed with the parameters that were predicted for the patch before it; the
+    first guess is z. A guess beyond
+    `LARGEST_GUESS` is replaced by z: what overflows inside the network would reach patches that do not depend on it. A
+    solution may lie there; it is then found when all patches before it are.
 
     Args:
         predict: the block, as `tarflow.sampling.guidance.predictor` wraps it, with a cache.
@@ -79,11 +98,11 @@ def jacobi(
     tol = default_tolerance(z.dtype) if tol is None else tol
     last = z.shape[1] - 1
     grain = 1 if shapes is None else window or max(1, -(-last // shapes))  # windows begin at multiples of it
-    safe = torch.nan_to_num(z).clamp(-WILD, WILD)
+    safe = torch.nan_to_num(z).clamp(-LARGEST_GUESS, LARGEST_GUESS)
     x = torch.cat([z[:, :1], safe[:, 1:]], dim=1)  # the first guess; x_0 = z_0 is exact
     known = 0  # x_0 … x_known are final
     guessed = last if window is None else min(last, window)  # x_1 … x_guessed have a guess
-    shift, log_scale = torch.zeros_like(z[:, :1]), torch.zeros_like(z[:, :1])  # x = z, before anything is predicted
+    params: Tensor | None = None  # of the window, as predicted last
     iterations, residual = 0, z.new_zeros(())
     alive = torch.isfinite(x[:, 0]).all(dim=1)  # rows whose final patches are finite
     while known < last:
@@ -91,12 +110,12 @@ def jacobi(
         end = last if window is None else min(last, begin + window)
         if end > guessed:
             entering = slice(guessed + 1, end + 1)
-            entered = z[:, entering] * torch.exp(log_scale[:, -1:]) + shift[:, -1:]
-            x[:, entering] = _tamed(entered, safe[:, entering])
+            if params is not None:
+                x[:, entering] = _finite_guess(predict.inverse(z[:, entering], params[:, -1:]), safe[:, entering])
             guessed = end
         guess = x[:, known + 1 : end + 1]
-        shift, log_scale = (part[:, known - begin :] for part in predict(x[:, begin:end], begin))
-        result = z[:, known + 1 : end + 1] * torch.exp(log_scale) + shift
+        params = predict(x[:, begin:end], begin)[:, known - begin :]
+        result = predict.inverse(z[:, known + 1 : end + 1], params)
         iterations += 1
         # Guesses at known+1 … end-1 went in; where they come out unchanged they are solutions, and their keys and
         # values in the cache are those of the values kept. The patch after them was computed from solutions alone.
@@ -111,20 +130,9 @@ def jacobi(
         alive = alive & torch.isfinite(fresh[:, 0]).all(dim=1)
         x[:, known + 1 + settled] = fresh[:, 0]
         rest = slice(known + 2 + settled, end + 1)
-        x[:, rest] = _tamed(fresh[:, 1:], safe[:, rest])
+        x[:, rest] = _finite_guess(fresh[:, 1:], safe[:, rest])
         known += settled + 1
     return Solution(x, iterations, float(residual))
-
-
-@dataclass(frozen=True)
-class Jacobi:
-    """`jacobi` with its options, as a solver: what `sampling.decode.invert` takes, and fits to a block and a device."""
-
-    window: int | None = None
-    tol: float | None = None
-
-    def __call__(self, predict: Predict, z: Tensor) -> Solution:
-        return jacobi(predict, z, window=self.window, tol=self.tol)
 
 
 def check_options(window: int | None, tol: float | None) -> None:
@@ -135,6 +143,6 @@ def check_options(window: int | None, tol: float | None) -> None:
         real("tol", tol, "0 or more", lambda value: value >= 0)
 
 
-def _tamed(guess: Tensor, safe: Tensor) -> Tensor:
+def _finite_guess(guess: Tensor, safe: Tensor) -> Tensor:
     """The guess where it is a number that the network can stand, else the safe one: NaN is not below anything."""
-    return torch.where(guess.abs() <= WILD, guess, safe)
+    return torch.where(guess.abs() <= LARGEST_GUESS, guess, safe)

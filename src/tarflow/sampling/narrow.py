@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from tarflow.model.flow import TarFlow
+from tarflow.model.sequence import SequenceFlow
 from tarflow.model.transformer import Layer
 
+Flow = TypeVar("Flow", bound=SequenceFlow)
 
-def narrowed(flow: TarFlow, dtype: torch.dtype = torch.bfloat16) -> TarFlow:
+
+def narrowed(flow: Flow, dtype: torch.dtype = torch.bfloat16) -> Flow:
     """A copy of a flow with the matrices within its Transformer layers in `dtype`, and all else as it is.
 
     It is to bf16 weights what autocast is to bf16 products: the state, the sums that run through the layers, the norms,

@@ -3,45 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from tarflow.fields import check, coerce_fields, option
+from tarflow.fields import check, coerce_fields
 from tarflow.sampling.guidance import Guidance
+
+UNGUIDED = Guidance(0.0)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Guidance and denoising of a sampler.
+    """Guidance and denoising of a sampler, as `sample` takes them.
 
-    >>> print(Setting(scale=1.0, denoise=0.1))
+    Attributes:
+        guidance: of scale 0 for none. denoise: σ of the denoising; None does not denoise.
+
+    >>> print(Setting(Guidance(1.0), denoise=0.1))
     guidance 1 (linear, paper), denoised with σ=0.1
     >>> print(Setting())
     no guidance, not denoised
     """
 
-    scale: float = option(0.0, help="scale w of the guidance; 0 is none, and then the next three say nothing")
-    schedule: Literal["linear", "constant"] = option("linear", help="how it grows along the patches")
-    temperature: float = option(1.0, help="attention temperature of the unguided branch")
-    rule: Literal["paper", "stable"] = option("paper", help="how the branches are combined")
-    denoise: float | None = option(None, help="σ of the denoising; none when not given")
+    guidance: Guidance = UNGUIDED
+    denoise: float | None = None
 
     def __post_init__(self) -> None:
         coerce_fields(self)
         check(self.denoise is None or self.denoise > 0, "denoise", "a positive number or nothing", self.denoise)
-        Guidance(self.scale, self.schedule, self.temperature, self.rule)  # says what is wrong with the others
-
-    @property
-    def guidance(self) -> Guidance | None:
-        """What `sample` takes; None without guidance."""
-        if self.scale == 0:
-            return None
-        return Guidance(self.scale, self.schedule, self.temperature, self.rule)
 
     def __str__(self) -> str:
-        guided = "no guidance"
-        if self.scale:
-            warm = "" if self.temperature == 1 else f", temperature {self.temperature:g}"
-            guided = f"guidance {self.scale:g} ({self.schedule}, {self.rule}{warm})"
+        guided, g = "no guidance", self.guidance
+        if g.scale:
+            warm = "" if g.temperature == 1 else f", temperature {g.temperature:g}"
+            guided = f"guidance {g.scale:g} ({g.schedule}, {g.rule}{warm})"
         return f"{guided}, {'not denoised' if self.denoise is None else f'denoised with σ={self.denoise:g}'}"
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tarflow.fields import integer
-from tarflow.model.flow import TarFlow
+from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.decode import decode, draw_noise, latents_of
 from tarflow.sampling.denoise import denoise as denoise_images
 from tarflow.sampling.guidance import Guidance
@@ -14,7 +14,7 @@ from tarflow.sampling.sample import SamplingError, check_arguments
 
 
 def trace(
-    flow: TarFlow,
+    flow: SequenceFlow,
     n: int = 1,
     y: Tensor | None = None,
     guidance: Guidance | None = None,
@@ -48,8 +48,8 @@ def trace(
     integer("seed", seed)
     y = check_arguments(flow, n, y, guidance, denoise, noise)
     noise = draw_noise(flow, torch.arange(n, device="cpu", dtype=torch.int64), seed) if noise is None else noise
-    stages = [flow.to_images(latents_of(flow, noise))]
-    stages += [flow.to_images(solution.x) for solution in decode(flow, noise, y, guidance)]
+    stages = [flow.event.from_tokens(latents_of(flow, noise))]
+    stages += [flow.event.from_tokens(solution.x) for solution in decode(flow, noise, y, guidance)]
     if denoise is not None:
         stages.append(denoise_images(flow, stages[-1], denoise, y))
     finite = torch.isfinite(stages[-1]).flatten(1).all(dim=1)

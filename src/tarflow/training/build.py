@@ -9,10 +9,11 @@ import torch
 
 from tarflow.config import RunConfig
 from tarflow.model.flow import TarFlow
+from tarflow.model.recompute import recompute_layers
 from tarflow.training.compiling import compile_layers, wants_compilation
 from tarflow.training.ema import EMA
+from tarflow.training.initial import start_from
 from tarflow.training.optimizer import build_optimizer
-from tarflow.training.setup import start_from
 from tarflow.training.step import TrainingStep
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def build_step(config: RunConfig, engine: Engine, init: TarFlow | None) -> Train
         start_from(flow, init)
     flow.train()
     averaged = copy.deepcopy(flow)  # before it is sharded: then it cannot be copied
+    recompute_layers(flow, training.checkpoint_activations)
     engine.set_up(flow)
     engine.follow(averaged)
     optimizer = build_optimizer(flow, training)  # after it: sharding puts other parameters in the place of these

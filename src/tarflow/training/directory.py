@@ -10,8 +10,8 @@ from typing import Any
 from tarflow import checkpoint, locks
 from tarflow.config import RunConfig
 from tarflow.data.load import Splits
-from tarflow.data.streamed import StreamedSplits
-from tarflow.model.flow import WEIGHTS_FILE, TarFlow
+from tarflow.model.flow import TarFlow
+from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.ranks import ALONE, Ranks
 from tarflow.training.resuming import open_directory, rewind_directory
 
@@ -29,9 +29,7 @@ class RunDirectory:
         self._held = contextlib.ExitStack()
         self._hold: locks.Hold | None = None
 
-    def open(
-        self, config: RunConfig, splits: Splits | StreamedSplits, *, resume: bool
-    ) -> tuple[RunConfig, Path | None]:
+    def open(self, config: RunConfig, splits: Splits, *, resume: bool) -> tuple[RunConfig, Path | None]:
         """Take the directory over for a run with `config` on `splits`, on all ranks.
 
         Returns the config with the run's identity, and the checkpoint to go on from, None where there is none.

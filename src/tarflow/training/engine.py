@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tarflow.config import ConfigError, TrainingConfig
 from tarflow.devices import float32_products, numbered
+from tarflow.measure import NOISES
 from tarflow.model.flow import TarFlow
 from tarflow.ranks import Ranks
 from tarflow.training.sharding import shard
@@ -30,7 +31,7 @@ def products_of(config: TrainingConfig, device: torch.device) -> Products:
     if config.precision == "auto":
         if device.type != "cuda":
             return "float32"
-        return "bf16" if config.noise == "gaussian" else "tf32"
+        return "tf32" if NOISES[config.noise].bounds_pixels else "bf16"
     if config.precision == "tf32" and device.type != "cuda":
         raise ConfigError(f"precision: tf32 is a format of CUDA devices, got {device.type}; expected float32 or auto")
     return config.precision

@@ -6,20 +6,17 @@ import torch
 from torch import Tensor
 
 from tarflow.config import TrainingConfig
-from tarflow.measure import flip_horizontally, noisy_images
-from tarflow.model.block import NULL_CLASS
-from tarflow.model.flow import TarFlow
+from tarflow.measure import Measure
+from tarflow.model.condition import NULL_CLASS
 from tarflow.seeding import seeded_generator
-
-VARIANCE_RATE = 0.1  # weight of a step's mean(z²) in the additive variant's base variance; the paper's
 
 
 def objective(z: Tensor, ladj: Tensor) -> Tensor:
-    """½ mean(z²) - mean(ladj)/(T·D), nats a dimension: -log p / (T·D) without its constant ½ log 2π.
+    """½ mean(z²) - mean(Σ_i ladj_i)/(T·D), nats a dimension: -log p / (T·D) without its constant ½ log 2π.
 
     For the additive transform ladj is 0, and ½ mean(z²) is the paper's volume-preserving objective.
     """
-    return 0.5 * z.square().mean() - ladj.mean() / z[0].numel()
+    return 0.5 * z.square().mean() - ladj.sum() / z.numel()
 
 
 def training_batch(
@@ -28,7 +25,7 @@ def training_batch(
     step: int,
     *,
     config: TrainingConfig,
-    levels: int,
+    measure: Measure,
     flip: bool,
     rows: slice | None = None,
 ) -> tuple[Tensor, Tensor | None]:
@@ -51,20 +48,9 @@ def training_batch(
     generator = seeded_generator(config.seed, "training", step, device=device)
     if flip:
         mirrored = torch.rand(count, generator=generator, device=device, dtype=torch.float32)[rows] < 0.5
-        pixels = flip_horizontally(pixels, mirrored)
-    x = noisy_images(pixels, levels, config.noise, config.noise_std, generator, rows, count)
+        pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+    x = measure.noisy(pixels, generator, rows, count)
     if labels is None:
         return x, None
     dropped = torch.rand(count, generator=generator, device=device, dtype=torch.float32)[rows] < config.label_drop
     return x, torch.where(dropped, NULL_CLASS, labels)
-
-
-@torch.no_grad()
-def update_base_variance(flow: TarFlow, energy: Tensor, moved: Tensor | bool = True) -> None:
-    """Move the additive variant's `base_variance` (T, D) towards `energy`, mean(z²) of this step's batch (T, D).
-
-    Where the step does not count (`moved`, 0-d bool, is false) nothing changes. Affine flows have no base variance.
-    """
-    if flow.base_variance is not None:
-        step = VARIANCE_RATE * (energy.to(flow.base_variance.dtype) - flow.base_variance)
-        flow.base_variance += torch.where(torch.as_tensor(moved, device=step.device, dtype=torch.bool), step, 0.0)

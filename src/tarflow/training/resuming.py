@@ -16,8 +16,7 @@ from tarflow import checkpoint, digests, storage
 from tarflow.config import ConfigError, RunConfig
 from tarflow.data.identity import write_names
 from tarflow.data.load import Splits
-from tarflow.data.streamed import StreamedSplits
-from tarflow.model.flow import WEIGHTS_FILE
+from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.tensor_files import check_dense
 from tarflow.training.optimizer import moments_of
 from tarflow.training.setup import check_resumable, step_counts
@@ -36,7 +35,7 @@ _NUMBERS: dict[str, tuple[type, ...]] = {
 _SETTINGS = ("orthogonal", "factor", "betas", "eps", "weight_decay", "amsgrad", "maximize")
 
 
-def open_directory(out: Path, config: RunConfig, splits: Splits | StreamedSplits) -> tuple[RunConfig, Path | None]:
+def open_directory(out: Path, config: RunConfig, splits: Splits) -> tuple[RunConfig, Path | None]:
     """Make `out` ready for a run on `splits`; what its config is, and the checkpoint to go on from, None without one.
 
     The config is the given one with the identity of the run: that of the run in `out`, a new one where none is there.

@@ -12,7 +12,8 @@ from torch import Tensor
 from tarflow.config import RunConfig
 from tarflow.data.sets import ImageSet
 from tarflow.evaluation.likelihood.evaluate import Likelihood, evaluate_likelihood
-from tarflow.model.flow import WEIGHTS_FILE, TarFlow
+from tarflow.model.flow import TarFlow
+from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.ranks import ALONE, Ranks
 
 
@@ -59,17 +60,17 @@ def settle(
 def measure_base_variance(
     flow: TarFlow, batches: Iterable[tuple[Tensor, Tensor | None]], parts: int = 1, ranks: Ranks = ALONE
 ) -> None:
-    """Set the additive variant's `base_variance` to mean(z²) (T, D) over batches of equal size: its maximum likelihood.
+    """Set the followed `base.variance` to mean(z²) (T, D) over batches of equal size: its maximum likelihood.
 
     Args:
         batches: of noisy images and labels, this rank's rows of them. parts: that each goes through the flow in.
     """
-    assert flow.base_variance is not None
-    total, count = torch.zeros_like(flow.base_variance, device="cpu", dtype=torch.float64), 0
+    assert flow.base.follows
+    total, count = torch.zeros_like(flow.base.variance, device="cpu", dtype=torch.float64), 0
     for x, y in batches:
         ys = [None] * parts if y is None else y.chunk(parts)
         for x_part, y_part in zip(x.chunk(parts), ys, strict=True):
             total += flow(x_part, y_part)[0].square().mean(dim=0).cpu()
             count += 1
     (total,) = ranks.sum([total / count], host=True)
-    flow.base_variance.copy_(total / ranks.size)
+    flow.base.variance.copy_(total / ranks.size)

@@ -1,10 +1,10 @@
-"""From a recipe's sections and the data to the full config of a run; its directory; and fine-tuning's first weights."""
+"""From a recipe's sections and the data to the full config of a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,19 @@ from tarflow.config import (
 )
 from tarflow.data.errors import DataWarning
 from tarflow.data.identity import MOVED, Known, located, open_known, place_of
-from tarflow.data.load import Splits, load_or_stream
-from tarflow.data.prepared import is_prepared, read_manifest
-from tarflow.data.request import Reading, Request
+from tarflow.data.load import Splits, load
+from tarflow.data.options import LoadOptions, Reading
 from tarflow.data.sets import ImageSet
-from tarflow.data.sources import common_size, open_measured
-from tarflow.data.streamed import StreamedSet, StreamedSplits
+from tarflow.data.sources import common_shape, open_measured, open_source
+from tarflow.data.store.read import is_prepared, read_manifest
 from tarflow.data.value_range import ValueRange
-from tarflow.model.flow import TarFlow
 from tarflow.ranks import ALONE, Ranks
-
-Sections = Mapping[str, Mapping[str, Any]]
+from tarflow.recipes import Sections
 
 
 def open_data(
     sections: Sections, progress: Callable[[int, int], None] | None = None, known: Known | None = None
-) -> Splits | StreamedSplits:
+) -> Splits:
     """Load the data that the sections `data` and `model` (image size, channels) of a recipe ask for.
 
     Raises ConfigError where they are not those that are `known`, of a run that is to go on.
@@ -45,23 +42,20 @@ def open_data(
     data = from_dict(DataConfig, sections.get("data", {}), "data")
     model = sections.get("model", {})
     size = model.get("image_size")
-    request = Request(
+    options = LoadOptions(
         image_size=tuple(size) if isinstance(size, list) else size,
         channels=model.get("channels"),
         levels=data.levels if "levels" in sections.get("data", {}) else None,
         class_names=data.class_names or None,
+        held_out_fraction=data.held_out_fraction,
+        split_seed=data.split_seed,
         skip_bad=data.skip_bad,
         progress=progress,
         reading=Reading.of(data),
     )
-    options: dict[str, Any] = {
-        "storage": data.storage,
-        "held_out_fraction": data.held_out_fraction,
-        "split_seed": data.split_seed,
-    }
     if known is None:
-        return load_or_stream(located(data), request, **options)
-    found, difference = open_known(located(data), request, known, **options)
+        return load(located(data), options)
+    found, difference = open_known(located(data), options, known)
     if difference is not None:
         raise ConfigError(
             f"data.source: the training images are not those that {known.run} was trained on: {data.source}: "
@@ -84,9 +78,10 @@ def follow_data(sections: Sections, typed: Collection[str]) -> dict[str, dict[st
     if data.value_range in ("auto", "percentile") or is_prepared(located(data)):
         found["data"]["value_range"] = _measured(data)
     size, patch = model.get("image_size"), model.get("patch_size")
-    own = common_size(located(data), Reading.of(data))
-    if size is None or own is None:
+    shape = common_shape(open_source(located(data), Reading.of(data)))
+    if size is None or shape is None:
         return found
+    own = shape[1:]
     height, width = (size, size) if isinstance(size, int) else size
     if "image_size" not in typed and (
         is_prepared(located(data)) or (own[0] <= height and own[1] <= width and _has_patches(own, patch))
@@ -129,14 +124,12 @@ def check_sections(sections: Sections, ranks: Ranks = ALONE) -> TrainingConfig:
     """
     model = dict(sections.get("model", {}))
     check_fields(TarFlowConfig, model, "model")  # a misspelt field before what it leaves missing
+    if model.get("image_size") is None and isinstance(model.get("patch_size"), int):
+        model["image_size"] = 2 * max(1, model["patch_size"])  # of four patches, as those of any images that fit
+    from_dict(TarFlowConfig, model, "model")
     training = _training(sections)
     from_dict(DataConfig, sections.get("data", {}), "data")
     check_shares(training, ranks)
-    if model.get("image_size") is None and isinstance(model.get("patch_size"), int):
-        model["image_size"] = 2 * max(
-            1, model["patch_size"]
-        )  # four patches: those of any images that fit are whole, too
-    from_dict(TarFlowConfig, model, "model")
     return training
 
 
@@ -147,7 +140,7 @@ def _training(sections: Sections) -> TrainingConfig:
     return training
 
 
-def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
+def resolve(sections: Sections, splits: Splits) -> RunConfig:
     """The config of a run: what the recipe says, and what follows from the data where it says nothing.
 
     Raises ConfigError naming the field where they contradict each other.
@@ -167,7 +160,6 @@ def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
         place=data.place or place_of(data.source),
         train_digest=train.digest(),
         held_out_digest=splits.held_out.digest(),
-        storage="stream" if isinstance(splits, StreamedSplits) else "memory",  # what "auto" came to, for resuming
     )
 
     model = dict(sections.get("model", {}))
@@ -181,7 +173,7 @@ def resolve(sections: Sections, splits: Splits | StreamedSplits) -> RunConfig:
     return RunConfig(from_dict(TarFlowConfig, model, "model"), data, training)
 
 
-def _warn_of_gaps(source: str, train: ImageSet | StreamedSet) -> None:
+def _warn_of_gaps(source: str, train: ImageSet) -> None:
     """A `DataWarning` that names the classes without a training image: nothing is learned of them."""
     assert train.labels is not None
     counts = torch.bincount(train.labels[train.labels >= 0], minlength=len(train.class_names))
@@ -195,13 +187,13 @@ def _warn_of_gaps(source: str, train: ImageSet | StreamedSet) -> None:
         )
 
 
-# What decides when something is written, not where the weights go; where the data lie, for their digest is checked; who
-# decodes them, and whether a bad record stops it, for until then there was none; and how the same step is computed,
+# What decides when something is written, not where the weights go; where the data lie, for their digest is checked; and
+# whether a bad record stops it, for until then there was none; and how the same step is computed,
 # which must fit the machine that a run is resumed on. Of these `checkpoint_activations` changes no bit, `accumulate`,
 # `compile` and `strategy` change rounding, as another device or number of threads or ranks does.
 RESUMABLE = (
     *("log_every", "evaluate_every", "sample_every", "save_every", "keep_last"),
-    *("source", "workers", "skip_bad"),
+    *("source", "skip_bad"),
     *("accumulate", "checkpoint_activations", "compile", "strategy"),
 )
 OF_THE_IMAGES = ("place", "train_digest", "held_out_digest")  # which are held against the images, and not typed
@@ -215,8 +207,6 @@ def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
             now = (after[section] or {}).get(name)
             if (section, name) == ("training", "run"):  # which is not asked for, but found
                 continue
-            if name == "storage":  # "auto" is that of a run from before there were streams
-                value, now = ("memory" if given == "auto" else given for given in (value, now))
             if value != now and name not in RESUMABLE and name not in OF_THE_IMAGES:
                 raise ConfigError(
                     f"{section}.{name}: the run in {run} has {value!r}, got {now!r}; "
@@ -227,14 +217,12 @@ def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
 def check_sections_resumable(stored: RunConfig, sections: Sections, run: Path) -> None:
     """`check_resumable` for the sections of a run that is resumed, before its data are read."""
     wanted = {name: dict(sections.get(name) or {}) for name in ("model", "data", "training")}
-    if stored.data is not None and wanted["data"].get("storage") == "auto":  # which says what it is with the data
-        wanted["data"]["storage"] = stored.data.storage
     if stored.training is not None:  # a run may be given more of them, which `resuming.extend` sees to
         wanted["training"] |= {name: getattr(stored.training, name) for name in ("steps", "epochs")}
     check_resumable(stored, from_dict(RunConfig, wanted), run)
 
 
-def check_agreement(config: RunConfig, splits: Splits | StreamedSplits, ranks: Ranks) -> None:
+def check_agreement(config: RunConfig, splits: Splits, ranks: Ranks) -> None:
     """Raise ConfigError unless all ranks were given the same options and images, and have equal shares of a batch."""
     training = config.training
     assert training is not None
@@ -259,34 +247,3 @@ def step_counts(training: TrainingConfig, num_images: int) -> tuple[int, int]:
     steps = training.total_steps(num_images)
     warmup = training.steps_of(1, num_images) if training.warmup_steps is None else training.warmup_steps
     return steps, min(warmup, steps)
-
-
-def check_architecture(source: TarFlowConfig, wanted: TarFlowConfig) -> None:
-    """Raise ConfigError naming the field where a flow that is `wanted` cannot start from the weights of another."""
-    for entry in dataclasses.fields(TarFlowConfig):
-        have, want = getattr(source, entry.name), getattr(wanted, entry.name)
-        if entry.name == "image_size":
-            have, want = source.image_shape, wanted.image_shape
-        if entry.name not in ("num_classes", "log_scale_bound") and have != want:
-            raise ConfigError(f"model.{entry.name}: the weights to start from have {have}, got {want}")
-
-
-@torch.no_grad()
-def start_from(flow: TarFlow, source: TarFlow) -> None:
-    """Give `flow` the weights of `source`, whose architecture must be the same but for the classes.
-
-    Other classes start from what the source does without a label: each new class has the mean of the old embeddings,
-    and a model without classes adds that mean to its positions. Raises ConfigError naming the field that differs.
-    """
-    check_architecture(source.config, flow.config)
-    tensors = source.state_dict()
-    old, new = source.config.num_classes, flow.config.num_classes
-    if old != new:
-        for index in range(len(flow.blocks)):
-            name = f"blocks.{index}.class_embedding"
-            null = tensors.pop(name).mean(dim=0) if old else torch.zeros_like(tensors[f"blocks.{index}.position"][0])
-            if new:
-                tensors[name] = null.expand(new, -1).clone()
-            else:
-                tensors[f"blocks.{index}.position"] = tensors[f"blocks.{index}.position"] + null
-    flow.load_state_dict(tensors)

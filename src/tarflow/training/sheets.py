@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tarflow.config import RunConfig
-from tarflow.measure import to_8bit, to_pixels
+from tarflow.measure import to_8bit
 from tarflow.model.flow import TarFlow
 from tarflow.pictures import class_captions, columns_by_class, save_sheet
 from tarflow.ranks import Ranks
@@ -54,10 +54,11 @@ def _draw_share(flow: TarFlow, config: RunConfig, rows: slice) -> Tensor | str:
     if count == 0:
         return torch.empty(0, config.model.channels, *config.model.image_shape, device="cpu", dtype=torch.uint8)
     y = (torch.arange(SHEET_IMAGES, device="cpu", dtype=torch.int64) % classes)[rows] if classes else None
-    sigma = training.noise_std if training.noise == "gaussian" else None
     try:
         # The weights are new every time, so that measuring which solver is faster would not pay.
-        x = sample(flow, count, y, seed=training.seed, denoise=sigma, solver="sequential", first=rows.start)
+        x = sample(
+            flow, count, y, seed=training.seed, denoise=config.measure.sigma, solver="sequential", first=rows.start
+        )
     except SamplingError as error:
         return str(error)
-    return to_8bit(to_pixels(x.cpu(), data.levels, training.noise), data.levels)
+    return to_8bit(config.measure.pixels(x.cpu()), data.levels)

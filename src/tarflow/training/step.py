@@ -13,7 +13,7 @@ from tarflow.config import TrainingConfig
 from tarflow.model.flow import TarFlow
 from tarflow.ranks import ALONE, Ranks
 from tarflow.training.ema import EMA
-from tarflow.training.objective import objective, update_base_variance
+from tarflow.training.objective import objective
 from tarflow.training.sharding import is_sharded, local
 
 Forward: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
@@ -29,8 +29,8 @@ class TrainingStep:
 
     Args:
         flow, optimizer, ema: what moves; the optimizer is that of `build_optimizer`; None averages no weights.
-        config: `accumulate`, `clip_norm` and `checkpoint_activations` are read.
-        forward: `flow` itself, or what wraps it (autocast, compilation): (x, y, recompute) to (z, ladj).
+        config: `accumulate` and `clip_norm` are read.
+        forward: `flow` itself, or what wraps it (autocast, compilation): (x, y) to z and ladj by token.
         micro_batch: a context for each micro-batch, told whether it is the last of the step, after which the gradients
             must be those of all ranks.
         ranks: the processes that share each batch in equal parts.
@@ -74,17 +74,17 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.config.accumulate
         loss = log_prob = x.new_zeros((), dtype=torch.float32)
-        energy: Tensor | None = None  # mean z² of the batch (T, D), which the additive variant follows
+        energy: Tensor | None = None  # mean z² of the batch (T, D), which the base follows, if it does
         xs, ys = x.chunk(parts), [None] * parts if y is None else y.chunk(parts)
         for number, (x_part, y_part) in enumerate(zip(xs, ys, strict=True), 1):
             with self.micro_batch(number == parts):
-                z, ladj = self.forward(x_part, y_part, self.config.checkpoint_activations)
+                z, ladj = self.forward(x_part, y_part)
                 part = objective(z, ladj) / parts  # equal parts: the mean of their means is that of the batch
                 part.backward()
             with torch.no_grad():
                 loss = loss + part.detach()
-                log_prob = log_prob + (self.flow.base_log_prob(z) + ladj).mean() / parts
-                if self.flow.base_variance is not None:
+                log_prob = log_prob + (self.flow.base.log_prob(z) + ladj).sum(dim=1).mean() / parts
+                if self.flow.base.follows:
                     share = z.detach().square().mean(dim=0) / parts
                     energy = share if energy is None else energy + share
             del z, ladj, part  # the graph is gone, and these are what the next part's memory would lie beside
@@ -99,7 +99,7 @@ class TrainingStep:
         if self.ema is not None:
             self.ema.update(finite)
         if energy is not None:
-            update_base_variance(self.flow, energy, finite)
+            self.flow.base.update(energy, finite)
         with torch.no_grad():
             self.skipped = self.skipped + ~finite
             self.skipped_in_a_row = torch.where(finite, 0, self.skipped_in_a_row + 1)

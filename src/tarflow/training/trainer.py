@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +15,9 @@ from tarflow import checkpoint
 from tarflow.config import ConfigError, RunConfig
 from tarflow.data.feed import Feed
 from tarflow.data.load import Splits
-from tarflow.data.streamed import StreamedSplits
 from tarflow.devices import without_autocast
-from tarflow.evaluation.likelihood.evaluate import to_bits_per_dim
-from tarflow.model.flow import WEIGHTS_FILE, TarFlow, load_weights
+from tarflow.model.flow import TarFlow
+from tarflow.model.saving import WEIGHTS_FILE, load_weights
 from tarflow.tensor_files import read_tensors
 from tarflow.training.build import build_step
 from tarflow.training.directory import RunDirectory
@@ -57,7 +55,7 @@ class TrainingResult:
 @torch.inference_mode(False)  # whatever mode the caller is in: this also lets gradients flow
 def train(
     config: RunConfig,
-    splits: Splits | StreamedSplits,
+    splits: Splits,
     out: str | Path,
     *,
     resume: bool = False,
@@ -114,7 +112,7 @@ class Trainer:
     def __init__(
         self,
         config: RunConfig,
-        splits: Splits | StreamedSplits,
+        splits: Splits,
         directory: RunDirectory,
         engine: Engine,
         report: Report,
@@ -122,6 +120,7 @@ class Trainer:
     ) -> None:
         assert config.training is not None and config.data is not None
         self.config, self.training, self.data = config, config.training, config.data
+        self.measure = config.measure
         self.directory, self.out, self.engine, self.ranks = directory, directory.path, engine, engine.ranks
         self.report: Report = report if self.ranks.first else lambda metrics: None
         self.fingerprint = splits.train.digest()
@@ -133,8 +132,6 @@ class Trainer:
             labelled=config.model.num_classes > 0,
             device=engine.device,
             rows=self.rows,
-            window=self.data.shuffle_window,
-            workers=self.data.workers,
         )
         self.held_out = splits.held_out.choice(self.training.evaluate_images, self.training.seed)
         self.total, self.warmup = step_counts(self.training, len(splits.train))
@@ -144,7 +141,6 @@ class Trainer:
         self.flow, self.ema, self.optimizer = self.move.flow, self.move.ema, self.move.optimizer
 
         self.step = 0
-        self.skipped: set[str] = set()  # names of the images that could not be read
         self.best_step: int | None = None
         self.best_score = float("inf")
         self.seconds = 0.0
@@ -159,8 +155,6 @@ class Trainer:
             measured = self.take_step()
             last = self.step == self.total
             logs = self.step % self.training.log_every == 0 or last
-            if logs or self.ranks.alone:  # of others one has to ask, which not every step should do
-                self.report_skipped()
             metrics: dict[str, Any] = {"step": self.step}
             if logs:
                 metrics = self.read(measured)
@@ -189,18 +183,11 @@ class Trainer:
                 raise Interrupted(signum, self.step)
         if self.best_step is None:
             raise Diverged("no held-out evaluation was finite; lower the learning rate, or bound the log-scale")
-        if self.flow.base_variance is not None:
+        if self.flow.base.follows:
             batches = map(self.seen, one_pass(len(self.feed), self.training.batch_size, self.total))
             best = settle(self.out, batches, self.engine.device, self.training.accumulate, self.ranks)
             self.best_score = self.scored(best, "settled_")
         return TrainingResult(self.total, int(self.move.skipped), self.best_step, self.best_score, self.seconds)
-
-    def report_skipped(self) -> None:
-        """Report the records that could not be read, each once, whichever ranks met it."""
-        for name, reason in itertools.chain(*self.ranks.gather(self.feed.newly_skipped())):
-            if name not in self.skipped:
-                self.skipped.add(name)
-                self.report({"step": self.step, "skipped_image": f"{name}: {reason}"})
 
     def take_step(self) -> dict[str, Any]:
         """One optimizer step, or a skipped one where it is not finite; what was measured, as tensors on the device."""
@@ -215,17 +202,16 @@ class Trainer:
         """This rank's rows of a step's batch, as the model sees them."""
         data, (pixels, labels) = self.data, self.feed.batch(step)
         return training_batch(
-            pixels, labels, step, config=self.training, levels=data.levels, flip=data.flip, rows=self.rows
+            pixels, labels, step, config=self.training, measure=self.measure, flip=data.flip, rows=self.rows
         )
 
     def read(self, measured: dict[str, Any]) -> dict[str, Any]:
         """The metrics of a step as numbers, for which the host waits. Raises Diverged where it is time to."""
         self.check_progress()
-        nats = -float(measured["log_prob"]) / self.config.model.num_dims
         return {
             "step": self.step,
             "loss": float(measured["loss"]),
-            self.bits_name: to_bits_per_dim(nats, self.data.levels, self.training.noise),
+            self.measure.figure: self.measure.bits_per_dim(float(measured["log_prob"]), self.config.model.num_dims),
             "lr": measured["lr"],
             "grad_norm": float(measured["grad_norm"]),
         }
@@ -237,11 +223,6 @@ class Trainer:
                 f"no finite gradient in {SKIPS_ALLOWED} steps in a row before step {self.step}; "
                 "lower the learning rate, or bound the log-scale"
             )
-
-    @property
-    def bits_name(self) -> str:
-        """What the likelihood may be called: a model of noisy images has no bits/dim of the data."""
-        return "bits_per_dim" if self.training.noise == "uniform" else "noisy_bits_per_dim"
 
     def evaluate(self) -> bool:
         """Score the averaged weights on held-out images; keep them where they are the best so far."""
@@ -257,7 +238,11 @@ class Trainer:
     def scored(self, flow: TarFlow, name: str) -> float:
         """The bits of the held-out images, written down and reported under a name; the same number on all ranks."""
         result = score_held_out(flow, self.held_out, self.config, self.ranks)
-        metrics = {"step": self.step, f"{name}{self.bits_name}": result.mean, "standard_error": result.standard_error}
+        metrics = {
+            "step": self.step,
+            f"{name}{self.measure.figure}": result.mean,
+            "standard_error": result.standard_error,
+        }
         self.append(metrics)
         self.report(metrics)
         return self.ranks.on_first(lambda: result.mean)  # whose last bit may differ from one processor to another

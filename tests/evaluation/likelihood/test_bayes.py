@@ -16,7 +16,7 @@ from tarflow.evaluation.likelihood.bayes import (
     log_posterior,
 )
 from tarflow.evaluation.likelihood.scores import score_images
-from tarflow.measure import noisy_images
+from tarflow.measure import Measure
 from tarflow.seeding import seeded_generator
 
 CONDITIONAL = flow_cases.build("conditional")
@@ -36,8 +36,8 @@ def known_flow() -> TarFlow:
         for parameter in flow.parameters():
             parameter.zero_()
         block = flow.blocks[0]
-        assert block.class_embedding is not None
-        block.class_embedding[:, 0] = torch.tensor(SHIFTS, dtype=torch.float64)
+        assert block.embedding.classes is not None
+        block.embedding.classes[:, 0] = torch.tensor(SHIFTS, dtype=torch.float64)
         block.proj_out.weight[1, 0] = 1.0  # log-scale first, then the shift
     return flow
 
@@ -78,7 +78,7 @@ def test_figures_are_those_of_the_known_posterior_in_the_noise_of_the_scores() -
     posterior = torch.stack(
         [
             known_posterior(
-                noisy_images(images, 5, "gaussian", 0.4, [seeded_generator(7, "evaluation", d, k) for k in range(40)])
+                Measure(5, "gaussian", 0.4).noisy(images, [seeded_generator(7, "evaluation", d, k) for k in range(40)])
             )
             for d in range(3)
         ]

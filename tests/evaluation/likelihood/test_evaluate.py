@@ -13,6 +13,7 @@ from tarflow import TarFlow, TarFlowConfig
 from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood, noise_standard_error, to_bits_per_dim
 from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, NoYardstick, fit_yardstick
 from tarflow.evaluation.likelihood.scores import score_images
+from tarflow.measure import Measure
 
 # One block on two pixels, one a patch, without any dependence: p(x) = N(x_0; 0, 1) N(x_1; SHIFT, exp(2 LOG_SCALE)).
 SHIFT, LOG_SCALE = 0.3, -0.8
@@ -154,7 +155,7 @@ def test_the_yardstick_is_paired_with_the_model():
         torch.diag(torch.tensor([1, math.exp(LOG_SCALE)])).double(),
         0.0,
         9,
-        (LEVELS, "uniform", 0.0),
+        Measure(LEVELS),
     )
     result = evaluate_likelihood(flow, ALL_IMAGES, levels=LEVELS, noise="uniform", yardstick=same)
     assert result.yardstick.mean == pytest.approx(result.mean)
@@ -221,7 +222,7 @@ def test_the_model_is_left_as_it_was_found():
         ({"batch_size": 0}, "batch_size: expected a positive number"),
         ({"batch_size": -1}, "batch_size: expected a positive number"),
         ({"label_policy": "given"}, "expected 'none' for an unconditional model, got 'given'"),
-        ({"yardstick": fit_yardstick(ALL_IMAGES, LEVELS, "gaussian", 0.1)}, "yardstick: expected one fitted with"),
+        ({"yardstick": fit_yardstick(ALL_IMAGES, LEVELS, "gaussian", 0.1)}, "yardstick: expected one fitted in"),
     ],
 )
 def test_what_does_not_fit_is_named(change, message):

@@ -10,7 +10,7 @@ from torch.distributions import MultivariateNormal
 
 from tarflow.evaluation.likelihood import gaussian
 from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, NoYardstick, fit_yardstick
-from tarflow.measure import noisy_images
+from tarflow.measure import Measure
 from tarflow.seeding import seeded_generator
 
 
@@ -56,7 +56,7 @@ def test_the_noise_that_is_added_is_the_noise_of_the_model():
     images = correlated_images(40).repeat(500, 1, 1, 1)  # so many that shrinkage does nothing
     for noise, noise_std in (("uniform", 0.0), ("gaussian", 0.3)):
         fitted = GaussianYardstick.fit(images, 17, noise, noise_std)
-        x = noisy_images(images, 17, noise, noise_std, seeded_generator(0)).flatten(1).double()
+        x = Measure(17, noise, noise_std).noisy(images, seeded_generator(0)).flatten(1).double()
         covariance = fitted.factor @ fitted.factor.T
         spread = covariance.diagonal().sqrt()
         assert ((x.mean(dim=0) - fitted.mean) / spread * 20_000**0.5).abs().max() < 4

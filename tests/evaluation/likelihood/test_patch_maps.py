@@ -9,8 +9,8 @@ from torch import Tensor
 import flow_cases
 from tarflow.evaluation.likelihood.patch_maps import heat_map, mean_patch_maps, patch_log_likelihood, patch_log_prob
 from tarflow.evaluation.likelihood.scores import log_likelihood, score_images
-from tarflow.measure import noisy_images, scale_pixels
-from tarflow.model.patches import patchify
+from tarflow.measure import Measure
+from tarflow.model.events import patchify
 
 CONDITIONAL = flow_cases.build("conditional")
 UNCONDITIONAL = flow_cases.build("unconditional")
@@ -25,7 +25,7 @@ def test_the_sum_over_patches_is_log_prob(name: str) -> None:
     side = flow.config.patch_size
     assert maps.shape == (6, height // side, width // side)
     flow_cases.assert_close(maps.sum(dim=(1, 2)), flow.log_prob(x, y))
-    flow_cases.assert_close(flow.encode_patches(x, y)[1].sum(dim=1), flow.encode(x, y)[1])
+    flow_cases.assert_close(flow(x, y)[1].sum(dim=1), flow.encode(x, y)[1])
 
 
 @flow_cases.every_case
@@ -44,7 +44,7 @@ def test_each_patch_has_the_determinant_of_its_own_part_of_the_jacobian(name: st
             jacobian = torch.autograd.functional.jacobian(lambda patch, i=i: own_part(patch, i), h[0, i])
             expected[i] += torch.linalg.slogdet(jacobian).logabsdet
         h = block.encode(h, y)[0].detach()
-    variance = torch.ones_like(h[0]) if flow.base_variance is None else flow.base_variance
+    variance = torch.ones_like(h[0]) if not flow.base.follows else flow.base.variance
     base = torch.distributions.Normal(torch.zeros_like(variance), variance.sqrt()).log_prob(h[0]).sum(dim=1)
     flow_cases.assert_close(patch_log_prob(flow, x, y).detach().flatten(), base + expected)
 
@@ -114,8 +114,8 @@ def test_the_map_of_a_noiseless_image_is_no_draw_of_another() -> None:
     one = mean_patch_maps(UNCONDITIONAL, images, levels=17, noise="uniform", draws=1, seed=1)
     other = mean_patch_maps(UNCONDITIONAL, images, levels=17, noise="uniform", draws=1, seed=2)
     assert not torch.allclose(one, other)
-    clean = patch_log_prob(UNCONDITIONAL, scale_pixels(images, 17))
-    noisy = noisy_images(images, 17, "gaussian", 1e-6, torch.Generator())
+    clean = patch_log_prob(UNCONDITIONAL, Measure(17, "gaussian", 1.0).clean(images))
+    noisy = Measure(17, "gaussian", 1e-6).noisy(images, torch.Generator())
     torch.testing.assert_close(patch_log_prob(UNCONDITIONAL, noisy), clean, atol=1e-3, rtol=1e-3)
 
 

@@ -7,6 +7,7 @@ from flow_cases import config_of
 from tarflow.evaluation.quality.judge import Figure
 from tarflow.evaluation.quality.sweep import Row, best_row, grid, read_sweep, sweep, write_rows
 from tarflow.report.sweep import sweep_chart, sweep_table
+from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.sample import SamplingError
 from tarflow.sampling.setting import Setting
 
@@ -27,29 +28,29 @@ class Named:
 
 
 def draw(setting, seed):
-    if setting.scale == 3:
+    if setting.guidance.scale == 3:
         raise SamplingError("2 of 4 samples were not finite")
-    return torch.full((4, 1, 2, 2), int(abs(setting.scale - 1) * 10 + 5 + seed), dtype=torch.uint8)
+    return torch.full((4, 1, 2, 2), int(abs(setting.guidance.scale - 1) * 10 + 5 + seed), dtype=torch.uint8)
 
 
 def test_the_grid_is_every_combination_once_and_unguided_is_one():
     found = grid(CONDITIONAL, 0.1, scales=(2.0, 0.0), schedules=("linear", "constant"), rules=("paper", "stable"))
     assert found == [
         Setting(denoise=0.1),
-        Setting(2.0, "linear", 1.0, "paper", 0.1),
-        Setting(2.0, "constant", 1.0, "paper", 0.1),
-        Setting(2.0, "linear", 1.0, "stable", 0.1),
-        Setting(2.0, "constant", 1.0, "stable", 0.1),
+        Setting(Guidance(2.0, "linear", 1.0, "paper"), 0.1),
+        Setting(Guidance(2.0, "constant", 1.0, "paper"), 0.1),
+        Setting(Guidance(2.0, "linear", 1.0, "stable"), 0.1),
+        Setting(Guidance(2.0, "constant", 1.0, "stable"), 0.1),
     ]
     found = grid(CONDITIONAL, 0.1, scales=(1.0,), temperatures=(0.5, 1.0), strengths=(0.0, 0.5))
-    assert [(s.temperature, s.denoise) for s in found] == [(0.5, None), (1, None), (0.5, 0.05), (1, 0.05)]
+    assert [(s.guidance.temperature, s.denoise) for s in found] == [(0.5, None), (1, None), (0.5, 0.05), (1, 0.05)]
 
 
 def test_what_is_tried_when_nothing_is_said():
-    assert [s.scale for s in grid(CONDITIONAL, 0.1)] == [0, 0.5, 1, 2, 3]
-    assert {(s.temperature, s.denoise) for s in grid(CONDITIONAL, 0.1)} == {(1, 0.1)}
+    assert [s.guidance.scale for s in grid(CONDITIONAL, 0.1)] == [0, 0.5, 1, 2, 3]
+    assert {(s.guidance.temperature, s.denoise) for s in grid(CONDITIONAL, 0.1)} == {(1, 0.1)}
     guided = grid(UNCONDITIONAL, None)
-    assert [(s.scale, s.temperature) for s in guided] == [(0, 1), (0.1, 0.3), (0.2, 0.3), (0.5, 0.3)]
+    assert [(s.guidance.scale, s.guidance.temperature) for s in guided] == [(0, 1), (0.1, 0.3), (0.2, 0.3), (0.5, 0.3)]
     assert {s.denoise for s in guided} == {None}
 
 
@@ -68,8 +69,8 @@ def test_the_best_is_the_lowest_distance_or_the_highest_share_and_a_failure_is_a
     rows = sweep(grid(CONDITIONAL, 0.1), draw, Named(), 17)
     assert [len(row.figures) for row in rows] == [2, 2, 2, 2, 0]
     assert "not finite" in rows[-1].failed
-    assert best_row(rows, Named()).setting.scale == 1
-    assert best_row(rows, Named(), "precision").setting.scale == 0  # 0 and 2 are equal: the weaker one
+    assert best_row(rows, Named()).setting.guidance.scale == 1
+    assert best_row(rows, Named(), "precision").setting.guidance.scale == 0  # 0 and 2 are equal: the weaker one
     with pytest.raises(ValueError, match="no setting gave finite samples.*not finite"):
         best_row(rows[-1:], Named())
 
@@ -132,19 +133,17 @@ def test_the_chart_has_a_panel_for_each_rule_and_a_line_for_each_schedule():
     settings = grid(
         CONDITIONAL, 0.1, scales=(0.0, 0.5, 1.0), schedules=("linear", "constant"), rules=("paper", "stable")
     )
-    text = sweep_chart(rows_of(settings), "FD-Mean", "FD")
+    text = sweep_chart(rows_of(settings), "FD-Mean")
     assert text.startswith("<svg ") and 'xmlns="http://www.w3.org/2000/svg"' in text
     assert text.count('class="heading"') == 2 and "rule stable, denoised with σ=0.1" in text
     assert text.count("<polyline") == 4  # two lines a panel; the floor has another number of images
     assert text.count("<circle") == 2 * (3 + 3) + 4  # and a dot for each in the legend
     assert "lower is better, N = 4" in text
     everything = [Row(r.setting, {"FD-Mean": Figure(1.0, 4, 0.5, 4, 1.0)}) for r in rows_of(settings)]
-    assert sweep_chart(everything, "FD-Mean", "FD").count("<polyline") == 6
-    only = sweep_chart(rows_of([Setting(denoise=0.1)]), "FD-Mean", "FD")
+    assert sweep_chart(everything, "FD-Mean").count("<polyline") == 6
+    only = sweep_chart(rows_of([Setting(denoise=0.1)]), "FD-Mean")
     assert only.count('class="heading"') == 1
-    constant = sweep_chart(
-        rows_of(grid(CONDITIONAL, None, scales=(0.0, 1.0), schedules=("constant",))), "FD-Mean", "FD"
-    )
+    constant = sweep_chart(rows_of(grid(CONDITIONAL, None, scales=(0.0, 1.0), schedules=("constant",))), "FD-Mean")
     assert ">constant<" in constant and ">linear<" not in constant
     with pytest.raises(ValueError, match="KD-Mean: no row of the sweep has this figure"):
-        sweep_chart(everything, "KD-Mean", "KD")
+        sweep_chart(everything, "KD-Mean")

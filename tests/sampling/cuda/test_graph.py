@@ -12,12 +12,14 @@ from flow_cases import assert_close, build, labels, latents, names, randomise, r
 from tarflow import Guidance, TarFlow, TarFlowConfig
 from tarflow.model.block import Block
 from tarflow.sampling import decode as decode_module
+from tarflow.sampling.cuda import graph as graph_module
 from tarflow.sampling.cuda.graph import Captured
 from tarflow.sampling.cuda.step import ALIGNED, DeviceStep
 from tarflow.sampling.decode import invert
 from tarflow.sampling.guidance import guided_rows, predictor
 from tarflow.sampling.jacobi import Jacobi, jacobi
-from tarflow.sampling.sequential import Solution, sequential
+from tarflow.sampling.sequential import Sequential, sequential
+from tarflow.sampling.solver import Solution
 
 LONG = TarFlowConfig(8, channels=1, patch_size=1, width=16, head_dim=8, layers=(2, 1), num_classes=3)  # T=64
 GUIDANCES = [None, Guidance(0.0), Guidance(2.0), Guidance(1.0, "constant", 0.5, "stable")]
@@ -190,13 +192,13 @@ def test_a_gpu_captures_windows_of_few_tokens_and_the_steps_of_the_sequential_so
     flow, y, z = long_flow(), torch.arange(2), latents(long_flow(), 2)
     counting = Counting()
     monkeypatch.setattr(decode_module, "_on_gpu", lambda block, z: True)
-    for solve, captures in ((sequential, 2), (Jacobi(tol=1e-12), 1), (Jacobi(window=16, tol=1e-12), 4)):
+    for solve, captures in ((Sequential(), 2), (Jacobi(tol=1e-12), 1), (Jacobi(window=16, tol=1e-12), 4)):
         captured = Captured(counting)
         counting.replays.clear()
         found = invert(flow.blocks[0], z, y, Guidance(1.0), solve, None, captured)
         assert_close(found.x, exact(flow.blocks[0], z, y, Guidance(1.0)).x, 1e-9)
         assert len(counting.replays) == captures
-    monkeypatch.setattr(decode_module, "CAPTURED_TOKENS", 10)
+    monkeypatch.setattr(graph_module, "WINDOW_TOKENS", 10)
     counting.replays.clear()
     invert(flow.blocks[0], z, y, None, Jacobi(), None, Captured(counting))
     assert not counting.replays

@@ -12,7 +12,7 @@ from torch import Tensor
 from tarflow.evaluation.likelihood.scores import Progress, beyond, check_policy, default_batch_size, under_each_class
 from tarflow.evaluation.shares import standard_error
 from tarflow.fields import integer
-from tarflow.measure import Noise, check_noise, noisy_images
+from tarflow.measure import Measure
 from tarflow.model.flow import TarFlow
 from tarflow.seeding import seeded_generator
 
@@ -85,7 +85,7 @@ def evaluate_bayes(
     labels: Tensor,
     *,
     levels: int,
-    noise: Noise,
+    noise: str,
     noise_std: float = 0.0,
     draws: int = 4,
     seed: int = 0,
@@ -102,7 +102,7 @@ def evaluate_bayes(
     Raises:
         ValueError: an unconditional model, an image without a label, or arguments that do not fit each other.
     """
-    check_noise(noise, noise_std)
+    measure = Measure(levels, noise, noise_std)
     if not flow.config.num_classes:
         raise ValueError("bayes classifier: expected a conditional model, got one without classes")
     check_policy(flow, labels, "given", len(images))
@@ -117,7 +117,7 @@ def evaluate_bayes(
         y = labels[rows].cpu().long()
         for draw in range(draws):
             generators = [seeded_generator(seed, "evaluation", draw, k) for k in range(rows.start, rows.stop)]
-            x = noisy_images(images[rows], levels, noise, noise_std, generators)
+            x = measure.noisy(images[rows], generators)
             passed = beyond(progress, (start * draws + draw * len(y)) * classes, count * draws * classes)
             posterior = log_posterior(flow, x, prior=prior, progress=passed).cpu().double()  # (b, K)
             best = posterior.max(dim=1)

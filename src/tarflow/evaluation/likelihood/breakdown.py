@@ -14,7 +14,6 @@ from torch import Tensor
 from tarflow.evaluation.likelihood.evaluate import Likelihood, mean_and_error, to_bits_per_dim
 from tarflow.evaluation.likelihood.patch_maps import mean_patch_maps
 from tarflow.evaluation.likelihood.scores import LabelPolicy, Progress, default_batch_size, score_images
-from tarflow.measure import Noise
 from tarflow.model.flow import TarFlow
 
 UNLABELLED = "no label"
@@ -59,7 +58,7 @@ def by_patch(
     labels: Tensor | None = None,
     *,
     levels: int,
-    noise: Noise,
+    noise: str,
     noise_std: float = 0.0,
     draws: int = 4,
     seed: int = 0,

@@ -20,7 +20,7 @@ from tarflow.evaluation.likelihood.anomalies import Anomalies
 from tarflow.evaluation.likelihood.evaluate import to_bits_per_dim
 from tarflow.evaluation.likelihood.held_out import HeldOut, percentiles, ranks
 from tarflow.fields import coerce_fields
-from tarflow.model.flow import read_json
+from tarflow.model.saving import read_json
 
 DETECTOR_FILE = "detector.json"
 Detector: TypeAlias = Literal["likelihood", "complexity", "typicality"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, NoYardstick
 from tarflow.evaluation.likelihood.scores import LabelPolicy, Progress, default_label_policy, score_shares
 from tarflow.fields import integer
-from tarflow.measure import Noise
+from tarflow.measure import Measure
 from tarflow.model.flow import TarFlow
 from tarflow.ranks import ALONE, Ranks
 
@@ -55,8 +55,8 @@ class Likelihood:
         scores: log p of every draw of every image, (draws, N), nats, float64.
     """
 
-    measure: str
-    noise: Noise
+    measure: Measure
+    noise: str
     noise_std: float
     mean: float
     nats_per_dim: float
@@ -85,7 +85,7 @@ class Likelihood:
         """What `tarflow evaluate` prints: a dictionary that JSON can hold. A number that is not finite is null."""
         yardstick = self.yardstick
         values = {
-            "measure": self.measure,
+            "measure": str(self.measure),
             "bits_per_dim": self.bits_per_dim,
             "noisy_bits_per_dim": self.noisy_bits_per_dim,
             "nats_per_dim": self.nats_per_dim,
@@ -111,7 +111,7 @@ def evaluate_likelihood(
     labels: Tensor | None = None,
     *,
     levels: int,
-    noise: Noise,
+    noise: str,
     noise_std: float = 0.0,
     draws: int = 4,
     seed: int = 0,
@@ -146,9 +146,9 @@ def evaluate_likelihood(
     """
     seed = integer("seed", seed)  # it is written down with the result
     policy = label_policy or default_label_policy(flow, labels)
-    measure = (levels, noise, noise_std if noise == "gaussian" else 0.0)
+    measure = Measure(levels, noise, noise_std)
     if isinstance(yardstick, GaussianYardstick) and yardstick.measure != measure:
-        raise ValueError(f"yardstick: expected one fitted with levels and noise {measure}, got {yardstick.measure}")
+        raise ValueError(f"yardstick: expected one fitted in {measure!r}, got {yardstick.measure!r}")
     scores, gaussian_scores = score_shares(
         ranks,
         flow,
@@ -173,7 +173,7 @@ def evaluate_likelihood(
         compared = YardstickScore(*mean_and_error(gaussian), *mean_and_error(gaussian - model))
     mean, error = mean_and_error(model)
     return Likelihood(
-        measure=measure_name(noise, noise_std),
+        measure=measure,
         noise=noise,
         noise_std=noise_std,
         mean=mean,
@@ -191,7 +191,7 @@ def evaluate_likelihood(
     )
 
 
-def to_bits_per_dim(nats_per_dim: Number, levels: int, noise: Noise) -> Number:
+def to_bits_per_dim(nats_per_dim: Number, levels: int, noise: str) -> Number:
     """nats / ln 2 + log2 of the levels per unit of x: L/2 for uniform noise, (L-1)/2 for Gaussian.
 
     Args:
@@ -200,15 +200,7 @@ def to_bits_per_dim(nats_per_dim: Number, levels: int, noise: Noise) -> Number:
     >>> to_bits_per_dim(-math.log(0.5), levels=256, noise="uniform")  # flat on -1 … 1
     8.0
     """
-    levels_per_unit = levels / 2 if noise == "uniform" else (levels - 1) / 2
-    return nats_per_dim / math.log(2) + math.log2(levels_per_unit)
-
-
-def measure_name(noise: Noise, noise_std: float) -> str:
-    """What a number in this measure is called."""
-    if noise == "uniform":
-        return "bits/dim of the data (uniform dequantisation)"
-    return f"density of x + {noise_std:g}·ε"
+    return Measure(levels, noise, 1.0).bits_per_dim(-nats_per_dim, 1)
 
 
 def noise_standard_error(values: Tensor) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tarflow.measure import Noise, check_levels, check_noise
+from tarflow.measure import Measure
 
 MAX_DIMS = 12_288  # 64x64 RGB; the covariance is then 1.2 GB, and as much again for its factor
 CHUNK_BYTES = 1 << 26  # float64 images that are on their way into the covariance
@@ -43,24 +43,20 @@ class GaussianYardstick:
     factor: Tensor
     shrinkage: float
     images: int
-    measure: tuple[int, Noise, float]
+    measure: Measure
 
     @classmethod
-    def fit(cls, images: Tensor, levels: int, noise: Noise, noise_std: float = 0.0) -> GaussianYardstick:
+    def fit(cls, images: Tensor, levels: int, noise: str, noise_std: float = 0.0) -> GaussianYardstick:
         """Fit to training images (N, C, H, W) uint8, unflipped, in chunks: memory is two p·p in float64.
 
         Raises:
             ValueError: fewer than two images, more than `MAX_DIMS` numbers in an image, or a noise that does not fit.
         """
-        check_levels(levels)
-        check_noise(noise, noise_std)
+        measure = Measure(levels, noise, noise_std)
         obstacle = _obstacle(images)
         if obstacle is not None:
             raise ValueError(f"gaussian yardstick: {obstacle}")
-        # Clean images as x = a·k + b, so that uniform noise is centred: 2(k+½)/L - 1.
-        slope, offset, variance = 2 / (levels - 1), -1.0, noise_std**2
-        if noise == "uniform":
-            slope, offset, variance = 2 / levels, 1 / levels - 1, (2 / levels) ** 2 / 12
+        slope, offset, variance = measure.kind.moments(measure.levels, measure.noise_std)
         dims, count = images[0].numel(), len(images)
         chunks = images.flatten(1).split(max(1, CHUNK_BYTES // (8 * dims)))
 
@@ -81,7 +77,7 @@ class GaussianYardstick:
         trace_mean = float(covariance.trace()) / dims
         covariance.mul_(1 - shrinkage).diagonal().add_(shrinkage * trace_mean + variance)
         mean, factor = level_mean * slope + offset, torch.linalg.cholesky(covariance)
-        return cls(mean, factor, shrinkage, count, (levels, noise, noise_std if noise == "gaussian" else 0.0))
+        return cls(mean, factor, shrinkage, count, measure)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x; mean, Σ) of noisy images (B, C, H, W), nats, (B,) float64 on the CPU."""
@@ -118,7 +114,7 @@ class NoYardstick:
     note: str
 
 
-def fit_yardstick(images: Tensor, levels: int, noise: Noise, noise_std: float = 0.0) -> GaussianYardstick | NoYardstick:
+def fit_yardstick(images: Tensor, levels: int, noise: str, noise_std: float = 0.0) -> GaussianYardstick | NoYardstick:
     """`GaussianYardstick.fit`, or the reason why these images (N, C, H, W) uint8 have none: too large, or too few."""
     obstacle = _obstacle(images)
     if obstacle is not None:

@@ -18,17 +18,17 @@ from torch import Tensor
 from tarflow import caching, storage
 from tarflow.checkpoint import Run
 from tarflow.data.batches import seeded_permutation
-from tarflow.data.fingerprint import files_digest
-from tarflow.data.hub import PREFIX
 from tarflow.data.identity import located, place_of
-from tarflow.data.prepared import MANIFEST_FILE, is_prepared, read_manifest
-from tarflow.data.request import Reading
+from tarflow.data.options import Reading
+from tarflow.data.readers.hub import PREFIX
 from tarflow.data.sources import KNOWN_NAMES, open_source
+from tarflow.data.store.fingerprint import files_digest
+from tarflow.data.store.read import MANIFEST_FILE, is_prepared, read_manifest
 from tarflow.evaluation.likelihood.anomalies import code_bits
 from tarflow.evaluation.likelihood.scores import LabelPolicy, Progress, score_images
 from tarflow.evaluation.run_data import open_held_out, stored_data
-from tarflow.model.block import NULL_CLASS
-from tarflow.model.flow import WEIGHTS_FILE
+from tarflow.model.condition import NULL_CLASS
+from tarflow.model.saving import WEIGHTS_FILE
 
 HELD_OUT_FILE = "held_out_scores.json"
 MAX_SCORINGS = 8  # that are kept: under no label, under the null class, under one class …

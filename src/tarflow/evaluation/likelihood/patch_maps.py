@@ -16,7 +16,7 @@ from tarflow.evaluation.likelihood.scores import (
     under_each_class,
 )
 from tarflow.fields import integer
-from tarflow.measure import Noise, check_noise, noisy_images
+from tarflow.measure import Measure
 from tarflow.model.flow import TarFlow
 from tarflow.seeding import seeded_generator
 
@@ -43,16 +43,7 @@ def patch_log_prob(flow: TarFlow, x: Tensor, y: Tensor | None = None) -> Tensor:
     >>> patch_log_prob(flow, torch.zeros(5, 1, 8, 8)).shape
     torch.Size([5, 4, 4])
     """
-    z, patch_ladj = flow.encode_patches(x, y)
-    energy = z.square()  # (B, T, D)
-    log_det = z.new_zeros(z.shape[1])
-    if flow.base_variance is not None:
-        variance = flow.base_variance.to(z.dtype)
-        energy, log_det = energy / variance, variance.log().sum(dim=1)
-    base = -0.5 * (energy.sum(dim=2) + log_det + flow.config.patch_dim * math.log(2 * math.pi))
-    height, width = flow.config.image_shape
-    side = flow.config.patch_size
-    return (base + patch_ladj).unflatten(1, (height // side, width // side))
+    return flow.log_prob_by_token(x, y).unflatten(1, flow.config.grid)
 
 
 def patch_log_likelihood(
@@ -91,7 +82,7 @@ def patch_log_likelihood(
 
 def ends_of_a_map(flow: TarFlow) -> str:
     """Why the first and the last patch of a map stand apart, in words for whoever looks at one."""
-    forward, count = sum(not block.flipped for block in flow.blocks), len(flow.blocks)
+    forward, count = sum(block.order.is_raster for block in flow.blocks), len(flow.blocks)
     if flow.config.num_patches == 1:
         return "There is one patch, which no block changes."
     return (
@@ -108,7 +99,7 @@ def mean_patch_maps(
     labels: Tensor | None = None,
     *,
     levels: int,
-    noise: Noise,
+    noise: str,
     noise_std: float = 0.0,
     draws: int = 4,
     seed: int = 0,
@@ -121,7 +112,7 @@ def mean_patch_maps(
     The noise is that of `score_images`, so that a map adds up to the mean of the image's scores. Arguments and errors
     are those of `score_images`.
     """
-    check_noise(noise, noise_std)
+    measure = Measure(levels, noise, noise_std)
     draws = integer("draws", draws, 1)
     numbers = range(len(images)) if indices is None else indices
     step = batch_size or default_batch_size(flow)
@@ -131,7 +122,7 @@ def mean_patch_maps(
         total = torch.zeros((), device="cpu", dtype=torch.float64)
         for draw in range(draws):
             generators = [seeded_generator(seed, "evaluation", draw, k) for k in numbers[start : start + step]]
-            x = noisy_images(pixels, levels, noise, noise_std, generators)
+            x = measure.noisy(pixels, generators)
             total = total + patch_log_likelihood(flow, x, y, label_policy=label_policy).cpu().double()
         parts.append(total / draws)
     return torch.cat(parts)

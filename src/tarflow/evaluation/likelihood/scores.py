@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tarflow.evaluation.likelihood.gaussian import GaussianYardstick
 from tarflow.fields import integer
-from tarflow.measure import Noise, check_levels, check_noise, noisy_images
-from tarflow.model.block import NULL_CLASS
+from tarflow.measure import Measure
 from tarflow.model.checks import check_tensor
+from tarflow.model.condition import NULL_CLASS
 from tarflow.model.flow import TarFlow
 from tarflow.ranks import Ranks
 from tarflow.seeding import seeded_generator
@@ -33,7 +33,7 @@ def score_images(
     labels: Tensor | None = None,
     *,
     levels: int,
-    noise: Noise,
+    noise: str,
     noise_std: float = 0.0,
     draws: int = 4,
     seed: int = 0,
@@ -48,8 +48,7 @@ def score_images(
     Arguments and errors are those of `evaluate_likelihood`; besides, `indices` are the numbers k by which the noise of
     each image is drawn, where they are some of a larger set; None is 0 … N-1.
     """
-    check_noise(noise, noise_std)
-    check_levels(levels)
+    measure = Measure(levels, noise, noise_std)
     _check_pixels(images, levels)
     draws = integer("draws", draws, 1)
     policy = label_policy or default_label_policy(flow, labels)
@@ -66,7 +65,7 @@ def score_images(
         pixels, y = images[rows], None if labels is None else labels[rows]
         for draw in range(draws):
             generators = [seeded_generator(seed, "evaluation", draw, k) for k in numbers[rows]]
-            x = noisy_images(pixels, levels, noise, noise_std, generators)
+            x = measure.noisy(pixels, generators)
             passed = beyond(progress, (rows.start * draws + draw * len(pixels)) * each, len(images) * draws * each)
             scored = log_likelihood(flow, x, y, label_policy=policy, batch_size=batch_size, progress=passed)
             scores[draw, rows] = scored.cpu().double()
@@ -124,7 +123,7 @@ def log_likelihood(
         ValueError: images or labels that do not fit; a policy that the model or the labels cannot honour.
     """
     policy = label_policy or default_label_policy(flow, y)
-    flow.check_images(x)
+    flow.event.check(x)
     check_policy(flow, y, policy, len(x))
     batch_size = _checked_batch_size(flow, batch_size)
     if not len(x):
@@ -225,7 +224,7 @@ def check_policy(flow: TarFlow, y: Tensor | None, policy: str, count: int) -> No
         return
     if y is None:
         raise ValueError("label policy 'given': expected labels, got none; choose 'marginal' or 'null'")
-    flow.check_labels(y, count)
+    flow.check_condition(y, count)
     if bool((y == NULL_CLASS).any()):
         row = int((y == NULL_CLASS).nonzero()[0])
         raise ValueError(f"label policy 'given': image {row} has no label; choose 'marginal' or 'null'")

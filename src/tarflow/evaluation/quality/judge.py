@@ -20,7 +20,7 @@ from tarflow.evaluation.quality.extractors.extractor import Extractor
 from tarflow.evaluation.quality.manifolds import manifolds
 from tarflow.evaluation.quality.reference import MAX_REFERENCE, Progress, Reference, open_reference
 from tarflow.evaluation.run_data import open_splits, stored_data
-from tarflow.model.flow import read_json
+from tarflow.model.saving import read_json
 from tarflow.sampling.setting import Setting
 
 Kind: TypeAlias = Literal["FD", "KD", "precision", "recall", "density", "coverage"]

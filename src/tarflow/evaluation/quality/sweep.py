@@ -16,9 +16,12 @@ from tarflow.checkpoint import Run, weights_digest
 from tarflow.config import TarFlowConfig, from_dict, to_dict
 from tarflow.evaluation.quality.judge import LOWER_IS_BETTER, Figure, Judge, Kind
 from tarflow.fields import real
-from tarflow.model.flow import read_json
+from tarflow.model.condition import make_condition
+from tarflow.model.flow import sequence_config
+from tarflow.model.saving import read_json
+from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.sample import SamplingError
-from tarflow.sampling.setting import Setting
+from tarflow.sampling.setting import UNGUIDED, Setting
 
 SCALES = (0.0, 0.5, 1.0, 2.0, 3.0)  # the paper's best with classes are 1 to 3
 UNCONDITIONAL_SCALES = (0.0, 0.1, 0.2, 0.5)  # and 0.2 without, at this temperature
@@ -80,9 +83,9 @@ def grid(
     ):
         denoise = None if sigma is None or strength == 0 else strength * sigma
         # Without guidance there is no rule to it: one setting, however many rules are tried.
-        kept = Setting(scale, schedule, temperature, rule, denoise) if scale else Setting(denoise=denoise)
-        if kept.guidance is not None:
-            kept.guidance.check(torch.zeros(1, device="cpu", dtype=torch.int64) if by_class else None, config)
+        kept = Setting(Guidance(scale, schedule, temperature, rule) if scale else UNGUIDED, denoise)
+        first = torch.zeros(1, device="cpu", dtype=torch.int64) if by_class else None
+        kept.guidance.check(first, make_condition(sequence_config(config).condition), config.num_patches)
         settings[kept] = None
     return list(settings)
 
@@ -226,10 +229,11 @@ def edges(settings: Sequence[Setting], best: Setting) -> list[str]:
 
     No guidance, and no denoising, are no edge: there is nothing below. Neither is a value that was the only one tried.
     """
-    guided = best.scale > 0
+    guidances = [s.guidance for s in settings]
+    guided = best.guidance.scale > 0
     axes: list[tuple[str, float | None, set[float]]] = [
-        ("scale of the guidance", best.scale, {s.scale for s in settings}),
-        ("temperature", best.temperature if guided else None, {s.temperature for s in settings if s.scale}),
+        ("scale of the guidance", best.guidance.scale, {g.scale for g in guidances}),
+        ("temperature", best.guidance.temperature if guided else None, {g.temperature for g in guidances if g.scale}),
         ("σ of the denoising", best.denoise, {s.denoise or 0.0 for s in settings}),
     ]
     found = []

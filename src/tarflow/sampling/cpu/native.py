@@ -186,7 +186,7 @@ class NativeBlock:
     def __init__(self, library: ctypes.CDLL, block: Block, entry: Tensor, store: Tensor, scale: Tensor | None) -> None:
         self.library, config = library, block.config
         self.kept: list[Tensor] = []  # what C holds pointers to
-        layers = cast("list[Layer]", block.layers)
+        layers = block.layers
         self.array = (_Layer * len(layers))(*(self._layer(layer) for layer in layers))
         self.outputs = block.proj_out.out_features
         proj_weight, proj_bias = self._linear(block.proj_out)
@@ -198,7 +198,7 @@ class NativeBlock:
             width=config.width,
             hidden=cast("nn.Linear", layers[0].mlp[1]).out_features,
             head_dim=config.head_dim,
-            dim=config.patch_dim,
+            dim=config.dim,
             outputs=self.outputs,
             length=entry.shape[1],
             layer=self.array,
@@ -216,7 +216,7 @@ class NativeBlock:
         size = sum(parameter.numel() * parameter.itemsize for parameter in layers[0].parameters()) * len(layers)
         self.threads = torch.get_num_threads() if size >= PARALLEL else 1
         self.scratch, self.room = torch.empty(0, device="cpu", dtype=torch.float32), (0, 0)  # of rows and threads
-        self.shape = store.shape[2], entry.shape[1], config.patch_dim
+        self.shape = store.shape[2], entry.shape[1], config.dim
 
     def __call__(self, x: Tensor, start: int) -> Tensor:
         """x (B, n, D) float32, patches start … start+n-1, to the outputs (B, n, O) of the last layer."""

@@ -28,7 +28,7 @@ THIN = 128
 
 
 class Step:
-    """shift and log_scale of patches start+1 … start+n from patches start … start+n-1 and a cache of those before.
+    """The parameters of patches start+1 … start+n from patches start … start+n-1 and a cache of those before.
 
     Made for one decoding of one block, as the cache is: the little that it computes ahead is of the weights of that
     moment. `fits` says whether it may be used at all.
@@ -41,15 +41,15 @@ class Step:
     """
 
     def __init__(self, block: Block, context: Tensor | None, cache: KVCache, temperature: Tensor | None = None) -> None:
-        self.affine, self.dtype = block.config.transform == "affine", block.dtype
+        self.dtype = block.dtype
         self.scale = None if temperature is None else (1 / temperature).to(block.dtype).view(-1, 1, 1, 1)
-        places = block.reorder(block.position.unsqueeze(0))[0]  # (T, W), in the block's own order
+        places = block.order.rows(block.position, 0, len(block.position))  # (T, W), in the block's own order
         self.entry = places + block.proj_in.bias if context is None else places + block.proj_in.bias + context
         self.entry = self.entry.expand(cache.store.shape[2], -1, -1)  # (B, T, W): what does not depend on x
         compiled = library() if self.dtype == torch.float32 else None
         self.native = None if compiled is None else NativeBlock(compiled, block, self.entry, cache.store, self.scale)
         self.into, self.proj_out = block.proj_in.weight.t().contiguous(), block.proj_out
-        layers = cast("list[Layer]", block.layers)
+        layers = block.layers
         self.rotation = block.rotation()
         self.layers = [_LayerStep(layer, store) for layer, store in zip(layers, cache.store, strict=True)]
 
@@ -62,15 +62,14 @@ class Step:
             and len(dtypes) == 1
             and dtypes <= {torch.float32, torch.float64}
             and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
-            and all(map(is_plain, block.modules()))
+            and is_plain_block(block)
         )
 
-    def __call__(self, x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, n, D), patches start … start+n-1 in the block's own order, to shift and log_scale (B, n, D)."""
+    def __call__(self, x: Tensor, start: int) -> Tensor:
+        """x (B, n, D), patches start … start+n-1 in the block's own order, to parameters (B, n, k·D)."""
         batch, count, size = x.shape
-        start = int(start)  # a CPU does not wait for its own tensors
         if self.native is not None:
-            return self._parts(self.native(x.to(self.dtype), start))
+            return self.native(x.to(self.dtype), start)
         entry = self.entry[:, start : start + count]
         h = torch.addmm(entry.reshape(batch * count, -1), x.reshape(-1, size).to(self.dtype), self.into)  # (B·n, W)
         mask = None
@@ -81,14 +80,7 @@ class Step:
             rotation = (self.rotation[0][start : start + count], self.rotation[1][start : start + count])
         for layer in self.layers:
             layer(h, batch, start, self.scale, mask, rotation)
-        return self._parts(F.linear(h, self.proj_out.weight, self.proj_out.bias).view(batch, count, -1))
-
-    def _parts(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        """Shift and log-scale from the outputs (B, n, O)."""
-        if not self.affine:
-            return out, out.new_zeros(()).expand_as(out)
-        log_scale, shift = out.chunk(2, dim=-1)
-        return shift, log_scale
+        return F.linear(h, self.proj_out.weight, self.proj_out.bias).view(batch, count, -1)
 
 
 class _LayerStep:
@@ -160,3 +152,9 @@ def is_plain(module: nn.Module) -> bool:
     """Whether a module of a block computes what its class says: not replaced, and with no hooks on it."""
     known = type(module) in PLAIN and not (isinstance(module, nn.GELU) and module.approximate != "none")
     return known and not (module._forward_hooks or module._forward_pre_hooks)
+
+
+def is_plain_block(block: Block) -> bool:
+    """Whether all that the conditioner calls is plain; what makes its context may be anything."""
+    others = set() if block.embedding is None else set(block.embedding.modules())
+    return all(is_plain(module) for module in block.modules() if module not in others)

@@ -21,12 +21,14 @@ from torch import Tensor
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
 from tarflow.sampling.cuda.step import ALIGNED, DeviceStep
-from tarflow.sampling.guidance import Guidance, Predict, branches, guided, guided_rows
-from tarflow.sampling.sequential import Solution
+from tarflow.sampling.guidance import Guidance, branches, guided, guided_rows, predictor_of
+from tarflow.sampling.solver import Predict, Solution
 
-Step = Callable[[], None]
-Capture = Callable[[Step], Step]
-"""capture(step): take the step once, and return what repeats it."""
+Launch = Callable[[], None]
+Capture = Callable[[Launch], Launch]
+"""capture(launch): do it once, and return what repeats it."""
+
+WINDOW_TOKENS = 1 << 13  # that a GPU evaluates faster than the host launches them: then windows are captured, too
 
 
 @dataclass
@@ -34,7 +36,7 @@ class _Recorded:
     """What one block's steps were captured with."""
 
     step: DeviceStep
-    replays: list[tuple[int, Step]] = field(default_factory=list)  # of each stretch: how often, and what to call
+    replays: list[tuple[int, Launch]] = field(default_factory=list)  # of each stretch: how often, and what to call
 
 
 @dataclass
@@ -42,12 +44,11 @@ class _Windows:
     """What the windows of one block were captured with, for one size of batches; the context is written to."""
 
     x: Tensor  # (B, T-1, D)
-    shift: Tensor
-    log_scale: Tensor
+    params: Tensor  # (B, T-1, k·D)
     context: Tensor | None
     temperature: Tensor | None
     cache: KVCache
-    replays: dict[tuple[int, int], Step] = field(default_factory=dict)  # by the first patch and the one after the last
+    replays: dict[tuple[int, int], Launch] = field(default_factory=dict)  # by the first patch and the end
 
 
 class Captured:
@@ -77,7 +78,7 @@ class Captured:
 
     @torch.no_grad()
     def solve(self, block: Block, z: Tensor, y: Tensor | None, guidance: Guidance | None) -> Solution:
-        """Solve x_i = z_i·exp(log_scale_i(x_<i)) + shift_i(x_<i) patch by patch.
+        """Solve x_i = transform.inverse(z_i, params_i(x_<i)) patch by patch.
 
         Args:
             z: (B, T, D), in the block's own order, on the block's device. Not written to. y: (B,) checked labels.
@@ -121,32 +122,29 @@ class Captured:
         rows = guided_rows(guidance, batch)
         key = (block, guidance, batch)
         if key not in self.windows:
-            length, size = block.config.num_patches - 1, block.config.patch_dim
+            length, size = block.config.tokens - 1, block.config.dim
             dtype = block.state_dtype
-            x, shift, log_scale = torch.empty(3, batch, length, size, dtype=dtype, device=block.position.device)
+            x = torch.empty(batch, length, size, dtype=dtype, device=block.position.device)
+            params = x.new_empty(batch, length, size * block.transform.params_per_number)
             context, temperature = branches(block, y, guidance, batch)
-            self.windows[key] = _Windows(x, shift, log_scale, context, temperature, block.new_cache(rows))
+            self.windows[key] = _Windows(x, params, context, temperature, block.new_cache(rows))
         windows = self.windows[key]
         if windows.context is not None:
             context, _ = branches(block, y, guidance, batch)
             assert context is not None
             windows.context.copy_(context)
 
-        def conditioner(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
-            assert isinstance(start, int)
+        def conditioner(x: Tensor, start: int) -> Tensor:
             return block.conditioner(x, windows.context, start, windows.cache, windows.temperature)
 
-        evaluate = guided(block, conditioner, guidance)
+        predict = predictor_of(block, conditioner, guidance)
 
-        def predict(x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
-            assert isinstance(start, int)
+        def evaluate(x: Tensor, start: int) -> Tensor:
             end = start + x.shape[1]
             place = (slice(None), slice(start, end))
 
             def step() -> None:
-                shift, log_scale = evaluate(windows.x[place], start)
-                windows.shift[place] = shift
-                windows.log_scale[place] = log_scale
+                windows.params[place] = predict(windows.x[place], start)
 
             with _on(x.device):
                 windows.x[place] = x
@@ -155,11 +153,11 @@ class Captured:
                     windows.replays[start, end] = self._captured(step, x.device)
                 else:
                     replay()
-            return windows.shift[place], windows.log_scale[place]
+            return windows.params[place]
 
-        return predict
+        return Predict(evaluate, block.transform)
 
-    def _captured(self, step: Step, device: torch.device) -> Step:
+    def _captured(self, step: Launch, device: torch.device) -> Launch:
         """Take a step, and capture it."""
         if self.capture is None:
             self.capture = cuda_graphs(device)
@@ -171,18 +169,20 @@ class Captured:
     def _record(self, block: Block, guidance: Guidance | None, recorded: _Recorded, last: int) -> None:
         """Decode the batch, capturing the first step of each stretch."""
         for count, room in recorded.step.stretches(last):
-            predict = guided(block, functools.partial(recorded.step, room=room), guidance)
-            replay = self._captured(functools.partial(self._step, predict), block.position.device)
+            step = functools.partial(self._step, block, functools.partial(recorded.step, room=room), guidance)
+            replay = self._captured(step, block.position.device)
             recorded.replays.append((count, replay))
             for _ in range(count - 1):
                 replay()
 
-    def _step(self, predict: Predict) -> None:
-        """x_{i+1} = z_{i+1}·exp(log_scale_{i+1}) + shift_{i+1} and i ← i+1, all of it on the device."""
+    def _step(self, block: Block, conditioner: Callable[[Tensor, Tensor], Tensor], guidance: Guidance | None) -> None:
+        """x_{i+1} = inverse(z_{i+1}, params_{i+1}) and i ← i+1, all of it on the device."""
         assert self.patches is not None
         following = self.place + 1
-        shift, log_scale = predict(self.patches.index_select(1, self.place), self.place)
-        fresh = torch.addcmul(shift, self.patches.index_select(1, following), torch.exp(log_scale))
+        known = self.patches.index_select(1, self.place)
+        known = known if guided_rows(guidance, 1) == 1 else torch.cat([known, known])
+        params = guided(block, conditioner(known, self.place), guidance, following)
+        fresh = block.transform.inverse(self.patches.index_select(1, following), params)
         self.patches.index_copy_(1, following, fresh)
         self.place.copy_(following)
 
@@ -190,7 +190,7 @@ class Captured:
         """A cache for the block, in memory that all of its size share: they are decoded one after the other."""
         rows = guided_rows(guidance, self.batch)
         config = block.config
-        heads, length = config.width // config.head_dim, -(-max(1, config.num_patches - 1) // ALIGNED) * ALIGNED
+        heads, length = config.width // config.head_dim, -(-max(1, config.tokens - 1) // ALIGNED) * ALIGNED
         shape = (len(block.layers), 2, rows, heads, length, config.head_dim)
         key = (rows, block.product_dtype)
         size = len(block.layers) * 2 * rows * heads * length * config.head_dim
@@ -198,6 +198,29 @@ class Captured:
         if have is None or have.numel() < size:
             have = self.stores[key] = torch.empty(size, dtype=block.product_dtype, device=block.position.device)
         return have[:size].view(shape)
+
+
+@dataclass(frozen=True)
+class BlockReplay:
+    """`Captured` for a batch of one block: the `Replay` of `sampling.solver`."""
+
+    captured: Captured
+    block: Block
+    y: Tensor | None
+    guidance: Guidance | None
+    batch: int
+
+    @property
+    def seconds(self) -> float:
+        return self.captured.seconds
+
+    def steps(self, z: Tensor) -> Tensor:
+        return self.captured.solve(self.block, z, self.y, self.guidance).x
+
+    def windows(self) -> Callable[[Tensor, int], Tensor] | None:
+        if guided_rows(self.guidance, self.batch) * self.block.config.tokens > WINDOW_TOKENS:
+            return None
+        return self.captured.predictor(self.block, self.y, self.guidance, self.batch)
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -215,7 +238,7 @@ def cuda_graphs(device: torch.device) -> Capture:
     pool, side = torch.cuda.graph_pool_handle(), _side_stream(device)
     graphs = []  # none is freed before the last one is captured: a pool must be in use while it is shared
 
-    def capture(step: Step) -> Step:
+    def capture(step: Launch) -> Launch:
         graph = torch.cuda.CUDAGraph()
         graphs.append(graph)
         current = torch.cuda.current_stream(device)

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from tarflow.model.block import Block
 from tarflow.model.rotary import rotated
-from tarflow.model.transformer import Layer
-from tarflow.sampling.cpu.step import is_plain
+from tarflow.sampling.cpu.step import is_plain_block
 
 LENGTHS = 8  # stretches of a sequence: a mean cost of 9/16 of the whole cache instead of 1/2, for 8 captures a block
 SHORTEST = 32  # patches of a stretch; a capture costs about as much as ten steps without one
@@ -38,7 +37,7 @@ def kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
 
 
 class DeviceStep:
-    """shift and log_scale of patch i+1 from patch i and a cache of those before; i is a tensor on the device.
+    """The parameters of patch i+1 from patch i and a cache of those before; i is a tensor on the device.
 
     Args:
         block: its weights are not written to. `fits` says whether it may be used at all.
@@ -48,24 +47,25 @@ class DeviceStep:
     """
 
     def __init__(self, block: Block, context: Tensor | None, store: Tensor, temperature: Tensor | None = None) -> None:
-        self.block, self.store, self.affine = block, store, block.config.transform == "affine"
+        self.block, self.store = block, store
         self.kernels = kernels_for(store.device, store.dtype)
         self.context = None if context is None else context.flatten(0, 1).clone()  # (R, W) or (1, W)
         self.scale = None if temperature is None else 1 / temperature
-        self.entry = block.reorder(block.position.unsqueeze(0))[0] + block.proj_in.bias  # (T, W), in the block's order
+        places = block.order.rows(block.position, 0, len(block.position))
+        self.entry = places + block.proj_in.bias  # (T, W), in the block's own order
         self.rotation = block.rotation()
         self.places = torch.arange(store.shape[4], dtype=torch.int64, device=store.device)
         self.hidden = torch.tensor([0.0, float("-inf")], dtype=store.dtype, device=store.device)
         self.layers = [
             (layer.attention, *cast("tuple[nn.LayerNorm, nn.Linear, nn.GELU, nn.Linear]", tuple(layer.mlp)))
-            for layer in cast("list[Layer]", block.layers)
+            for layer in block.layers
         ]
 
     @staticmethod
     def fits(block: Block) -> bool:
         """Whether this is what `block.conditioner` computes: plain modules, no gradients, no autocast."""
         busy = torch.is_grad_enabled() or torch.is_autocast_enabled(block.position.device.type)
-        return not busy and all(map(is_plain, block.modules()))
+        return not busy and is_plain_block(block)
 
     def begin(self, context: Tensor | None) -> None:
         """Start at the first patch again, with labels of which `Block.context` returned as many."""
@@ -84,8 +84,8 @@ class DeviceStep:
         rooms = [min(self.store.shape[4], -(-end // ALIGNED) * ALIGNED) for end in ends]
         return [(end - stretch * number, room) for number, (end, room) in enumerate(zip(ends, rooms, strict=True))]
 
-    def __call__(self, x: Tensor, place: Tensor, room: int) -> tuple[Tensor, Tensor]:
-        """x (R, 1, D), patch `place` (1,) in the block's own order, to shift and log_scale (R, 1, D) of the next one.
+    def __call__(self, x: Tensor, place: Tensor, room: int) -> Tensor:
+        """x (R, 1, D), patch `place` (1,) in the block's own order, to the parameters (R, 1, k·D) of the next one.
 
         No more than the first `room` places of the cache are looked at, of which `place` must be one.
         """
@@ -99,11 +99,7 @@ class DeviceStep:
             rotation = (self.rotation[0].index_select(0, place), self.rotation[1].index_select(0, place))
         h = self._masked(h, place, room, rotation) if self.kernels is None else self._filled(h, place, rotation)
         out = block.proj_out(h).unsqueeze(1)
-        out = out.to(torch.promote_types(dtype, torch.float32))  # (R, 1, O)
-        if not self.affine:
-            return out, out.new_zeros(()).expand_as(out)
-        log_scale, shift = out.chunk(2, dim=-1)
-        return shift, log_scale
+        return out.to(torch.promote_types(dtype, torch.float32))
 
     def _filled(self, h: Tensor, place: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         """The layers, by the kernels that read as much of the cache as is filled; sums are in float32."""

@@ -1,0 +1,91 @@
+"""What may be asked of data, as values: how records are read, and what their images become."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tarflow.config import DataConfig
+from tarflow.data.errors import DataError
+from tarflow.data.value_range import ValueRange
+from tarflow.fields import integer, real
+from tarflow.measure import check_levels
+
+NO_COLUMN = "none"  # as the name of a column: no such column is read
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a source's records are read, where it is not one way alone.
+
+    Attributes:
+        image_column, label_column: of Parquet files; "" finds out, and "none" reads no labels.
+        value_range: of images of more than 8 bits, see `data.value_range`.
+        strict: whether such a column must be there; a run's columns are only looked for in other data.
+        unlabelled: neither labels nor splits are looked for, nor errors in them.
+    """
+
+    image_column: str = ""
+    label_column: str = ""
+    value_range: ValueRange = "full"
+    strict: bool = True
+    unlabelled: bool = False
+
+    @classmethod
+    def of(cls, data: DataConfig | None, *, strict: bool = True) -> Reading:
+        """That of a run's data."""
+        return cls() if data is None else cls(data.image_column, data.label_column, data.value_range, strict)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What images are to become, checked before anything is read.
+
+    Attributes:
+        image_size: a side, or (H, W); other images are scaled until they cover it and cropped to their middle.
+            None: the images' own, which must then agree.
+        channels: 1 or 3. None: 1 if all images are grey, else 3.
+        levels: number of values of a pixel, 2 to 256; images are requantised where they have another. None: their own.
+        class_names: the classes a model was trained with; labels are mapped by name. None: the data's own.
+        held_out_fraction, split_seed: of the split, where the data have none of their own.
+        skip_bad: leave out records that cannot be read, and list them in `skipped`, instead of an error.
+        progress: called with (images decoded, of how many) every few images.
+        reading: the columns of Parquet files, where it is to be others than those that are found; the range of values.
+        split_by_name: whether a record is held out, by its name; others are not seen. None sees all, split as above.
+    """
+
+    image_size: int | tuple[int, int] | None = None
+    channels: int | None = None
+    levels: int | None = None
+    class_names: tuple[str, ...] | None = None
+    held_out_fraction: float = 0.1
+    split_seed: int = 0
+    skip_bad: bool = False
+    progress: Callable[[int, int], None] | None = None
+    reading: Reading = Reading()
+    split_by_name: Mapping[str, bool] | None = None
+
+    def __post_init__(self) -> None:
+        size = self.size
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise DataError(f"image_size: expected a positive number or (height, width), got {self.image_size}")
+        if self.channels not in (None, 1, 3):
+            raise DataError(f"channels: expected 1 (grey) or 3 (RGB), got {self.channels}")
+        if self.levels is not None:
+            check_levels(self.levels)
+        object.__setattr__(self, "split_seed", integer("split_seed", self.split_seed))
+        try:
+            real("held_out_fraction", self.held_out_fraction, "a number between 0 and 1", lambda value: 0 < value < 1)
+        except ValueError as error:
+            raise DataError(str(error)) from None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
+    def replace(self, **changes: Any) -> LoadOptions:
+        return dataclasses.replace(self, **changes)

@@ -1,0 +1,246 @@
+"""Writing a store (`store.read`) once, with memory for a few hundred images and the names of all.
+
+Images are decoded one after the other and appended to a file. Killed on the way, it leaves a hidden directory that the
+next try clears away; it starts anew, because decoding is quick beside training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tarflow import __version__, digests, storage
+from tarflow.config import to_dict
+from tarflow.data.assemble import Layout, assemble
+from tarflow.data.errors import DataError
+from tarflow.data.labels import label_tensors
+from tarflow.data.options import LoadOptions
+from tarflow.data.records import Source
+from tarflow.data.sets import SetDigest
+from tarflow.data.sources import open_measured
+from tarflow.data.store.fingerprint import content_digest, files_digest
+from tarflow.data.store.read import (
+    ENDS_FILE,
+    FILES,
+    FORMAT,
+    LABELS_FILE,
+    MANIFEST_FILE,
+    NAMES_FILE,
+    PIXELS_FILE,
+    Asked,
+    Manifest,
+    is_prepared,
+    open_prepared,
+    read_manifest,
+)
+from tarflow.destination import check_vacant
+
+_COPY_BYTES = 1 << 24  # of the held-out images, at a time, to behind the others
+PREPROCESSING = (
+    "upright by EXIF orientation; transparency over white; 16 bits rounded to 8; scaled (bicubic, antialiased) until "
+    "it covers the size, cropped to its middle; images of that size as they are"
+)
+
+Progress = Callable[[str, int, int], None]
+
+
+def prepare(
+    source: str,
+    out: str | Path,
+    options: LoadOptions | None = None,
+    *,
+    variant: str = "",
+    force: bool = False,
+    progress: Progress | None = None,
+    **fields: Any,
+) -> tuple[Manifest, bool]:
+    """Pack `source` into a store at `out`; its manifest, and whether it was there already.
+
+    `out` is up to date where it was prepared from the same files for the same options: the same names, sizes and times,
+    or else the same contents.
+
+    Args:
+        source, options, fields: as for `load`.
+        variant: a name for this version of the data set, in place of what its files say.
+        force: replace what was prepared otherwise.
+        progress: called with what is being done and (how many, of how many).
+
+    Raises:
+        FileExistsError: `out` is something else, or was prepared from something else and not `force`.
+        InUse: another process prepares `out`.
+        DataError: as `load`; the source changed while it was read.
+    """
+    out, wanted = Path(out), (options or LoadOptions()).replace(**fields)
+    if not out.name:
+        raise FileExistsError(f"{out}: expected a directory by its own name, which is made new")
+    if is_prepared(source):
+        raise DataError(f"{source}: is prepared already; expected the images that it was made of")
+    opened = open_measured(source, wanted.reading)
+    asked, files = asked_of(wanted, variant), files_digest(opened)
+
+    def known() -> Manifest | None:
+        """That of what is there and may stay. FileExistsError where `out` may not be replaced."""
+        if out.exists() and not is_prepared(str(out)) and (not out.is_dir() or any(out.iterdir())):
+            raise FileExistsError(f"{out}: expected a new directory, or one that `tarflow prepare` made")
+        if is_prepared(str(out)) and force:
+            check_vacant(out, ours=FILES)  # what somebody put beside them would go with them
+        if not is_prepared(str(out)) or force:
+            return None
+        return _still_good(source, opened, out, asked, files, wanted.skip_bad, progress)
+
+    if (manifest := known()) is not None:  # before the lock, which takes a place where one may write
+        return manifest, True
+    layout = Layout.train_and_held_out(source, opened, wanted)
+    place = storage.behind_links(out)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with storage.exclusive_name(place):
+        if (manifest := known()) is not None:  # another may have come and gone in between
+            return manifest, True
+        storage.remove_leftovers(place.parent, place.name)
+        with storage.replacing_directory(place) as folder:
+            wanted = wanted.replace(progress=_named(progress, "writing"))
+
+            def contents() -> str:
+                return content_digest(opened, _named(progress, "checking"))
+
+            return write_store(folder, source, opened, layout, wanted, asked, files, contents), False
+
+
+def asked_of(options: LoadOptions, variant: str = "") -> Asked:
+    """What a store is made for with these options."""
+    how = options.reading
+    return Asked(
+        *(options.image_size, options.channels, options.levels, options.held_out_fraction, options.split_seed, variant),
+        *(how.image_column, how.label_column, how.value_range),
+    )
+
+
+def _still_good(
+    source: str, opened: Source, out: Path, asked: Asked, files: str, skip_bad: bool, progress: Progress | None
+) -> Manifest:
+    """The manifest of `out` where it still is what would be written; FileExistsError naming what is not."""
+    manifest = read_manifest(out)
+    hint = "give another --out, or --force to replace it"
+    before, after = to_dict(manifest.asked), to_dict(asked)
+    for name, value in before.items():
+        if value != after[name]:
+            what = f"{name.replace('_', ' ')} {after[name]!r}"
+            raise FileExistsError(f"{out}: prepared with {name.replace('_', ' ')} {value!r}, asked for {what}; {hint}")
+    changed = files != manifest.files_digest  # perhaps only the times
+    if changed and content_digest(opened, _named(progress, "checking")) != manifest.content_digest:
+        raise FileExistsError(f"{out}: prepared from {manifest.source}, and {source} is not the same files; {hint}")
+    check_skipped(out, manifest, skip_bad)
+    open_prepared(str(out), LoadOptions())  # raises where a file is missing or cut off
+    return manifest
+
+
+def check_skipped(where: str | Path, manifest: Manifest, skip_bad: bool) -> None:
+    """Raise DataError where records were left out and are not to be."""
+    if manifest.skipped and not skip_bad:
+        count, (name, reason) = len(manifest.skipped), manifest.skipped[0]
+        raise DataError(f"{where}: {count} images were skipped (--skip-bad), the first is {name}: {reason}")
+
+
+class _Appended:
+    """A set whose images are appended to a file."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+        self.path, self.shape, self.digest, self.count = path, shape, SetDigest(), 0
+        self.file = open(path, "wb")  # noqa: SIM115 - closed by who made it
+        self.written = digests.Digesting(self.file)
+
+    def append(self, image: Any) -> None:
+        data = np.broadcast_to(image, self.shape).tobytes()  # grey is repeated where the others are RGB
+        self.written.write(data)
+        self.digest.update(data)
+        self.count += 1
+
+
+def write_store(
+    folder: Path,
+    source: str,
+    opened: Source,
+    layout: Layout,
+    options: LoadOptions,
+    asked: Asked,
+    files: str,
+    contents: Callable[[], str] = lambda: "",
+) -> Manifest:
+    """Fill the new directory `folder`. `files` is the `files_digest` of before; `contents` gives the `content_digest`.
+
+    Raises `DataError`: as `load`; the source changed while it was read.
+    """
+    made: dict[int, _Appended] = {}
+    with contextlib.ExitStack() as closing:
+
+        def new_sink(number: int, capacity: int, shape: tuple[int, int, int]) -> _Appended:
+            if number in made:  # of a first try
+                made[number].file.close()
+            made[number] = _Appended(folder / (PIXELS_FILE if number == 0 else "held_out"), shape)
+            closing.callback(made[number].file.close)
+            return made[number]
+
+        found = assemble(source, opened, layout, options, new_sink)
+        train, held_out = found.sinks
+        held_out.file.close()
+        with open(held_out.path, "rb") as file:
+            while piece := file.read(_COPY_BYTES):
+                train.written.write(piece)
+    held_out.path.unlink()
+    facts = {PIXELS_FILE: train.written.facts}
+    labels, class_names = label_tensors(source, opened, layout.parts, found.kept, None)
+    if labels[0] is not None and labels[1] is not None:
+        every = np.concatenate([labels[0].numpy(), labels[1].numpy()])
+        facts[LABELS_FILE] = _write(folder / LABELS_FILE, every.astype("<i8"))
+    names = [name.encode(errors="surrogateescape") for part in layout.parts for name in part.names]
+    chosen = [names[row] for rows in found.kept for row in rows]
+    facts[NAMES_FILE] = _write(folder / NAMES_FILE, b"".join(chosen))
+    facts[ENDS_FILE] = _write(folder / ENDS_FILE, np.cumsum([len(name) for name in chosen]).astype("<u8"))
+    if files_digest(opened) != files:
+        raise DataError(f"{source}: changed while it was read; prepare it again")
+
+    sets = [
+        sink.digest.result((sink.count, *sink.shape), None if own is None else own.numpy().data)
+        for sink, own in zip((train, held_out), labels, strict=True)
+    ]
+    manifest = Manifest(
+        format=FORMAT,
+        tarflow=__version__,
+        source=source,
+        asked=asked,
+        files_digest=files,
+        content_digest=contents(),
+        shape=train.shape,
+        levels=options.levels or opened.levels,
+        labelled=labels[0] is not None,
+        class_names=class_names,
+        variant=asked.variant or opened.variant,
+        train=train.count,
+        held_out=held_out.count,
+        train_digest=sets[0],
+        held_out_digest=sets[1],
+        own_split=layout.own_split,
+        preprocessing=PREPROCESSING,
+        skipped=tuple(found.skipped),
+        value_range=opened.value_range,
+    )
+    storage.write_json(folder / MANIFEST_FILE, to_dict(manifest))
+    facts[MANIFEST_FILE] = digests.file_facts(folder / MANIFEST_FILE)
+    storage.write_json(folder / digests.DIGESTS_FILE, facts)
+    return manifest
+
+
+def _write(path: Path, values: Any) -> dict[str, Any]:
+    """Write the bytes of an array; their `digests.file_facts`."""
+    with open(path, "wb") as file:
+        digesting = digests.Digesting(file)
+        digesting.write(values)
+    return digesting.facts
+
+
+def _named(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, total: progress(what, done, total)

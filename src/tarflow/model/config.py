@@ -1,0 +1,80 @@
+"""The architecture of a flow on sequences."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from tarflow.config import LARGEST, bound_of, check_network
+from tarflow.fields import check, coerce_fields, option
+from tarflow.model.base import BASES
+from tarflow.model.condition import make_condition
+from tarflow.model.order import make_order
+from tarflow.model.transform import TRANSFORMS
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """The architecture of a `SequenceFlow`: everything that decides the shapes of its weights, and its orders.
+
+    >>> config = SequenceConfig(tokens=16, dim=4, width=64, layers=(1, 1), orders=("raster", "random:3"))
+    >>> config.orders, config.transforms, config.base
+    (('raster', 'random:3'), ('affine', 'affine'), 'normal')
+    """
+
+    tokens: int = option(help="tokens T of a sequence, at least 2: the first one is not transformed")
+    dim: int = option(help="numbers D in a token")
+    width: int = option(help="channels of the Transformers, a multiple of the head dimension")
+    layers: tuple[int, ...] = option(help="Transformer layers of each block, one entry a block")
+    condition: str = option("none", help="what the density is conditioned on: none or classes:NUMBER")
+    orders: tuple[str | tuple[int, ...], ...] = option(
+        (), help="order of each block: raster, flipped, random:SEED or a permutation; raster and flipped in turn"
+    )
+    transforms: tuple[str, ...] = option((), help="transform of each block, affine or additive; affine for all")
+    log_scale_bound: float | Literal["auto", "none"] | None = option(
+        "auto", help="bound a of the log-scale, a*tanh(v/a); auto: 4 where there is a log-scale; none: unbounded"
+    )
+    base: str = option(
+        "auto", help="normal, or followed (the variance follows the latents); auto: followed where nothing scales"
+    )
+    rotary: bool = option(False, help="rotary positions in attention, beside the learned ones")
+    lattice: tuple[int, ...] = option((), help="sizes of the axes along which the tokens lie in raster order; a line")
+    head_dim: int = option(64, help="channels of an attention head")
+    expansion: int = option(4, help="width of the MLP over the width of the Transformer")
+
+    def __post_init__(self) -> None:
+        coerce_fields(self)
+        blocks = len(self.layers)
+        set_field = object.__setattr__
+        check_network(self)
+        check(2 <= self.tokens <= LARGEST, "tokens", f"2 to {LARGEST}", self.tokens)
+        check(1 <= self.dim <= LARGEST, "dim", f"1 to {LARGEST}", self.dim)
+        set_field(self, "orders", self.orders or tuple(("raster", "flipped")[i % 2] for i in range(blocks)))
+        set_field(self, "transforms", self.transforms or ("affine",) * blocks)
+        set_field(self, "lattice", self.lattice or (self.tokens,))
+        for name in ("orders", "transforms"):
+            check(len(getattr(self, name)) == blocks, name, f"one for each of {blocks} blocks", getattr(self, name))
+        for transform in self.transforms:
+            check(transform in TRANSFORMS, "transforms", f"each one of {', '.join(TRANSFORMS)}", transform)
+        for order in self.orders:
+            make_order(order, self.tokens)
+        make_condition(self.condition)
+        check(math.prod(self.lattice) == self.tokens, "lattice", f"a product of {self.tokens} tokens", self.lattice)
+        part = 2 * len(self.lattice)
+        check(
+            not self.rotary or self.head_dim % part == 0,
+            "head_dim",
+            f"a multiple of {part} with rotary positions",
+            self.head_dim,
+        )
+        scales = any(TRANSFORMS[name].scales for name in self.transforms)
+        set_field(self, "base", ("normal" if scales else "followed") if self.base == "auto" else self.base)
+        check(self.base in BASES, "base", f"auto or one of {', '.join(BASES)}", self.base)
+        set_field(self, "log_scale_bound", bound_of(self.log_scale_bound, scales))
+
+    @property
+    def bound(self) -> float | None:
+        """The bound a of the log-scale, None where there is none: `log_scale_bound`, whose words are numbers by now."""
+        assert not isinstance(self.log_scale_bound, str)
+        return self.log_scale_bound

@@ -1,0 +1,230 @@
+"""The flow on sequences: a stack of blocks between the tokens of an event and a base distribution."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from tarflow import storage
+from tarflow.config import to_dict
+from tarflow.model.base import BASES, Normal
+from tarflow.model.block import Block
+from tarflow.model.checks import check_batch
+from tarflow.model.condition import make_condition
+from tarflow.model.config import SequenceConfig
+from tarflow.model.events import Tokens
+from tarflow.model.saving import CONFIG_FILE, WEIGHTS_FILE, load_weights, read_model
+from tarflow.tensor_files import save_tensors
+
+RANGE = 0.4  # the exponent of the largest number that `in_range` lets through
+
+
+class SequenceFlow(nn.Module):
+    """A normalizing flow on sequences x (B, T, D) with an exact density, TarFlow, arXiv 2412.06329.
+
+        log p(x|y) = Σ_i log N(z_i; 0, V_i) + Σ_blocks ladj_i,    z, ladj = encode(x, y)
+
+    Each block transforms every token in view of those before it, in an order of its own. The condition y is None for
+    the null one, or has a row for each sequence. State and density are float32 at least.
+
+    Attributes:
+        config, sequence: what it was made from, and its architecture; the same where x are tokens already.
+        event: what x is, and how it becomes tokens. condition: what y is. base: the distribution of z.
+
+    >>> import torch, tarflow
+    >>> config = tarflow.SequenceConfig(tokens=6, dim=2, width=64, layers=(1, 1), orders=("raster", "random:1"))
+    >>> flow = tarflow.SequenceFlow(config)
+    >>> x = torch.zeros(5, 6, 2)
+    >>> flow.log_prob(x).shape
+    torch.Size([5])
+    >>> z, ladj = flow.encode(x)
+    >>> flow.decode(z).shape, tarflow.sample(flow, 3).shape
+    (torch.Size([5, 6, 2]), torch.Size([3, 6, 2]))
+    """
+
+    config_type: ClassVar[type] = SequenceConfig
+
+    @torch.inference_mode(False)  # where weights would be made that nothing can be differentiated through
+    def __init__(
+        self, config: Any, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """New weights, from torch's global generator; where and in which dtype as any module's: None is torch's own."""
+        super().__init__()
+        self.config = config
+        self.sequence, self.event = self._adapted(config)
+        self.condition = make_condition(self.sequence.condition)
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        blocks = (Block(self.sequence, index, self.condition, **made) for index in range(len(self.sequence.layers)))
+        self.blocks = cast("list[Block]", nn.ModuleList(blocks))  # which has no type for its elements
+        self.base: Normal = BASES[self.sequence.base](self.sequence.tokens, self.sequence.dim, **made)
+
+    @staticmethod
+    def _adapted(config: Any) -> tuple[SequenceConfig, Tokens]:
+        """The architecture and the event that a config comes to: what an adapter overrides, with `config_type`."""
+        return config, Tokens((config.tokens, config.dim))
+
+    @property
+    def device(self) -> torch.device:
+        return self.blocks[0].position.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.blocks[0].dtype
+
+    @property
+    def in_inference_mode(self) -> bool:
+        """Whether some weights were made in `torch.inference_mode`, by a copy or a cast there: no gradient flows."""
+        return any(tensor.is_inference() for tensor in (*self.parameters(), *self.buffers()))
+
+    @torch.inference_mode(False)  # a copy or a cast is a flow as good as the first, wherever it was made
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        new = memo[id(self)] = type(self).__new__(type(self))
+        new.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return new
+
+    @torch.inference_mode(False)
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        return super()._apply(fn, recurse)
+
+    # --- the flow ------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z (B, T, D) and ladj by token (B, T): what training calls.
+
+        Nothing is checked, which would wait for the device, and no row is kept within the range of the network, because
+        training skips a batch that is not finite.
+        """
+        z, ladj = self.event.to_tokens(self.as_state(x))
+        for block in self.blocks:
+            z, block_ladj = block.encode(z, y)
+            ladj = block_ladj + ladj
+        return z, cast("Tensor", ladj)
+
+    def encode_in_range(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `encode`, by token and unchecked: z (B, T, D) and ladj (B, T).
+
+        Rows that leave the range of the network go on through the blocks as zeros, which overflow nowhere.
+        """
+        tokens, ladj = self.event.to_tokens(self.as_state(x))
+        z, inside = self.in_range(tokens)
+        for block in self.blocks:
+            z, block_ladj = block.encode(z, y)
+            ladj = block_ladj.to(z.dtype) + ladj
+            z, still = self.in_range(z)
+            inside = inside & still
+        outside = torch.where(tokens.isnan().flatten(1).any(dim=1), torch.nan, torch.inf).to(z.dtype)
+        z = torch.where(inside.view(-1, 1, 1), z, outside.view(-1, 1, 1))
+        return z, torch.where(inside.view(-1, 1), ladj, 0)
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (B, …) to latents z (B, T, D) and ladj = log|det ∂z/∂x| (B,), nats.
+
+        A row so far from the data that the network leaves the range of its numbers has z = ∞ and ladj = 0, and no
+        gradient: a density of 0. NaN stays NaN.
+        """
+        self.event.check(x)
+        z, ladj = self.encode_in_range(x, self.check_condition(y, x.shape[0]))
+        return z, ladj.sum(dim=1)
+
+    def in_range(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z (B, T, D) with zeros for the rows that are not within the range of the network, and which are: (B,).
+
+        The range is ± the largest number to the power of 0.4, 2.6e15 in float32: its square is far from overflowing,
+        and so are the sums in a norm. In float16 it is ±1000, of which a product may well overflow.
+        """
+        inside = z.abs().amax(dim=(1, 2)) <= max(torch.finfo(self.dtype).max ** RANGE, 1e3)
+        return torch.where(inside.view(-1, 1, 1), z, 0), inside
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Latents z (B, T, D) to x (B, …): the exact inverse of `encode`, by the slow reference.
+
+        `tarflow.sample(flow, n, noise=flow.base.standardised(z))` does the same many times faster.
+        """
+        self.check_latents(z)
+        y = self.check_condition(y, z.shape[0])
+        x = self.as_state(z)
+        for block in reversed(self.blocks):
+            x = block.decode(x, y)
+        return self.event.from_tokens(x)
+
+    def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """log p(x|y), the log-density at x, nats, shape (B,). Gradients flow to x and to the weights.
+
+        -∞, without a gradient, where a finite x is beyond the range of the network; NaN only where x holds one.
+        """
+        return self.log_prob_by_token(x, y).sum(dim=1)
+
+    def log_prob_by_token(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """What each token adds to log p(x|y), nats, (B, T).
+
+            c_i = log N(z_i; 0, V_i) + Σ_blocks ladj_i,      Σ_i c_i = log p(x|y)
+
+        With several blocks c_i is no conditional density of token i: later blocks mix what earlier ones made.
+        """
+        self.event.check(x)
+        z, ladj = self.encode_in_range(x, self.check_condition(y, x.shape[0]))
+        return self.base.log_prob(z) + ladj
+
+    def distribution(self, y: Tensor | int | None = None) -> Distribution:
+        """p(x|y) as a `torch.distributions.Distribution`, for code that is written against that interface.
+
+        Labels of any shape are its `batch_shape`; None is the null class and `batch_shape` (). See
+        `tarflow.FlowDistribution`.
+
+        >>> import torch, tarflow
+        >>> flow = tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=2, width=64, layers=(1, 1)))
+        >>> p = flow.distribution()
+        >>> x = p.sample((4,))
+        >>> x.shape, p.log_prob(x).shape
+        (torch.Size([4, 1, 8, 8]), torch.Size([4]))
+        """
+        # The one import that points down the list of rooms (tests/test_imports.py): drawing x fast is a matter of
+        # sampling/, and whoever calls this asks for that. It runs at the call; nothing here depends on it.
+        from tarflow.sampling.distribution import FlowDistribution
+
+        return FlowDistribution(self, y)
+
+    # --- what comes in ---------------------------------------------------------------------------------------------
+
+    def check_latents(self, z: Any, name: str = "z") -> None:
+        """Raise ValueError unless z, called `name`, is a floating (B, T, D) of this model's size."""
+        check_batch(name, z, "latents", (self.sequence.tokens, self.sequence.dim))
+
+    def check_condition(self, y: Any, batch: int) -> Tensor | None:
+        """Values of the condition on this model's device; ValueError where they are not (batch, …) known ones."""
+        return self.condition.check(y, batch, self.device)
+
+    def as_state(self, x: Tensor) -> Tensor:
+        """x in the dtype of the state: the widest of its own, the weights' and float32."""
+        return x.to(torch.promote_types(torch.promote_types(x.dtype, self.dtype), torch.float32))
+
+    # --- save and load -----------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `config.json` (its `model` section) and `model.safetensors`, each whole or not at all."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.save_weights(directory / WEIGHTS_FILE)
+        storage.write_json(directory / CONFIG_FILE, {"model": to_dict(self.config)})
+
+    def save_weights(self, path: str | Path) -> None:
+        """Write the weights as safetensors, with a digest in the file by which damage is found."""
+        save_tensors(path, self.state_dict())
+
+    @classmethod
+    @torch.inference_mode(False)  # as above
+    def from_pretrained(cls, directory: str | Path, *, device: torch.device | str = "cpu") -> Self:
+        """Load what `save_pretrained`, a training run or `tarflow convert` left in a directory; in eval mode.
+
+        Raises FileNotFoundError or ValueError naming the file that is missing or does not fit.
+        """
+        config, tensors = read_model(Path(directory), cls.config_type)
+        flow = cls(config, device="meta")  # no memory, no random numbers: every value, and its dtype, is the file's
+        load_weights(flow, tensors, Path(directory) / WEIGHTS_FILE, assign=True)
+        return flow.to(device).eval()

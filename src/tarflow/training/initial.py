@@ -1,0 +1,97 @@
+"""The weights that a run starts from: those of another run, of a directory, or of an official checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tarflow.checkpoint import open_run
+from tarflow.config import ConfigError, TarFlowConfig, from_dict, to_dict
+from tarflow.interop import load_official, noise_from_name
+from tarflow.measure import NOISES
+from tarflow.model.flow import TarFlow
+from tarflow.recipes import Sections, with_fields
+from tarflow.tensor_files import tensors_digest
+
+
+@dataclass(frozen=True)
+class Initial:
+    """A flow to start from, opened from `path`, and the fields of the noise that it was trained with, where known."""
+
+    path: str
+    flow: TarFlow
+    noise: Mapping[str, Any]
+
+    def apply(self, sections: Sections, typed: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """The sections of a run that starts from it: its architecture and its noise, but for what was typed.
+
+        Raises ConfigError where what was typed is not the architecture of the weights.
+        """
+        model = {name: value for name, value in to_dict(self.flow.config).items() if name != "num_classes"}
+        inherited = {name: value for name, value in (model | dict(self.noise)).items() if name not in typed}
+        digest = tensors_digest(self.flow.state_dict())
+        found = with_fields({**sections, "model": {}}, {name: typed[name] for name in model if name in typed})
+        found = with_fields(found, inherited | {"init_from": f"{self.path} ({digest[:16]})"})
+        check_architecture(self.flow.config, from_dict(TarFlowConfig, found["model"], "model"))
+        return found
+
+    def other_noise(self, training: Mapping[str, Any]) -> str | None:
+        """What to say where a run trains with other noise than the weights were: its model is another one."""
+        if all(training.get(name) == value for name, value in self.noise.items()):
+            return None
+        return f"starts from weights of {_in_words(self.noise)}, and trains with {_in_words(training)}"
+
+
+def _in_words(noise: Mapping[str, Any]) -> str:
+    std = f" of σ {noise.get('noise_std')}" if NOISES[noise["noise"]].has_std else ""
+    return f"{noise['noise']} noise{std}"
+
+
+def open_initial(path: str) -> Initial:
+    """Open the weights of a run, a directory, or an official checkpoint (.pth, .pt), whose name may tell its noise."""
+    if Path(path).suffix in (".pth", ".pt"):
+        flow, named = load_official(path), noise_from_name(path)
+        return Initial(path, flow, {} if named is None else _noise_fields(*named))
+    run = open_run(path)
+    known = run.config.training is not None
+    return Initial(path, run.flow, _noise_fields(run.noise, run.measure.noise_std) if known else {})
+
+
+def _noise_fields(noise: str, std: float) -> dict[str, Any]:
+    return {"noise": noise, "noise_std": std} if NOISES[noise].has_std else {"noise": noise}
+
+
+def check_architecture(source: TarFlowConfig, wanted: TarFlowConfig) -> None:
+    """Raise ConfigError naming the field where a flow that is `wanted` cannot start from the weights of another."""
+    for entry in dataclasses.fields(TarFlowConfig):
+        have, want = getattr(source, entry.name), getattr(wanted, entry.name)
+        if entry.name == "image_size":
+            have, want = source.image_shape, wanted.image_shape
+        if entry.name not in ("num_classes", "log_scale_bound") and have != want:
+            raise ConfigError(f"model.{entry.name}: the weights to start from have {have}, got {want}")
+
+
+@torch.no_grad()
+def start_from(flow: TarFlow, source: TarFlow) -> None:
+    """Give `flow` the weights of `source`, whose architecture must be the same but for the classes.
+
+    Other classes start from what the source does without a label: each new class has the mean of the old embeddings,
+    and a model without classes adds that mean to its positions. Raises ConfigError naming the field that differs.
+    """
+    check_architecture(source.config, flow.config)
+    tensors = source.state_dict()
+    old, new = source.config.num_classes, flow.config.num_classes
+    if old != new:
+        for index in range(len(flow.blocks)):
+            name = f"blocks.{index}.embedding.classes"
+            null = tensors.pop(name).mean(dim=0) if old else torch.zeros_like(tensors[f"blocks.{index}.position"][0])
+            if new:
+                tensors[name] = null.expand(new, -1).clone()
+            else:
+                tensors[f"blocks.{index}.position"] = tensors[f"blocks.{index}.position"] + null
+    flow.load_state_dict(tensors)

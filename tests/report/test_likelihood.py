@@ -1,0 +1,100 @@
+"""The most and the least likely images, and their maps, are those of the scores; those without a score come last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from report_cases import make_run
+from tarflow.checkpoint import open_run
+from tarflow.evaluation.likelihood.patch_maps import heat_map, mean_patch_maps
+from tarflow.measure import Measure, to_8bit
+from tarflow.report import likelihood
+from tarflow.report.parts import Figure, Parts, Strip
+from tarflow.report.subject import DRAWS, Settings, Subject, Unavailable
+
+SETTINGS = Settings(images=4, limit=40, seed=5)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("likelihood")
+    return {
+        "noisy": make_run(root / "noisy", classes=True, noise="gaussian"),
+        "exact": make_run(root / "exact", classes=False, noise="uniform"),
+    }
+
+
+@pytest.fixture
+def noisy(runs: dict[str, Path]) -> Subject:
+    return Subject(open_run(runs["noisy"]), SETTINGS)
+
+
+@pytest.fixture
+def exact(runs: dict[str, Path]) -> Subject:
+    return Subject(open_run(runs["exact"]), SETTINGS)
+
+
+def strips_of(parts: Parts, number: int = 0) -> dict[str, Strip]:
+    figure = [part for part in parts if isinstance(part, Figure)][number]
+    return {strip.label: strip for strip in figure.strips}
+
+
+def caption_of(parts: Parts, number: int = 0) -> str:
+    return [part for part in parts if isinstance(part, Figure)][number].caption
+
+
+def seen_as(subject: Subject, pixels: Tensor) -> Tensor:
+    """Pixels as values of the model's, which `subject.pixels` takes back to these pixels."""
+    if subject.training.noise == "uniform":
+        return Measure(subject.run.levels).clean(pixels)
+    return Measure(subject.run.levels, "gaussian", 1.0).clean(pixels)
+
+
+def test_what_has_no_likelihood_is_the_least_likely_and_no_image_is_in_both_rows(exact: Subject) -> None:
+    exact.scores = torch.tensor([3.0, torch.nan, 1.0, 2.0, 5.0])  # type: ignore[misc]
+    assert [ends.tolist() for ends in likelihood._ends(exact, 2)] == [[4, 0], [1, 2]]
+    assert [ends.tolist() for ends in likelihood._ends(exact, 9)] == [[4, 0], [1, 2]]
+    exact.scores = torch.tensor([3.0])  # type: ignore[misc]
+    with pytest.raises(Unavailable, match="Only one image"):
+        likelihood._ends(exact, 2)
+
+
+@pytest.mark.parametrize("kind", ["noisy", "exact"])
+def test_rows_of_extremes_and_maps_are_those_images_in_their_own_noise(kind: str, runs: dict[str, Path]) -> None:
+    subject = Subject(open_run(runs[kind]), SETTINGS)
+    order = subject.scores.argsort(descending=True, stable=True)
+    rows = strips_of(likelihood.extremes(subject))
+    images = subject.held_out.images
+    assert torch.equal(rows["most likely"].images, to_8bit(images[order[:4]], 17))
+    assert torch.equal(rows["least likely"].images, to_8bit(images[order.flip(0)[:4]], 17))
+
+    chosen = torch.cat([order[:2], order.flip(0)[:2]])
+    every = mean_patch_maps(
+        subject.run.flow,
+        images,
+        subject.held_out.labels if kind == "noisy" else None,
+        levels=17,
+        noise=subject.training.noise,
+        noise_std=subject.training.noise_std,
+        draws=DRAWS,
+        seed=5,
+    )
+    torch.testing.assert_close(every.sum(dim=(1, 2)), subject.scores, rtol=1e-5, atol=1e-3)
+    patches = every[chosen]
+    centre = float(patches.median())
+    span = float((patches - centre).abs().quantile(0.9))
+    expected = [
+        heat_map(p, to_8bit(images[k], 17), centre=centre, span=span) for p, k in zip(patches, chosen, strict=True)
+    ]
+    found = strips_of(likelihood.maps(subject))["map"].images
+    assert (found.int() - torch.stack(expected).int()).abs().max() <= 1
+
+
+def test_scores_of_labelled_images_are_those_of_their_labels(noisy: Subject) -> None:
+    assert torch.allclose(noisy.scores, noisy.likelihoods[0].scores.mean(dim=0))
+    assert noisy.likelihoods[0].labels == "given" and noisy.likelihoods[1].labels == "marginal"
+    assert not torch.allclose(noisy.scores, noisy.likelihoods[1].scores.mean(dim=0))
