@@ -3,13 +3,14 @@
     python -m benchmarks.loader --out benchmarks/results/loader-cpu.json
     python -m benchmarks.loader --data PATH_OF_CIFAR10 --out benchmarks/results/loader-cpu.json
 
-Makes a set of 100,000 images of 32x32 as Parquet shards of PNG files: those of --data, again and again, each time moved
-by another number of pixels; without --data, the embedded digits tiled four by four. Then it measures, in turn,
+Makes Parquet shards of PNG files, 100,000 images of 32x32 and fewer of 8x8 and 64x64: those of --data, again and again,
+each time moved by another number of pixels; without --data, the embedded digits tiled. Then it measures, in turn,
 
-- `memory`: one epoch of the stream, with the resident memory of the process and of its workers all along;
-- `loaders`: the stream with several numbers of workers, and the same set prepared and mapped, for both image sizes;
-- `steps`: the training step of the recipes `digits` (batch 32) and `cifar10` (fewer images at a time than its 256, as
-  written down with it: a step of 256 takes minutes on a CPU).
+- `memory`: in a fresh process, `prepare` makes the store of the 100,000 images, and an epoch goes through its map; the
+  resident memory of the process all along;
+- `loaders`: the batches of each set, mapped from its store and in memory;
+- `steps`: the training step of the recipes `digits`, `cifar10` and `default`, of 64x64 (fewer images at a time than
+  their own, as written down with them: a step of 256 takes minutes on a CPU).
 
 Rounds are interleaved; of each number the median and the best are kept. Exits with 1 where memory is not flat within
 10 %, or a loader is slower than the step.
@@ -20,7 +21,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import platform
 import statistics
 import sys
@@ -38,8 +38,9 @@ import torch
 from tarflow import __version__, recipes
 from tarflow.data.feed import Feed
 from tarflow.data.images import from_array
-from tarflow.data.load import load, load_or_stream
+from tarflow.data.load import load
 from tarflow.data.options import LoadOptions
+from tarflow.data.sets import ImageSet
 from tarflow.data.store.write import prepare
 from tarflow.training.directory import RunDirectory
 from tarflow.training.engine import Engine
@@ -47,15 +48,16 @@ from tarflow.training.setup import resolve
 from tarflow.training.trainer import Trainer
 
 SHARD, GROUP = 10_000, 1_000  # images a file, and a row group
-WINDOW = 8_192  # the default of `shuffle_window`
-STEP_BATCH = {"digits": 32, "cifar10": 8}
+SIDE = {"digits": 8, "cifar10": 32, "default": 64}  # pixels, of the images of a recipe
+STEP_BATCH = {"digits": 32, "cifar10": 8, "default": 4}
+LOADER_BATCH = {"digits": 32, "cifar10": 256, "default": 64}
 FLAT = 0.10
 
 
-def pictures(data: str | None, count: int) -> Iterator[tuple[Any, int]]:
-    """`count` images (C, 32, 32) uint8 with their labels."""
+def pictures(data: str | None, side: int, count: int) -> Iterator[tuple[Any, int]]:
+    """`count` images (C, side, side) uint8 with their labels."""
     if data is not None:
-        images = load(data, image_size=32, channels=3).train
+        images = load(data, image_size=side, channels=3).train
         pixels, labels = images.images.numpy(), images.labels
         for k in range(count):
             row, times = k % len(pixels), k // len(pixels)
@@ -63,10 +65,10 @@ def pictures(data: str | None, count: int) -> Iterator[tuple[Any, int]]:
             yield np.roll(pixels[row], (times, times), axis=(1, 2)), label
         return
     digits = load("digits", levels=256).train.images.numpy()[:, 0]
-    generator = np.random.default_rng(0)
+    generator, across = np.random.default_rng(0), side // 8
     for _ in range(count):
-        rows = generator.integers(0, len(digits), (4, 4))
-        tiled = digits[rows].transpose(0, 2, 1, 3).reshape(1, 32, 32)
+        rows = generator.integers(0, len(digits), (across, across))
+        tiled = digits[rows].transpose(0, 2, 1, 3).reshape(1, side, side)
         yield tiled, int(rows[0, 0] % 10)
 
 
@@ -99,47 +101,42 @@ def write_shards(folder: Path, images: Iterator[tuple[Any, int]], held_out: int)
         flush(f"train-{number:05}.parquet")
 
 
-def resident(pids: list[int]) -> int:
-    """Bytes of memory of these processes, without pages of files that the system may drop."""
-    total = 0
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                total += 1024 * int(line.split()[1])
-    return total
+def resident() -> int:
+    """Bytes of memory of this process, without pages of files that the system may drop."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return 1024 * int(line.split()[1])
+    raise OSError("/proc/self/status: no line RssAnon")
 
 
-def streamed(folder: Path) -> Any:
-    """What is learned from of a folder of shards, not in memory."""
-    return load_or_stream(str(folder), LoadOptions(), storage="stream", held_out_fraction=0.1, split_seed=0).train
+def memory_of_a_set(shards: Path, store: Path) -> dict[str, Any]:
+    """Resident memory while a store is made, at most, and in twenty parts of an epoch over its map.
 
-
-def memory_over_an_epoch(folder: Path, workers: int) -> dict[str, Any]:
-    """Resident memory in twenty parts of an epoch. The first part, in which everything is allocated, is not counted.
-
-    For a fresh process: one that has already freed memory could hide growth in it.
+    The first part, in which everything is allocated, is not counted. For a fresh process: one that has already freed
+    memory could hide growth in it.
     """
-    images = streamed(folder)
-    feed = Feed(images, batch_size=256, seed=0, labelled=True, window=WINDOW, workers=workers)
+    before, making = resident(), list[int]()
+    prepare(str(shards), store, LoadOptions(), progress=lambda what, done, total: making.append(resident()))
+    images = load(str(store)).train
+    feed = Feed(images, batch_size=256, seed=0, labelled=True)
     steps, samples, part = len(images) // 256, [], []
     for step in range(steps):
         feed.batch(step)
-        pool = feed._stream.decoder.pool if feed._stream is not None else []
-        part.append(resident([os.getpid(), *(worker.pid for worker, _ in pool if worker.pid)]))
+        part.append(resident())
         if (step + 1) % max(1, steps // 20) == 0:
             samples.append(max(part))
             part.clear()
     feed.close()
     counted = samples[1:]
     spread = max(counted) / min(counted) - 1
-    encoded = sum(len(content) for group in images.groups for content in group.read())
     return {
         "images": len(images),
-        "workers": workers,
+        "before_mb": round(before / 1e6, 1),
+        "peak_mb_while_the_store_is_made": round(max(making) / 1e6, 1),
         "peak_mb_of_each_twentieth": [round(sample / 1e6, 1) for sample in samples],
         "spread": round(spread, 4),
         "flat_within_10_percent": spread <= FLAT,
-        "encoded_set_mb": round(encoded / 1e6, 1),
+        "encoded_set_mb": round(sum(file.stat().st_size for file in shards.iterdir()) / 1e6, 1),
         "decoded_set_mb": round(len(images) * int(np.prod(images.image_shape)) / 1e6, 1),
     }
 
@@ -166,9 +163,9 @@ class Timed:
         }
 
 
-def loader(images: Any, batch_size: int, workers: int) -> Timed:
+def loader(images: ImageSet, batch_size: int) -> Timed:
     """The batches alone, one step after the other."""
-    feed = Feed(images, batch_size=batch_size, seed=0, labelled=True, window=WINDOW, workers=workers)
+    feed = Feed(images, batch_size=batch_size, seed=0, labelled=True)
     steps = iter(range(10**9))
     return Timed(batch_size, lambda: feed.batch(next(steps)))
 
@@ -198,24 +195,20 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
-        held_out = max(10, args.images // 100)
-        write_shards(place / "shards", pictures(args.data, args.images + held_out), held_out)
-        small = load("digits", held_out_fraction=0.2).train
-        write_shards(place / "small", ((small.images[k % 1438].numpy() * 15, 0) for k in range(10_000)), 100)
-        prepare(str(place / "shards"), place / "mapped", LoadOptions())
-        prepare("digits", place / "digits", LoadOptions(), held_out_fraction=0.2)
-
+        counts = {"digits": args.images // 10, "cifar10": args.images, "default": args.images // 10}
+        for recipe, count in counts.items():
+            held_out = max(10, count // 100)
+            write_shards(place / recipe, pictures(args.data, SIDE[recipe], count + held_out), held_out)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-            memory = fresh.submit(memory_over_an_epoch, place / "shards", workers=2).result()
+            memory = fresh.submit(memory_of_a_set, place / "cifar10", place / "cifar10-store").result()
         print(json.dumps(memory), file=sys.stderr)
-        timed = {
-            "cifar10 step": step("cifar10", str(place / "mapped"), place),
-            "cifar10 mapped": loader(load(str(place / "mapped")).train, 256, 0),
-            **{f"cifar10 streamed, {n} workers": loader(streamed(place / "shards"), 256, n) for n in (0, 1, 2)},
-            "digits step": step("digits", str(place / "digits"), place),
-            "digits mapped": loader(load(str(place / "digits")).train, 32, 0),
-            **{f"digits streamed, {n} workers": loader(streamed(place / "small"), 32, n) for n in (0, 1, 2)},
-        }
+        timed = {}
+        for recipe in counts:
+            store = place / f"{recipe}-store"
+            prepare(str(place / recipe), store, LoadOptions())  # that of the 100,000 images is there already
+            timed[f"{recipe} step"] = step(recipe, str(store), place / f"{recipe}-run")
+            timed[f"{recipe} mapped"] = loader(load(str(store)).train, LOADER_BATCH[recipe])
+            timed[f"{recipe} in memory"] = loader(load(str(place / recipe)).train, LOADER_BATCH[recipe])
         for _ in range(args.rounds):
             for entry in timed.values():
                 entry.round(args.seconds)
@@ -230,7 +223,7 @@ def main() -> int:
         "versions": {"tarflow": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "source": "CIFAR-10, tiled" if args.data else "embedded digits, tiled",
         "memory": memory,
-        "batch": {"loaders": {"cifar10": 256, "digits": 32}, "steps": STEP_BATCH},
+        "batch": {"loaders": LOADER_BATCH, "steps": STEP_BATCH},
         "results": results,
         "loader_over_step": over,
         "good": good,

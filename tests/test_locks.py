@@ -7,7 +7,6 @@ import errno
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,21 +158,18 @@ def test_it_is_found_without_locks_too(
 # --- who asks --------------------------------------------------------------------------------------------------------
 
 
-def test_who_only_asks_keeps_nobody_out(tmp_path: Path) -> None:
-    """A stale lock, which several ranks of a job look at in the same moment, and one that begins."""
+def test_who_only_asks_keeps_nobody_out_for_long(tmp_path: Path) -> None:
+    """A stale lock that two look at in the same moment, and one who begins."""
     import fcntl
 
     (tmp_path / ".lock").write_text("process 1 on a machine that is gone")
-    asking = os.open(tmp_path / ".lock", os.O_RDONLY)
-    fcntl.flock(asking, fcntl.LOCK_SH)  # another one who asks
-    locks.check_not_in_use(tmp_path)
-
-    def leave() -> None:
-        time.sleep(locks._PAUSE)
-        os.close(asking)
-
-    leaving = threading.Thread(target=leave)
-    leaving.start()
-    with locks.exclusive(tmp_path), pytest.raises(locks.InUse, match=rf"process {os.getpid()} on"):
+    for begins in (False, True):
+        asking = os.open(tmp_path / ".lock", os.O_RDONLY)
+        fcntl.flock(asking, fcntl.LOCK_EX)  # another one who asks
+        leaving = threading.Timer(locks.POLL_SECONDS, os.close, [asking])
+        leaving.start()
         locks.check_not_in_use(tmp_path)
-    leaving.join()
+        if begins:
+            with locks.exclusive(tmp_path), pytest.raises(locks.InUse, match=rf"process {os.getpid()} on"):
+                locks.check_not_in_use(tmp_path)
+        leaving.join()

@@ -60,7 +60,7 @@ def test_samples_by_the_name_of_a_class_are_those_of_its_number(run: tarflow.Run
 
 @pytest.mark.parametrize("wrong", ["bright", 2, -2, True, 1.0, ["dark", "bright"]])
 def test_a_class_that_is_none_is_named(run: tarflow.Run, wrong: Any) -> None:
-    with pytest.raises(ValueError, match="classes: .*(known: dark, light, or null|expected a whole number)"):
+    with pytest.raises(ValueError, match="class.*: .*(known: dark, light, or null|expected a whole number)"):
         run.sample(wrong)
 
 

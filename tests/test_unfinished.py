@@ -62,7 +62,7 @@ def test_of_another_machine_only_what_is_old_goes(name: str, tmp_path: Path) -> 
     (tmp_path / name).mkdir()
     storage.write_text(tmp_path / "b", "text")
     assert (tmp_path / name).exists()
-    day_before = time.time() - unfinished.DAY - 60
+    day_before = time.time() - unfinished.ABANDONED_SECONDS - 60
     os.utime(tmp_path / name, (day_before, day_before))
     unfinished.remove_abandoned.cache_clear()
     storage.write_text(tmp_path / "b", "text")

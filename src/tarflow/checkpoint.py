@@ -16,7 +16,6 @@ A run directory is a hub directory: whoever has its `config.json` and `model.saf
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import re
@@ -38,7 +37,7 @@ from tarflow.model.saving import CONFIG_FILE as CONFIG_FILE
 from tarflow.model.saving import WEIGHTS_FILE, read_json
 from tarflow.sampling.calibration import Calibration
 from tarflow.sampling.setting import StoredSetting
-from tarflow.tensor_files import read_tensors, read_torch_file
+from tarflow.tensor_files import read_torch_file, stored_digest
 
 STATE_FILE = "state.pt"
 MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE)
@@ -47,7 +46,6 @@ SOLVERS_FILE = "solvers.json"
 SETTING_FILE = "sampling.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
-DIGEST_PLACES, DIGEST_BYTES = 64, 1 << 16  # read by `weights_digest`: up to 4 MiB, all of a small model
 SAMPLES = "samples"
 
 
@@ -107,13 +105,13 @@ def open_run(path: str | Path, device: torch.device | str = "cpu") -> Run:
 
 def open_calibration(run: Run) -> Calibration:
     """Which solvers were the fastest for this model, as far as that was measured before."""
-    return Calibration.load(run.path / SOLVERS_FILE, _weights_stamp(run.path))
+    return Calibration.load(run.path / SOLVERS_FILE, weights_digest(run.path))
 
 
 def save_calibration(run: Run, calibration: Calibration) -> None:
     """Keep it beside the weights, where that may be written: a model in a read-only place is measured every time."""
     with contextlib.suppress(OSError):
-        calibration.save(run.path / SOLVERS_FILE, _weights_stamp(run.path))
+        calibration.save(run.path / SOLVERS_FILE, weights_digest(run.path))
 
 
 def open_setting(run: Run) -> StoredSetting | None:
@@ -137,24 +135,8 @@ def save_setting(run: Run, stored: StoredSetting) -> Path:
 
 
 def weights_digest(path: str | Path) -> str:
-    """A digest of the weights in a directory, that a copy of it shares: of the file's size, its header and places.
-
-    Not of every byte, which would take seconds for large models: any step of training moves all weights.
-    """
-    file = Path(path) / WEIGHTS_FILE
-    size = file.stat().st_size
-    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-    with file.open("rb") as opened:
-        for place in range(DIGEST_PLACES):
-            opened.seek(place * size // DIGEST_PLACES)
-            digest.update(opened.read(DIGEST_BYTES))
-    return digest.hexdigest()
-
-
-def _weights_stamp(path: Path) -> str:
-    """What changes when the weights of a directory do."""
-    stat = (path / WEIGHTS_FILE).stat()
-    return f"{stat.st_size} bytes, {stat.st_mtime_ns}"
+    """The digest of the weights in a directory, by which two are told to be the same; a copy of it has the same."""
+    return stored_digest(Path(path) / WEIGHTS_FILE)
 
 
 def check_free(out: str | Path, *, resume: bool) -> None:
@@ -216,20 +198,15 @@ def latest_checkpoint(run: str | Path) -> Path | None:
 def damage(directory: Path, files: Sequence[str] = ALL_FILES) -> str | None:
     """Which of the `files` of a checkpoint is not what was written, and why, in one line; None where all are.
 
-    Each is held against the size and the digest that were written down with it. In a checkpoint from before there were
-    digests each is opened instead.
+    Each is held against the size and the digest that were written down with it.
     """
+    if not (directory / DIGESTS_FILE).is_file():
+        return f"{DIGESTS_FILE}: missing"
     try:
-        known = read_json(directory / DIGESTS_FILE) if (directory / DIGESTS_FILE).exists() else None
+        known = read_json(directory / DIGESTS_FILE)
         for name in files:
-            if not (directory / name).is_file():
-                return f"{name}: missing"
-            if known is not None and (problem := digests.difference(directory / name, known[name])) is not None:
+            if (problem := digests.difference(directory / name, known[name])) is not None:
                 return f"{name}: {problem}"
-        if known is None:
-            for name, read in ((CONFIG_FILE, read_config), (WEIGHTS_FILE, _read_weights), (STATE_FILE, load_state)):
-                if name in files:
-                    read(directory)
     except (KeyError, TypeError, AttributeError):
         return f"{DIGESTS_FILE}: damaged"
     except OSError as error:
@@ -237,10 +214,6 @@ def damage(directory: Path, files: Sequence[str] = ALL_FILES) -> str | None:
     except ValueError as error:
         return str(error).removeprefix(f"{directory}/")
     return None
-
-
-def _read_weights(directory: Path) -> None:
-    read_tensors(directory / WEIGHTS_FILE)  # which knows its own digest
 
 
 def sound_checkpoint(run: str | Path, files: Sequence[str] = ALL_FILES) -> Path | None:

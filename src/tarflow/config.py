@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeAlias
 
 from tarflow.fields import ConfigError as ConfigError
 from tarflow.fields import check, coerce_fields, derived, option
-from tarflow.fields import check_fields as check_fields
 from tarflow.fields import check_value as check_value
 from tarflow.fields import from_dict as from_dict
 from tarflow.fields import to_dict as to_dict
@@ -256,19 +255,16 @@ class TrainingConfig:
             value = getattr(self, name)
             check(value is None or 0 < value < math.inf, name, "a positive number", value)
         check(self.warmup_steps is None or self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
-        check(
-            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)", self.betas
-        )
+        check(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers in [0, 1)", self.betas)
         check(-(1 << 63) <= self.seed < 1 << 64, "seed", "a number of 64 bits", self.seed)  # torch's own generator's
         if self.muon_lr is not None and self.optimizer != "muon":
             raise ConfigError(f"muon_lr: optimizer {self.optimizer} has no such learning rate; expected none, or muon")
         if self.optimizer == "muon" and self.strategy == "fsdp":
             raise ConfigError("optimizer: muon needs whole matrices, which strategy fsdp divides; use ddp, or adamw")
         check(self.final_lr <= self.lr, "final_lr", f"no more than lr {self.lr}", self.final_lr)
+        got = f"steps={self.steps} and epochs={self.epochs}"
         if self.steps is not None and self.epochs is not None:
-            raise ConfigError(
-                f"steps and epochs: expected one of them, got steps={self.steps} and epochs={self.epochs}"
-            )
+            raise ConfigError(f"steps and epochs: expected one of them, got {got}")
 
     def measure(self, levels: int) -> Measure:
         """How the model sees pixels of that many levels."""
@@ -284,12 +280,14 @@ class TrainingConfig:
         """
         return math.ceil(Fraction(repr(epochs)) * num_images / self.batch_size)
 
-    def total_steps(self, num_images: int) -> int:
-        """The steps of a training on `num_images` images, by `steps` or `epochs`, one of which is given."""
-        if self.steps is not None:
-            return self.steps
-        assert self.epochs is not None
-        return self.steps_of(self.epochs, num_images)
+    def step_counts(self, num_images: int) -> tuple[int, int]:
+        """(steps in all, steps of warm-up) on `num_images` images, by `steps` or `epochs`, one of which is given."""
+        steps = self.steps
+        if steps is None:
+            assert self.epochs is not None
+            steps = self.steps_of(self.epochs, num_images)
+        warmup = self.steps_of(1, num_images) if self.warmup_steps is None else self.warmup_steps
+        return steps, min(warmup, steps)
 
 
 @dataclass(frozen=True)

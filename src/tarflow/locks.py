@@ -1,7 +1,7 @@
 """One process writes: a lock on a directory or a name, and whether it still is what was locked.
 
-The lock is the system's (`flock` on a hidden file), and goes with the process, also by `kill -9`: what a killed one
-leaves is a file that nobody holds. Where there are no such locks nobody is kept out.
+The lock is the system's, on a hidden file, taken by `filelock`. It goes with the process, also by `kill -9`: what a
+killed one leaves is a file that nobody holds. On a file system without locks nobody is kept out.
 
 A directory may be moved, removed or replaced while somebody writes there, and its lock with it. So whoever holds one
 asks `Hold.check` each time before writing: a path says where something was, and not what is there now.
@@ -14,19 +14,18 @@ import errno
 import os
 import socket
 import stat
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tarflow import unfinished
 
-if sys.platform != "win32":
-    import fcntl
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 LOCK_FILE = ".lock"
+WAIT_SECONDS, POLL_SECONDS = 0.1, 0.02  # whoever only asks whether a directory is in use holds its lock for a moment
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without locks answer
-_TRIES, _PAUSE = 5, 0.02  # whoever only asks whether a directory is in use holds its lock for a moment
 
 
 class InUse(OSError):
@@ -46,7 +45,8 @@ class Hold:
 
     def __init__(self, path: Path, lock: Path) -> None:
         self.path, self.lock = path, lock
-        self.descriptor = _take(lock, path)
+        self.held = _acquire(lock, path)
+        self.identity = None if self.held is None else os.lstat(lock)
         self.directory: int | None = None  # open, so that its number is not given to another one
         with contextlib.suppress(OSError):  # Windows opens no directories
             self.directory = os.open(lock.parent, os.O_RDONLY)
@@ -54,38 +54,31 @@ class Hold:
 
     def check(self) -> None:
         """Raise Lost unless `path` is what was locked, and the lock is ours. To be asked before each write."""
-        if not self._in_place():
+        if not _is_still(self.place, self.lock.parent):
             now = self._moved_to()
             raise Lost(
                 f"{self.path}: moved to {now} while it was written to; go on there"
                 if now is not None
                 else f"{self.path}: removed, or replaced by another, while it was written to"
             )
-        if self.descriptor is not None and not _is_still(self.descriptor, self.lock):
+        if self.identity is not None and not _is_still(self.identity, self.lock):
             raise Lost(f"{self.path}: its {self.lock.name} was removed or replaced; another process may write to it")
 
     def close(self) -> None:
         """Let others write there."""
-        if self.descriptor is not None:
+        if self.held is not None:
             with contextlib.suppress(OSError):
-                if _is_still(self.descriptor, self.lock):  # and not that of another, who came after it was lost
+                if self.identity is not None and _is_still(self.identity, self.lock):  # and not that of another
                     self.lock.unlink()  # while it is held; whoever has opened it already sees that it lost its name
-        for descriptor in (self.descriptor, self.directory):
-            if descriptor is not None:
-                os.close(descriptor)
-
-    def _in_place(self) -> bool:
-        try:
-            return os.path.samestat(self.place, os.stat(self.lock.parent))
-        except OSError:
-            return False
+            self.held.release()
+        if self.directory is not None:
+            os.close(self.directory)
 
     def _moved_to(self) -> str | None:
         """Where the directory is now, where the system tells."""
         with contextlib.suppress(OSError):
             now = os.readlink(f"/proc/self/fd/{self.directory}")
-            if os.path.samestat(self.place, os.stat(now)):
-                return now
+            return now if _is_still(self.place, Path(now)) else None
         return None
 
 
@@ -117,80 +110,52 @@ def behind_links(path: str | Path) -> Path:
 
 
 def check_not_in_use(directory: str | Path) -> None:
-    """Raise InUse where another process is in `directory` just now. Several may ask at once."""
+    """Raise InUse where another process is in `directory` just now. It holds the lock itself for a moment."""
     lock = Path(directory) / LOCK_FILE
-    if sys.platform != "win32" and os.path.lexists(lock):
-        with contextlib.suppress(FileNotFoundError):  # its holder has left in between
-            descriptor = _open(lock, Path(directory), os.O_RDONLY)
-            try:
-                _flock(descriptor, Path(directory), fcntl.LOCK_SH)
-            finally:
-                os.close(descriptor)
+    if os.path.lexists(lock) and (held := _acquire(lock, Path(directory))) is not None:
+        held.release()
 
 
-def _take(lock: Path, path: Path) -> int | None:
-    """The open file `lock`, locked for us alone, or None where there are no locks. Raises InUse of `path`."""
-    if sys.platform == "win32":
-        return None
-    while True:
-        descriptor = _open(lock, path, os.O_RDWR | os.O_CREAT)
-        try:
-            if not _flock(descriptor, path, fcntl.LOCK_EX):
-                os.close(descriptor)
-                return None
-            if _is_still(descriptor, lock):
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
-                return descriptor
-        except InUse:
-            os.close(descriptor)
-            raise
-        except OSError as error:
-            os.close(descriptor)
-            raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
-        os.close(descriptor)  # its holder has removed it between our opening and locking it: that of the next is new
+def _acquire(lock: Path, path: Path) -> BaseFileLock | None:
+    """The lock of a file, held by us alone, or None where there are no locks. Raises InUse of `path`."""
+    from filelock import FileLock, Timeout
 
-
-def _open(lock: Path, path: Path, flags: int) -> int:
-    """Open a lock, which is a file of its own: through a link something else would be written to."""
+    if os.path.lexists(lock):  # a file of its own: through a link something else would be written to
+        facts = os.lstat(lock)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:
+            raise OSError(f"{lock}: a link, or no plain file; expected one that only stands for a lock; remove it")
+    held = FileLock(lock, timeout=WAIT_SECONDS, thread_local=False)
     try:
-        descriptor = os.open(lock, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    except OSError as error:  # of the hidden file; who asks has never heard of it
-        if os.path.islink(lock):
-            raise _no_lock(lock) from None
+        os.stat(lock.parent)  # which filelock would make
+        held.acquire(poll_interval=POLL_SECONDS)
+        _write_holder(lock)
+    except Timeout:
+        holder = "another process"
+        with contextlib.suppress(OSError):
+            holder = lock.read_text(errors="replace")[:200] or holder
+        raise InUse(f"{path}: {holder} is writing to it; wait until it ends, or name another") from None
+    except OSError as error:
+        held.release()
+        if error.errno in _NO_LOCKS:
+            return None
         raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
-    facts = os.fstat(descriptor)
-    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:
-        os.close(descriptor)
-        raise _no_lock(lock)
-    return descriptor
+    return held
 
 
-def _no_lock(lock: Path) -> OSError:
-    return OSError(f"{lock}: a link, or no plain file; expected one that only stands for a lock; remove it")
-
-
-def _flock(descriptor: int, path: Path, kind: int) -> bool:
-    """Lock an open file, or False where there are no locks. Raises InUse of `path` where another process holds it."""
-    for tries_left in reversed(range(_TRIES)):
+def _write_holder(lock: Path) -> None:
+    """Write into a lock that is ours who holds it."""
+    flags = os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+    with contextlib.suppress(PermissionError):  # Windows lets nobody write into what is locked
+        descriptor = os.open(lock, flags)
         try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if tries_left == 0:
-                holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
-                raise InUse(f"{path}: {holder} is writing to it; wait until it ends, or name another") from None
-            time.sleep(_PAUSE)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            return False
-    raise AssertionError
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        finally:
+            os.close(descriptor)
 
 
-def _is_still(descriptor: int, path: Path) -> bool:
-    """Whether the open file has the name `path`."""
+def _is_still(identity: os.stat_result, path: Path) -> bool:
+    """Whether what was found before has the name `path`."""
     try:
-        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
-    except FileNotFoundError:
+        return os.path.samestat(identity, os.lstat(path))
+    except OSError:
         return False

@@ -6,9 +6,11 @@ group.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,10 +20,15 @@ from torch import Tensor
 from tarflow.config import ConfigError
 
 Value = TypeVar("Value")
+LAUNCHER_LOOKS_SECONDS = 1.0  # within which torchrun, which looks ten times a second, has seen that a process ended
 
 
-class Elsewhere(Exception):
+class FirstRankFailed(Exception):
     """Rank 0 failed at what all wait for, and says why; this process has nothing to add."""
+
+
+class RankLost(RuntimeError):
+    """The connection to another process of the job broke: it was killed, or ended by an error of its own."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ class Ranks:
     def on_first(self, function: Callable[[], Value]) -> Value:
         """What `function` gives on rank 0, which alone calls it, on every rank; nobody goes on before it is done.
 
-        Raises what it raises on rank 0, and `Elsewhere` on the others.
+        Raises what it raises on rank 0, and `FirstRankFailed` on the others.
         """
         if self.alone:
             return function()
@@ -126,8 +133,26 @@ class Ranks:
         if error is not None:
             raise error
         if message[1] is not None:
-            raise Elsewhere(message[1])
+            raise FirstRankFailed(message[1])
         return message[0]
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[None]:
+        """Raise RankLost where the connection between the ranks breaks within it.
+
+        A survivor cannot tell which rank is gone. `torchrun` reports the first process whose end it sees, and its exit
+        code; so survivors stay until it has looked.
+        """
+        try:
+            yield
+        except RuntimeError as error:  # torch's own of communication, or gloo's, which name a file of it
+            broken = not self.alone and (isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower())
+            if not broken:
+                raise
+            time.sleep(LAUNCHER_LOOKS_SECONDS)
+            raise RankLost(
+                f"rank {self.rank} of {self.size} lost the connection to another rank, which is gone"
+            ) from error
 
     def check_same(self, what: str, value: object) -> None:
         """Raise ConfigError on every rank where `value`, called `what`, is not the same on all."""

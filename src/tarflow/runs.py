@@ -15,10 +15,10 @@ from tarflow.config import TrainingConfig
 from tarflow.data.sets import Splits
 from tarflow.data.torch_datasets import dataset_splits
 from tarflow.devices import pick_device
+from tarflow.drawing import Sampler, class_number, labels_in_turn
 from tarflow.evaluation.likelihood.held_out import score_pixels, scoring_of
 from tarflow.evaluation.run_data import open_splits
 from tarflow.fields import integer
-from tarflow.model.condition import NULL_CLASS
 from tarflow.sampling.auto import Auto
 from tarflow.sampling.sample import sample
 from tarflow.sampling.setting import Setting
@@ -48,25 +48,11 @@ class Run(checkpoint.Run):
 
     def labels(self, classes: str | int | Sequence[str | int] | None, n: int) -> Tensor | None:
         """The labels of n images that go through classes, by name or number in turn; all where `classes` is None."""
-        if not self.config.model.num_classes:
-            if classes is not None:
-                raise ValueError(f"classes: {self.path} is an unconditional model, got {classes!r}")
-            return None
-        numbers = [self.class_number(each) for each in self._several(classes)]
-        return torch.tensor([numbers[k % len(numbers)] for k in range(n)], device="cpu", dtype=torch.int64)
+        return labels_in_turn(self, () if classes is None else self._several(classes), n)
 
     def class_number(self, wanted: str | int) -> int:
         """The label of a class by its name or number; -1 for the null class, `"null"`."""
-        if not isinstance(wanted, str):
-            number = integer("classes", wanted)
-            if NULL_CLASS <= number < len(self.class_names):
-                return number
-        elif wanted in self.class_names:
-            return self.class_names.index(wanted)
-        elif wanted == "null":
-            return NULL_CLASS
-        known = ", ".join(self.class_names[:20]) + (", …" if len(self.class_names) > 20 else "")
-        raise ValueError(f"classes: {wanted!r} is not one of this model's; known: {known}, or null")
+        return class_number(self, wanted)
 
     def sample(
         self,
@@ -90,6 +76,28 @@ class Run(checkpoint.Run):
         if options.get("solver", "auto") == "auto":
             options["solver"] = Auto(checkpoint.open_calibration(self))
         return sample(self.flow, n, self.labels(classes, n), how.guidance, seed, how.denoise, **options)
+
+    def write_samples(
+        self,
+        out: str | Path,
+        classes: str | int | Sequence[str | int] | None = None,
+        n: int | None = None,
+        *,
+        setting: Setting | None = None,
+        seed: int = 0,
+        columns: int | None = None,
+        **options: Any,
+    ) -> None:
+        """What `tarflow sample` does: draw, and write a sheet `.png`, an archive `.npz`, or a new directory.
+
+        Args:
+            classes, n, setting, seed: as of `sample`.
+            columns: of a sheet; None is one a class where they fit.
+            options: of `tarflow.drawing.Sampler`.
+        """
+        names = () if classes is None else self._several(classes)
+        n = max(1, len(self._several(classes))) if n is None else integer("n", n, 1)
+        Sampler(self, **options).write(Path(out), n, names, setting or self.setting, seed, columns)
 
     def images(self, source: str | None = None) -> Splits:
         """What the run was trained on and what it held out, `train` and `held_out`, each with `images` and `labels`.

@@ -15,7 +15,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,23 @@ def check_writable(path: str | Path) -> None:
         temporary.unlink()
 
 
+def check_vacant(path: str | Path, option: str = "", *, ours: Collection[str] = ()) -> None:
+    """Raise FileExistsError unless `path` is missing, or a directory that holds nothing but entries named in `ours`.
+
+    Hidden entries do not count: systems leave them where somebody has looked at a directory. `option` is what `path`
+    was given by.
+    """
+    path = Path(path)
+    name = f"{option} {path}".lstrip()
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{name}: a file; expected a new or an empty directory")
+    entries = [entry.name for entry in path.iterdir()] if path.exists() else []
+    foreign = sorted(entry for entry in entries if not entry.startswith(".") and entry not in ours)
+    if foreign:
+        what = "1 entry" if len(foreign) == 1 else f"{len(foreign)} entries"
+        raise FileExistsError(f"{name}: holds {what} already, such as {foreign[0]}; give a new or an empty directory")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all, in UTF-8. Bytes of a file name that are no text are escaped: \\udcff."""
     with replacing_file(path) as temporary:
@@ -200,17 +217,13 @@ def _flush(path: Path) -> None:
     """Ask the system to put a file, or the names in a directory, on the disk; as far as it is willing to."""
     try:
         descriptor = _opened(path)
-    except OSError as error:
-        if error.errno in _NOT_FLUSHED:
-            return
-        raise
-    try:
-        os.fsync(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         if error.errno not in _NOT_FLUSHED:
             raise
-    finally:
-        os.close(descriptor)
 
 
 def _opened(path: Path) -> int:

@@ -8,6 +8,7 @@ and only where it holds plain values and dense tensors that have the room they c
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import warnings
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tarflow import storage
+from tarflow import digests, storage
 
 # Two words, so that no single flipped bit makes a file of ours one that never had a digest.
 WRITER, DIGEST = "written_by", "blake2b"
@@ -71,6 +72,15 @@ def read_tensors(path: Path, expected: str = "expected weights in safetensors") 
     if (written is not None or WRITER in words) and written != tensors_digest(tensors, words):
         raise ValueError(f"{path}: damaged, its digest is not that of what was written")
     return tensors
+
+
+def stored_digest(path: Path) -> str:
+    """The digest of the tensors in a safetensors file, from its header; of a file that has none, that of its bytes."""
+    with contextlib.suppress(ValueError, AttributeError), open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        if isinstance(digest := header.get("__metadata__", {}).get(DIGEST), str):
+            return digest
+    return str(digests.file_facts(path)["blake2b"])
 
 
 def tensors_digest(tensors: Mapping[str, Tensor], words: Mapping[str, str] = HEADER_WORDS) -> str:

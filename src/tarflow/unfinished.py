@@ -19,8 +19,8 @@ import uuid
 from pathlib import Path
 
 MARK = ".partial-"
-LONGEST = 100  # bytes of a name that its sibling shows: some encrypted file systems allow 143 in all
-DAY = 86_400  # seconds after which nobody writes to it any more, whoever began it
+SHOWN_NAME_BYTES = 100  # bytes of a name that its sibling shows: some encrypted file systems allow 143 in all
+ABANDONED_SECONDS = 86_400  # seconds after which nobody writes to it any more, whoever began it
 _OURS = re.compile(r"([0-9a-f]{8})-([0-9]{1,9})-[0-9a-f]{8}")
 
 
@@ -32,7 +32,7 @@ def sibling(path: Path) -> Path:
 def stem(name: str) -> str:
     """What stands for `name` in hidden names: itself, or a digest where nothing could be added to it."""
     encoded = os.fsencode(name)
-    return name if len(encoded) <= LONGEST else hashlib.blake2b(encoded, digest_size=16).hexdigest()
+    return name if len(encoded) <= SHOWN_NAME_BYTES else hashlib.blake2b(encoded, digest_size=16).hexdigest()
 
 
 def remove_leftovers(directory: str | Path, name: str | None = None) -> None:
@@ -68,7 +68,7 @@ def _is_abandoned(path: Path) -> bool:
     stat = path.lstat()
     if sys.platform != "win32" and stat.st_uid != os.geteuid():
         return False
-    if time.time() - stat.st_mtime > DAY:
+    if time.time() - stat.st_mtime > ABANDONED_SECONDS:
         return True
     made = _OURS.fullmatch(path.name.rpartition(MARK)[2])
     return made is not None and made[1] == _machine() and not _is_alive(int(made[2]))

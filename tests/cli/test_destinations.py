@@ -13,9 +13,9 @@ from PIL import Image
 from flow_cases import build
 from report_cases import make_run
 from tarflow.cli import main
-from tarflow.destination import check_vacant
 from tarflow.evaluation import run_data
 from tarflow.interop import to_official
+from tarflow.storage import check_vacant
 
 pytestmark = pytest.mark.usefixtures("quick_network")
 

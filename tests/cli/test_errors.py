@@ -84,7 +84,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = json.loads((root / "run" / "config.json").read_text())
     config["model"]["depth"] = 3
     a_run_but("bad-defaults")
-    stored = {"weights": "", "setting": {"scal": 1}, "figure": "", "value": 0, "samples": 1, "compared": 1}
+    stored = {
+        "weights": "",
+        "setting": {"guidance": {"scal": 1}},
+        "figure": "",
+        "value": 0,
+        "samples": 1,
+        "compared": 1,
+    }
     (root / "bad-defaults" / "sampling.json").write_text(json.dumps(stored))
     best = {"weights": "", "labels": "none", "detector": "beauty", "auroc": 0.9, "against": ["inverted"]}
     (root / "bad-defaults" / "detector.json").write_text(json.dumps(best))

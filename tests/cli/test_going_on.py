@@ -71,7 +71,7 @@ def test_a_run_is_given_more_steps_and_keeps_those_it_has_taken(
     assert train(photos, run) == 0
     before = checkpoint.read_metrics(run)
     assert resume(run, "--steps", "8", "--save-every", "4") == 0
-    said = "8 steps instead of 4; the learning rate follows the schedule of 8 from step 4 on"
+    said = "8 steps instead of 4; from here on the learning rate follows the schedule of 8"
     assert said in capsys.readouterr().err
     assert training(run).steps == 8 and checkpoint.latest_checkpoint(run) == run / "checkpoints" / "step-8"
     assert [entry for entry in checkpoint.read_metrics(run) if entry["step"] <= 4] == before

@@ -141,7 +141,7 @@ def test_a_sweep_leaves_a_table_a_plot_and_a_default(run: Path, capsys: pytest.C
 def test_an_interrupted_sweep_is_not_measured_twice(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tarflow.cli.drawing import Sampler
+    from tarflow.drawing import Sampler
 
     drawn: list[tuple[Setting, int]] = []
     draw = Sampler.pixels

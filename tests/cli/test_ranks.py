@@ -9,9 +9,8 @@ import pytest
 
 from tarflow import cli
 from tarflow.config import ConfigError
-from tarflow.ranks import Elsewhere
+from tarflow.ranks import FirstRankFailed, RankLost
 from tarflow.training.interrupt import Interrupted
-from tarflow.training.rollcall import RankLost
 from tarflow.training.trainer import Diverged
 
 CASES: list[tuple[Callable[[], Exception], int, list[str]]] = [  # what rank 0 prints, and then rank 1
@@ -21,15 +20,15 @@ CASES: list[tuple[Callable[[], Exception], int, list[str]]] = [  # what rank 0 p
         ["tarflow: SIGTERM: saved at step 7; continue with --resume", ""],
     ),
     (lambda: Diverged("no"), 2, ["tarflow: error: rank 0 of 2: no", ""]),
-    (lambda: Elsewhere("OSError: full"), 2, ["", ""]),
+    (lambda: FirstRankFailed("OSError: full"), 2, ["", ""]),
     (lambda: ConfigError("x: no"), 2, ["tarflow: error: rank 0 of 2: x: no", "tarflow: error: rank 1 of 2: x: no"]),
-    (lambda: RankLost("rank 1 is gone", True), 1, ["", ""]),
     (
-        lambda: RankLost("rank 3 is gone", False),
+        lambda: RankLost("a rank is gone"),
         1,
         [
-            f"tarflow: error: rank {rank} of 2: rank 3 is gone; go on from the last checkpoint with --resume"
-            for rank in (0, 1)
+            "tarflow: error: rank 0 of 2: a rank is gone; the launcher's report says which; "
+            "go on from the last checkpoint with --resume",
+            "",
         ],
     ),
 ]

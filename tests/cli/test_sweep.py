@@ -13,8 +13,8 @@ import torch
 from report_cases import make_run
 from tarflow import TarFlow
 from tarflow.cli import main
-from tarflow.cli.drawing import Sampler
 from tarflow.config import from_dict
+from tarflow.drawing import Sampler
 from tarflow.evaluation.quality.extractors import small_network
 from tarflow.sampling.setting import Setting
 

@@ -12,11 +12,11 @@ from PIL import Image
 
 from flow_cases import build
 from tarflow.checkpoint import Run
-from tarflow.cli.drawing import class_number
 from tarflow.config import DataConfig, RunConfig
 from tarflow.data.errors import DataError
 from tarflow.data.labels import class_finder
 from tarflow.data.load import load, load_all
+from tarflow.drawing import class_number
 
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 

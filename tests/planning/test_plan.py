@@ -13,7 +13,6 @@ from tarflow.planning import devices
 from tarflow.planning.devices import KNOWN, Device, find_device
 from tarflow.planning.plan import FITS, Plan, make_plan
 from tarflow.planning.work import inner_weights, muon_flops, parameters, recomputed_flops, training_flops
-from tarflow.training.setup import step_counts
 
 MODEL = TarFlowConfig(image_size=16, patch_size=2, width=64, layers=(2, 2))
 CARD = Device("card", "a card", 2e12, 1e12, 1e12, 1e11, 1e9, 0.5, "nowhere")
@@ -62,7 +61,7 @@ def test_devices_share_the_work_and_exchange_gradients() -> None:
 def test_steps_are_those_of_training(images: int) -> None:
     run = config(steps=None, epochs=2.5)
     assert run.training is not None
-    assert make_plan(run, CARD, images=images).steps == step_counts(run.training, images)[0]
+    assert make_plan(run, CARD, images=images).steps == run.training.step_counts(images)[0]
 
 
 ADVICE = {

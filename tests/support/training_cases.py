@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tarflow import checkpoint
+from tarflow import checkpoint, digests, storage
 from tarflow.config import RunConfig
 from tarflow.data.load import ImageSet, Splits
 from tarflow.model.saving import WEIGHTS_FILE
@@ -61,3 +61,9 @@ def assert_bitwise_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor])
     assert a.keys() == b.keys()
     for name in a:
         assert torch.equal(a[name], b[name]), name
+
+
+def digest_again(step: Path) -> None:
+    """Write the digests of a checkpoint that was changed: as somebody's mistake or malice leaves it, whole."""
+    facts = {name: digests.file_facts(step / name) for name in checkpoint.ALL_FILES}
+    storage.write_json(step / digests.DIGESTS_FILE, facts)

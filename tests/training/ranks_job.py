@@ -27,8 +27,8 @@ import torch.distributed.tensor
 from tarflow import checkpoint
 from tarflow.config import ConfigError
 from tarflow.data import load
-from tarflow.ranks import Elsewhere
-from tarflow.training import build, rollcall, trainer
+from tarflow.ranks import FirstRankFailed
+from tarflow.training import build, trainer
 from tarflow.training.compiling import compile_layers
 from tarflow.training.engine import Engine  # noqa: F401 - imported once, before forking
 from tarflow.training.interrupt import Interrupted
@@ -81,7 +81,6 @@ def in_ranks(place: Path, name: str, size: int, work: Work, nodes: int = 1) -> l
             found = {"value": work(rank)}
         except BaseException as error:
             found = {"error": type(error).__name__, "text": str(error), "trace": traceback.format_exc()}
-            found["spoken_for"] = getattr(error, "spoken_for", None)
         found["world"] = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 0
         (place / f".{name}.{rank}").write_text(json.dumps(found))
         (place / f".{name}.{rank}").rename(place / f"{name}.{rank}.json")
@@ -165,7 +164,7 @@ def refused(place: Path) -> Work:
             splits.train.images[0, 0, 0, 0] += own
             try:
                 train(config("affine", strategy="ddp", **fields), splits, place)
-            except (ConfigError, Elsewhere) as error:
+            except (ConfigError, FirstRankFailed) as error:
                 found.append(f"{type(error).__name__}: {error}")
         return found
 
@@ -191,7 +190,6 @@ def in_turn(*parts: Work) -> Work:
 
 def everyday(place: Path) -> None:
     """The same losses, a run that goes from 2 ranks to 3, what is refused, and a rank that dies."""
-    rollcall.ANSWER_SECONDS = 1.5
     moved = place / "moved"
     in_ranks(
         place,

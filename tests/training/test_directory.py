@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 
 from tarflow import checkpoint, locks
 from tarflow.training.trainer import train
-from training_cases import assert_bitwise_equal, run_config, run_weights, splits
+from training_cases import assert_bitwise_equal, digest_again, run_config, run_weights, splits
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows moves no directory in which a file is open")
 
@@ -88,12 +86,11 @@ def test_foreign_checkpoints_are_not_gone_on_from(other: Path, tmp_path: Path) -
 
 
 def test_a_foreign_state_in_a_checkpoint_of_ours_is_refused(other: Path, tmp_path: Path) -> None:
-    """Where there are no digests that would have called it damage."""
     run = tmp_path / "run"
     train(run_config(), splits(), run)
     step = run / "checkpoints" / "step-12"
     shutil.copy(other / "checkpoints" / "step-12" / "state.pt", step)
-    (step / "digests.json").unlink()
+    digest_again(step)
     with pytest.raises(ValueError, match=r"state\.pt: of another run"):
         train(run_config(), splits(), run, resume=True)
 
@@ -108,25 +105,3 @@ def test_the_identity_is_drawn_once_and_changes_nothing(tmp_path: Path) -> None:
     train(run_config(steps=6), splits(), first, resume=True)
     assert identity(first) == ids[0]
     assert {identity(path) for path in checkpoint.checkpoints(first)} == {ids[0]}
-
-
-def test_a_run_from_before_there_were_identities_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = tmp_path / "run"
-    train(run_config(steps=6), splits(), run)
-
-    def forget(change: Callable[[Any], None], file: Path) -> None:
-        content = json.loads(file.read_text())
-        change(content)
-        file.write_text(json.dumps(content))
-
-    import torch
-
-    for path in checkpoint.checkpoints(run):
-        forget(lambda config: config["training"].pop("run"), path / "config.json")
-        state = checkpoint.load_state(path)
-        del state["run"]
-        torch.save(state, path / "state.pt")
-        (path / "digests.json").unlink()
-    forget(lambda config: config["training"].pop("run"), run / "config.json")
-    train(run_config(steps=6), splits(), run, resume=True)
-    assert identity(run) is None

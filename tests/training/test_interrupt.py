@@ -80,7 +80,7 @@ def test_a_program_waits_the_wave_out_and_nobody_else_does(monkeypatch: pytest.M
     left()
     send(signal.SIGTERM)
     assert seen == [signal.SIGTERM]
-    monkeypatch.setattr(interrupt._program, "leaves", True)
+    monkeypatch.setattr(interrupt, "_program_ends", True)
     left()
     send(signal.SIGTERM)
     assert seen == [signal.SIGTERM], "of the same wave"

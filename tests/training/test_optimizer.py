@@ -77,7 +77,7 @@ def test_no_averaging_is_the_weights_themselves() -> None:
 
 def test_averaging_launches_a_few_kernels_whatever_the_number_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """A weight on the device must not make `_foreach` operations go tensor by tensor: 824 launches for a large flow."""
-    monkeypatch.setattr(ema_module, "TOGETHER", 500)
+    monkeypatch.setattr(ema_module, "NUMBERS_AT_ONCE", 500)
     flow = build("conditional", torch.float32, layers=(2, 2, 2))
     ema = EMA(flow, decay=0.5)
     parts = ema._parts

@@ -13,7 +13,7 @@ from tarflow.config import ConfigError, TrainingConfig
 from tarflow.data.batches import batch_indices
 from tarflow.data.errors import DataWarning
 from tarflow.training.initial import start_from
-from tarflow.training.setup import resolve, step_counts
+from tarflow.training.setup import resolve
 from training_cases import MODEL, TRAINING, run_config, splits
 
 
@@ -57,12 +57,12 @@ def test_steps_or_epochs_are_needed() -> None:
 
 
 def test_epochs_are_passes_over_the_images_and_one_of_them_is_the_default_warm_up() -> None:
-    assert step_counts(TrainingConfig(epochs=2, batch_size=8), 30) == (8, 4)
-    assert step_counts(TrainingConfig(epochs=0.5, batch_size=8), 30) == (2, 2)
-    assert step_counts(TrainingConfig(steps=100, batch_size=8, warmup_steps=0), 30) == (100, 0)
-    assert step_counts(TrainingConfig(epochs=3, batch_size=64), 30) == (2, 1)
-    assert step_counts(TrainingConfig(epochs=10, batch_size=64), 18) == (3, 1)
-    assert step_counts(TrainingConfig(epochs=0.1, batch_size=3), 30) == (1, 1)  # not 0.1 * 30 / 3 = 1.0000000000000002
+    assert TrainingConfig(epochs=2, batch_size=8).step_counts(30) == (8, 4)
+    assert TrainingConfig(epochs=0.5, batch_size=8).step_counts(30) == (2, 2)
+    assert TrainingConfig(steps=100, batch_size=8, warmup_steps=0).step_counts(30) == (100, 0)
+    assert TrainingConfig(epochs=3, batch_size=64).step_counts(30) == (2, 1)
+    assert TrainingConfig(epochs=10, batch_size=64).step_counts(18) == (3, 1)
+    assert TrainingConfig(epochs=0.1, batch_size=3).step_counts(30) == (1, 1)  # not 0.1 * 30 / 3 = 1.0000000000000002
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_epochs_are_passes_over_the_images_and_one_of_them_is_the_default_warm_u
 )
 def test_the_batches_of_so_many_epochs_hold_each_image_so_often(images: int, batch_size: int, epochs: float) -> None:
     """And the last one at most a batch more."""
-    steps, _ = step_counts(TrainingConfig(epochs=epochs, batch_size=batch_size), images)
+    steps, _ = TrainingConfig(epochs=epochs, batch_size=batch_size).step_counts(images)
     seen = torch.cat([batch_indices(images, batch_size, step, 0) for step in range(steps)])
     assert epochs * images <= len(seen) < epochs * images + batch_size
     least, most = seen.bincount(minlength=images).aminmax()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -108,7 +109,9 @@ def test_a_job_is_stopped_resumed_by_others_and_names_the_rank_that_died(recipe:
     _, stderr = job.communicate(timeout=90)
     assert job.returncode == 1
     said = ours(stderr)[-1]
-    assert "rank 1 is gone, of 3" in said and said.endswith("go on from the last checkpoint with --resume")
+    assert "lost the connection" in said and said.endswith("go on from the last checkpoint with --resume")
+    cause = stderr.partition("Root Cause")[2]  # of torchrun's own report
+    assert re.search(r"rank\s+: 1 \(", cause) and re.search(r"exitcode\s+: -9 ", cause), stderr
     assert len(ours(stderr)) == 1, stderr
     assert stderr.count("Traceback (most recent call last)") == 1, "torchrun's own; who survives leaves in order"
 

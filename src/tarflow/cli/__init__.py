@@ -17,7 +17,7 @@ from tarflow.data.errors import DataWarning
 from tarflow.storage import DamageWarning
 from tarflow.training.interrupt import Interrupted, leave_when_interrupted
 
-LONGEST = 1000  # characters of an error
+ERROR_CHARACTERS = 1000  # characters of an error
 COMMANDS = {  # name: (module, what --help says of it)
     "demo": "Train, score, sample and denoise the embedded digits, and check the result.",
     "prepare": "Decode a set of images once, into files that are mapped into memory.",
@@ -127,9 +127,8 @@ def _overview() -> str:
 def _explain(error: Exception, command: str = "") -> int:
     """One line for an error that a user can do something about; anything else is a defect of ours and says so."""
     from tarflow.cli.memory import advice, is_out_of_memory
-    from tarflow.ranks import Elsewhere
+    from tarflow.ranks import FirstRankFailed, RankLost
     from tarflow.sampling.sample import SamplingError
-    from tarflow.training.rollcall import RankLost
     from tarflow.training.trainer import Diverged
 
     first = os.environ.get("RANK", "0") == "0"
@@ -137,11 +136,11 @@ def _explain(error: Exception, command: str = "") -> int:
         if first:
             print(f"tarflow: {error}", file=sys.stderr)
         return 128 + error.signum
-    if isinstance(error, Elsewhere) or (isinstance(error, Diverged) and not first):  # rank 0 says the same
+    if isinstance(error, FirstRankFailed) or (isinstance(error, Diverged) and not first):  # rank 0 says the same
         return 2
     if isinstance(error, RankLost):
-        if not error.spoken_for:
-            _fail(f"{error}; go on from the last checkpoint with --resume")
+        if first:
+            _fail(f"{error}; the launcher's report says which; go on from the last checkpoint with --resume")
         return 1
     if is_out_of_memory(error):
         return _fail(f"out of memory {advice(error, command)}")
@@ -154,8 +153,8 @@ def _explain(error: Exception, command: str = "") -> int:
 
 def _fail(message: str) -> int:
     line = " ".join(message.split())
-    if len(line) > LONGEST:  # some value in a file that is not what it should be
-        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+    if len(line) > ERROR_CHARACTERS:  # some value in a file that is not what it should be
+        line = f"{line[: ERROR_CHARACTERS // 2]} … {line[-ERROR_CHARACTERS // 2 :]}"
     size = os.environ.get("WORLD_SIZE", "1")
     who = "" if size == "1" else f"rank {os.environ.get('RANK', '?')} of {size}: "
     print(f"tarflow: error: {who}{line}", file=sys.stderr)

@@ -44,9 +44,9 @@ def options(argv: Sequence[str]) -> type:
 def run(args: Convert) -> None:
     from tarflow.checkpoint import write_config
     from tarflow.config import DataConfig, RunConfig, TrainingConfig
-    from tarflow.destination import check_vacant
     from tarflow.interop import load_official, noise_from_name
     from tarflow.model.saving import WEIGHTS_FILE
+    from tarflow.storage import check_vacant
 
     check_vacant(args.out)
     if args.noise_std is not None:

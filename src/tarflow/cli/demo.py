@@ -50,11 +50,11 @@ def run(args: Demo) -> None:
 
     import tarflow
     from tarflow import storage
-    from tarflow.destination import check_vacant
     from tarflow.devices import pick_device
     from tarflow.report.build import write_report
     from tarflow.report.subject import Settings
     from tarflow.sampling.guidance import Guidance
+    from tarflow.storage import check_vacant
 
     if not (args.out / "digits").is_dir():  # else an earlier demo began there
         check_vacant(args.out, "--out")

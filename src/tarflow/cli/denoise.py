@@ -56,14 +56,14 @@ def run(args: Denoise) -> None:
     import torch
 
     from tarflow.checkpoint import open_run
-    from tarflow.cli.drawing import class_number
-    from tarflow.cli.output import SampleWriter, check_out
     from tarflow.cli.progress import Progress
     from tarflow.data.load import load_all
     from tarflow.data.options import Reading
     from tarflow.devices import pick_device
+    from tarflow.drawing import class_number
     from tarflow.evaluation.quality.psnr import psnr
     from tarflow.evaluation.run_data import check_output
+    from tarflow.image_files import ImageWriter, check_out
     from tarflow.sampling.denoise import denoise
     from tarflow.seeding import seeded_generator
 
@@ -113,7 +113,7 @@ def run(args: Denoise) -> None:
         generator = seeded_generator(args.seed, "denoise")
         noisy = clean + sigma * torch.randn(clean.shape, generator=generator, device="cpu", dtype=torch.float32)
     columns = math.ceil(math.sqrt(len(images)))
-    with SampleWriter(args.out, run, len(images), None if y is None else y.tolist(), columns) as writer:
+    with ImageWriter(args.out, run, len(images), None if y is None else y.tolist(), columns) as writer:
         cleaned = denoise(run.flow, noisy.to(device), sigma, y, batch_size=args.batch_size).cpu()
         writer.add(list(range(len(images))), cleaned)
     line = f"{args.out}: {len(images)} images denoised with σ={sigma}, {by}"

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from tarflow.sampling.solver import SOLVERS
 
+if TYPE_CHECKING:
     from tarflow.checkpoint import Run
-    from tarflow.sampling.sample import SampleBatch
+    from tarflow.drawing import Sampler
     from tarflow.sampling.setting import Setting
 
 
@@ -22,10 +21,11 @@ class Solving:
     """Options of the solver, which change the time that samples take, and but for `dtype` nothing else."""
 
     solver: Annotated[
-        Literal["auto", "sequential", "jacobi"],
+        str,
         tyro.conf.arg(
+            metavar=f"{{{','.join(SOLVERS)}}}",
             help="one patch a step, or many at a time, iterated until they change no more; auto: the faster one for "
-            "each block, measured with the first batch and kept in RUN/solvers.json"
+            "each block, measured with the first batch and kept in RUN/solvers.json",
         ),
     ] = "auto"
     window: Annotated[int | None, tyro.conf.arg(help="patches `jacobi` iterates at once; all when not given")] = None
@@ -39,6 +39,13 @@ class Solving:
             help="of the network; bf16 is much faster on a GPU, and changes the samples (docs/speed.md says how much)"
         ),
     ] = "float32"
+
+    def sampler(self, run: Run) -> Sampler:
+        """What draws from a run by these options."""
+        from tarflow.drawing import Sampler
+
+        narrow = self.dtype == "bf16"
+        return Sampler(run, self.solver, self.batch_size, window=self.window, tol=self.tol, narrow=narrow)
 
 
 @dataclasses.dataclass
@@ -116,99 +123,3 @@ def denoising_sigma(run: Run, wanted: bool, given: float | None) -> float | None
             f"{run.path}: no training section says which noise to remove; give --noise-std or --no-denoise"
         )
     return run.sigma
-
-
-def labels_of(run: Run, names: tuple[str, ...], n: int) -> Tensor | None:
-    """The labels of n samples that go through the named classes, or through all; None for an unconditional model."""
-    import torch
-
-    if not run.config.model.num_classes:
-        if names:
-            raise ValueError(f"--classes: {run.path} is an unconditional model")
-        return None
-    wanted = [class_number(run, name) for name in names] or list(range(run.config.model.num_classes))
-    return torch.tensor([wanted[k % len(wanted)] for k in range(n)], device="cpu", dtype=torch.int64)
-
-
-def class_number(run: Run, name: str) -> int:
-    """The label of a class given by name or number; -1 for `null`."""
-    from tarflow.data.labels import class_finder
-    from tarflow.model.condition import NULL_CLASS
-
-    names = run.class_names
-    if (number := class_finder(names)(name)) is not None:
-        return number
-    if name == "null":
-        return NULL_CLASS
-    if name.isdecimal() and int(name) < len(names):
-        return int(name)
-    known = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
-    raise ValueError(f"class {name!r}: not one of this model's; known: {known}, or null")
-
-
-class Sampler:
-    """Draws from one run by the options of a command, and keeps what "auto" measures on the way.
-
-    Attributes:
-        redraws: samples so far that were drawn again because they were not finite.
-        clipped_pixels, clipped_images: of what `pixels` made of them last, the share of numbers that no pixel can be,
-            and that were clipped, and of the images that hold one.
-    """
-
-    def __init__(self, run: Run, solving: Solving) -> None:
-        from tarflow.checkpoint import open_calibration
-        from tarflow.sampling.narrow import narrowed
-        from tarflow.sampling.solver import solver_of
-
-        self.run, self.solving, self.redraws = run, solving, 0
-        self.flow = narrowed(run.flow) if solving.dtype == "bf16" else run.flow
-        self.calibration = open_calibration(run) if solving.solver == "auto" else None
-        self.solver = solver_of(solving.solver, window=solving.window, tol=solving.tol, calibration=self.calibration)
-        self.clipped_pixels = self.clipped_images = 0.0
-
-    def batches(
-        self, n: int, y: Tensor | None, setting: Setting, seed: int, progress: Callable[[float, int], None]
-    ) -> Iterator[SampleBatch]:
-        """The batches of n samples as they finish; arguments are checked at once. `progress` counts images."""
-        from tarflow.sampling.sample import sample_batches
-
-        batches = sample_batches(
-            self.flow,
-            n,
-            y,
-            setting.guidance,
-            seed,
-            denoise=setting.denoise,
-            solver=self.solver,
-            batch_size=self.solving.batch_size,
-            progress=lambda done, total: progress(n * done / total, n),
-        )
-        return self._counted(batches)
-
-    def pixels(
-        self, n: int, y: Tensor | None, setting: Setting, seed: int, progress: Callable[[float, int], None]
-    ) -> Tensor:
-        """n samples as they would be written: (n, C, H, W) uint8 at the levels of the data, on the CPU, clipped."""
-        import torch
-
-        pixels, beyond = [], []
-        for batch in self.batches(n, y, setting, seed, progress):
-            x = batch.images.cpu()
-            pixels.append(self.run.measure.pixels(x))
-            beyond.append(self.run.measure.clipped(x).flatten(1).double().mean(dim=1))
-        self.keep_calibration()
-        shares = torch.cat(beyond)
-        self.clipped_pixels, self.clipped_images = float(shares.mean()), float((shares > 0).double().mean())
-        return torch.cat(pixels)
-
-    def keep_calibration(self) -> None:
-        """Write what "auto" has measured to RUN/solvers.json, once the samples are safe."""
-        from tarflow.checkpoint import save_calibration
-
-        if self.calibration is not None:
-            save_calibration(self.run, self.calibration)
-
-    def _counted(self, batches: Iterator[SampleBatch]) -> Iterator[SampleBatch]:
-        for batch in batches:
-            self.redraws += int(batch.redraws.sum())
-            yield batch

@@ -9,7 +9,6 @@ import torch
 
 # The innermost place of the traceback that is known says what the memory went to.
 PLACES = {
-    "tarflow/data/feed.py": "images",
     "torch/optim": "weights",
     "tarflow/training/muon.py": "weights",
     "tarflow/training/ema.py": "weights",
@@ -26,6 +25,17 @@ PLACES = {
 }
 BATCHED = ("sample", "quality", "sweep", "evaluate", "score", "denoise")  # have --batch-size, of what they do at once
 SMALLER = "lower --width or --layers"
+ADVICE: dict[str | None, str] = {
+    "data": "for the images; lower --image-size, take fewer, or `tarflow prepare` them, which maps them from a file",
+    "weights": f"for the weights, their gradients, moments and averages, which no batch changes; {SMALLER}, or share them "
+    "among devices (torchrun, --strategy fsdp)",
+    "activations": "for the activations of a batch; raise --accumulate (the same step in smaller parts), give "
+    "--checkpoint-activations layers, or lower --batch-size",
+}
+OF_TRAINING: dict[str | None, str] = {
+    "samples": f"for a sheet of samples; --sample-every 0 draws none; or {SMALLER}",
+    "scores": f"for an evaluation, which scores some held-out images at once; {SMALLER}",
+}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -40,28 +50,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 def advice(error: BaseException, command: str) -> str:
     """What the memory went to, and which options of `command` make that less: one line."""
     kind = _spent_on(error)
-    if kind == "data":
-        return "for the images; lower --image-size, take fewer, or `tarflow prepare` them, which maps them from a file"
-    if kind == "weights":
-        return (
-            f"for the weights, their gradients, moments and averages, which no batch changes; {SMALLER}, or share them "
-            "among devices (torchrun, --strategy fsdp)"
-        )
-    if kind == "activations":
-        return (
-            "for the activations of a batch; raise --accumulate (the same step in smaller parts), give "
-            "--checkpoint-activations layers, or lower --batch-size"
-        )
+    if kind in ADVICE:
+        return ADVICE[kind]
     if command in BATCHED:
         what = "samples that are drawn" if kind == "samples" else "images that are worked on"
         return f"for the {what} at once; lower --batch-size"
-    if kind == "samples" and command == "train":
-        return f"for a sheet of samples; --sample-every 0 draws none; or {SMALLER}"
-    if kind == "scores" and command == "train":
-        return f"for an evaluation, which scores some held-out images at once; {SMALLER}"
     if command == "report":
         return "for the figures; lower --images and --limit, or take --device cpu"
-    return f"for the model; {SMALLER}" if command == "train" else "for the model; take --device cpu"
+    return (
+        OF_TRAINING.get(kind, f"for the model; {SMALLER}") if command == "train" else "for the model; take --device cpu"
+    )
 
 
 def _spent_on(error: BaseException) -> str | None:

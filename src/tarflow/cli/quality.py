@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from tarflow.cli.drawing import Drawing, Sampler, Solving, labels_of, setting_of
+from tarflow.cli.drawing import Drawing, Solving, setting_of
 from tarflow.cli.real_images import Judging, check_samples, opened_judge
 from tarflow.jsontext import to_json
 
@@ -54,6 +54,7 @@ def run(args: Quality) -> None:
     from tarflow.cli.progress import Progress
     from tarflow.config import to_dict
     from tarflow.devices import pick_device
+    from tarflow.drawing import labels_in_turn
     from tarflow.evaluation.quality.extractors.small_network import SmallNetwork
     from tarflow.evaluation.quality.judge import keep_quality
     from tarflow.evaluation.quality.ratios import sample_quality
@@ -61,11 +62,11 @@ def run(args: Quality) -> None:
 
     check_samples(args.n)
     run = open_run(args.run, pick_device(args.device))
-    y = labels_of(run, (), args.n)
+    y = labels_in_turn(run, (), args.n)
     setting = setting_of(args.drawing, run)
     with Progress() as progress:
         judge, splits = opened_judge(run, args.judging, progress)
-        sampler = Sampler(run, args.solving)
+        sampler = args.solving.sampler(run)
         pixels = sampler.pixels(args.n, y, setting, args.seed, progress.sampling)
         figures = judge.figures(pixels, run.levels, partial(progress.preparing, "features of samples"))
         trained = judge.extractor.network

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from tarflow.cli.drawing import Drawing, Sampler, Solving, labels_of, setting_of
+from tarflow.cli.drawing import Drawing, Solving, setting_of
 
 
 @dataclasses.dataclass
@@ -52,11 +52,10 @@ def options(argv: Sequence[str]) -> type:
 
 def run(args: Sample) -> None:
     from tarflow.checkpoint import open_run
-    from tarflow.cli.output import SampleWriter, check_out
     from tarflow.cli.progress import Progress
     from tarflow.devices import pick_device
     from tarflow.evaluation.run_data import check_output
-    from tarflow.pictures import columns_by_class
+    from tarflow.image_files import check_out
 
     if args.n < 1:
         raise ValueError(f"-n: expected a positive number, got {args.n}")
@@ -64,15 +63,11 @@ def run(args: Sample) -> None:
     run = open_run(args.run, pick_device(args.device))
     if args.out.suffix.lower() != ".npz":
         check_output(run, "--out", args.out)
-    y = labels_of(run, args.classes, args.n)
+    if args.classes and not run.config.model.num_classes:
+        raise ValueError(f"--classes: {run.path} is an unconditional model")
+    sampler = args.solving.sampler(run)
     setting = setting_of(args.drawing, run)
-    sampler = Sampler(run, args.solving)
-    columns = args.columns or columns_by_class(len(args.classes) or run.config.model.num_classes)
     with Progress() as progress:
-        batches = sampler.batches(args.n, y, setting, args.seed, progress.sampling)
-        with SampleWriter(args.out, run, args.n, None if y is None else y.tolist(), columns) as writer:
-            for batch in batches:
-                writer.add(batch.indices.tolist(), batch.images)
-    sampler.keep_calibration()
+        sampler.write(args.out, args.n, args.classes, setting, args.seed, args.columns, progress.sampling)
     again = f", {sampler.redraws} drawn again because they were not finite" if sampler.redraws else ""
     print(f"{args.out}: {args.n} samples, {setting}{again}", file=sys.stderr)

@@ -98,11 +98,11 @@ def options(argv: Sequence[str]) -> type:
 def run(args: Score) -> None:
     from tarflow import storage
     from tarflow.checkpoint import open_run
-    from tarflow.cli.drawing import class_number
     from tarflow.cli.progress import Progress
     from tarflow.data.options import LoadOptions, Reading
     from tarflow.data.scan import open_scan
     from tarflow.devices import float32_products, pick_device
+    from tarflow.drawing import class_number
     from tarflow.evaluation.likelihood.held_out import passes_an_image, scoring_of
     from tarflow.evaluation.run_data import check_output
 
@@ -158,7 +158,7 @@ def _room_for(out: Path) -> Iterator[None]:
 
 def _check(args: Score) -> None:
     """Raise ValueError naming the option, before anything is read."""
-    from tarflow.destination import check_vacant
+    from tarflow.storage import check_vacant
 
     if args.out.suffix.lower() != ".csv" or args.out.is_dir():
         raise ValueError(f"--out {args.out}: expected the name of a .csv file")

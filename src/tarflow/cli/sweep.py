@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from tarflow.cli.drawing import Sampler, Solving, labels_of
+from tarflow.cli.drawing import Solving
 from tarflow.cli.real_images import Judging, check_samples, opened_judge
 from tarflow.jsontext import to_json
 
@@ -103,11 +103,12 @@ def run(args: Sweep) -> None:
     from tarflow import storage
     from tarflow.checkpoint import open_run, save_setting, weights_digest
     from tarflow.cli.progress import Progress
-    from tarflow.destination import check_vacant
     from tarflow.devices import pick_device
+    from tarflow.drawing import labels_in_turn
     from tarflow.evaluation.quality.sweep import SWEEP, SWEEP_FILES, grid, sweep_run
     from tarflow.report.sweep import sweep_chart, sweep_table
     from tarflow.sampling.setting import StoredSetting
+    from tarflow.storage import check_vacant
 
     check_samples(args.n)
     run = open_run(args.run, pick_device(args.device))
@@ -120,13 +121,13 @@ def run(args: Sweep) -> None:
         rules=args.rule,
         strengths=args.strength,
     )
-    y = labels_of(run, (), args.n)
+    y = labels_in_turn(run, (), args.n)
     out = args.out or run.path / SWEEP
     check_vacant(out, "--out", ours=SWEEP_FILES)
     _check_places(args, run, out)
     with Progress() as progress:
         judge, _ = opened_judge(run, args.judging, progress)
-        sampler = Sampler(run, args.solving)
+        sampler = args.solving.sampler(run)
 
         def draw(setting: Setting, seed: int) -> Tensor:
             return sampler.pixels(args.n, y, setting, seed, progress.sampling)

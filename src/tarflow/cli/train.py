@@ -13,7 +13,7 @@ import tyro
 
 from tarflow import recipes
 from tarflow.cli.arguments import typed_fields
-from tarflow.config import ConfigError, RunConfig, to_dict
+from tarflow.config import ConfigError, RunConfig, from_dict, to_dict
 from tarflow.recipes import Sections
 
 
@@ -76,8 +76,8 @@ def run(args: Any) -> None:
     from tarflow.report.words import duration
     from tarflow.training.engine import check_device
     from tarflow.training.initial import open_initial
-    from tarflow.training.resuming import extend
-    from tarflow.training.setup import check_sections, check_sections_resumable, follow_data, open_data, resolve
+    from tarflow.training.resuming import check_resumable
+    from tarflow.training.setup import check_sections, follow_data, open_data, resolve
     from tarflow.training.trainer import train
 
     device, ranks = pick_device(args.device), Ranks.from_environment()
@@ -96,10 +96,10 @@ def run(args: Any) -> None:
         initial = open_initial(args.init)
         sections = initial.apply(sections, typed)
         said.append(initial.other_noise(sections["training"]))
-    check_device(check_sections(sections, ranks), ranks, device)  # what cannot work whatever the data are
+    check_device(check_sections(sections), ranks, device)  # what cannot work whatever the data are
     known = None
     if stored is not None:
-        check_sections_resumable(stored, sections, args.out)
+        check_resumable(stored, from_dict(RunConfig, sections), args.out)
         _check_same_start(stored, args)
         known = known_images(stored.data, args.out)
     if known is not None and "source" in typed:  # data that are named have to be the same, no more and no less
@@ -117,8 +117,8 @@ def run(args: Any) -> None:
         for name, reason in splits.skipped:
             progress.say(f"skipped {name}: {reason}")
         config = resolve(sections, splits)
-        if stored is not None and ranks.first:
-            said.append(extend(args.out, config, len(splits.train)))
+        if stored is not None:
+            said.append(_longer(stored, config, len(splits.train)))
         for line in filter(None, said):
             progress.say(f"{args.out}: {line}")
         progress.begin(config, splits, args.out, ranks.size)
@@ -156,3 +156,12 @@ def _check_same_start(stored: RunConfig, args: Any) -> None:
         raise ConfigError(
             f"--init {args.init}: the run in {args.out} started from {began or 'no other weights'}; leave it out"
         )
+
+
+def _longer(stored: RunConfig, config: RunConfig, num_images: int) -> str | None:
+    """What it means that a run goes on to other steps or epochs than it was begun with; None where it does not."""
+    assert stored.training is not None and config.training is not None
+    before, after = (training.step_counts(num_images)[0] for training in (stored.training, config.training))
+    if before == after:
+        return None
+    return f"{after} steps instead of {before}; from here on the learning rate follows the schedule of {after}"

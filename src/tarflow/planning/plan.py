@@ -169,7 +169,7 @@ def _steps(training: TrainingConfig, images: int | None) -> int:
         raise ConfigError("images: the recipe counts in epochs; give the number of training images, or their data")
     if images < 1:
         raise ConfigError(f"images: expected a positive number, got {images}")
-    return training.total_steps(images)
+    return training.step_counts(images)[0]
 
 
 def _memory(

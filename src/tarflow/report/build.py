@@ -12,11 +12,11 @@ from markupsafe import Markup
 
 from tarflow import __version__, storage
 from tarflow.checkpoint import Run, open_run
-from tarflow.destination import check_vacant
 from tarflow.evaluation.run_data import check_output
 from tarflow.report import compared, facts, likelihood, quality, samples, sweep
 from tarflow.report.parts import TEMPLATES, Figure, Parts, Section, png, sheet
 from tarflow.report.subject import Settings, Subject, Unavailable, Watch
+from tarflow.storage import check_vacant
 
 Asked = TypeVar("Asked", Subject, list[Subject])  # what a section is about
 

@@ -120,13 +120,21 @@ def solver_of(solver: Solver | str, **options: Any) -> Solver:
     if isinstance(solver, Solver):
         return solver
     if solver not in SOLVERS:
-        known = ", ".join(map(repr, SOLVERS))
-        raise ValueError(f"solver: expected {known} or a value such as tarflow.Jacobi(window=16), got {solver!r}")
-    module, _, name = SOLVERS[solver].partition(":")
-    made = cast("type[Any]", getattr(importlib.import_module(module), name))
-    fields = {field.name for field in dataclasses.fields(made)}
+        known = ", ".join(SOLVERS)
+        raise ValueError(f"solver: expected {known}, or a value such as tarflow.Jacobi(window=16), got {solver!r}")
     given = {option: value for option, value in options.items() if value is not None}
     for option in given:
-        if option not in fields:
-            raise ValueError(f"{option}: solver {solver!r} has none")
-    return cast("Solver", made(**given))
+        if option not in _options(solver):
+            others = " or ".join(name for name in SOLVERS if option in _options(name))
+            raise ValueError(f"{option}: solver {solver!r} has none; expected solver {others}")
+    return cast("Solver", _class(solver)(**given))
+
+
+def _class(name: str) -> Any:
+    """The class of the table with a name."""
+    module, _, name = SOLVERS[name].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _options(name: str) -> list[str]:
+    return [field.name for field in dataclasses.fields(_class(name))]

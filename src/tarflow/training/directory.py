@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tarflow import checkpoint, locks
-from tarflow.config import RunConfig
+from tarflow import checkpoint, digests, locks, storage
+from tarflow.config import ConfigError, RunConfig
+from tarflow.data.identity import write_names
 from tarflow.data.load import Splits
 from tarflow.model.flow import TarFlow
 from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.ranks import ALONE, Ranks
-from tarflow.training.resuming import open_directory, rewind_directory
+from tarflow.training.resuming import check_identity, check_resumable
 
 
 class RunDirectory:
-    """Where a training writes. All ranks call the methods that say so; the others are for rank 0.
+    """Where a training writes. All ranks call `open` and `rewind`; the other methods are for rank 0.
 
     A directory that was moved or removed, and a new one of its name, look the same to who knows its path alone. So
     before each write, and after one that failed, the lock is asked (`locks.Hold.check`): a `locks.Lost` ends the
@@ -32,23 +36,51 @@ class RunDirectory:
     def open(self, config: RunConfig, splits: Splits, *, resume: bool) -> tuple[RunConfig, Path | None]:
         """Take the directory over for a run with `config` on `splits`, on all ranks.
 
-        Returns the config with the run's identity, and the checkpoint to go on from, None where there is none.
+        What a killed process left half-written is cleared away. Damaged checkpoints are passed over, with a
+        `DamageWarning`.
+
+        Returns the config with the identity of the run, which is that of the run in there, a new one where none is;
+        and the checkpoint to go on from, None where there is none.
+
+        Raises:
+            ConfigError: the config is not one with which the run in there can go on.
+            ValueError: there are checkpoints, and none is sound, or one is of another run.
         """
 
         def take_over() -> tuple[RunConfig, Path | None]:
             self.path.mkdir(parents=True, exist_ok=True)
             self._hold = self._held.enter_context(locks.exclusive(self.path))
             checkpoint.check_free(self.path, resume=resume)  # another may have come and gone in between
-            return open_directory(self.path, config, splits)
+            (self.path / checkpoint.CHECKPOINTS).mkdir(exist_ok=True)
+            for folder in (self.path, self.path / checkpoint.CHECKPOINTS, self.path / checkpoint.SAMPLES):
+                storage.remove_leftovers(folder)
+            identified = _with_identity(self.path, config)
+            latest = checkpoint.sound_checkpoint(self.path)
+            _check_length(self.path, identified, len(splits.train))
+            checkpoint.write_config(self.path, identified)
+            write_names(self.path, splits)
+            return identified, latest
 
         return self.ranks.on_first(take_over)
 
     def rewind(self, latest: Path | None, step: int, best_step: int | None) -> None:
-        """Bring it to where it was at `step`, on all ranks."""
+        """Bring it to where it was at `step`, when `latest` was its newest checkpoint; on all ranks.
+
+        Later checkpoints, which are damaged, lose their names, for they would count among the newest, which are kept.
+        The best weights so far and the metrics are those of then.
+        """
 
         def rewind() -> None:
             with self.writing():
-                rewind_directory(self.path, latest, step, best_step)
+                checkpoint.read_metrics(self.path)  # which raises before anything is changed
+                for damaged in reversed(checkpoint.checkpoints(self.path)):
+                    if damaged == latest:
+                        break
+                    target = damaged.with_name(f"damaged-{damaged.name}")
+                    shutil.rmtree(target, ignore_errors=True)
+                    damaged.rename(target)
+                _restore_best(self.path, best_step)
+                checkpoint.rewind_metrics(self.path, step)
 
         self.ranks.on_first(rewind)
 
@@ -86,3 +118,41 @@ class RunDirectory:
     def close(self) -> None:
         """Let others write there."""
         self._held.close()
+
+
+def _with_identity(out: Path, config: RunConfig) -> RunConfig:
+    """The config with the identity of the run in `out`, which all checkpoints there have, or with a new one."""
+    identity: str | None = uuid.uuid4().hex
+    if (out / checkpoint.CONFIG_FILE).exists():
+        stored = checkpoint.read_config(out)
+        check_resumable(stored, config, out)
+        identity = stored.training.run if stored.training else None
+    for path in checkpoint.checkpoints(out):
+        found = identity
+        with contextlib.suppress(OSError, ValueError):  # a damaged one, which is passed over
+            training = checkpoint.read_config(path).training
+            found = training.run if training else None
+        check_identity(found, identity, path)
+    assert config.training is not None
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, run=identity))
+
+
+def _check_length(out: Path, config: RunConfig, num_images: int) -> None:
+    """Raise ConfigError where a run is to have fewer steps than it has taken."""
+    assert config.training is not None
+    latest = checkpoint.latest_checkpoint(out)
+    taken = 0 if latest is None else int(latest.name.removeprefix("step-"))
+    steps = config.training.step_counts(num_images)[0]
+    if steps < taken:
+        raise ConfigError(f"training.steps: the run in {out} has taken {taken} steps, got {steps}: expected no fewer")
+
+
+def _restore_best(run: Path, best_step: int | None) -> None:
+    """Write the best weights of a run anew, from the checkpoint of that step, where they are missing or damaged."""
+    source = run / checkpoint.CHECKPOINTS / f"step-{best_step}"
+    if best_step is None or not source.is_dir() or checkpoint.damage(source, [WEIGHTS_FILE]) is not None:
+        return  # they are written again when a later step is the best
+    have = digests.file_facts(run / WEIGHTS_FILE) if (run / WEIGHTS_FILE).is_file() else None
+    if have != digests.file_facts(source / WEIGHTS_FILE):
+        with storage.replacing_file(run / WEIGHTS_FILE) as temporary:
+            shutil.copyfile(source / WEIGHTS_FILE, temporary)

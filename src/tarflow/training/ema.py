@@ -10,7 +10,7 @@ from torch import Tensor
 from tarflow.model.flow import TarFlow
 from tarflow.training.sharding import is_sharded, local
 
-TOGETHER = 1 << 24  # numbers averaged at once: a temporary copy of them takes 64 MB
+NUMBERS_AT_ONCE = 1 << 24  # numbers averaged at once: a temporary copy of them takes 64 MB
 
 
 class EMA:
@@ -66,11 +66,11 @@ class EMA:
 
 
 def _parts(tensors: list[Tensor]) -> list[slice]:
-    """Neighbours of about `TOGETHER` numbers, or one that has more."""
+    """Neighbours of about `NUMBERS_AT_ONCE` numbers, or one that has more."""
     parts, start, size = [], 0, 0
     for index, tensor in enumerate(tensors):
         size += tensor.numel()
-        if size >= TOGETHER or index == len(tensors) - 1:
+        if size >= NUMBERS_AT_ONCE or index == len(tensors) - 1:
             parts.append(slice(start, index + 1))
             start, size = index + 1, 0
     return parts

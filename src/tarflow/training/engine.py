@@ -121,8 +121,17 @@ class Engine:
 
 
 def check_device(config: TrainingConfig, ranks: Ranks, device: torch.device) -> None:
-    """Raise the ConfigError that `Engine` would, before anything is read and before any rank waits for another."""
+    """Raise the ConfigError that `Engine` would, before anything is read and before any rank waits for another.
+
+    The ranks need equal shares of each micro-batch: `batch_size` is that of all of them.
+    """
     products_of(config, device)
+    parts = ranks.size * config.accumulate
+    if config.batch_size % parts:
+        raise ConfigError(
+            f"training.batch_size: expected a multiple of {parts} ({ranks.size} processes, accumulate "
+            f"{config.accumulate}), got {config.batch_size}"
+        )
     if not ranks.alone:
         _device_of_rank(ranks, device)
 

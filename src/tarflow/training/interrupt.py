@@ -53,32 +53,23 @@ class Stop:
         if not self.received:
             self.received, self.since = signum, time.monotonic()
 
-    def repeats(self) -> bool:
-        """Whether a signal that comes now is of the same wave as the first."""
-        return time.monotonic() - self.since < WAVE_SECONDS
-
 
 class _Handler:
-    """What a signal does, during the training and for the rest of the wave after it; and what it did before."""
+    """What a signal does during the training, and `after` it for the rest of the wave; and what it did before."""
 
-    def __init__(self, stop: Stop, previous: Any) -> None:
-        self.stop, self.previous, self.left = stop, previous, False
+    def __init__(self, stop: Stop, before: Any) -> None:
+        self.stop, self.before, self.after = stop, before, False
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        if not self.stop.received and not self.left:
+        repeats = time.monotonic() - self.stop.since < WAVE_SECONDS
+        if not self.stop.received and not self.after:
             self.stop.note(signum)
-        elif not self.stop.repeats() and (self.left or signum == signal.SIGINT):
-            signal.signal(signum, self.previous)
+        elif not repeats and (self.after or signum == signal.SIGINT):
+            signal.signal(signum, self.before)
             signal.raise_signal(signal.Signals(signum))
 
 
-class _Program:
-    """Whether the process ends when its training was interrupted, and only has to say so."""
-
-    leaves = False
-
-
-_program = _Program()
+_program_ends = False  # after a training that was interrupted
 
 
 def leave_when_interrupted() -> None:
@@ -86,19 +77,19 @@ def leave_when_interrupted() -> None:
 
     For a program that ends where its training was interrupted. Anybody else has the old handlers back at once.
     """
-    _program.leaves = True
+    global _program_ends
+    _program_ends = True
     atexit.register(_ignore)  # the interpreter gives up its handlers before it ends
 
 
 def _ignore() -> None:
-    for signum, handler in _numbers_and_handlers():
-        if isinstance(handler, _Handler):
+    for signum in _numbers():
+        if isinstance(signal.getsignal(signum), _Handler):
             signal.signal(signum, signal.SIG_IGN)
 
 
-def _numbers_and_handlers() -> list[tuple[int, Any]]:
-    numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
-    return [(number, signal.getsignal(number)) for number in numbers]
+def _numbers() -> list[int]:
+    return [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 
 @contextlib.contextmanager
@@ -109,7 +100,8 @@ def collect_signals() -> Iterator[Stop]:
     """
     stop = Stop()
     handlers: dict[int, _Handler] = {}
-    for signum, before in _numbers_and_handlers():
+    for signum in _numbers():
+        before = signal.getsignal(signum)
         if before is not signal.SIG_DFL and signum not in (signal.SIGTERM, signal.SIGINT):
             continue
         handler = _Handler(stop, signal.SIG_DFL if before is None else before)
@@ -123,7 +115,6 @@ def collect_signals() -> Iterator[Stop]:
         raise
     finally:
         for signum, handler in handlers.items():
-            if stop.received and _program.leaves:
-                handler.left = True
-            else:
-                signal.signal(signum, handler.previous)
+            handler.after = bool(stop.received) and _program_ends
+            if not handler.after:
+                signal.signal(signum, handler.before)

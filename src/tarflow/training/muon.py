@@ -11,8 +11,8 @@ from torch import Tensor
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, Jordan 2024
 ITERATIONS = 5
 MOMENTUM = 0.95
-TOGETHER = 1 << 22  # numbers in matrices of one shape that go through one product: small ones are slow one by one
-RMS = 0.2  # of an update before the learning rate: what AdamW's are, so that both want the same rate
+NUMBERS_AT_ONCE = 1 << 22  # in matrices of one shape that go through one product: small ones are slow one by one
+UPDATE_RMS = 0.2  # of an update before the learning rate: what AdamW's are, so that both want the same rate
 
 
 @torch.no_grad()
@@ -96,7 +96,7 @@ class Muon(torch.optim.Optimizer):
                 moved = [p for p in group["params"] if p.grad is not None]
                 for shape in dict.fromkeys(p.shape for p in moved):
                     alike = [p for p in moved if p.shape == shape]
-                    count = max(1, TOGETHER // shape.numel())
+                    count = max(1, NUMBERS_AT_ONCE // shape.numel())
                     for start in range(0, len(alike), count):
                         self._turn(alike[start : start + count], group["lr"], group["weight_decay"])
         self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
@@ -111,7 +111,7 @@ class Muon(torch.optim.Optimizer):
         grad = torch.stack([parameter.grad for parameter in parameters if parameter.grad is not None])
         before, weight = torch.stack(buffers), torch.stack(parameters)
         moment = MOMENTUM * before + grad
-        size = RMS * max(parameters[0].shape) ** 0.5
+        size = UPDATE_RMS * max(parameters[0].shape) ** 0.5
         moved = weight * (1 - lr * decay) - (lr * size) * orthogonalized(grad + MOMENTUM * moment)
         if self.found_inf is not None:
             stay = self.found_inf.bool()

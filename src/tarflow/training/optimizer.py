@@ -13,7 +13,7 @@ from tarflow.config import TrainingConfig
 from tarflow.model.transformer import Layer
 from tarflow.training.muon import Muon
 
-DECLINE = 0.2
+FALL_SHARE = 0.2
 """Share of the steps after the warm-up in which the trapezoid falls."""
 
 
@@ -46,7 +46,7 @@ def learning_rate(step: int, *, config: TrainingConfig, steps: int, warmup: int)
 
     With p from 0 to 1 the share of what follows the warm-up, it is `final_lr` + (`lr` - `final_lr`)·f(p):
 
-        cosine ½(1 + cos πp)      linear 1 - p      trapezoid min(1, (1 - p)/DECLINE)
+        cosine ½(1 + cos πp)      linear 1 - p      trapezoid min(1, (1 - p)/FALL_SHARE)
     """
     low, high = config.final_lr, config.lr
     if step < warmup:
@@ -55,7 +55,7 @@ def learning_rate(step: int, *, config: TrainingConfig, steps: int, warmup: int)
     if config.schedule == "cosine":
         share = 0.5 * (1 + math.cos(math.pi * progress))
     else:
-        share = min(1.0, (1 - progress) / (1.0 if config.schedule == "linear" else DECLINE))
+        share = min(1.0, (1 - progress) / (1.0 if config.schedule == "linear" else FALL_SHARE))
     return low + share * (high - low)
 
 

@@ -1,26 +1,27 @@
-"""Going on where a run stopped: which checkpoint, whether its state fits, and what is on disk of the steps after it."""
+"""May a run go on, with this config and from this state?"""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tarflow import checkpoint, digests, storage
 from tarflow.config import ConfigError, RunConfig
-from tarflow.data.identity import write_names
-from tarflow.data.load import Splits
-from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.tensor_files import check_dense
 from tarflow.training.optimizer import moments_of
-from tarflow.training.setup import check_resumable, step_counts
 
+# What decides how long a run is, and when something is written, not where the weights go; where the data lie, for their
+# digest is checked; whether a bad record stops it, for until then there was none; and how the same step is computed,
+# which must fit the machine that a run is resumed on. Of these `checkpoint_activations` changes no bit, `accumulate`,
+# `compile` and `strategy` change rounding, as another device or number of threads or ranks does.
+RESUMABLE = (
+    *("steps", "epochs", "log_every", "evaluate_every", "sample_every", "save_every", "keep_last"),
+    *("source", "skip_bad"),
+    *("accumulate", "checkpoint_activations", "compile", "strategy"),
+)
 # What the state of a run holds besides the weights and the optimizer, and of which type.
 _NUMBERS: dict[str, tuple[type, ...]] = {
     "step": (int,),
@@ -35,95 +36,23 @@ _NUMBERS: dict[str, tuple[type, ...]] = {
 _SETTINGS = ("orthogonal", "factor", "betas", "eps", "weight_decay", "amsgrad", "maximize")
 
 
-def open_directory(out: Path, config: RunConfig, splits: Splits) -> tuple[RunConfig, Path | None]:
-    """Make `out` ready for a run on `splits`; what its config is, and the checkpoint to go on from, None without one.
+def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
+    """Raise ConfigError naming the first option in which they differ, but for those that may change on resuming.
 
-    The config is the given one with the identity of the run: that of the run in `out`, a new one where none is there.
-    What a killed process left half-written is cleared away. Damaged checkpoints are passed over with a `DamageWarning`.
-
-    Raises:
-        ConfigError: the config differs from that of the run in `out`.
-        ValueError: there are checkpoints, and none is sound, or one is of another run.
+    What follows from the data is not compared: the images are held against their digest.
     """
-    (out / checkpoint.CHECKPOINTS).mkdir(exist_ok=True)
-    for folder in (out, out / checkpoint.CHECKPOINTS, out / checkpoint.SAMPLES):
-        storage.remove_leftovers(folder)
-    if (out / checkpoint.CONFIG_FILE).exists():
-        stored = checkpoint.read_config(out)
-        check_resumable(stored, config, out)
-        identity = stored.training.run if stored.training else None
-    else:
-        identity = uuid.uuid4().hex
-    assert config.training is not None
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, run=identity))
-    latest = checkpoint.sound_checkpoint(out)
-    for path in checkpoint.checkpoints(out):
-        found = identity
-        with contextlib.suppress(ValueError, OSError):  # a damaged one, which is passed over
-            training = checkpoint.read_config(path).training
-            found = training.run if training else None
-        _check_identity(found, identity, path)
-    checkpoint.write_config(out, config)
-    write_names(out, splits)
-    return config, latest
+    for section in ("model", "data", "training"):
+        before, now = getattr(stored, section), getattr(wanted, section)
+        for entry in dataclasses.fields(before) if before is not None else ():
+            have, want = getattr(before, entry.name), getattr(now, entry.name, None)
+            if have != want and entry.name not in RESUMABLE and "option" in entry.metadata:
+                raise ConfigError(
+                    f"{section}.{entry.name}: the run in {run} has {have!r}, got {want!r}; "
+                    f"a resumed run may change only {', '.join(RESUMABLE)}"
+                )
 
 
-def extend(out: Path, config: RunConfig, num_images: int) -> str | None:
-    """Let the run in `out` go on to the steps or epochs of `config`; what that means, None where they are its own.
-
-    The learning rate follows the schedule of the longer run from here on, so that the run is another one than if it had
-    been begun with so many steps. Raises ConfigError: fewer steps than were taken, or another change besides.
-    """
-    stored = checkpoint.read_config(out)
-    assert stored.training is not None and config.training is not None
-    more = dataclasses.replace(stored.training, steps=config.training.steps, epochs=config.training.epochs)
-    if more == stored.training:
-        return None
-    longer = dataclasses.replace(stored, training=more)
-    check_resumable(longer, config, out)
-    before, after = (step_counts(training, num_images)[0] for training in (stored.training, more))
-    latest = checkpoint.latest_checkpoint(out)
-    taken = 0 if latest is None else int(latest.name.removeprefix("step-"))
-    if after < taken:
-        raise ConfigError(f"training.steps: the run in {out} has taken {taken} steps, got {after}: expected no fewer")
-    with storage.exclusive(out):
-        checkpoint.write_config(out, longer)
-    return f"{after} steps instead of {before}; the learning rate follows the schedule of {after} from step {taken} on"
-
-
-def rewind_directory(out: Path, latest: Path | None, step: int, best_step: int | None) -> None:
-    """Bring a run directory to where it was at `step`, when `latest` was its newest checkpoint.
-
-    Later checkpoints, which are damaged, lose their names; the best weights so far and the metrics are those of then.
-    """
-    checkpoint.read_metrics(out)  # which raises before anything is changed
-    _set_aside_after(out, latest)
-    _restore_best(out, best_step)
-    checkpoint.rewind_metrics(out, step)
-
-
-def _set_aside_after(run: Path, sound: Path | None) -> None:
-    """Rename the checkpoints after `sound` to `damaged-step-N`: they would count among the newest, which are kept."""
-    for damaged in reversed(checkpoint.checkpoints(run)):
-        if damaged == sound:
-            return
-        target = damaged.with_name(f"damaged-{damaged.name}")
-        shutil.rmtree(target, ignore_errors=True)
-        damaged.rename(target)
-
-
-def _restore_best(run: Path, best_step: int | None) -> None:
-    """Write the best weights of a run anew, from the checkpoint of that step, where they are missing or damaged."""
-    source = run / checkpoint.CHECKPOINTS / f"step-{best_step}"
-    if best_step is None or not source.is_dir() or checkpoint.damage(source, [WEIGHTS_FILE]) is not None:
-        return  # they are written again when a later step is the best
-    have = digests.file_facts(run / WEIGHTS_FILE) if (run / WEIGHTS_FILE).is_file() else None
-    if have != digests.file_facts(source / WEIGHTS_FILE):
-        with storage.replacing_file(run / WEIGHTS_FILE) as temporary:
-            shutil.copyfile(source / WEIGHTS_FILE, temporary)
-
-
-def _check_identity(found: Any, run: str | None, where: Path) -> None:
+def check_identity(found: Any, run: str | None, where: Path) -> None:
     """Raise ValueError unless what lies `where` is of the run with this identity."""
     if found != run:
         raise ValueError(f"{where}: of another run (id {found}) than that of this directory (id {run}); remove it")
@@ -140,7 +69,7 @@ def check_state(state: Any, optimizer: torch.optim.Optimizer, file: Path, run: s
         value = state.get(name)
         if name not in state or not isinstance(value, kinds) or isinstance(value, bool):
             raise ValueError(f"{file}: {name}: expected {kinds[0].__name__}, got {value!r}")
-    _check_identity(state.get("run"), run, file)
+    check_identity(state.get("run"), run, file)
     if file.parent.name != f"step-{state['step']}" or math.isnan(state["best_score"]):
         got = f"step {state['step']} and {state['best_score']}"
         raise ValueError(f"{file}: expected the step of its directory and a score, got {got}")

@@ -16,9 +16,7 @@ from tarflow.config import (
     RunConfig,
     TarFlowConfig,
     TrainingConfig,
-    check_fields,
     from_dict,
-    to_dict,
 )
 from tarflow.data.errors import DataWarning
 from tarflow.data.identity import MOVED, Known, located, open_known, place_of
@@ -28,7 +26,6 @@ from tarflow.data.sets import ImageSet
 from tarflow.data.sources import common_shape, open_measured, open_source
 from tarflow.data.store.read import is_prepared, read_manifest
 from tarflow.data.value_range import ValueRange
-from tarflow.ranks import ALONE, Ranks
 from tarflow.recipes import Sections
 
 
@@ -117,19 +114,17 @@ def _measured(data: DataConfig) -> ValueRange:
     return manifest.value_range
 
 
-def check_sections(sections: Sections, ranks: Ranks = ALONE) -> TrainingConfig:
+def check_sections(sections: Sections) -> TrainingConfig:
     """The training that is asked for; ConfigError naming the field where the sections cannot work, whatever the data.
 
     It costs nothing, and is to be done before the data are read. `resolve` says the rest.
     """
     model = dict(sections.get("model", {}))
-    check_fields(TarFlowConfig, model, "model")  # a misspelt field before what it leaves missing
     if model.get("image_size") is None and isinstance(model.get("patch_size"), int):
         model["image_size"] = 2 * max(1, model["patch_size"])  # of four patches, as those of any images that fit
     from_dict(TarFlowConfig, model, "model")
     training = _training(sections)
     from_dict(DataConfig, sections.get("data", {}), "data")
-    check_shares(training, ranks)
     return training
 
 
@@ -146,7 +141,6 @@ def resolve(sections: Sections, splits: Splits) -> RunConfig:
     Raises ConfigError naming the field where they contradict each other.
     """
     train = splits.train
-    check_fields(TarFlowConfig, sections.get("model", {}), "model")  # a misspelt field before what it leaves missing
     training = _training(sections)
     data = from_dict(DataConfig, sections.get("data", {}), "data")
     conditional = data.conditional and train.labels is not None and len(train.class_names) > 0
@@ -185,65 +179,3 @@ def _warn_of_gaps(source: str, train: ImageSet) -> None:
             DataWarning,
             stacklevel=3,
         )
-
-
-# What decides when something is written, not where the weights go; where the data lie, for their digest is checked; and
-# whether a bad record stops it, for until then there was none; and how the same step is computed,
-# which must fit the machine that a run is resumed on. Of these `checkpoint_activations` changes no bit, `accumulate`,
-# `compile` and `strategy` change rounding, as another device or number of threads or ranks does.
-RESUMABLE = (
-    *("log_every", "evaluate_every", "sample_every", "save_every", "keep_last"),
-    *("source", "skip_bad"),
-    *("accumulate", "checkpoint_activations", "compile", "strategy"),
-)
-OF_THE_IMAGES = ("place", "train_digest", "held_out_digest")  # which are held against the images, and not typed
-
-
-def check_resumable(stored: RunConfig, wanted: RunConfig, run: Path) -> None:
-    """Raise ConfigError naming the first field in which they differ, but for those that may change on resuming."""
-    before, after = to_dict(stored), to_dict(wanted)
-    for section in ("model", "data", "training"):
-        for name, value in (before[section] or {}).items():
-            now = (after[section] or {}).get(name)
-            if (section, name) == ("training", "run"):  # which is not asked for, but found
-                continue
-            if value != now and name not in RESUMABLE and name not in OF_THE_IMAGES:
-                raise ConfigError(
-                    f"{section}.{name}: the run in {run} has {value!r}, got {now!r}; "
-                    f"a resumed run may change only {', '.join(RESUMABLE)}"
-                )
-
-
-def check_sections_resumable(stored: RunConfig, sections: Sections, run: Path) -> None:
-    """`check_resumable` for the sections of a run that is resumed, before its data are read."""
-    wanted = {name: dict(sections.get(name) or {}) for name in ("model", "data", "training")}
-    if stored.training is not None:  # a run may be given more of them, which `resuming.extend` sees to
-        wanted["training"] |= {name: getattr(stored.training, name) for name in ("steps", "epochs")}
-    check_resumable(stored, from_dict(RunConfig, wanted), run)
-
-
-def check_agreement(config: RunConfig, splits: Splits, ranks: Ranks) -> None:
-    """Raise ConfigError unless all ranks were given the same options and images, and have equal shares of a batch."""
-    training = config.training
-    assert training is not None
-    if not ranks.alone:
-        ranks.check_same("options", to_dict(config))
-        ranks.check_same("data", (splits.train.digest(), splits.held_out.digest()))
-        ranks.on_first(lambda: check_shares(training, ranks))
-
-
-def check_shares(training: TrainingConfig, ranks: Ranks) -> None:
-    """Raise ConfigError unless the ranks have equal shares of each micro-batch: `batch_size` is that of all of them."""
-    parts = ranks.size * training.accumulate
-    if training.batch_size % parts:
-        raise ConfigError(
-            f"training.batch_size: expected a multiple of {parts} ({ranks.size} processes, accumulate "
-            f"{training.accumulate}), got {training.batch_size}"
-        )
-
-
-def step_counts(training: TrainingConfig, num_images: int) -> tuple[int, int]:
-    """(steps in all, steps of warm-up) for a data set of `num_images`."""
-    steps = training.total_steps(num_images)
-    warmup = training.steps_of(1, num_images) if training.warmup_steps is None else training.warmup_steps
-    return steps, min(warmup, steps)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tarflow import checkpoint
-from tarflow.config import ConfigError, RunConfig
+from tarflow.config import ConfigError, RunConfig, to_dict
 from tarflow.data.feed import Feed
 from tarflow.data.load import Splits
 from tarflow.devices import without_autocast
@@ -21,14 +21,12 @@ from tarflow.model.saving import WEIGHTS_FILE, load_weights
 from tarflow.tensor_files import read_tensors
 from tarflow.training.build import build_step
 from tarflow.training.directory import RunDirectory
-from tarflow.training.engine import Engine
+from tarflow.training.engine import Engine, check_device
 from tarflow.training.interrupt import Interrupted, Stop, collect_signals
 from tarflow.training.objective import training_batch
 from tarflow.training.optimizer import learning_rate, set_learning_rate
 from tarflow.training.resuming import check_state
-from tarflow.training.rollcall import naming_the_lost
 from tarflow.training.scoring import one_pass, score_held_out, settle
-from tarflow.training.setup import check_agreement, step_counts
 from tarflow.training.sharding import assembled, gathered, split_moments, split_weights
 from tarflow.training.sheets import draw_sheet
 
@@ -82,27 +80,30 @@ def train(
         ConfigError: the config differs from that of the run to resume, or the training images do.
         Interrupted: a signal came (see `tarflow.training.interrupt`); everything is saved.
         Diverged: the loss is not finite any more; seen where metrics are logged or a checkpoint is written.
-        RankLost: another process is gone. Elsewhere: rank 0 raised one of the others.
+        RankLost: another process is gone. FirstRankFailed: rank 0 raised one of the others.
     """
-    assert config.training is not None
+    training = config.training
+    assert training is not None
     out = Path(out)
     checkpoint.check_free(out, resume=resume)
-    engine = Engine(config.training, torch.device(device))  # here the ranks meet; none has written anything before
+    engine = Engine(training, torch.device(device))  # here the ranks meet; none has written anything before
     ranks = engine.ranks
-    # The signals outside: torchrun sends one to those that are left, who first say who is not.
+    # The signals outside: torchrun sends one to those that are left when a rank is lost.
     with (
         collect_signals() as stop,
         contextlib.closing(RunDirectory(out, ranks)) as directory,
         without_autocast(engine.device),  # the config says the precision
     ):
-        with naming_the_lost(ranks):
-            check_agreement(config, splits, ranks)
+        with ranks.connection():
+            ranks.check_same("options", to_dict(config))
+            ranks.check_same("data", (splits.train.digest(), splits.held_out.digest()))
+            ranks.on_first(lambda: check_device(training, ranks, engine.device))
             config, latest = directory.open(config, splits, resume=resume)
             trainer = Trainer(config, splits, directory, engine, report or (lambda metrics: None), init)
             if latest is not None:
                 trainer.restore(checkpoint.load_state(latest), latest)
             directory.rewind(latest, trainer.step, trainer.best_step)
-        with contextlib.closing(trainer.feed), naming_the_lost(ranks), engine.precision():
+        with contextlib.closing(trainer.feed), ranks.connection(), engine.precision():
             return trainer.run(stop)
 
 
@@ -134,11 +135,11 @@ class Trainer:
             rows=self.rows,
         )
         self.held_out = splits.held_out.choice(self.training.evaluate_images, self.training.seed)
-        self.total, self.warmup = step_counts(self.training, len(splits.train))
+        self.total, self.warmup = self.training.step_counts(len(splits.train))
 
-        self.move = build_step(config, engine, init)
-        assert self.move.ema is not None
-        self.flow, self.ema, self.optimizer = self.move.flow, self.move.ema, self.move.optimizer
+        self.training_step = step = build_step(config, engine, init)
+        assert step.ema is not None
+        self.flow, self.ema, self.optimizer = step.flow, step.ema, step.optimizer
 
         self.step = 0
         self.best_step: int | None = None
@@ -162,7 +163,7 @@ class Trainer:
                 steps, seconds = self.step - mark[0], self.seconds - mark[1]
                 mark = (self.step, self.seconds)
                 metrics["images_per_second"] = steps * self.training.batch_size / max(seconds, 1e-9)
-                metrics["skipped"] = int(self.move.skipped)
+                metrics["skipped"] = int(self.training_step.skipped)
                 metrics["seconds"] = self.seconds
                 self.append(metrics)
             self.report(metrics | {"total": self.total})
@@ -187,14 +188,15 @@ class Trainer:
             batches = map(self.seen, one_pass(len(self.feed), self.training.batch_size, self.total))
             best = settle(self.out, batches, self.engine.device, self.training.accumulate, self.ranks)
             self.best_score = self.scored(best, "settled_")
-        return TrainingResult(self.total, int(self.move.skipped), self.best_step, self.best_score, self.seconds)
+        skipped = int(self.training_step.skipped)
+        return TrainingResult(self.total, skipped, self.best_step, self.best_score, self.seconds)
 
     def take_step(self) -> dict[str, Any]:
         """One optimizer step, or a skipped one where it is not finite; what was measured, as tensors on the device."""
         x, y = self.seen(self.step)
         rate = learning_rate(self.step, config=self.training, steps=self.total, warmup=self.warmup)
         set_learning_rate(self.optimizer, rate)
-        measured = self.move(x, y)
+        measured = self.training_step(x, y)
         self.step += 1
         return measured | {"lr": rate}
 
@@ -218,7 +220,7 @@ class Trainer:
 
     def check_progress(self) -> None:
         """Raise Diverged where `SKIPS_ALLOWED` steps in a row did not count."""
-        if int(self.move.longest_row) >= SKIPS_ALLOWED:
+        if int(self.training_step.longest_row) >= SKIPS_ALLOWED:
             raise Diverged(
                 f"no finite gradient in {SKIPS_ALLOWED} steps in a row before step {self.step}; "
                 "lower the learning rate, or bound the log-scale"
@@ -264,8 +266,8 @@ class Trainer:
         """All that resuming needs, on any number of ranks. All ranks must call it; the whole is for rank 0."""
         state = {
             "step": self.step,
-            "skipped": int(self.move.skipped),
-            "skipped_in_a_row": int(self.move.skipped_in_a_row),
+            "skipped": int(self.training_step.skipped),
+            "skipped_in_a_row": int(self.training_step.skipped_in_a_row),
             "best_step": self.best_step,
             "best_score": self.best_score,
             "seconds": self.seconds,
@@ -286,7 +288,7 @@ class Trainer:
         self.ema.updates = state["ema_updates"]
         self.optimizer.load_state_dict(split_moments(state["optimizer"], self.optimizer))
         self.step = state["step"]
-        self.move.set_counts(state["skipped"], state["skipped_in_a_row"])
+        self.training_step.set_counts(state["skipped"], state["skipped_in_a_row"])
         self.best_step, self.best_score, self.seconds = state["best_step"], state["best_score"], state["seconds"]
 
     def save(self) -> None:

@@ -37,7 +37,7 @@ from tarflow.data.store.read import (
     open_prepared,
     read_manifest,
 )
-from tarflow.destination import check_vacant
+from tarflow.storage import check_vacant
 
 _COPY_BYTES = 1 << 24  # of the held-out images, at a time, to behind the others
 PREPROCESSING = (

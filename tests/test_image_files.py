@@ -12,8 +12,8 @@ from torch import Tensor
 
 from flow_cases import build
 from tarflow.checkpoint import Run
-from tarflow.cli.output import SampleWriter
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
+from tarflow.image_files import ImageWriter
 from tarflow.measure import Measure, requantize
 from tarflow.pictures import grid
 
@@ -37,7 +37,7 @@ def write(out: Path, run: Run, labels: list[int] | None = LABELS, columns: int |
     """Write the images batch by batch; what they should look like, (11, 3, 4, 6)."""
     x = Measure(16, "gaussian", 1.0).clean(levels())
     batches = BATCHES if out.suffix == "" else (range(0, 4), range(4, 11))  # a sheet and an archive are in order
-    with SampleWriter(out, run, len(x), labels, columns) as writer:
+    with ImageWriter(out, run, len(x), labels, columns) as writer:
         for rows in batches:
             writer.add(list(rows), x[list(rows)])
     return requantize(levels(), 16, 256)
@@ -77,7 +77,7 @@ def test_a_sheet_has_them_row_by_row(run: Run, tmp_path: Path) -> None:
 
 
 def test_after_an_error_no_sheet_pretends_to_be_whole(run: Run, tmp_path: Path) -> None:
-    writer = SampleWriter(tmp_path / "all.npz", run, 11, None, None)
+    writer = ImageWriter(tmp_path / "all.npz", run, 11, None, None)
     with pytest.raises(RuntimeError, match="half-way"), writer:
         writer.add([0], Measure(16, "gaussian", 1.0).clean(levels()[:1]))
         raise RuntimeError("half-way")

@@ -8,7 +8,7 @@ import torch
 from report_cases import make_run
 from tarflow import NULL_CLASS
 from tarflow.checkpoint import Run, open_run
-from tarflow.cli.drawing import Sampler, Solving, labels_of
+from tarflow.drawing import Sampler, labels_in_turn
 from tarflow.measure import Measure
 from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.sample import sample
@@ -26,14 +26,14 @@ def test_labels_go_through_the_classes_in_turn(run: Run) -> None:
         (("3", "8", "null"), [3, 8, NULL_CLASS] * 4 + [3]),
         (("7",), [7] * 13),
     ):
-        labels = labels_of(run, names, 13)
+        labels = labels_in_turn(run, names, 13)
         assert labels is not None and labels.tolist() == expected
 
 
 def test_pixels_are_samples_at_the_levels_of_the_data(run: Run) -> None:
-    y = labels_of(run, (), 12)
+    y = labels_in_turn(run, (), 12)
     for setting, seed in ((Setting(), 0), (Setting(Guidance(1.0), run.sigma), 3)):
-        found = Sampler(run, Solving(solver="sequential", batch_size=5)).pixels(12, y, setting, seed, lambda *_: None)
+        found = Sampler(run, "sequential", 5).pixels(12, y, setting, seed)
         x = sample(run.flow, 12, y, setting.guidance, seed, denoise=setting.denoise, solver="sequential")
         assert found.dtype == torch.uint8 and int(found.max()) <= 16
         assert torch.equal(found, Measure(17, run.noise, 1.0).pixels(x))

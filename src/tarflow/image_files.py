@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from tarflow import storage
-from tarflow.destination import check_vacant
 from tarflow.measure import to_8bit
 from tarflow.pictures import class_captions, save_png, save_sheet
+from tarflow.storage import check_vacant
 
 if TYPE_CHECKING:
     from tarflow.checkpoint import Run
 
 
-MOST_NAME = 200  # bytes of a class in the name of a file, which may have 255
+CLASS_NAME_BYTES = 200  # bytes of a class in the name of a file, which may have 255
 
 
 def is_folder(out: Path) -> bool:
@@ -46,7 +46,7 @@ def check_out(out: Path) -> None:
         check_vacant(out, "--out")
 
 
-class SampleWriter:
+class ImageWriter:
     """Takes batches as they finish. A directory gets its files at once, a sheet or an archive is written at the end."""
 
     def __init__(self, out: Path, run: Run, n: int, labels: list[int] | None, columns: int | None) -> None:
@@ -68,7 +68,7 @@ class SampleWriter:
             label = "" if self.labels is None else f"-{self._class_name(self.labels[index])}"
             save_png(self.out / f"{index:0{digits}d}{label}.png", image)
 
-    def __enter__(self) -> SampleWriter:
+    def __enter__(self) -> ImageWriter:
         return self
 
     def __exit__(
@@ -90,4 +90,4 @@ class SampleWriter:
     def _class_name(self, label: int) -> str:
         name = "null" if label < 0 else self.run.class_names[label]
         name = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-        return os.fsencode(name)[:MOST_NAME].decode(errors="ignore")
+        return os.fsencode(name)[:CLASS_NAME_BYTES].decode(errors="ignore")

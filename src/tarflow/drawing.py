@@ -1,0 +1,135 @@
+"""Drawing from a run: classes in turn, the solvers that were measured for it, and samples as pixels or as files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tarflow.checkpoint import Run, open_calibration, save_calibration
+from tarflow.data.labels import class_finder
+from tarflow.fields import integer
+from tarflow.image_files import ImageWriter
+from tarflow.model.condition import NULL_CLASS
+from tarflow.pictures import columns_by_class
+from tarflow.sampling.narrow import narrowed
+from tarflow.sampling.sample import SampleBatch, sample_batches
+from tarflow.sampling.setting import Setting
+from tarflow.sampling.solver import Solver, solver_of
+
+Progress = Callable[[float, int], None]
+"""progress(done, total), in images."""
+
+
+def class_number(run: Run, wanted: str | int) -> int:
+    """The label of a class given by its name or its number, also as text; -1 for the null class, `"null"`."""
+    names = run.class_names
+    if isinstance(wanted, str):
+        if (number := class_finder(names)(wanted)) is not None:
+            return number
+        if wanted == "null":
+            return NULL_CLASS
+        if wanted.isdecimal() and int(wanted) < len(names):
+            return int(wanted)
+    elif NULL_CLASS <= (number := integer("classes", wanted)) < len(names):
+        return number
+    known = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    raise ValueError(f"class {wanted!r}: not one of this model's; known: {known}, or null")
+
+
+def labels_in_turn(run: Run, classes: Sequence[str | int], n: int) -> Tensor | None:
+    """The labels of n images that go through the classes in turn, or through all; None of an unconditional model."""
+    if not run.config.model.num_classes:
+        if classes:
+            raise ValueError(f"classes: {run.path} is an unconditional model")
+        return None
+    numbers = [class_number(run, each) for each in classes] or list(range(run.config.model.num_classes))
+    return torch.tensor([numbers[k % len(numbers)] for k in range(n)], device="cpu", dtype=torch.int64)
+
+
+class Sampler:
+    """Draws from one run, and keeps what the solver "auto" measures on the way in RUN/solvers.json.
+
+    Args:
+        solver, batch_size: as of `tarflow.sample`. window, tol: options of a solver that is given by its name.
+        narrow: whether the network computes in bf16.
+
+    Attributes:
+        redraws: samples so far that were drawn again because they were not finite.
+        clipped_pixels, clipped_images: of what `pixels` made of them last, the share of numbers that no pixel can be,
+            and that were clipped, and of the images that hold one.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        solver: Solver | str = "auto",
+        batch_size: int | None = None,
+        *,
+        window: int | None = None,
+        tol: float | None = None,
+        narrow: bool = False,
+    ) -> None:
+        self.run, self.batch_size = run, batch_size
+        self.flow = narrowed(run.flow) if narrow else run.flow
+        self.calibration = open_calibration(run) if solver == "auto" else None
+        self.solver = solver_of(solver, window=window, tol=tol, calibration=self.calibration)
+        self.redraws, self.clipped_pixels, self.clipped_images = 0, 0.0, 0.0
+
+    def batches(
+        self, n: int, y: Tensor | None, setting: Setting, seed: int, progress: Progress | None = None
+    ) -> Iterator[SampleBatch]:
+        """The batches of n samples as they finish; arguments are checked at once."""
+        batches = sample_batches(
+            self.flow,
+            n,
+            y,
+            setting.guidance,
+            seed,
+            denoise=setting.denoise,
+            solver=self.solver,
+            batch_size=self.batch_size,
+            progress=None if progress is None else lambda done, total: progress(n * done / total, n),
+        )
+        return self._watched(batches)
+
+    def _watched(self, batches: Iterator[SampleBatch]) -> Iterator[SampleBatch]:
+        for batch in batches:
+            self.redraws += int(batch.redraws.sum())
+            yield batch
+        if self.calibration is not None:  # the samples are safe
+            save_calibration(self.run, self.calibration)
+
+    def pixels(self, n: int, y: Tensor | None, setting: Setting, seed: int, progress: Progress | None = None) -> Tensor:
+        """n samples as they would be written: (n, C, H, W) uint8 at the levels of the data, on the CPU, clipped."""
+        pixels, beyond = [], []
+        for batch in self.batches(n, y, setting, seed, progress):
+            x = batch.images.cpu()
+            pixels.append(self.run.measure.pixels(x))
+            beyond.append(self.run.measure.clipped(x).flatten(1).double().mean(dim=1))
+        shares = torch.cat(beyond)
+        self.clipped_pixels, self.clipped_images = float(shares.mean()), float((shares > 0).double().mean())
+        return torch.cat(pixels)
+
+    def write(
+        self,
+        out: Path,
+        n: int,
+        classes: Sequence[str | int],
+        setting: Setting,
+        seed: int,
+        columns: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Write n samples of the classes in turn to a sheet, an archive or a new directory; see `ImageWriter`.
+
+        Without `columns` a sheet has one a class, where there are any.
+        """
+        y = labels_in_turn(self.run, classes, n)
+        batches = self.batches(n, y, setting, seed, progress)
+        columns = columns or columns_by_class(len(classes) or self.run.config.model.num_classes)
+        with ImageWriter(out, self.run, n, None if y is None else y.tolist(), columns) as writer:
+            for batch in batches:
+                writer.add(batch.indices.tolist(), batch.images)
