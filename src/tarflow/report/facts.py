@@ -30,7 +30,7 @@ def headline(subject: Subject) -> Rows:
         best = subject.likelihoods[0]
     except Unavailable:
         return facts
-    facts[f"held-out {unit_of(best.measure.figure)}"] = quoted(best.mean, best.standard_error)
+    facts[f"held-out {unit_of(best.scoring.measure.figure)}"] = quoted(best.mean, best.standard_error)
     if best.yardstick:
         facts["of the Gaussian yardstick"] = quoted(best.yardstick.mean, best.yardstick.standard_error)
     return facts
