@@ -8,13 +8,11 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tarflow import checkpoint, digests, locks, storage
 from tarflow.config import ConfigError, RunConfig
 from tarflow.data.identity import write_names
 from tarflow.data.load import Splits
-from tarflow.model.flow import TarFlow
 from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.ranks import ALONE, Ranks
 from tarflow.training.resuming import check_identity, check_resumable
@@ -95,25 +93,6 @@ class RunDirectory:
             if self._hold is not None:
                 self._hold.check()
             raise
-
-    def append(self, metrics: dict[str, Any]) -> None:
-        """Add a line to the metrics."""
-        with self.writing():
-            checkpoint.append_metrics(self.path, metrics)
-
-    def save_best(self, flow: TarFlow) -> None:
-        with self.writing():
-            flow.save_weights(self.path / WEIGHTS_FILE)
-
-    def save(
-        self, step: int, averaged: TarFlow, config: RunConfig, state: dict[str, Any], best_step: int | None
-    ) -> None:
-        """Write a checkpoint, and remove those that are not kept."""
-        assert config.training is not None
-        with self.writing():
-            checkpoint.save_checkpoint(self.path, step, averaged, config, state)
-        with self.writing():
-            checkpoint.remove_old_checkpoints(self.path, config.training.keep_last, best_step)
 
     def close(self) -> None:
         """Let others write there."""
