@@ -26,12 +26,12 @@ from tarflow import Guidance, TarFlow
 from tarflow.evaluation.likelihood.bayes import log_posterior
 from tarflow.evaluation.likelihood.patch_maps import patch_log_prob
 from tarflow.evaluation.likelihood.scores import log_likelihood
-from tarflow.model.recompute import recompute_layers
 from tarflow.sampling.cuda import graph as captured_module
 from tarflow.sampling.cuda.graph import Captured
 from tarflow.sampling.decode import invert
 from tarflow.sampling.jacobi import Jacobi
 from tarflow.training.objective import objective
+from tarflow.training.recompute import recompute_layers
 
 CUDA = torch.device("cuda:0")
 CASES = names()
@@ -137,8 +137,8 @@ def test_jacobi_stays_on_the_device_until_it_asks_how_many_patches_have_settled(
 def test_scores_of_classes_wait_for_nothing() -> None:
     """Labels that are made on the device have to be brought back to be checked, twice a class."""
     flow = on_gpu("conditional")
-    assert log_likelihood(flow, images(flow), label_policy="marginal").device == CUDA
-    assert log_likelihood(flow, images(flow), label_policy="null").device == CUDA
+    assert log_likelihood(flow, images(flow), labels="marginal").device == CUDA
+    assert log_likelihood(flow, images(flow), labels="null").device == CUDA
 
 
 def test_patch_maps_and_posteriors_stay_on_the_device() -> None:

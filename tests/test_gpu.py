@@ -27,13 +27,13 @@ from tarflow.data.options import LoadOptions
 from tarflow.data.store.write import prepare
 from tarflow.devices import numbered
 from tarflow.evaluation.likelihood.scores import log_likelihood
-from tarflow.model.recompute import recompute_layers
 from tarflow.planning.memory import training_memory
 from tarflow.sampling.cuda import step as device_step
 from tarflow.sampling.cuda.graph import Captured
 from tarflow.training import build as build_module
 from tarflow.training.engine import Engine
 from tarflow.training.objective import objective, training_batch
+from tarflow.training.recompute import recompute_layers
 from tarflow.training.trainer import train
 from training_cases import images as image_set
 from training_cases import run_config, splits
@@ -90,8 +90,8 @@ def test_densities_scores_and_denoising_are_the_cpus() -> None:
     x, y = inputs(5)
     close(flow.log_prob(x.to(DEVICE), y), exact.log_prob(x.double(), y), 2e-4)
     close(
-        log_likelihood(flow, x, label_policy="marginal"),
-        log_likelihood(exact, x.double(), label_policy="marginal"),
+        log_likelihood(flow, x, labels="marginal"),
+        log_likelihood(exact, x.double(), labels="marginal"),
         2e-4,
     )
     close(tarflow.denoise(flow, x.to(DEVICE), 0.1, y), tarflow.denoise(exact, x.double(), 0.1, y), 2e-4)

@@ -61,6 +61,7 @@ PORTABLE = [
     "training/ema.py",
     "training/step.py",
     "training/compiling.py",
+    "training/recompute.py",
     "planning",
 ]
 # Kernels that only torch's builds for CUDA import, which bring what they are written in.

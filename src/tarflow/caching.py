@@ -1,7 +1,6 @@
-"""What was computed before and may be computed again: kept in files that know when they were damaged.
+"""Results that are kept to save time: each file or table holds its own digest, and a damaged one is computed again.
 
-A file of this module is what was written and a digest of it behind that, so that one flipped bit is no other result but
-none. A place that cannot be written to costs time and is said in one line; it is no reason to fail.
+A cache that cannot be written to is reported in one line, and the command goes on without it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _SEAL = "blake2b"  # its name in a table
 
 
 class CacheWarning(UserWarning):
-    """Something could not be kept, and will be computed again."""
+    """A result could not be kept, and will be computed again."""
 
 
 def seal(contents: bytes) -> bytes:
@@ -30,13 +29,13 @@ def seal(contents: bytes) -> bytes:
 
 
 def opened(data: bytes) -> bytes | None:
-    """The contents of a sealed file of these bytes; None where they are not what was written."""
+    """The contents of a sealed file with these bytes; None where the digest does not fit."""
     contents, digest = data[:-_SIZE], data[-_SIZE:]
     return contents if len(data) >= _SIZE and seal(contents) == digest else None
 
 
 def kept(path: Path) -> bytes | None:
-    """What `keep` left in a file; None where there is none, or it is damaged."""
+    """The contents that `keep` wrote to a file; None where there is no file, or it is damaged."""
     try:
         return opened(path.read_bytes())
     except OSError:
@@ -56,12 +55,12 @@ def sealed(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_sealed(table: Any) -> bool:
-    """Whether this has a digest, right or wrong: a table that somebody wrote by hand has none."""
+    """Whether a table has a digest, right or wrong; one that was written by hand has none."""
     return isinstance(table, dict) and _SEAL in table
 
 
 def unsealed(table: Any) -> dict[str, Any] | None:
-    """The table that `sealed` was given; None where this is not what it made of it."""
+    """The table without its digest; None where there is none, or it does not fit."""
     if not is_sealed(table):
         return None
     entries = {name: value for name, value in table.items() if name != _SEAL}
@@ -72,7 +71,7 @@ def unsealed(table: Any) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def optional(cache: Path) -> Iterator[None]:
-    """Go on without it where something cannot be kept in `cache`; a `CacheWarning` says so."""
+    """Turn an OSError of writing to `cache` into a `CacheWarning`."""
     try:
         yield
     except storage.InUse:

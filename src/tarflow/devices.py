@@ -9,7 +9,7 @@ import torch
 
 NAMES = ("auto", "cpu", "cuda", "mps")
 KEPT_SHARE = 1 / 8
-"""Of a GPU's memory, what training images may take: they save a copy a step, and the activations need the rest."""
+"""Share of a GPU's memory that training images may take, which saves a copy a step; activations need the rest."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -42,7 +42,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Within it nothing is rounded by an autocast around it. Devices that know of none, as `meta`, may not be asked."""
+    """A context without autocast, whatever the caller has set; of devices without autocast, as `meta`, an empty one."""
     if not torch.amp.is_autocast_available(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)

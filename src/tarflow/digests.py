@@ -1,4 +1,4 @@
-"""Is a file what was written? What `file_facts`, or `Digesting`, said of it then tells `difference` later."""
+"""Is a file what was written? `file_facts` and `Digesting` take size and digest, `difference` compares them later."""
 
 from __future__ import annotations
 

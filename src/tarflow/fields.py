@@ -1,7 +1,6 @@
 """Strict fields of frozen dataclasses: their help text, their types, and errors that name them.
 
-`from_dict` is strict: an unknown field, a value of the wrong type and a contradiction are each a `ConfigError` that
-names the field. What the fields are is said in `config`.
+An unknown field, a value of the wrong type and a contradiction are each a `ConfigError` that names the field.
 """
 
 from __future__ import annotations

@@ -163,4 +163,4 @@ class Ranks:
 
 
 ALONE = Ranks()
-"""One process, which is all there is."""
+"""A job of one process."""

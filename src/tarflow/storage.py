@@ -214,7 +214,7 @@ def _begun(path: Path) -> Path:
 
 
 def _flush(path: Path) -> None:
-    """Ask the system to put a file, or the names in a directory, on the disk; as far as it is willing to."""
+    """Flush a file, or the names in a directory, to the disk, where the file system does that."""
     try:
         descriptor = _opened(path)
         try:

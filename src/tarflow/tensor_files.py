@@ -1,9 +1,8 @@
 """Tensors in files: are they the numbers that were written, and plain arrays of them?
 
-What we write is safetensors with a digest in its header, over every name, type, shape and byte, and over the header's
-other words. It goes wherever the file goes, so that a copy, a download and a run directory are all checked when they
-are read; a file of somebody else has none, and is read as it is. What `torch.save` wrote is read without running code,
-and only where it holds plain values and dense tensors that have the room they claim.
+Tensors are written as safetensors with a digest in the header: of every name, type, shape and byte, and of the header's
+other words. A copy of the file is checked by it as well; a file by other software has none, and is read as it is. What
+`torch.save` wrote is read without running code, and only where it holds plain values and dense tensors.
 """
 
 from __future__ import annotations

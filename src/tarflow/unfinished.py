@@ -30,7 +30,7 @@ def sibling(path: Path) -> Path:
 
 
 def stem(name: str) -> str:
-    """What stands for `name` in hidden names: itself, or a digest where nothing could be added to it."""
+    """What stands for `name` in hidden names: itself, or a digest where it is too long to be extended."""
     encoded = os.fsencode(name)
     return name if len(encoded) <= SHOWN_NAME_BYTES else hashlib.blake2b(encoded, digest_size=16).hexdigest()
 
@@ -88,7 +88,7 @@ def _is_alive(process: int) -> bool:
 
 @functools.cache
 def _machine() -> str:
-    """Where a number of a process means what it means here: the machine since it started, and the container in it."""
+    """Identifies the machine, its boot and the container, within which the number of a process is unique."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())

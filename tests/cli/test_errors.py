@@ -38,6 +38,7 @@ from tarflow.data.options import LoadOptions
 from tarflow.data.store.write import prepare
 from tarflow.interop import to_official
 from tarflow.training.setup import open_data, resolve
+from training_cases import digest_again
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "errors.md"
 MARK = "<!-- The rest is written by tests/cli/test_errors.py. -->\n"
@@ -145,6 +146,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(root / "begun" / "config.json", folder)
     shutil.copy(root / "run" / "model.safetensors", step)
     torch.save({"step": Code(root / "ran")}, step / "state.pt")
+    digest_again(step)
 
     def image(path: str, *shape: int) -> Path:
         file = root / path

@@ -187,20 +187,12 @@ def test_images_of_other_sizes_are_not_held(tmp_path: Path) -> None:
 # --- prepared sets ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda ends: ends[::-1].copy(),
-        lambda ends: np.concatenate([ends[:5], ends[4:5] - 1, ends[6:]]),
-        lambda ends: np.concatenate([ends[:5], np.array([2**63], np.uint64), ends[6:]]),
-        lambda ends: np.concatenate([ends[:-1], ends[-1:] + 7]),
-    ],
-)
-def test_names_that_do_not_follow_each_other_are_refused(change: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [lambda text: text[:-3], lambda text: text + b"more\0", lambda text: b""])
+def test_names_that_are_not_one_an_image_are_refused(change: Any, tmp_path: Path) -> None:
     prepare("digits", tmp_path / "out", LoadOptions())
-    file = tmp_path / "out" / "name_ends.bin"
-    change(np.fromfile(file, np.uint64)).tofile(file)
-    with pytest.raises(DataError, match=r"name(_ends.bin: damaged, the names do not follow|s.bin: damaged)"):
+    file = tmp_path / "out" / "names.bin"
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(DataError, match=r"names.bin: damaged, [0-9]+ names of 1797"):
         load(str(tmp_path / "out"))
 
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import slow_flow
-from flow_cases import assert_close, build, config_of, images, labels, latents, names, unchanged
+from flow_cases import assert_close, build, images, labels, latents, names, sequence_of, unchanged
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
 
-SEEING = names()
+SEEING = names(sequences=True)
 every_seeing_case = pytest.mark.parametrize("name", SEEING)
 laws = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 BATCH = 3
@@ -49,10 +49,8 @@ def by_windows(
 def cut_sequences(draw: st.DrawFn) -> tuple[str, int, list[int]]:
     """A case, one of its blocks, and where its sequence is cut."""
     name = draw(st.sampled_from(SEEING))
-    index = draw(st.integers(0, len(config_of(name).layers) - 1))
-    inner = (
-        st.sampled_from(range(1, config_of(name).num_patches - 1)) if config_of(name).num_patches > 2 else st.nothing()
-    )
+    index = draw(st.integers(0, len(sequence_of(name).layers) - 1))
+    inner = st.sampled_from(range(1, sequence_of(name).tokens - 1)) if sequence_of(name).tokens > 2 else st.nothing()
     return name, index, draw(st.lists(inner, unique=True))
 
 
@@ -96,7 +94,7 @@ def test_positions_in_the_cache_can_be_written_again(cut: tuple[str, int, list[i
     assert_close(again, want, 1e-12)
 
 
-@pytest.mark.parametrize("name", names(long=True))
+@pytest.mark.parametrize("name", names(sequences=True, long=True))
 def test_a_window_reads_the_prefix_from_the_cache(name: str) -> None:
     """Another prefix in the cache gives another prediction, at every position of the window."""
     block, x, context = setting(name)
@@ -121,11 +119,11 @@ def test_the_conditioner_is_the_formula(name: str) -> None:
             for i in range(x.shape[1]):
                 label = slow_flow.NULL if y is None else int(y[row])
                 with torch.no_grad():
-                    want = slow_flow.predict(flow.config, weights[index], index, x[row, : i + 1], label, temperature)
+                    want = slow_flow.predict(flow.sequence, weights[index], index, x[row, : i + 1], label, temperature)
                 assert_close(params[row, i], want)
 
 
-@pytest.mark.parametrize("name", names(long=True))
+@pytest.mark.parametrize("name", names(sequences=True, long=True))
 def test_temperature_is_of_its_row_only(name: str) -> None:
     block, x, context = setting(name)
     plain = block.conditioner(x, context)

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from tarflow.config import Recompute, TarFlowConfig, TrainingConfig
 from tarflow.model.flow import TarFlow
-from tarflow.model.recompute import recompute_layers
 from tarflow.planning.memory import Memory, training_memory
 from tarflow.planning.work import parameters
 from tarflow.training.compiling import compile_layers
 from tarflow.training.ema import EMA
 from tarflow.training.objective import objective
 from tarflow.training.optimizer import build_optimizer
+from tarflow.training.recompute import recompute_layers
 from tarflow.training.step import TrainingStep
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -62,7 +62,7 @@ def saved_bytes(flow: TarFlow, x: Tensor, recompute: Recompute, bf16: bool) -> t
 def test_activations_are_what_the_graph_holds(
     changes: dict[str, Any], bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("tarflow.model.recompute", "tarflow.planning.memory"):
+    for module in ("tarflow.training.recompute", "tarflow.planning.memory"):
         monkeypatch.setattr(f"{module}.LEAST_NUMBERS", 1 << 16)
     config = model(**changes)
     images = -(-(1 << 16) // ((config.num_patches - 1) * config.width))  # enough to compute norms and GELUs again

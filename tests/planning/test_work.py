@@ -13,7 +13,6 @@ from flow_cases import CASES, config_of, randomise
 from tarflow import recipes
 from tarflow.config import Recompute, TarFlowConfig, TrainingConfig
 from tarflow.model.flow import TarFlow
-from tarflow.model.recompute import recompute_layers
 from tarflow.planning.work import (
     forward_flops,
     inner_weights,
@@ -25,6 +24,7 @@ from tarflow.planning.work import (
 from tarflow.training.muon import orthogonalized
 from tarflow.training.objective import objective
 from tarflow.training.optimizer import build_optimizer
+from tarflow.training.recompute import recompute_layers
 
 every_case = pytest.mark.parametrize("name", CASES)
 
@@ -73,7 +73,7 @@ def test_a_forward_pass_multiplies_as_often_as_pytorch_counts(name: str) -> None
 def test_a_step_multiplies_as_often_as_pytorch_counts(
     name: str, recompute: Recompute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tarflow.model.recompute.LEAST_NUMBERS", 0)
+    monkeypatch.setattr("tarflow.training.recompute.LEAST_NUMBERS", 0)
     config = config_of(name)
     flow, x = randomise(TarFlow(config)), torch.zeros(3, config.channels, *config.image_shape)
     if config.num_patches == 1:

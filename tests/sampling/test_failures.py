@@ -17,7 +17,7 @@ from flow_cases import assert_close, build, labels, latents, unchanged
 from tarflow import Guidance, SamplingError, TarFlow
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
-from tarflow.sampling.cpu.step import Step
+from tarflow.sampling.cpu.step import HostStep
 from tarflow.sampling.decode import draw_noise
 from tarflow.sampling.sample import MAX_ATTEMPTS
 
@@ -49,7 +49,7 @@ def fail_for(monkeypatch: pytest.MonkeyPatch, flow: TarFlow, failing: list[tuple
 @pytest.fixture
 def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The conditioner is asked itself, and not what stands in for it on a CPU."""
-    monkeypatch.setattr(Step, "fits", lambda *_: False)
+    monkeypatch.setattr(HostStep, "fits", lambda *_: False)
 
 
 @pytest.mark.usefixtures("no_step")
@@ -153,7 +153,7 @@ def test_the_model_is_left_as_it_was_found(
         return conditioner
 
     monkeypatch.setattr(Block, "conditioner", failing(Block.conditioner))
-    monkeypatch.setattr(Step, "__call__", failing(Step.__call__))
+    monkeypatch.setattr(HostStep, "__call__", failing(HostStep.__call__))
     with unchanged(noise, y):
         if fails:
             with pytest.raises(KeyboardInterrupt):

@@ -18,8 +18,8 @@ from tarflow.sampling.guidance import guided_rows, predictor
 BATCH = 4
 RULES = ["paper", "stable"]
 SCHEDULES = ["linear", "constant"]
-CONDITIONAL = names(conditional=True, long=True)
-SEEING = names(long=True)
+CONDITIONAL = names(sequences=True, conditional=True, long=True)
+SEEING = names(sequences=True, long=True)
 
 
 def standard(flow: TarFlow, z: torch.Tensor) -> torch.Tensor:
@@ -44,7 +44,7 @@ def test_guided_samples_of_a_conditional_model_are_the_formula(
     flow, options = build(name), {"scale": 1.5, "schedule": schedule, "temperature": temperature, "rule": rule}
     z, y = latents(flow, BATCH), labels(flow, BATCH)
     got = tarflow.sample(flow, BATCH, y, Guidance(**options), noise=standard(flow, z))
-    assert_close(patchify(got, flow.config.patch_size), slow_flow.decode(flow, z, y, **options))
+    assert_close(flow.event.to_tokens(got)[0], slow_flow.decode(flow, z, y, **options))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -55,7 +55,7 @@ def test_guided_samples_without_classes_are_the_formula(name: str, schedule: str
     flow, options = build(name), {"scale": 0.8, "schedule": schedule, "temperature": 0.25, "rule": rule}
     z = latents(flow, 2)
     got = tarflow.sample(flow, 2, None, Guidance(**options), noise=standard(flow, z))
-    assert_close(patchify(got, flow.config.patch_size), slow_flow.decode(flow, z, None, **options))
+    assert_close(flow.event.to_tokens(got)[0], slow_flow.decode(flow, z, None, **options))
 
 
 def test_the_temperature_is_not_rounded_on_its_way() -> None:
@@ -88,17 +88,17 @@ def test_every_field_changes_the_samples(name: str) -> None:
     constant, stable = (
         guided(flow, y, Guidance(**{**base, **c})) for c in ({"schedule": "constant"}, {"rule": "stable"})
     )
-    if flow.config.num_patches == 3 and not flow.config.num_classes:
+    if flow.sequence.tokens == 3 and not flow.condition:
         assert_close(constant, outputs[1])  # patch 1 has a single key, without a branch; patch 2 is the end of the line
     else:
         outputs.append(constant)
-    if flow.config.transform == "additive":
+    if "affine" not in flow.sequence.transforms:
         assert_close(stable, outputs[1])  # equal scales: s = 1, and the two rules are one
     else:
         outputs.append(stable)
     for i, one in enumerate(outputs):
         for other in outputs[:i]:
-            assert (one - other).abs().amax(dim=(1, 2, 3)).min() > 1e-5, "a row is what it was under other guidance"
+            assert (one - other).abs().flatten(1).amax(dim=1).min() > 1e-5, "a row is what it was under other guidance"
 
 
 def test_rows_of_the_null_class_are_unguided_beside_guided_ones() -> None:
@@ -106,7 +106,7 @@ def test_rows_of_the_null_class_are_unguided_beside_guided_ones() -> None:
     y = torch.tensor([0, NULL_CLASS, 2, NULL_CLASS])
     mixed, plain = guided(flow, y, guidance), guided(flow, y, None)
     assert_close(mixed[[1, 3]], plain[[1, 3]])
-    assert (mixed[[0, 2]] - plain[[0, 2]]).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+    assert (mixed[[0, 2]] - plain[[0, 2]]).abs().flatten(1).amax(dim=1).min() > 1e-3
 
 
 def test_the_linear_schedule_ends_at_the_scale() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tarflow
-from flow_cases import build, every_case, labels, latents, randomise, unchanged
+from flow_cases import build, every_flow, labels, latents, randomise, unchanged
 from tarflow import Guidance, TarFlow, TarFlowConfig
 from tarflow.model.transform import Additive
 from tarflow.sampling.guidance import Predict, guided_rows, predictor
@@ -33,7 +33,7 @@ def both(
     return results
 
 
-@every_case
+@every_flow
 @pytest.mark.parametrize("window", [None, 1, 2, 3])
 def test_is_the_sequential_solution(name: str, window: int | None) -> None:
     for exact, found in both(name, window=window, tol=0.0):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tarflow
-from flow_cases import assert_close, build, every_case, images, labels, latents, unchanged
+from flow_cases import assert_close, build, every_flow, images, labels, latents, unchanged
 from tarflow import NULL_CLASS, Guidance
 from tarflow.model.events import patchify
 from tarflow.sampling import sample as sample_module
@@ -26,7 +26,7 @@ GUIDANCE = Guidance(scale=1.0, temperature=0.5)
 # --- what is drawn -------------------------------------------------------------------------------------------------
 
 
-@every_case
+@every_flow
 def test_the_sequential_solver_is_the_reference_decode(name: str) -> None:
     flow = build(name)
     z, y = latents(flow, 4), labels(flow, 4)
@@ -36,7 +36,7 @@ def test_the_sequential_solver_is_the_reference_decode(name: str) -> None:
             assert_close(block.order.inverse(sequential(predict, block.order.forward(z)).x), block.decode(z, y))
 
 
-@every_case
+@every_flow
 def test_sampling_from_given_noise_is_decode(name: str) -> None:
     """The additive variant's latents are N(0, V): its noise is multiplied by the root."""
     flow = build(name)

@@ -1,7 +1,8 @@
 """One table of flows that feeds every law in tests/model and tests/sampling.
 
-To add a case, add a line to `CASES`: a name that says what is special about it, and the fields in which it differs from
-`BASE`. Every law then holds it to account; nothing else is to be written. Keep it tiny: T·D below about 30.
+To add a case, add a line to `CASES`, or to `SEQUENCES` for flows on what are no images: a name that says what is
+special about it, and the fields in which it differs from `BASE` or `SEQUENCE`. Every law then holds it to account;
+nothing else is to be written. Keep it tiny: T·D below about 30.
 
 The flows are randomised. The output layers of a new flow are zero, which makes every block constant and every law true
 for free, and its positions and classes are so small that leaving them out would go unnoticed.
@@ -11,13 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from tarflow import NULL_CLASS, TarFlow, TarFlowConfig
+from tarflow import NULL_CLASS, SequenceConfig, SequenceFlow, TarFlow, TarFlowConfig
+from tarflow.model.condition import make_condition
+from tarflow.model.flow import sequence_config
+
+Flow = TypeVar("Flow", bound=SequenceFlow)
 
 BASE: dict[str, Any] = {  # T=4, D=4
     "image_size": 4,
@@ -49,32 +54,63 @@ CASES: dict[str, dict[str, Any]] = {
     "one_pixel_patches": {"image_size": (3, 2), "patch_size": 1, "head_dim": 16, "expansion": 1},  # D=1, one head
 }
 
+SEQUENCE: dict[str, Any] = {  # T=4, D=3
+    **{"tokens": 4, "dim": 3, "width": 16, "head_dim": 8, "layers": (1, 1), "log_scale_bound": None},
+}
+
+SEQUENCES: dict[str, dict[str, Any]] = {  # flows on sequences: what images do not have
+    "permuted": {"orders": ((2, 0, 3, 1), (1, 3, 0, 2))},
+    "random_orders": {"orders": ("random:1", "flipped", "random:2"), "layers": (1, 2, 1), "condition": "classes:3"},
+    "permuted_additive": {"orders": ("random:3", "random:4"), "transforms": ("additive", "additive")},
+    "permuted_rotary": {
+        **{"tokens": 6, "lattice": (2, 3), "rotary": True, "orders": ("random:5", (5, 0, 4, 1, 3, 2))},
+        "condition": "classes:2",
+    },
+    "rotary_line": {"tokens": 5, "rotary": True},
+    "rotary_box": {
+        **{"tokens": 6, "lattice": (1, 3, 2), "rotary": True, "width": 24, "head_dim": 12, "log_scale_bound": 0.6},
+    },
+    "two_transforms": {"transforms": ("additive", "affine"), "log_scale_bound": 0.6, "condition": "classes:2"},
+    "affine_on_a_followed_variance": {"base": "followed", "orders": ("raster", "random:6")},
+    "additive_on_a_fixed_variance": {"base": "normal", "transforms": ("additive",) * 2, "dim": 1},
+}
+
 every_case = pytest.mark.parametrize("name", CASES)
+every_flow = pytest.mark.parametrize("name", [*CASES, *SEQUENCES])
 
 
 def config_of(name: str) -> TarFlowConfig:
     return TarFlowConfig(**{**BASE, **CASES[name]})
 
 
-def names(**conditions: bool) -> list[str]:
+def sequence_of(name: str) -> SequenceConfig:
+    """The architecture of any case as that of a flow on sequences."""
+    return SequenceConfig(**SEQUENCE | SEQUENCES[name]) if name in SEQUENCES else sequence_config(config_of(name))
+
+
+def names(*, sequences: bool = False, **conditions: bool) -> list[str]:
     """Cases for which the properties hold: `names(conditional=True, long=True)`; `long` is T ≥ 3."""
 
-    def properties(config: TarFlowConfig) -> dict[str, bool]:
+    def properties(config: SequenceConfig) -> dict[str, bool]:
+        classes = make_condition(config.condition).size
         return {
-            "conditional": config.num_classes > 1,
-            "labelled": config.num_classes > 0,
+            "conditional": classes > 1,
+            "labelled": classes > 0,
             "bounded": config.log_scale_bound is not None,
-            "long": config.num_patches >= 3,
+            "long": config.tokens >= 3,
         }
 
-    return [name for name in CASES if all(properties(config_of(name))[key] == want for key, want in conditions.items())]
+    known = [*CASES, *SEQUENCES] if sequences else CASES
+    return [
+        name for name in known if all(properties(sequence_of(name))[key] == want for key, want in conditions.items())
+    ]
 
 
 def _rank(name: str) -> int:
     return 0 if name.endswith("position") else 1 if "embedding" in name else 2
 
 
-def randomise(flow: TarFlow, seed: int = 0) -> TarFlow:
+def randomise(flow: Flow, seed: int = 0) -> Flow:
     """Weights under which every part of the network matters, and log-scales are of the order of 0.5."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -103,25 +139,29 @@ def randomise(flow: TarFlow, seed: int = 0) -> TarFlow:
     return flow
 
 
-def build(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any) -> TarFlow:
+def build(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any) -> Any:
     """A randomised flow of the table, or a variation of one; the same at every call."""
-    config = TarFlowConfig(**{**BASE, **CASES[name], **changes})
-    return randomise(TarFlow(config).to(dtype), seed).requires_grad_(True)
+    if name in SEQUENCES:
+        flow = SequenceFlow(SequenceConfig(**{**SEQUENCE, **SEQUENCES[name], **changes}))
+    else:
+        flow = TarFlow(TarFlowConfig(**{**BASE, **CASES[name], **changes}))
+    return randomise(flow.to(dtype), seed).requires_grad_(True)
 
 
-def images(flow: TarFlow, count: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    shape = (count, flow.config.channels, *flow.config.image_shape)
+def images(flow: SequenceFlow, count: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
+    """What the flow gives a density to: images, or sequences."""
+    shape = (count, *flow.event.shape)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def latents(flow: TarFlow, count: int, seed: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
-    shape = (count, flow.config.num_patches, flow.config.patch_dim)
+def latents(flow: SequenceFlow, count: int, seed: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
+    shape = (count, flow.sequence.tokens, flow.sequence.dim)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def labels(flow: TarFlow, count: int) -> Tensor | None:
+def labels(flow: SequenceFlow, count: int) -> Tensor | None:
     """All classes and the null class in turn; None without classes."""
-    classes = flow.config.num_classes
+    classes = flow.condition.size
     if not classes:
         return None
     cycle = torch.arange(count) % (classes + 1)

@@ -5,12 +5,13 @@ Nothing of tarflow is called. Only the weights are read from it, by their names.
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import torch
 from torch import Tensor
 
-from tarflow import TarFlow, TarFlowConfig
+from tarflow import SequenceConfig, SequenceFlow
 
 NULL = -1
 
@@ -18,7 +19,7 @@ NULL = -1
 Weights = dict[str, Tensor]
 
 
-def weights_of(flow: TarFlow) -> list[Weights]:
+def weights_of(flow: SequenceFlow) -> list[Weights]:
     """The weights of every block, by their names."""
     return [block.state_dict() for block in flow.blocks]
 
@@ -32,7 +33,7 @@ def embedding(weights: Weights, label: int) -> Tensor | float:
 
 
 def predict(
-    config: TarFlowConfig, weights: Weights, index: int, x: Tensor, label: int, temperature: float = 1.0
+    config: SequenceConfig, weights: Weights, index: int, x: Tensor, label: int, temperature: float = 1.0
 ) -> Tensor:
     """The parameters of the patch after those in x (n, D), in block `index` and its own order.
 
@@ -48,7 +49,7 @@ def predict(
         return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
     count, size = len(x), config.head_dim
-    places = [config.num_patches - 1 - i if index % 2 else i for i in range(count)]  # odd blocks walk backwards
+    places = permutation(config, index)[:count]
     h = linear("proj_in", x) + weights["position"][places] + embedding(weights, label)  # (n, W)
     for layer in range(config.layers[index]):
         at = f"layers.{layer}."
@@ -69,20 +70,33 @@ def predict(
     return linear("proj_out", h[-1])
 
 
-def parts(config: TarFlowConfig, params: Tensor) -> tuple[Tensor, Tensor]:
+def parts(config: SequenceConfig, params: Tensor) -> tuple[Tensor, Tensor]:
     """shift and raw log_scale (D,) of parameters, which have the log-scale first as the official ones do."""
-    if config.transform == "additive":
+    if len(params) == config.dim:  # the additive transform
         return params, torch.zeros_like(params)
-    return params[config.patch_dim :], params[: config.patch_dim]
+    return params[config.dim :], params[: config.dim]
 
 
-def turned(config: TarFlowConfig, place: int, heads: Tensor) -> Tensor:
-    """Queries or keys (H, K) of one patch, turned in the plane by its row and its column."""
-    half, waves = config.head_dim // 2, config.head_dim // 4
+def permutation(config: SequenceConfig, index: int) -> list[int]:
+    """Which token comes at each place of a block."""
+    order, tokens = config.orders[index], list(range(config.tokens))
+    if not isinstance(order, str):
+        return list(order)
+    name, _, seed = order.partition(":")
+    if name == "random":
+        return sorted(tokens, key=lambda token: hashlib.blake2b(f"{seed} {token}".encode()).digest())
+    return tokens[::-1] if name == "flipped" else tokens
+
+
+def turned(config: SequenceConfig, place: int, heads: Tensor) -> Tensor:
+    """Queries or keys (H, K) of one token, turned in the plane by its coordinates, such as its row and its column."""
+    half, waves = config.head_dim // 2, config.head_dim // (2 * len(config.lattice))
+    coordinates = []
+    for size in reversed(config.lattice):
+        place, coordinate = divmod(place, size)
+        coordinates.insert(0, coordinate)
     angles = [
-        math.pi * coordinate * 100 ** (-j / max(1, waves - 1))
-        for coordinate in divmod(place, config.grid[1])
-        for j in range(waves)
+        math.pi * coordinate * 100 ** (-j / max(1, waves - 1)) for coordinate in coordinates for j in range(waves)
     ]
     turn = torch.polar(torch.ones(half, dtype=heads.dtype), torch.tensor(angles, dtype=heads.dtype))
     points = torch.complex(heads[:, :half], heads[:, half:]) * turn
@@ -104,7 +118,7 @@ def guided(
 
 @torch.no_grad()
 def decode(
-    flow: TarFlow,
+    flow: SequenceFlow,
     z: Tensor,
     y: Tensor | None,
     *,
@@ -114,14 +128,15 @@ def decode(
     rule: str = "paper",
 ) -> Tensor:
     """Latents (B, T, D) to patches (B, T, D) in raster order, one image, one block, one patch at a time."""
-    config, weights = flow.config, weights_of(flow)
-    length, bound = config.num_patches, config.log_scale_bound
+    config, weights = flow.sequence, weights_of(flow)
+    length, bound = config.tokens, config.log_scale_bound
     decoded = []
     for row in range(len(z)):
         label = NULL if y is None else int(y[row])
         patches = list(z[row])
         for index in reversed(range(len(weights))):
-            ordered = patches[::-1] if index % 2 else patches
+            order = permutation(config, index)
+            ordered = [patches[token] for token in order]
             x = [ordered[0]]
             for i in range(1, length):
                 shift, log_scale = parts(config, predict(config, weights[index], index, torch.stack(x), label))
@@ -129,9 +144,9 @@ def decode(
                     g = scale * i / (length - 1) if schedule == "linear" else scale
                     other = predict(config, weights[index], index, torch.stack(x), NULL, temperature)
                     shift, log_scale = guided((shift, log_scale), parts(config, other), g, rule)
-                if bound is not None:
+                if bound is not None and config.transforms[index] == "affine":
                     log_scale = bound * torch.tanh(log_scale / bound)
                 x.append(ordered[i] * log_scale.exp() + shift)
-            patches = x[::-1] if index % 2 else x
+            patches = [x[order.index(token)] for token in range(length)]
         decoded.append(torch.stack(patches))
     return torch.stack(decoded)

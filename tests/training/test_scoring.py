@@ -48,7 +48,7 @@ def test_a_finished_run_has_the_variance_of_all_its_images(tmp_path: Path) -> No
                 None if train_set.labels is None else train_set.labels[rows],
                 step,
                 config=config.training,
-                levels=17,
+                measure=config.measure,
                 flip=False,
             )
         )

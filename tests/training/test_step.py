@@ -12,12 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flow_cases import build, images, labels
 from tarflow.config import TrainingConfig
-from tarflow.model import recompute as recomputing
 from tarflow.model.flow import TarFlow
-from tarflow.model.recompute import recompute_layers
+from tarflow.training import recompute as recomputing
 from tarflow.training.ema import EMA
 from tarflow.training.objective import objective, training_batch
 from tarflow.training.optimizer import build_optimizer
+from tarflow.training.recompute import recompute_layers
 from tarflow.training.step import TrainingStep
 
 BATCH = 8

@@ -17,7 +17,7 @@ from tarflow.data.errors import DataWarning
 from tarflow.storage import DamageWarning
 from tarflow.training.interrupt import Interrupted, leave_when_interrupted
 
-ERROR_CHARACTERS = 1000  # characters of an error
+ERROR_CHARACTERS = 1000  # characters of an error that are printed
 COMMANDS = {  # name: (module, what --help says of it)
     "demo": "Train, score, sample and denoise the embedded digits, and check the result.",
     "prepare": "Decode a set of images once, into files that are mapped into memory.",
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     It is 1 where another process of the same job (`torchrun`) is gone.
     """
-    if argv is None:  # the program, and no caller that goes on afterwards
+    if argv is None:  # this is the program itself: no caller goes on after an interrupt
         leave_when_interrupted()
     with standard_streams():
         words = list(sys.argv[1:] if argv is None else argv)
@@ -61,13 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(argv: list[str]) -> int:
-    """What `main` does, but for errors."""
+    """Run one command and flush what it printed; errors are raised."""
     try:
         code = _run(argv)
     except SystemExit:  # of --help
         sys.stdout.flush()
         raise
-    sys.stdout.flush()  # here it can be said that a disk is full
+    sys.stdout.flush()  # now, while an error of a full disk can still be reported
     return code
 
 
@@ -95,13 +95,12 @@ def _run(argv: list[str]) -> int:
 
 @contextlib.contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Damaged files that were passed over, caches that cannot be, and doubts about data are always said, without a line
-    of our code."""
+    """Print warnings on damaged files, caches and data as one line each, without their place in our code."""
     usual = warnings.showwarning
     said: set[str] = set()  # a command may open the same data several times
 
     def show(message: Any, category: type[Warning], *where: Any, **named: Any) -> None:
-        of_another_rank = os.environ.get("RANK", "0") != "0"  # all of them open the data
+        of_another_rank = os.environ.get("RANK", "0") != "0"  # every rank opens the data and warns of the same
         if issubclass(category, DataWarning) and (str(message) in said or of_another_rank):
             return
         said.add(str(message))
@@ -153,7 +152,7 @@ def _explain(error: Exception, command: str = "") -> int:
 
 def _fail(message: str) -> int:
     line = " ".join(message.split())
-    if len(line) > ERROR_CHARACTERS:  # some value in a file that is not what it should be
+    if len(line) > ERROR_CHARACTERS:  # it quotes a value from a damaged file
         line = f"{line[: ERROR_CHARACTERS // 2]} … {line[-ERROR_CHARACTERS // 2 :]}"
     size = os.environ.get("WORLD_SIZE", "1")
     who = "" if size == "1" else f"rank {os.environ.get('RANK', '?')} of {size}: "

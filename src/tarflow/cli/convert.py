@@ -63,9 +63,9 @@ def run(args: Convert) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     flow.save_weights(args.out / WEIGHTS_FILE)
     try:
-        write_config(args.out, config)  # last and at once: a directory with a config has all that belongs to it
+        write_config(args.out, config)  # last: a directory with a config is complete
     except BaseException:
-        (args.out / WEIGHTS_FILE).unlink(missing_ok=True)  # which would be in the way of the next conversion
+        (args.out / WEIGHTS_FILE).unlink(missing_ok=True)  # or the next conversion would find the directory taken
         raise
     c = flow.config
     kind = f"{noise} noise" + (f" σ={sigma}" if sigma else "")

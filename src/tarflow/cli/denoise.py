@@ -63,6 +63,7 @@ def run(args: Denoise) -> None:
     from tarflow.drawing import class_number
     from tarflow.evaluation.quality.psnr import psnr
     from tarflow.evaluation.run_data import check_output
+    from tarflow.fields import integer, real
     from tarflow.image_files import ImageWriter, check_out
     from tarflow.sampling.denoise import denoise
     from tarflow.seeding import seeded_generator
@@ -75,12 +76,10 @@ def run(args: Denoise) -> None:
         raise ValueError(
             f"{args.run}: not trained with gaussian noise, so there is none that it could remove; give --noise-std"
         )
-    if not sigma > 0:
-        raise ValueError(f"--noise-std: expected a positive sigma, got {sigma}")
-    for name in ("limit", "batch_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {value}")
+    real("--noise-std", sigma, "a positive sigma", lambda value: value > 0)
+    for name, value in (("--limit", args.limit), ("--batch-size", args.batch_size)):
+        if value is not None:
+            integer(name, value, 1)
     if args.out.suffix.lower() != ".npz":
         check_output(run, "--out", args.out, args.path)
     model = run.config.model
@@ -101,14 +100,12 @@ def run(args: Denoise) -> None:
         print(f"skipped {name}: {reason}", file=sys.stderr)
     if args.limit is not None:
         images = images.subset(range(min(args.limit, len(images))))
-    y, by = None, "unconditional"
-    if model.num_classes:
-        if label is not None:
-            y, by = torch.full((len(images),), label, device="cpu", dtype=torch.int64), f"class {args.label}"
-        else:
-            y, by = images.labels, "the labels of the data" if images.labels is not None else "the null class"
-    clean = run.measure.clean(images.images)
-    noisy = clean
+    y, by = images.labels if model.num_classes else None, "the labels of the data"
+    if label is not None:
+        y, by = torch.full((len(images),), label, device="cpu", dtype=torch.int64), f"class {args.label}"
+    elif y is None:
+        by = "the null class" if model.num_classes else "unconditional"
+    noisy = clean = run.measure.clean(images.images)
     if args.add_noise:
         generator = seeded_generator(args.seed, "denoise")
         noisy = clean + sigma * torch.randn(clean.shape, generator=generator, device="cpu", dtype=torch.float32)

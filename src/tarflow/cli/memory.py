@@ -1,4 +1,4 @@
-"""What to do where the memory is too small. That depends on what it went to, as the code tells that asked for more."""
+"""What to do where the memory is too small: that depends on which code asked for more."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import PurePath
 
 import torch
 
-# The innermost place of the traceback that is known says what the memory went to.
-PLACES = {
+# What memory is spent on, by the innermost of these places in a traceback.
+SPENT_ON = {
     "torch/optim": "weights",
     "tarflow/training/muon.py": "weights",
     "tarflow/training/ema.py": "weights",
@@ -23,12 +23,12 @@ PLACES = {
     "tarflow/checkpoint.py": "model",
     "tarflow/interop.py": "model",
 }
-BATCHED = ("sample", "quality", "sweep", "evaluate", "score", "denoise")  # have --batch-size, of what they do at once
+BATCHED = ("sample", "quality", "sweep", "evaluate", "score", "denoise")  # have --batch-size
 SMALLER = "lower --width or --layers"
 ADVICE: dict[str | None, str] = {
     "data": "for the images; lower --image-size, take fewer, or `tarflow prepare` them, which maps them from a file",
-    "weights": f"for the weights, their gradients, moments and averages, which no batch changes; {SMALLER}, or share them "
-    "among devices (torchrun, --strategy fsdp)",
+    "weights": f"for the weights, their gradients, moments and averages, which no batch changes; {SMALLER}, or share "
+    "them among devices (torchrun, --strategy fsdp)",
     "activations": "for the activations of a batch; raise --accumulate (the same step in smaller parts), give "
     "--checkpoint-activations layers, or lower --batch-size",
 }
@@ -66,7 +66,7 @@ def _spent_on(error: BaseException) -> str | None:
     """What the code was doing where the memory ended, None where that is unknown."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         parts = PurePath(frame.filename).parts
-        for place, kind in PLACES.items():
+        for place, kind in SPENT_ON.items():
             wanted = tuple(place.split("/"))
             if any(parts[k : k + len(wanted)] == wanted for k in range(len(parts))):
                 return kind

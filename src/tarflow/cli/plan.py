@@ -125,7 +125,7 @@ def as_text(recipe: str, plan: Plan_) -> str:
     precision = plan.products
     again = f" + {_count(plan.recomputed_flops)} computed again" if plan.recomputed_flops else ""
     micro = training.batch_size // (plan.devices * training.accumulate)
-    # What a plan multiplies by, not what a device is sold with.
+    # The share of its peak that a device reaches, by which a plan multiplies.
     share = (plan.step_flops + plan.recomputed_flops) / plan.devices / plan.compute_seconds / (rate * 1e12)
     rows = [
         ("model", f"{model.channels}x{height}x{width}, patch {model.patch_size}, width {model.width}, layers {layers}"),

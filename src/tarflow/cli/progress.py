@@ -16,9 +16,10 @@ from tarflow.config import RunConfig
 from tarflow.data.load import Splits
 from tarflow.report.words import duration
 
-FIRST_SECONDS = 1  # of a stage without a word, where there is no terminal to draw a bar on
-LINE_SECONDS = 10  # between two lines then
-BAR_WIDTHS = range(8, 41)  # characters; where there is no room for the least of them there is no bar
+# Where there is no terminal to draw a bar on, lines are printed instead.
+FIRST_LINE_SECONDS = 1  # from the begin of a stage to its first line
+LINE_SECONDS = 10  # from one line to the next
+BAR_WIDTHS = range(8, 41)  # characters; no bar is drawn where there is room for fewer
 
 
 class Progress:
@@ -30,17 +31,18 @@ class Progress:
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
-        self.draws = self.console.is_interactive  # which a dumb terminal is not
+        self.draws = self.console.is_interactive  # False on a dumb terminal
         self.gauge, self.line = BarColumn(), TextColumn("{task.description}", markup=False)
         self.bar = Bar(self.line, console=self.console, disable=quiet or not self.draws, transient=True)
         self.task: TaskID | None = None
         self.stage = ""
-        self.spoke = self.mark = time.monotonic()  # of the last line, and of when the stage had done what had `begun`
-        self.ended = self.mark  # when the stage before told of something last
-        self.begun = self.total = 0
+        self.line_time = time.monotonic()  # when the last line was printed
+        self.stage_time = self.line_time  # when the stage began
+        self.last_time = self.line_time  # of the last progress of any stage
+        self.begun = self.total = 0  # how much was done when the stage began, and how much there is
         self.done = 0.0
         self.rate = 0.0
-        self.text = ""  # of the last step whose metrics were read
+        self.text = ""  # the metrics that were read last
 
     def __enter__(self) -> Progress:
         self.bar.start()
@@ -55,7 +57,7 @@ class Progress:
         self.console.print(text, markup=False)
 
     def loading(self, done: int, total: int) -> None:
-        """Images read so far; what came before the first of them, such as imports, is no measure of reading."""
+        """Images read so far. The clock of the stage starts here: imports and the like came before."""
         if self.stage != "reading":
             self._stage("reading", done)
         self._advance("reading", done, total, "images")
@@ -69,15 +71,15 @@ class Progress:
         self._advance("checking", done // 10**6, total // 10**6, "MB")
 
     def scoring(self, done: int, total: int) -> None:
-        """Passes of images through the flow so far: a draw of each, and under no label one a class."""
+        """Passes of images through the flow so far: one a draw, times the classes where there is no label."""
         self._advance("scoring", done, total, "passes")
 
     def scoring_held_out(self, done: int, total: int) -> None:
-        """Those of the run's own held-out images, which are kept."""
+        """The same for the run's own held-out images, whose scores are kept with the run."""
         self._advance("scoring held-out images", done, total, "passes")
 
     def sampling(self, done: float, total: int) -> None:
-        """Images drawn so far; those that are on their way count by the share of the blocks that they are through."""
+        """Images drawn so far; an unfinished one counts by the share of the blocks that it has gone through."""
         self._advance("sampling", done, total, "images")
 
     def begin(self, config: RunConfig, splits: Splits, out: Path, processes: int = 1) -> None:
@@ -109,10 +111,10 @@ class Progress:
             ]
             return self.say(f"step {step}: {', '.join(facts)}")
         if self.stage != "training":
-            self._stage("training", metrics["step"])  # now: what took the time until here is no measure of a step
+            self._stage("training", metrics["step"])  # the clock starts now: what came before is no measure of a step
             if metrics["step"] > 1:
                 self.say(f"resumed: from step {metrics['step'] - 1}")
-        if "loss" in metrics:  # of most steps there is the number alone: reading more would stop the device
+        if "loss" in metrics:  # most steps report their number alone: reading the loss waits for the device
             bits = metrics.get("bits_per_dim", metrics.get("noisy_bits_per_dim"))
             self.rate = metrics.get("images_per_second", self.rate)
             rate = f"  {self.rate:.0f} images/s" if self.rate else ""
@@ -120,27 +122,27 @@ class Progress:
         self._advance("training", metrics["step"], metrics["total"], text=self.text)
 
     def _stage(self, name: str, begun: int = 0, began: float | None = None) -> None:
-        """Begin a stage of which so much had `begun` when it `began`, which is now unless it is given."""
+        """Begin a stage at the time `began` (now, unless it is given), with `begun` of it done already."""
         if self.task is not None:
             self.bar.remove_task(self.task)
             self.task = None
         self.stage, self.begun, self.done, self.total = name, begun, 0.0, 0
-        self.mark = time.monotonic() if began is None else began
-        self.spoke = self.mark + FIRST_SECONDS - LINE_SECONDS
+        self.stage_time = time.monotonic() if began is None else began
+        self.line_time = self.stage_time + FIRST_LINE_SECONDS - LINE_SECONDS
 
     def _advance(self, verb: str, done: float, total: int, unit: str = "", text: str = "") -> None:
         now = time.monotonic()
-        if verb != self.stage or done < self.done or self.done == self.total > 0:  # or the next of the same kind
-            self._stage(verb, began=self.ended)
-        self.ended, self.done, self.total = now, done, total
+        if verb != self.stage or done < self.done or self.done == self.total > 0:  # a new stage
+            self._stage(verb, began=self.last_time)
+        self.last_time, self.done, self.total = now, done, total
         left = ""
         if self.begun < done < total:
-            left = f"{duration((now - self.mark) / (done - self.begun) * (total - done))} left"
+            left = f"{duration((now - self.stage_time) / (done - self.begun) * (total - done))} left"
         parts = [f"{verb} {int(done)}/{total} {unit}".rstrip(), text, left]
         if self.draws:
             self._draw(done, total, parts)
-        elif now - self.spoke > LINE_SECONDS:
-            self.spoke = now
+        elif now - self.line_time > LINE_SECONDS:
+            self.line_time = now
             self.say("  ".join(part for part in parts if part))
 
     def _draw(self, done: float, total: int, parts: list[str]) -> None:

@@ -1,8 +1,8 @@
-"""What is printed, and to whom: messages that nobody reads stop nothing, results that nobody gets are an error.
+"""Standard streams: a message that cannot be written stops nothing, a result that cannot be written is an error.
 
-Whoever reads the standard error may go away (`2>&1 | head`, a closed terminal), its disk may be full, or it may be
-closed from the start. A training that has run for days does not end of that. Results go to the standard output: there a
-reader who leaves ends the command as everywhere (`BrokenPipeError`), and a disk that is full is said.
+The reader of the standard error may leave (`2>&1 | head`, a closed terminal), its disk may be full, or it may be closed
+from the start. A training that has run for days does not end because of that. Results go to the standard output: if its
+reader leaves, the command ends as programs do (`BrokenPipeError`), and a full disk is an error that names it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-# Letters of our help texts and messages, for outputs that have none of them (cp1252, ascii).
+# Letters of our help texts and messages, for outputs whose encoding lacks them (cp1252, ascii).
 SPELLED = {"σ": "sigma", "ε": "eps", "∇": "grad", "²": "^2", "·": "*", "…": "...", "±": "+-", "×": "x", "é": "e"}
 
 
 class Output:
-    """A text stream of which an OSError is handled where it happens. What else a stream has is that of the stream."""
+    """A text stream whose OSErrors go to `failed`; all other attributes are those of the stream that it wraps."""
 
     def __init__(self, stream: TextIO, failed: Callable[[OSError], None]) -> None:
         self._stream, self._failed = stream, failed
@@ -43,7 +43,7 @@ class Output:
 
     def _fail(self, error: OSError) -> None:
         with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream without a descriptor
-            nowhere = os.open(os.devnull, os.O_WRONLY)  # where all goes from now on, the last flush of Python too
+            nowhere = os.open(os.devnull, os.O_WRONLY)  # later output goes here, and the flush when Python ends
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
         self._failed(error)
@@ -52,11 +52,11 @@ class Output:
         return getattr(self._stream, name)
 
 
-def _forget(error: OSError) -> None:
-    """There is nobody to whom one could say that nobody can be told."""
+def _ignore(error: OSError) -> None:
+    """The standard error has failed: there is no place left to report that."""
 
 
-def _name(error: OSError) -> None:
+def _raise_named(error: OSError) -> None:
     if isinstance(error, BrokenPipeError) or error.errno is None:
         raise error
     raise OSError(error.errno, os.strerror(error.errno), "standard output") from None
@@ -64,9 +64,9 @@ def _name(error: OSError) -> None:
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Let `sys.stdout` and `sys.stderr` behave as the first lines of this file say, until the block ends.
+    """Let `sys.stdout` and `sys.stderr` behave as the docstring of this module says, until the block ends.
 
-    One that is closed is nowhere: Python has None in its place, which `print` takes for the standard output.
+    A closed stream is None in Python, which `print` would take for the standard output: it becomes `os.devnull`.
     """
     stdout, stderr = sys.stdout, sys.stderr
     with contextlib.ExitStack() as stack:
@@ -75,10 +75,10 @@ def standard_streams() -> Iterator[None]:
                 stack.callback(stream.reconfigure, errors=stream.errors)
                 stream.reconfigure(errors=errors)
 
-        def there(stream: TextIO | None) -> TextIO:
+        def opened(stream: TextIO | None) -> TextIO:
             return stream or stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
 
-        sys.stdout, sys.stderr = Output(there(stdout), _name), Output(there(stderr), _forget)
+        sys.stdout, sys.stderr = Output(opened(stdout), _raise_named), Output(opened(stderr), _ignore)
         try:
             yield
         finally:
@@ -86,10 +86,10 @@ def standard_streams() -> Iterator[None]:
             sys.stdout, sys.stderr = stdout, stderr
 
 
-def _write_somehow(error: UnicodeError, raw: bool) -> tuple[bytes, int]:
-    """What stands for letters that an encoding has not: they are spelled, or escaped.
+def _replacement(error: UnicodeError, raw: bool) -> tuple[bytes, int]:
+    """What is written for letters that an encoding lacks: they are spelled (`SPELLED`), or escaped.
 
-    The bytes of a file name that are no text are written as they are where `raw` says so: a result may be a path.
+    `raw` writes bytes of a file name that are no text as they are: a result may be a path.
     """
     if not isinstance(error, UnicodeEncodeError):
         raise error
@@ -103,5 +103,5 @@ def _write_somehow(error: UnicodeError, raw: bool) -> tuple[bytes, int]:
 
 
 RESULTS, MESSAGES = "tarflow.results", "tarflow.messages"
-codecs.register_error(RESULTS, lambda error: _write_somehow(error, True))
-codecs.register_error(MESSAGES, lambda error: _write_somehow(error, False))
+codecs.register_error(RESULTS, lambda error: _replacement(error, True))
+codecs.register_error(MESSAGES, lambda error: _replacement(error, False))

@@ -101,10 +101,6 @@ class Assembled(Generic[AnySink]):
     skipped: list[tuple[str, str]]
 
 
-class _InColour(Exception):
-    """An image in colour after grey ones, where the channels were not asked for."""
-
-
 def assemble(
     where: str,
     source: Source,
@@ -120,17 +116,8 @@ def assemble(
     Raises `DataError` that begins with `where`: bad records, unless they may be skipped; images of several sizes
     without an `image_size`; a set of which nothing can be read.
     """
-    try:
-        return _assemble(where, source, layout, options, options.channels, new_sink)
-    except _InColour:  # from the start: grey ones become RGB
-        return _assemble(where, source, layout, options, 3, new_sink)
-
-
-def _assemble(
-    where: str, source: Source, layout: Layout, options: LoadOptions, channels: int | None, new_sink: Any
-) -> Assembled[Any]:
     sizes, values, size = layout.sizes(), Values(source.value_range), options.size
-    total, done = sum(sizes), 0
+    total, done, channels = sum(sizes), 0, options.channels
     sinks: list[Any] = [None] * len(sizes)
     kept = [array("q") for _ in sizes]
     bad: list[tuple[str, str]] = []
@@ -163,8 +150,8 @@ def _assemble(
                 if isinstance(image, tuple) or image.shape[1:] != first[1][1:]:
                     shape = image if isinstance(image, tuple) else image.shape
                     raise DataError(_two_sizes(where, *first, part.names[row], shape))
-                if len(image) > first[1][0]:
-                    raise _InColour
+                if len(image) > first[1][0]:  # in colour, after grey ones: from the start, where those become RGB
+                    return assemble(where, source, layout, options.replace(channels=3), new_sink)
                 which = int(numbers[row])
                 if sinks[which] is None:
                     sinks[which] = new_sink(which, sizes[which], first[1])
@@ -246,7 +233,8 @@ def _nothing(where: str, layout: Layout, which: int, bad: Sequence[tuple[str, st
     """What is said of a set without an image that can be read."""
     if not layout.sizes()[which]:
         total = sum(layout.sizes())
-        return f"{where}: expected at least 2 images, one to train on and one to hold out, got {total}"
+        expected = "expected at least 2 images, one to train on and one to hold out, got"
+        return f"{where}: {expected} {total}" if total else f"{where}: holds no images"
     split = f"the {layout.parts[which].split} split: " if layout.own_split else ""
     total = layout.sizes()[which]
     name, reason = next(entry for entry in bad if not layout.own_split or entry[0] in layout.parts[which].names)

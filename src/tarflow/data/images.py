@@ -37,6 +37,7 @@ LARGE = 1 << 22  # pixels from which on images are decoded one after the other: 
 MOST_SIDE = 1 << 20  # Pillow takes eight bytes a row besides, at each step of what is done here
 _ONE_LARGE = threading.Lock()
 _ROWS = 256  # of an image, looked at together
+_TOO_LARGE = "{} pixels: expected at most Pillow's limit of {} (Image.MAX_IMAGE_PIXELS)"
 
 
 def decode(
@@ -65,7 +66,7 @@ def decode(
     except UnidentifiedImageError:
         raise DataError("not an image, or in a format that is not read") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # a warning where warnings are errors
-        raise DataError(_too_large("too many")) from None
+        raise DataError(_TOO_LARGE.format("too many", Image.MAX_IMAGE_PIXELS)) from None
     except Exception as error:  # on damaged bytes Pillow's readers raise whatever their parsers meet
         detail = str(error) or type(error).__name__
         raise DataError(f"damaged or truncated: {' '.join(detail.split())}") from None
@@ -128,12 +129,17 @@ def _flatten(image: Image.Image, values: Values) -> Image.Image:
     if mode in ("L", "RGB") and "transparency" not in image.info:
         return image
     if has_more_bits(mode):
-        return _from_many_bits(image, values)
+        many = np.asarray(image)
+        grey = values.to_levels(many)
+        if isinstance(key := image.info.get("transparency"), int):  # one value is transparent
+            grey[many == key] = 255
+        return Image.fromarray(grey)
     if "transparency" in image.info or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         flat = _over_white(image, grey=mode in ("1", "L", "LA", "La"))
     else:
         flat = image.convert("L" if mode == "1" else "RGB")
-    if mode in ("P", "PA") and _is_grey(flat):
+    rows = (flat.crop((0, top, flat.width, min(top + _ROWS, flat.height))) for top in range(0, flat.height, _ROWS))
+    if mode in ("P", "PA") and all(bool((np.asarray(some)[..., :1] == np.asarray(some)).all()) for some in rows):
         return flat.convert("L")  # exact: the weights of the luma add up to one
     return flat
 
@@ -154,29 +160,14 @@ def has_more_bits(mode: str) -> bool:
     return mode.startswith("I") or mode == "F"
 
 
-def raw_values(data: bytes | Path) -> Any:
-    """The values (H, W) of an image of more than 8 bits; None of another, or of what cannot be read."""
+def raw_values(data: Any) -> Any:
+    """The values (H, W) of a record of more than 8 bits; None of another, or of what cannot be read."""
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_formats()) as opened:
             _check_size(opened)
             return np.asarray(opened) if has_more_bits(opened.mode) else None
     except Exception:  # whoever reads all of it says what is wrong
         return None
-
-
-def _from_many_bits(image: Image.Image, how: Values) -> Image.Image:
-    values = np.asarray(image)
-    grey = how.to_levels(values)
-    key = image.info.get("transparency")  # one value is transparent
-    if isinstance(key, int):
-        grey[values == key] = 255
-    return Image.fromarray(grey)
-
-
-def _is_grey(image: Image.Image) -> bool:
-    tops = range(0, image.height, _ROWS)
-    parts = (np.asarray(image.crop((0, top, image.width, min(top + _ROWS, image.height)))) for top in tops)
-    return all(bool((pixels[..., :1] == pixels).all()) for pixels in parts)
 
 
 @functools.cache
@@ -191,11 +182,7 @@ def _check_size(image: Image.Image) -> int:
     """How many pixels an image that is not loaded yet has. Raises DataError where they are too many."""
     width, height = image.size
     if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-        raise DataError(_too_large(f"{height}x{width}"))
+        raise DataError(_TOO_LARGE.format(f"{height}x{width}", Image.MAX_IMAGE_PIXELS))
     if max(width, height) > MOST_SIDE:
         raise DataError(f"{height}x{width} pixels: expected at most {MOST_SIDE} a side")
     return width * height
-
-
-def _too_large(size: str) -> str:
-    return f"{size} pixels: expected at most Pillow's limit of {Image.MAX_IMAGE_PIXELS} (Image.MAX_IMAGE_PIXELS)"

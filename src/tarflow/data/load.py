@@ -74,7 +74,7 @@ def load_all(
     """
     options = (options or LoadOptions()).replace(**fields)
     if is_prepared(source):
-        return open_whole(source, options)[0], ()
+        return open_whole(source, options), ()
     opened = open_measured(source, options.reading)
     sets, skipped = _in_memory(source, opened, Layout.all_in_one(opened.parts), options)
     return sets[0], skipped

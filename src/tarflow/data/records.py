@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -22,20 +22,41 @@ SPLIT_ORDER: tuple[Split, ...] = ("train", "validation", "test", "all")
 Content: TypeAlias = "Path | bytes | np.ndarray[Any, np.dtype[np.uint8]] | DataError"
 
 
-class Remote(Protocol):
-    """A file that is not on this machine. `str` of it is its address."""
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file at an address that fsspec knows, such as `hf://datasets/…`."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
 
     def open(self) -> IO[bytes]:
-        """The file, for reading at any place."""
+        """The file, for reading at any place. Raises OSError naming it."""
+        system, path = self._system()
+        try:
+            file: IO[bytes] = system.open(path, "rb")
+        except OSError as error:
+            raise OSError(f"{self.url}: {error.strerror or error}") from None
+        return file
 
     def identity(self) -> str:
-        """What changes when the file does, such as its size and the digest that its keeper has of it."""
+        """Its size, and the digest that the hub has of it."""
+        system, path = self._system()
+        info = system.info(path)
+        return repr((info.get("size"), info.get("blob_id"), (info.get("lfs") or {}).get("sha256")))
+
+    def _system(self) -> tuple[Any, str]:
+        from fsspec.core import url_to_fs
+
+        return url_to_fs(self.url)
 
 
-Location: TypeAlias = "Path | Remote"
+Location: TypeAlias = Path | RemoteFile
 
 
 class RowNames(Sequence[str]):

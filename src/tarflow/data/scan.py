@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -60,17 +60,13 @@ class Scan:
                 return error
             return torch.tensor(pixels if levels is None else levels[pixels], device="cpu", dtype=torch.uint8)
 
+        names = (name for part in self.opened.parts for name in part.names)
+        contents = (content for part in self.opened.parts for content in part)
         with ThreadPoolExecutor(THREADS) as pool:
-            contents = (content for part in self.opened.parts for content in part)
-            for index, (name, found) in enumerate(zip(self._names(), in_order(pool, read, contents), strict=True)):
-                if isinstance(found, DataError):
-                    yield ScannedImage(index, name, None, str(found))
-                else:
-                    yield ScannedImage(index, name, found)
+            for index, (name, found) in enumerate(zip(names, in_order(pool, read, contents), strict=True)):
+                bad = isinstance(found, DataError)
+                yield ScannedImage(index, name, None if bad else found, str(found) if bad else None)
         values.say(self.source)
-
-    def _names(self) -> Iterator[str]:
-        return (name for part in self.opened.parts for name in part.names)
 
 
 def open_scan(source: str, options: LoadOptions | None = None, **fields: Any) -> Scan:

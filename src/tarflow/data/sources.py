@@ -6,7 +6,7 @@ import difflib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.images import head_of, raw_values
 from tarflow.data.options import NO_COLUMN, Reading
 from tarflow.data.readers import digits, folder, hub, idx, imagenet, npz, parquet
-from tarflow.data.records import Content, Source
+from tarflow.data.records import Source
 from tarflow.data.store import read as store
 from tarflow.data.value_range import measured
 
@@ -85,11 +85,7 @@ def open_measured(source: str, reading: Reading) -> Source:
     if store.is_prepared(source):
         return opened  # which has its own
     if value_range in ("auto", "percentile"):
-
-        def read(content: Content) -> Any:
-            return raw_values(content) if isinstance(content, bytes | Path) else None
-
-        value_range = measured(source, opened, value_range, read)
+        value_range = measured(source, opened, value_range, raw_values)
     return opened.replace(value_range=value_range)
 
 
@@ -98,16 +94,11 @@ def common_shape(opened: Source) -> tuple[int, int, int] | None:
 
     C is 3 where one of them is in colour. A palette may turn out to be either, and is taken for grey.
     """
-    heads = {head for content in opened.spread(PROBED, RUNS) if (head := _shape(content)) is not None}
-    sizes = {head[1:] for head in heads}
-    return (max(head[0] for head in heads), *sizes.pop()) if len(sizes) == 1 else None
-
-
-def _shape(content: Content) -> tuple[int, int, int] | None:
-    if isinstance(content, np.ndarray):
-        channels, height, width = content.shape
-        return channels, height, width
-    return head_of(content) if isinstance(content, bytes | Path) else None
+    contents = (content for content in opened.spread(PROBED, RUNS) if not isinstance(content, DataError))
+    heads = (content.shape if isinstance(content, np.ndarray) else head_of(content) for content in contents)
+    shapes = {head for head in heads if head is not None}
+    sizes = {shape[1:] for shape in shapes}
+    return (max(shape[0] for shape in shapes), *sizes.pop()) if len(sizes) == 1 else None
 
 
 def is_folder_of_images(source: str) -> bool:

@@ -7,6 +7,7 @@ A name of a folder or a file is cut into words. One of them may be that of a spl
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -68,45 +69,38 @@ def split_folders(where: str, names: Collection[str]) -> list[Named]:
     split; names of which nobody knows whether they are splits or classes.
     """
     found = [named for name in sorted(names) if (named := named_split(name))]
-    others = sorted(set(names) - {named.name for named in found})
     sets: dict[str, list[Named]] = {}
     for named in found:
         sets.setdefault(named.template, []).append(named)
     several = [group for group in sets.values() if len({named.split for named in group}) > 1]
-    if others:  # a class may be called train
+    if len(found) < len(names):  # a class may be called train
         several = [group for group in several if any(named.split == "train" for named in group)]
+        if not several:
+            return []
     if several:
         splits = [named for group in several for named in group]
-        beside = sorted(set(names) - {named.name for named in splits})
-        if beside:
-            few = ", ".join(named.name for named in splits)
+        few = ", ".join(named.name for named in splits)
+        if beside := sorted(set(names) - {named.name for named in splits}):
             raise DataError(f"{where}: images in {beside[0]}/ beside the split folders {few}: expected them in those")
-    elif others or not found:
-        return []
     elif len({named.split for named in found}) > 1:
         a, b = found[0], next(named for named in found if named.split != found[0].split)
         raise DataError(
             f"{where}: {a.name}/ and {b.name}/ may be splits or classes: expected names that differ in nothing else, "
             "as train/ and test/, or that speak of no split"
         )
-    elif len(sets) > 1:
-        return []  # test-strips, test-tubes
     else:
-        splits = found
-    for named in splits:
-        twin = next(other for other in splits if other.split == named.split)
-        if twin is not named:
-            raise DataError(
-                f"{where}: {twin.name}/ and {named.name}/ are both the {named.split} split: expected one of them"
-            )
+        splits = found if len(sets) == 1 else []  # test-strips, test-tubes
+    for one, other in itertools.combinations(splits, 2):
+        if one.split == other.split:
+            both = f"{one.name}/ and {other.name}/"
+            raise DataError(f"{where}: {both} are both the {one.split} split: expected one of them")
     return splits
 
 
 def splits_inside(names: Sequence[str]) -> tuple[str, str] | None:
     """A training folder and one held out among the folders `names`, which are inside a class; None without both."""
-    found = [named for name in names if (named := named_split(name))]
-    for named in found:
-        for other in found:
-            if named.split == "train" and other.split != "train" and named.template == other.template:
-                return named.name, other.name
+    found = [named for name in names if (named := named_split(name)) is not None]
+    for named, other in itertools.product(found, found):
+        if named.split == "train" and other.split != "train" and named.template == other.template:
+            return named.name, other.name
     return None

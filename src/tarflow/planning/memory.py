@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tarflow.config import Recompute, TarFlowConfig
-from tarflow.model.recompute import LEAST_NUMBERS
 from tarflow.model.transformer import CPU_QUERIES
 from tarflow.planning.work import block_parameters, inner_weights, layer_parameters, parameters
+from tarflow.training.recompute import LEAST_NUMBERS
 
 Strategy = Literal["ddp", "fsdp"]
 FLOAT = 4  # bytes of a float32

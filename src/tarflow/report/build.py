@@ -120,8 +120,9 @@ def subjects_of(runs: Sequence[Run], settings: Settings, watch: Watch | None = N
     subjects: list[Subject] = []
     for number, run in enumerate(runs, 1):
         name = re.sub(r"[^a-z0-9]+", "-", Subject(run, settings).name.lower()).strip("-") or "run"
-        prefix = f"{name}-{number}-" if any(s.prefix == f"{name}-" for s in subjects) else f"{name}-"
-        subjects.append(Subject(run, settings, prefix, watch))
+        while any(s.prefix == f"{name}-" for s in subjects):
+            name = f"{name}-{number}"
+        subjects.append(Subject(run, settings, f"{name}-", watch))
     return subjects
 
 

@@ -111,7 +111,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def describe(series: Sequence[Series], x_label: str, y_label: str) -> str:
-    """In words what the curves do, for whoever does not see them."""
+    """In words what the curves do, for readers who do not see them."""
     sentences = []
     for s in series:
         (x0, y0), (x1, y1) = s.points[0], s.points[-1]

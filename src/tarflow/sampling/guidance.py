@@ -18,7 +18,7 @@ from tarflow.fields import real
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
 from tarflow.model.condition import Condition
-from tarflow.sampling.cpu.step import Step
+from tarflow.sampling.cpu.step import HostStep
 from tarflow.sampling.solver import Predict
 
 
@@ -130,14 +130,14 @@ def predictor_of(block: Block, conditioner: Callable[[Tensor, int], Tensor], gui
 def predictor(block: Block, y: Tensor | None, guidance: Guidance | None, cache: KVCache) -> Predict:
     """A block with its labels (B,), guidance and cache as the one function that a solver sees.
 
-    The cache must have been made for `guided_rows` sequences. Where `Step` can stand in for the block's conditioner,
-    it does.
+    The cache must have been made for `guided_rows` sequences. Where `HostStep` can stand in for the block's
+    conditioner, it does.
     """
     rows = cache.keys.shape[1]
     batch = rows if guided_rows(guidance, 1) == 1 else rows // 2
     context, temperature = branches(block, y, guidance, batch)
-    if Step.fits(block, cache):
-        return predictor_of(block, Step(block, context, cache, temperature), guidance)
+    if HostStep.fits(block, cache):
+        return predictor_of(block, HostStep(block, context, cache, temperature), guidance)
 
     def conditioner(x: Tensor, start: int) -> Tensor:
         return block.conditioner(x, context, start, cache, temperature)

@@ -8,20 +8,18 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tarflow import checkpoint, digests, locks, storage
 from tarflow.config import ConfigError, RunConfig
 from tarflow.data.identity import write_names
 from tarflow.data.load import Splits
-from tarflow.model.flow import TarFlow
 from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.ranks import ALONE, Ranks
 from tarflow.training.resuming import check_identity, check_resumable
 
 
 class RunDirectory:
-    """Where a training writes. All ranks call `open` and `rewind`; the other methods are for rank 0.
+    """Where a training writes. All ranks call `open` and `begin`; the other methods are for rank 0.
 
     A directory that was moved or removed, and a new one of its name, look the same to who knows its path alone. So
     before each write, and after one that failed, the lock is asked (`locks.Hold.check`): a `locks.Lost` ends the
@@ -57,22 +55,22 @@ class RunDirectory:
             identified = _with_identity(self.path, config)
             latest = checkpoint.sound_checkpoint(self.path)
             _check_length(self.path, identified, len(splits.train))
-            checkpoint.write_config(self.path, identified)
-            write_names(self.path, splits)
             return identified, latest
 
         return self.ranks.on_first(take_over)
 
-    def rewind(self, latest: Path | None, step: int, best_step: int | None) -> None:
-        """Bring it to where it was at `step`, when `latest` was its newest checkpoint; on all ranks.
+    def begin(self, config: RunConfig, splits: Splits, latest: Path | None, step: int, best_step: int | None) -> None:
+        """Write what a run begins with, and bring the rest to where it was at `step`, after `latest`; on all ranks.
 
-        Later checkpoints, which are damaged, lose their names, for they would count among the newest, which are kept.
-        The best weights so far and the metrics are those of then.
+        Nothing was changed before, but for what a killed process left. Later checkpoints, which are damaged, lose their
+        names, for they would count among the newest, which are kept. Best weights and metrics are those of then.
         """
 
-        def rewind() -> None:
+        def begin() -> None:
             with self.writing():
                 checkpoint.read_metrics(self.path)  # which raises before anything is changed
+                checkpoint.write_config(self.path, config)
+                write_names(self.path, splits)
                 for damaged in reversed(checkpoint.checkpoints(self.path)):
                     if damaged == latest:
                         break
@@ -82,7 +80,7 @@ class RunDirectory:
                 _restore_best(self.path, best_step)
                 checkpoint.rewind_metrics(self.path, step)
 
-        self.ranks.on_first(rewind)
+        self.ranks.on_first(begin)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -95,25 +93,6 @@ class RunDirectory:
             if self._hold is not None:
                 self._hold.check()
             raise
-
-    def append(self, metrics: dict[str, Any]) -> None:
-        """Add a line to the metrics."""
-        with self.writing():
-            checkpoint.append_metrics(self.path, metrics)
-
-    def save_best(self, flow: TarFlow) -> None:
-        with self.writing():
-            flow.save_weights(self.path / WEIGHTS_FILE)
-
-    def save(
-        self, step: int, averaged: TarFlow, config: RunConfig, state: dict[str, Any], best_step: int | None
-    ) -> None:
-        """Write a checkpoint, and remove those that are not kept."""
-        assert config.training is not None
-        with self.writing():
-            checkpoint.save_checkpoint(self.path, step, averaged, config, state)
-        with self.writing():
-            checkpoint.remove_old_checkpoints(self.path, config.training.keep_last, best_step)
 
     def close(self) -> None:
         """Let others write there."""

@@ -1,4 +1,4 @@
-"""Averaged weights: the exponential moving average that everything quoted comes from."""
+"""Averaged weights: the exponential moving average, from which all scores and samples come."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class EMA:
     def __init__(self, flow: TarFlow, decay: float, averaged: TarFlow | None = None) -> None:
         self.decay = decay
         self.flow = (copy.deepcopy(flow) if averaged is None else averaged).eval().requires_grad_(False)
-        # The tensors themselves, which optimizers and `load_state_dict` write into: a small flow spends a twentieth of
-        # a step on collecting them.
+        # Collected once, since optimizers and `load_state_dict` write in place: for a small flow collecting takes a
+        # twentieth of a step.
         self._averaged, self._trained = _tensors(self.flow), _tensors(flow)
         self._parts = _parts(self._trained)
         self._sharded = any(map(is_sharded, self._trained))

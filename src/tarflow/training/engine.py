@@ -78,7 +78,7 @@ class Engine:
         return self.strategy == "fsdp" and not self.ranks.alone
 
     def precision(self) -> AbstractContextManager[None]:
-        """What training runs in, from its first step to its last evaluation: see `devices.float32_products`."""
+        """The context of a training, from its first step to its last evaluation: see `devices.float32_products`."""
         return float32_products(self.device, tf32=self.products == "tf32")
 
     def set_up(self, flow: TarFlow) -> None:
@@ -94,7 +94,7 @@ class Engine:
             self.model = DistributedDataParallel(flow, **options)
 
     def follow(self, averaged: TarFlow) -> None:
-        """Put a flow that no step is taken with where the weights of the other one are, and split it like that."""
+        """Move the averaged flow to where the trained one is, and split it in the same way."""
         if self.shards:
             self._split(averaged)
         else:
@@ -152,6 +152,6 @@ def _device_of_rank(ranks: Ranks, device: torch.device) -> torch.device:
 
 
 def _leave() -> None:
-    """NCCL warns of a process that goes without a word."""
+    """Leave the process group; NCCL warns of a process that ends without."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -22,7 +22,7 @@ NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 
 
 class Interrupted(Exception):
-    """Training was told to stop by a signal, and saved before it did."""
+    """A signal ended the training, after a checkpoint was saved."""
 
     def __init__(self, signum: int, step: int) -> None:
         super().__init__(f"{signal.Signals(signum).name}: saved at step {step}; continue with --resume")
@@ -31,7 +31,7 @@ class Interrupted(Exception):
 
 
 class Stop:
-    """Whether this process was told to stop, by a signal or by the end of the launcher that started it.
+    """Whether this process has to stop: a signal came, or the launcher that started it is gone.
 
     Who kills a launcher (`torchrun`) by SIGKILL leaves its processes behind, which no signal reaches: to them it is as
     if their terminal were closed. A process that belongs to no job may outlive the one that started it.
@@ -55,7 +55,7 @@ class Stop:
 
 
 class _Handler:
-    """What a signal does during the training, and `after` it for the rest of the wave; and what it did before."""
+    """The handler of one signal during the training and, where `after` is set, for the rest of the wave after it."""
 
     def __init__(self, stop: Stop, before: Any) -> None:
         self.stop, self.before, self.after = stop, before, False

@@ -23,9 +23,9 @@ class TrainingStep:
     """A flow, its optimizer and its averaged weights, moved by one batch at a time.
 
     A step whose loss or gradient is not finite is skipped: weights, moments, the optimizer's step count, averaged
-    weights and base variance stay as they were. That is decided where the numbers are. Asking the host would make it
-    wait for the device in every step, so that the device then waits for the host: the fused optimizer is told by
-    `found_inf`, as a gradient scaler would tell it, and the counters are tensors.
+    weights and base variance stay as they were. The device decides that: asking the host would make both wait for each
+    other in every step. The fused optimizer takes the decision as `found_inf`, as from a gradient scaler, and the
+    counters are tensors.
 
     Args:
         flow, optimizer, ema: what moves; the optimizer is that of `build_optimizer`; None averages no weights.
@@ -87,7 +87,7 @@ class TrainingStep:
                 if self.flow.base.follows:
                     share = z.detach().square().mean(dim=0) / parts
                     energy = share if energy is None else energy + share
-            del z, ladj, part  # the graph is gone, and these are what the next part's memory would lie beside
+            del z, ladj, part  # before the next part allocates its own: otherwise both are in memory
         gradients = [local(p.grad) for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not self.ranks.alone:

@@ -1,4 +1,4 @@
-"""The training loop: steps, held-out evaluations, samples, checkpoints, and leaving in order when told to."""
+"""The training loop: steps, held-out evaluations, sample sheets, checkpoints, and an orderly end at a signal."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def train(
             trainer = Trainer(config, splits, directory, engine, report or (lambda metrics: None), init)
             if latest is not None:
                 trainer.restore(checkpoint.load_state(latest), latest)
-            directory.rewind(latest, trainer.step, trainer.best_step)
+            directory.begin(config, splits, latest, trainer.step, trainer.best_step)
         with contextlib.closing(trainer.feed), ranks.connection(), engine.precision():
             return trainer.run(stop)
 
@@ -234,7 +234,7 @@ class Trainer:
             return False
         self.best_step, self.best_score = self.step, score
         # Before the checkpoint that names this step as the best: killed in between, the run resumes before both.
-        self.ranks.on_first(lambda: self.directory.save_best(flow))
+        self.write(lambda: flow.save_weights(self.out / WEIGHTS_FILE))
         return True
 
     def scored(self, flow: TarFlow, name: str) -> float:
@@ -256,9 +256,19 @@ class Trainer:
         self.report({"step": self.step, "samples": said})
 
     def append(self, metrics: dict[str, Any]) -> None:
-        """Add a line to the run's metrics; rank 0 does."""
+        """Add a line to the run's metrics; rank 0 does, and nobody waits for it."""
         if self.ranks.first:
-            self.directory.append(metrics)
+            with self.directory.writing():
+                checkpoint.append_metrics(self.out, metrics)
+
+    def write(self, work: Callable[[], object]) -> None:
+        """Let rank 0 write to the run's directory, if it still is that; all ranks wait until it is done."""
+
+        def guarded() -> None:
+            with self.directory.writing():
+                work()
+
+        self.ranks.on_first(guarded)
 
     # --- what survives -----------------------------------------------------------------------------------------------
 
@@ -292,5 +302,7 @@ class Trainer:
         self.best_step, self.best_score, self.seconds = state["best_step"], state["best_score"], state["seconds"]
 
     def save(self) -> None:
+        """Write a checkpoint, and remove those that are not kept; all ranks must call it."""
         averaged, state = assembled(self.ema.flow), self.state()
-        self.ranks.on_first(lambda: self.directory.save(self.step, averaged, self.config, state, self.best_step))
+        self.write(lambda: checkpoint.save_checkpoint(self.out, self.step, averaged, self.config, state))
+        self.write(lambda: checkpoint.remove_old_checkpoints(self.out, self.training.keep_last, self.best_step))

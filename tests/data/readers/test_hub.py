@@ -18,9 +18,9 @@ from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.images import decode
 from tarflow.data.load import load
 from tarflow.data.readers import parquet
-from tarflow.data.readers.hub import RemoteFile, open_hub
+from tarflow.data.readers.hub import open_hub
 from tarflow.data.readers.parquet import open_splits
-from tarflow.data.records import Records, Source
+from tarflow.data.records import Records, RemoteFile, Source
 from tarflow.data.store.fingerprint import files_digest
 
 

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from tarflow.data.errors import DataError, DataWarning
+from tarflow.data.images import decode
 from tarflow.data.load import load, load_all
 from tarflow.data.options import Reading
+from tarflow.data.readers import parquet
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 CLASSES = ("cat", "dog", "eel")
@@ -239,3 +241,15 @@ def test_rows_that_hold_only_a_path_say_so(tmp_path: Path) -> None:
     _, skipped = load_all(str(tmp_path), skip_bad=True)
     only = "no bytes, only the path 'b.png', which is not followed: expected the image in the file"
     assert dict(skipped) == {"x.parquet:1": only, "x.parquet:2": "no bytes"}
+
+
+def test_rows_are_those_that_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several files, row groups and batches."""
+    monkeypatch.setattr(parquet, "_BATCH_ROWS", 4)
+    for name, values in (("a", range(0, 40)), ("b", range(40, 47))):
+        table = pa.table({"image": [png(value) for value in values]})
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=15)
+    (part,) = parquet.open_parquet(str(tmp_path)).parts
+    for rows in (range(47), [0], [46], [3, 14, 15, 16, 39, 40, 45], [], range(0, 47, 7)):
+        found = [decode(content).getpixel((0, 0)) for content in part.read(rows)]  # type: ignore[arg-type]
+        assert found == list(rows)

@@ -21,7 +21,7 @@ from flow_cases import assert_close, build, latents, randomise
 from tarflow import SequenceFlow, TarFlow, TarFlowConfig, caching
 from tarflow.model.block import Block
 from tarflow.sampling.cpu import native
-from tarflow.sampling.cpu.step import Step
+from tarflow.sampling.cpu.step import HostStep
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="needs GCC and a PyTorch with libgomp")
 
@@ -69,7 +69,7 @@ def test_shapes_that_fill_no_vector(width: int, head_dim: int, patch: int, expan
     for rows in (1, 2, 5, 7, 12):
         x, context = torch.randn(rows, 35, patch**2), block.context(torch.arange(rows) % 3)
         caches = [block.new_cache(rows) for _ in range(2)]
-        step = Step(block, context, caches[0])
+        step = HostStep(block, context, caches[0])
         assert step.native is not None
         for start, end in itertools.pairwise([0, 1, 2, 5, 21, 35]):
             want = block.conditioner(x[:, start:end], context, start, caches[1])
@@ -82,7 +82,7 @@ def test_shapes_that_fill_no_vector(width: int, head_dim: int, patch: int, expan
 def test_what_is_not_finite_stays_so_and_stays_in_its_row(bad: float) -> None:
     block = block_of(16, 8)
     x = torch.randn(3, 35, 4)
-    clean, dirty = (Step(block, None, block.new_cache(3)) for _ in range(2))
+    clean, dirty = (HostStep(block, None, block.new_cache(3)) for _ in range(2))
     spoilt = x.clone()
     spoilt[1, 2, 1] = bad
     for i in range(35):
@@ -99,7 +99,7 @@ def test_large_numbers_are_as_exact_as_pytorch_has_them() -> None:
         layer.attention.qkv.weight *= 8
         layer.mlp[1].weight *= 4
     x = torch.randn(4, 35, 4) * 5
-    step = Step(block, None, block.new_cache(4))
+    step = HostStep(block, None, block.new_cache(4))
     wide = randomise(SequenceFlow(block.config)).double().blocks[0]
     wide.load_state_dict(block.state_dict())
     exact, theirs = wide.conditioner(x.double(), None), block.conditioner(x, None)
@@ -114,7 +114,7 @@ def test_the_number_of_threads_changes_no_bit(rows: int) -> None:
     block = block_of(80, 20)
     x, results = torch.randn(rows, 35, 4), []
     for threads in (1, 2, 3, 5):
-        step = Step(block, None, block.new_cache(rows))
+        step = HostStep(block, None, block.new_cache(rows))
         assert step.native is not None
         step.native.threads = threads
         results.append(torch.cat([step(x[:, i : i + 1], i) for i in range(35)], dim=1))
@@ -255,10 +255,10 @@ def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TARFLOW_NATIVE", "0")
     assert native.library() is None
     block = block_of(16, 8)
-    assert Step(block, None, block.new_cache(1)).native is None
+    assert HostStep(block, None, block.new_cache(1)).native is None
 
 
 def test_only_float32_is_native() -> None:
     block = block_of(16, 8).double()
     assert isinstance(block.proj_in, nn.Linear)
-    assert Step(block, None, block.new_cache(1)).native is None
+    assert HostStep(block, None, block.new_cache(1)).native is None

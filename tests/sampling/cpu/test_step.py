@@ -14,9 +14,9 @@ import tarflow
 from flow_cases import assert_close, build, labels, latents, names, unchanged
 from tarflow.model.block import Block
 from tarflow.sampling.cpu.native import library
-from tarflow.sampling.cpu.step import THIN, Product, Step
+from tarflow.sampling.cpu.step import THIN, HostStep, Product
 
-every_seeing_case = pytest.mark.parametrize("name", names())
+every_seeing_case = pytest.mark.parametrize("name", names(sequences=True))
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +45,8 @@ def test_it_is_the_conditioner_in_any_windows(name: str, dtype: torch.dtype, bat
     for block, warmth in itertools.product(flow.blocks, (None, temperature)):
         x, context = latents(flow, batch, dtype=dtype)[:, :-1], block.context(y)
         caches = [block.new_cache(batch) for _ in range(2)]
-        assert Step.fits(block, caches[0])
-        step = Step(block, context, caches[0], warmth)
+        assert HostStep.fits(block, caches[0])
+        step = HostStep(block, context, caches[0], warmth)
         assert (step.native is not None) == (kind == "native" and dtype == torch.float32)
         for start, end in itertools.pairwise([0, 1, *range(3, x.shape[1], 2), x.shape[1]]):
             part = x[:, start:end]
@@ -70,7 +70,7 @@ def test_every_product_is_the_linear_layer(rows: int) -> None:
 def test_a_wider_state_than_the_weights_is_kept_wide() -> None:
     block = build("conditional", torch.float32).blocks[0]
     x = latents(build("conditional"), 2)[:, :1]
-    assert Step(block, None, block.new_cache(2))(x, 0).dtype == torch.float32
+    assert HostStep(block, None, block.new_cache(2))(x, 0).dtype == torch.float32
 
 
 class Doubled(nn.Linear):
@@ -111,20 +111,20 @@ CHANGES = [hooked, replaced, reparametrised, another_activation, an_approximate_
 @pytest.mark.parametrize("change", [*CHANGES, halved])
 def test_it_does_not_stand_in_for_what_it_does_not_know(change: Any) -> None:
     block = build("conditional", torch.float32).blocks[0]
-    assert Step.fits(block, block.new_cache(2))
+    assert HostStep.fits(block, block.new_cache(2))
     change(block)
-    assert not Step.fits(block, block.new_cache(2))
+    assert not HostStep.fits(block, block.new_cache(2))
 
 
 def test_it_stands_back_from_autocast_gradients_and_other_caches() -> None:
     block = build("conditional", torch.float32).blocks[0]
     cache = block.new_cache(2)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not Step.fits(block, cache)
+        assert not HostStep.fits(block, cache)
     with torch.enable_grad():
-        assert not Step.fits(block, cache)
-    assert not Step.fits(block, block.new_cache(2, dtype=torch.float64))
-    assert not Step.fits(block, block.new_cache(2, device=torch.device("meta")))
+        assert not HostStep.fits(block, cache)
+    assert not HostStep.fits(block, block.new_cache(2, dtype=torch.float64))
+    assert not HostStep.fits(block, block.new_cache(2, device=torch.device("meta")))
 
 
 @pytest.mark.parametrize("change", CHANGES)

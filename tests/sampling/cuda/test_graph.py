@@ -75,7 +75,7 @@ def test_it_is_the_sequential_solver(guidance: Guidance | None) -> None:
     assert counting.replays == [31, 30] * 2  # two stretches a block, of which the first step is the one captured
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", names(sequences=True))
 @pytest.mark.parametrize("guided", [False, True])
 def test_it_takes_every_kind_of_flow(name: str, guided: bool) -> None:
     flow = build(name)

@@ -7,51 +7,15 @@ group. Only Parquet can be read like that; the hub keeps a Parquet copy of most 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 from tarflow.data.errors import DataError
 from tarflow.data.options import Reading
 from tarflow.data.readers.parquet import open_splits
-from tarflow.data.records import Location, Source, Split
+from tarflow.data.records import Location, RemoteFile, Source, Split
 from tarflow.data.split_names import split_of
 
 PREFIX = "hub:"
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file at an address that fsspec knows, such as `hf://datasets/…`."""
-
-    url: str
-
-    def __str__(self) -> str:
-        return self.url
-
-    @property
-    def name(self) -> str:
-        return self.url.rpartition("/")[2]
-
-    def open(self) -> IO[bytes]:
-        """The file, for reading at any place. Raises OSError naming it."""
-        system, path = self._system()
-        try:
-            file: IO[bytes] = system.open(path, "rb")
-        except OSError as error:
-            raise OSError(f"{self.url}: {error.strerror or error}") from None
-        return file
-
-    def identity(self) -> str:
-        """Its size, and the digest that the hub has of it."""
-        system, path = self._system()
-        info = system.info(path)
-        return repr((info.get("size"), info.get("blob_id"), (info.get("lfs") or {}).get("sha256")))
-
-    def _system(self) -> tuple[Any, str]:
-        from fsspec.core import url_to_fs
-
-        return url_to_fs(self.url)
 
 
 def claims(source: str) -> bool:

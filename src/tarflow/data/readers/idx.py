@@ -30,7 +30,6 @@ FASHION_MNIST_CLASSES = (
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
 _IMAGES, _LABELS = "-images-idx3-ubyte", "-labels-idx1-ubyte"
-_READ_BYTES = 1 << 22  # at a time
 MOST_UNPACKED = 1040  # times its size that a file of deflate can come to
 
 
@@ -92,16 +91,11 @@ def read_idx(path: Path, check: Callable[[tuple[int, ...]], None] | None = None)
             possible = count <= packed * MOST_UNPACKED  # else they cannot be in there
             if possible:
                 check_unpacked(str(path), packed, count)
-            values = bytearray(count if possible else 0)
-            found, room = 0, memoryview(values)
-            while data := file.read(min(_READ_BYTES, len(values) - found)):  # gzip unpacks no more than is asked for
-                room[found : found + len(data)] = data
-                found += len(data)
-            more = found == count and bool(file.read(1))
+            values = file.read(count + 1 if possible else 0)  # gzip unpacks no more than is asked for
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: expected a gzip file, got {error}") from None
-    if found < count or more:
-        unpacked = "more" if more else start + found if possible else "fewer"
+    if len(values) != count:
+        unpacked = "more" if len(values) > count else start + len(values) if possible else "fewer"
         expected = f"{start + count} bytes for {'x'.join(map(str, shape))} values"
         raise DataError(f"{path}: expected {expected}, got {unpacked if zipped else packed}")
     return np.frombuffer(values, np.uint8).reshape(shape)

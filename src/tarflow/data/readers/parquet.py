@@ -9,13 +9,14 @@ optional; the names of the classes are in the schema's metadata under `huggingfa
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +27,6 @@ from tarflow.data.readers.imagenet import oord_variant
 from tarflow.data.readers.parquet_columns import Columns, choose_columns
 from tarflow.data.records import SPLIT_ORDER, Content, Location, Records, RowNames, Source, Split
 from tarflow.data.split_names import split_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _BATCH_ROWS = 256  # encoded images held in memory at a time
 ATTEMPTS, PAUSE = 4, 1.0  # at reading from far away; seconds before the second, and four times that before the next
@@ -50,7 +48,8 @@ def claims(source: str) -> bool:
     path = Path(source)
     if not path.is_dir():
         return path.suffix.lower() == ".parquet" and path.is_file()
-    return bool(_in_folder(path)) or (next(image_names(path), None) is None and bool(_below(path)))
+    files = _files(path)
+    return bool(files) and (files[0].parent in (path, path / "data") or next(image_names(path), None) is None)
 
 
 def open_parquet(source: str, reading: Reading | None = None) -> Source:
@@ -58,7 +57,7 @@ def open_parquet(source: str, reading: Reading | None = None) -> Source:
     root = Path(source)
     if not root.is_dir():
         return open_splits({"all": [root]}, reading)
-    files = _in_folder(root) or _below(root)
+    files = _files(root)
     return open_splits(_by_split(root, files), reading, Path(os.path.commonpath([path.parent for path in files])))
 
 
@@ -93,26 +92,20 @@ def open_splits(
     return Source(parts, first.columns.class_names, files=files, variant=oord_variant([file.name for file in files]))
 
 
-def _in_folder(root: Path) -> list[Path]:
-    """The Parquet files in `root`, or else in `root/data` (a snapshot of the hub), sorted; without those that are
-    hidden, as programs leave them (`._part-0.parquet`, `_metadata.parquet`)."""
-    for place in (root, root / "data"):
-        if files := [path for path in sorted(place.glob("*.parquet")) if not _hidden(path.name) and path.is_file()]:
-            return files
+def _files(root: Path) -> list[Path]:
+    """The Parquet files in `root`, or in `root/data` (a snapshot of the hub), or anywhere below (its converted copies).
+
+    Those that are hidden, as programs leave them (`._part-0.parquet`, `_metadata.parquet`), are none.
+    """
+    for place, pattern in ((root, "*"), (root / "data", "*"), (root, "**/*")):
+        found = [
+            path
+            for path in sorted(place.glob(f"{pattern}.parquet"))
+            if not any(part.startswith((".", "_")) for part in path.relative_to(place).parts) and path.is_file()
+        ]
+        if found:
+            return found
     return []
-
-
-def _below(root: Path) -> list[Path]:
-    """Those anywhere below `root`, as the hub's converted copies have them."""
-    found = []
-    for folder, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if not _hidden(name))
-        found += [Path(folder, name) for name in names if name.endswith(".parquet") and not _hidden(name)]
-    return sorted(found)
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith((".", "_"))
 
 
 def _by_split(root: Path, files: Sequence[Path]) -> dict[Split, list[Path]]:
@@ -123,54 +116,42 @@ def _by_split(root: Path, files: Sequence[Path]) -> dict[Split, list[Path]]:
     """
     groups: dict[Split, list[Path]] = {}
     sets: dict[Path, Path] = {}  # where files lie but for their split, with the first of each
-    unnamed, named = None, None
     for path in files:
         folders = path.relative_to(root).parts[:-1]
         if partition := next((part for part in folders if "=" in part), None):
-            raise DataError(
-                f"{path}: in a partition by the value of a column ({partition}), which is not read: write it anew"
-            )
-        splits = {split for part in folders if (split := split_of(part))}
-        sets.setdefault(root.joinpath(*(part for part in folders if not split_of(part))), path)
-        if own := split_of(path.name.removesuffix(".parquet")):
-            splits.add(own)
+            what = f"in a partition by the value of a column ({partition})"
+            raise DataError(f"{path}: {what}, which is not read: write it anew")
+        splits = {split for part in (*folders, path.name.removesuffix(".parquet")) if (split := split_of(part))}
         if len(splits) > 1:
             raise DataError(f"{path}: its name and its folders speak of several splits: expected one")
-        unnamed, named = (unnamed, named or path) if splits else (unnamed or path, named)
+        sets.setdefault(root.joinpath(*(part for part in folders if not split_of(part))), path)
         groups.setdefault(splits.pop() if splits else "all", []).append(path)
-    if named and unnamed:
-        raise DataError(
-            f"{unnamed}: expected a name that begins with train-, validation- or test-, as has {named.name} beside it"
-        )
+    if "all" in groups and len(groups) > 1:
+        named = next(paths[0] for split, paths in groups.items() if split != "all")
+        expected = f"a name that begins with train-, validation- or test-, as has {named.name} beside it"
+        raise DataError(f"{groups['all'][0]}: expected {expected}")
     if len(sets) > 1:
-        first, second = list(sets.items())[:2]
-        raise DataError(
-            f"{root}: holds several sets, as in {first[0]} and in {second[0]}: give the path of one of them"
-        )
+        one, other = list(sets.items())[:2]
+        raise DataError(f"{root}: holds several sets, as in {one[0]} and in {other[0]}: give the path of one of them")
     return groups
 
 
 def _head(path: Location, reading: Reading, place: Path | None) -> _File | None:
     with _open(path) as file:
-        if file.metadata.num_rows == 0:
+        metadata = file.metadata
+        if metadata.num_rows == 0:
             return None
-        _check_sizes(path, file.metadata)
-        columns, labels = choose_columns(file.schema_arrow, reading, path), None
-        if (label := columns.label) is not None:
+        if isinstance(path, Path) and metadata.num_rows > (size := path.stat().st_size):
+            raise DataError(f"{path}: {metadata.num_rows} rows in {size} bytes: expected an image a row")
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            columns = [group.column(k) for k in range(group.num_columns)]
+            packed = sum(column.total_compressed_size for column in columns)
+            check_unpacked(str(path), packed, sum(column.total_uncompressed_size for column in columns))
+        chosen, labels = choose_columns(file.schema_arrow, reading, path), None
+        if (label := chosen.label) is not None:
             labels = _read(path, lambda: file.read(columns=[label])[label].to_pylist())
         name = path.relative_to(place).as_posix() if place is not None and isinstance(path, Path) else path.name
-        return _File(path, name, file.metadata, columns, labels)
-
-
-def _check_sizes(path: Location, metadata: Any) -> None:
-    """Raise `DataError` where a few bytes say that they are a great many."""
-    if isinstance(path, Path) and metadata.num_rows > path.stat().st_size:
-        raise DataError(f"{path}: {metadata.num_rows} rows in {path.stat().st_size} bytes: expected an image a row")
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        columns = [group.column(k) for k in range(group.num_columns)]
-        packed = sum(column.total_compressed_size for column in columns)
-        check_unpacked(str(path), packed, sum(column.total_uncompressed_size for column in columns))
+        return _File(path, name, metadata, chosen, labels)
 
 
 def _records(split: Split, files: Sequence[_File]) -> Records:
@@ -181,16 +162,16 @@ def _records(split: Split, files: Sequence[_File]) -> Records:
     def read(rows: Sequence[int]) -> Iterator[Content]:
         start = 0
         for file in files:
-            yield from _contents(file, _within(rows, start, start + file.metadata.num_rows), labelled)
+            yield from _contents(file, _within(rows, start, file.metadata.num_rows), labelled)
             start += file.metadata.num_rows
 
     return Records(split, RowNames([(file.name, file.metadata.num_rows) for file in files]), labels, read)
 
 
-def _within(rows: Sequence[int], start: int, stop: int) -> Any:
-    """Those of the sorted rows that lie between, counted from `start`."""
+def _within(rows: Any, start: int, count: int) -> Any:
+    """Those of the sorted rows that are among the `count` from `start`, counted from there."""
     every = np.asarray(rows, np.int64)
-    return every[slice(*np.searchsorted(every, (start, stop)))] - start
+    return every[slice(*np.searchsorted(every, (start, start + count)))] - start
 
 
 def _contents(file: _File, rows: Any, labelled: bool) -> Iterator[Content]:
@@ -198,55 +179,46 @@ def _contents(file: _File, rows: Any, labelled: bool) -> Iterator[Content]:
     start = 0
     for number in range(file.metadata.num_row_groups):  # a reader of all keeps the bytes of those it has read
         count = file.metadata.row_group(number).num_rows
-        inside = _within(rows, start, start + count)
-        first = start
-        for column in _columns(file, number) if len(inside) else ():
-            chosen = _within(inside, first - start, first - start + len(column))
-            data = _bytes(column if len(chosen) == len(column) else column.take(_indices(chosen)))
-            for row, value in zip(chosen, data, strict=True):
-                problem = _label_problem(file, first + int(row)) if labelled else None
-                yield DataError(problem) if problem else value
-            first += len(column)
+        if len(_within(rows, start, count)):
+            first = start
+            for column in _columns(file, number):
+                chosen = _within(rows, first, len(column))
+                data = _bytes(column if len(chosen) == len(column) else column.take(chosen))
+                for row, value in zip(chosen, data, strict=True):
+                    problem = _label_problem(file, first + int(row)) if labelled else None
+                    yield DataError(problem) if problem else value
+                first += len(column)
         start += count
 
 
 def _columns(file: _File, number: int) -> Iterator[Any]:
     """The images of a row group, some at a time. Of what is far away the group is fetched, again if need be."""
-    image = [file.columns.image]
-    if isinstance(file.path, Path):
-        with _open(file.path, file.metadata) as opened:
-            batches = opened.iter_batches(_BATCH_ROWS, row_groups=[number], columns=image)
-            while (batch := _read(file.path, lambda: next(batches, None))) is not None:
-                yield batch.column(image[0])
-        return
-    for attempt in range(ATTEMPTS):
+    image, here = [file.columns.image], isinstance(file.path, Path)
+    for attempt in range(1 if here else ATTEMPTS):
         try:
             with _open(file.path, file.metadata) as opened:
-                table = _read(file.path, lambda: opened.read_row_group(number, columns=image, use_threads=False))
+                if here:
+                    batches = opened.iter_batches(_BATCH_ROWS, row_groups=[number], columns=image)
+                    while (batch := _read(file.path, functools.partial(next, batches, None))) is not None:
+                        yield batch.column(image[0])
+                    return
+                table = _read(file.path, functools.partial(opened.read_row_group, number, image, use_threads=False))
             break
         except DataError:
-            if attempt == ATTEMPTS - 1:
+            if here or attempt == ATTEMPTS - 1:
                 raise
             time.sleep(PAUSE * 4**attempt)  # a network that fails once often works a moment later
     yield from table.column(image[0]).chunks
 
 
 def _label_problem(file: _File, row: int) -> str | None:
-    assert file.labels is not None
-    label = file.labels[row]
-    top = None if file.columns.class_names is None else len(file.columns.class_names) - 1
-    if label is None or label < 0 or (top is not None and label > top):
-        return f"label {label}: expected a whole number from 0{'' if top is None else f' to {top}'}"
+    label, names = (file.labels or [])[row], file.columns.class_names
+    if label is None or label < 0 or (names is not None and label >= len(names)):
+        return f"label {label}: expected a whole number from 0{'' if names is None else f' to {len(names) - 1}'}"
     return None
 
 
-def _indices(rows: Any) -> pa.Array:
-    import pyarrow as pa
-
-    return pa.array(rows)
-
-
-def _bytes(column: pa.Array) -> list[bytes | DataError]:
+def _bytes(column: Any) -> list[bytes | DataError]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -259,9 +231,8 @@ def _bytes(column: pa.Array) -> list[bytes | DataError]:
 
 
 def _missing(path: Any) -> DataError:
-    if path is None:
-        return DataError("no bytes")
-    return DataError(f"no bytes, only the path {str(path)!r}, which is not followed: expected the image in the file")
+    only = f", only the path {str(path)!r}, which is not followed: expected the image in the file"
+    return DataError(f"no bytes{'' if path is None else only}")
 
 
 @contextlib.contextmanager
@@ -269,13 +240,11 @@ def _open(path: Location, metadata: Any = None) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     with contextlib.ExitStack() as closing:
-        where: Any = path
-        if not isinstance(path, Path):
-            where = closing.enter_context(_read(path, path.open))
+        where = path if isinstance(path, Path) else closing.enter_context(_read(path, path.open))
         yield closing.enter_context(_read(path, lambda: pq.ParquetFile(where, metadata=metadata)))
 
 
-def _read(path: Location, action: Any) -> Any:
+def _read(path: Location, action: Callable[[], Any]) -> Any:
     """`action()`, where an error of pyarrow's becomes one line that names the file."""
     import pyarrow as pa
 

@@ -23,8 +23,8 @@ from tarflow.data.options import LoadOptions
 from tarflow.data.records import Source
 from tarflow.data.sets import Splits
 from tarflow.data.store.fingerprint import files_digest
-from tarflow.data.store.read import check_prepared, open_prepared, read_manifest
-from tarflow.data.store.write import asked_of, check_skipped, write_store
+from tarflow.data.store.read import Manifest, check_prepared, open_prepared
+from tarflow.data.store.write import asked_of, build_store, check_skipped
 
 STORES = "images"  # the folder of the cache directory that they lie in
 POLL_SECONDS = 1.0  # between two looks whether another process has finished the same store
@@ -41,8 +41,7 @@ def open_cached(
     cache = storage.cache_directory()
     if cache is None:
         return None
-    files = files_digest(source)
-    levels = options.levels or source.levels
+    files, levels = files_digest(source), options.levels or source.levels
     how = (options.reading.image_column, options.reading.label_column, source.value_range)
     facts = (files, shape, levels, *how, layout.own_split)  # sizes and channels are in the shape, asked for or not
     key = hashlib.blake2b(repr(facts).encode(), digest_size=16)
@@ -50,26 +49,30 @@ def open_cached(
         key.update(numbers.data)
     place = cache / STORES / key.hexdigest()
     with caching.optional(cache):
-        if not _is_sound(place):
-            _make(place, where, source, layout, options, shape, files)
-    if not _is_sound(place):
+        while True:
+            try:
+                if _sound(place) is None:
+                    _make(place, where, source, layout, options, shape, files)
+                break
+            except storage.InUse:
+                time.sleep(POLL_SECONDS)
+    if (manifest := _sound(place)) is None:
         return None
+    check_skipped(where, manifest, options.skip_bad)
     splits = open_prepared(str(place), options, where)
-    check_skipped(where, read_manifest(place), options.skip_bad)
     return Splits(splits.train, splits.held_out, layout.own_split, splits.skipped, source.variant)
 
 
-def _is_sound(place: Path) -> bool:
-    """Whether a store of our own is there, and is what was written; of its pixels the size alone is looked at."""
+def _sound(place: Path) -> Manifest | None:
+    """The manifest of a store of our own that is what was written; of its pixels the size alone is looked at."""
     try:
         status = os.lstat(place)
         if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "getuid") and status.st_uid != os.getuid()):
-            return False
-        check_prepared(place, pixels=False)
+            return None
         open_prepared(str(place), LoadOptions())
+        return check_prepared(place, pixels=False)
     except (OSError, DataError):
-        return False
-    return True
+        return None
 
 
 def _make(
@@ -85,22 +88,15 @@ def _make(
     place.parent.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(place.parent).free) < size:
         raise OSError(errno.ENOSPC, f"{size / 1e9:.1f} GB are needed for {where}, {free / 1e9:.1f} GB are free")
-    options = options.replace(channels=3 if shape[0] == 3 else options.channels, class_names=None)
-    while True:
-        try:
-            with storage.exclusive_name(place):
-                if _is_sound(place):  # another process has made it in between
-                    return
-                warnings.warn(
-                    f"{where}: {count} images are decoded once, into {place} ({size / 1e9:.1f} GB)",
-                    DataWarning,
-                    stacklevel=2,
-                )
-                if place.is_symlink() or place.is_file():
-                    place.unlink()
-                storage.remove_leftovers(place.parent, place.name)
-                with storage.replacing_directory(place) as folder:
-                    write_store(folder, where, source, layout, options, asked_of(options), files)
-                return
-        except storage.InUse:
-            time.sleep(POLL_SECONDS)
+    said = f"{where}: {count} images are decoded once, into {place} ({size / 1e9:.1f} GB)"
+    wanted = options.replace(channels=3 if shape[0] == 3 else options.channels, class_names=None)
+
+    if place.is_symlink() or place.is_file():  # which is not followed
+        place.unlink()
+
+    def known() -> Manifest | None:
+        if (found := _sound(place)) is None:
+            warnings.warn(said, DataWarning, stacklevel=2)
+        return found
+
+    build_store(place, known, where, source, layout, wanted, asked_of(options), files)

@@ -3,8 +3,7 @@
     DIR/prepared.json   what it was made of, how, and the digests of its sets (`Manifest`)
     DIR/pixels.bin      (N, C, H, W) uint8, those to learn from before those held out
     DIR/labels.bin      (N,) int64; only where there are labels
-    DIR/names.bin       the names in UTF-8, one after the other
-    DIR/name_ends.bin   (N,) uint64, where each of them ends
+    DIR/names.bin       the names in UTF-8, each with a zero byte behind it
     DIR/digests.json    sizes and digests of all of these, for `check_prepared`
 
 The arrays are bare numbers, little-endian, whose shapes are in the manifest. The system keeps in memory what is used of
@@ -13,9 +12,10 @@ them, as far as there is room, and several processes share it. `store.write` wri
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import math
-import mmap
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -30,15 +30,15 @@ from tarflow.config import ConfigError, check_value, from_dict
 from tarflow.data.errors import DataError
 from tarflow.data.labels import label_tensors
 from tarflow.data.options import LoadOptions, Reading
-from tarflow.data.records import Records, Source
+from tarflow.data.records import Records, Source, Split
 from tarflow.data.sets import ImageSet, Splits
 from tarflow.data.value_range import ValueRange
 from tarflow.digests import DIGESTS_FILE, difference
 
 MANIFEST_FILE, PIXELS_FILE, LABELS_FILE = "prepared.json", "pixels.bin", "labels.bin"
-NAMES_FILE, ENDS_FILE = "names.bin", "name_ends.bin"
-FILES = (MANIFEST_FILE, PIXELS_FILE, LABELS_FILE, NAMES_FILE, ENDS_FILE, DIGESTS_FILE)
-FORMAT = 2
+NAMES_FILE = "names.bin"
+FILES = (MANIFEST_FILE, PIXELS_FILE, LABELS_FILE, NAMES_FILE, DIGESTS_FILE)
+FORMAT = 2  # 1 had arrays of NumPy's
 AGAIN = "prepare it again, with --force"
 
 
@@ -70,8 +70,7 @@ class Manifest(_Coerced):
 
     Attributes:
         format: of the store. tarflow: the version that wrote it.
-        source: as it was given. files_digest, content_digest: see `store.fingerprint`; the latter only where somebody
-            prepared it by hand.
+        source: as it was given. files_digest: see `store.fingerprint`.
         shape: (C, H, W). train, held_out: how many. train_digest, held_out_digest: see `ImageSet.digest`.
         preprocessing: what was done to the images, in words.
         own_split: the split is the source's own, and not a seeded one.
@@ -84,7 +83,6 @@ class Manifest(_Coerced):
     source: str
     asked: Asked
     files_digest: str
-    content_digest: str
     shape: tuple[int, int, int]
     levels: int
     labelled: bool
@@ -102,25 +100,6 @@ class Manifest(_Coerced):
     @property
     def total(self) -> int:
         return self.train + self.held_out
-
-
-class FileNames(Sequence[str]):
-    """The names `start … stop-1` of a store, read when they are asked for."""
-
-    def __init__(self, path: Path, ends: Any, start: int, stop: int) -> None:
-        self.ends, self.start, self.stop = ends, start, stop
-        with open(path / NAMES_FILE, "rb") as file:
-            self.text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[k] for k in range(len(self))[index]]
-        row = range(self.start, self.stop)[index]  # counts negative ones from the end, and raises IndexError
-        begin = int(self.ends[row - 1]) if row else 0
-        return self.text[begin : int(self.ends[row])].decode(errors="surrogateescape")
 
 
 def is_prepared(source: str) -> bool:
@@ -141,32 +120,26 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def open_prepared(source: str, options: LoadOptions, where: str = "") -> Splits:
-    """`load` of a store, which messages call `where`: nothing is read but its manifest, labels and ends of names.
+    """`load` of a store, which messages call `where`: nothing is read but its manifest, labels and names.
 
     Raises `DataError`: it was prepared at another size, or with other channels or levels, than are asked for; its files
     are damaged.
     """
-    everything, manifest = open_whole(source, options, where)
-    own_names = everything.class_names == manifest.class_names
-    path, ends = Path(source).expanduser(), everything.names.ends  # type: ignore[attr-defined]
-
-    def part(start: int, stop: int, digest: str) -> ImageSet:
-        labels = None if everything.labels is None else everything.labels[start:stop]
-        names = FileNames(path, ends, start, stop)
-        known = digest if own_names else None
-        return ImageSet(
-            everything.images[start:stop], labels, names, manifest.levels, everything.class_names, True, known
-        )
-
-    train = part(0, manifest.train, manifest.train_digest)
-    held_out = part(manifest.train, manifest.total, manifest.held_out_digest)
+    manifest = read_manifest(Path(source).expanduser())
+    train, held_out = _sets(source, manifest, options, where, (0, manifest.train, manifest.total))
+    if train.class_names == manifest.class_names:
+        train = dataclasses.replace(train, known_digest=manifest.train_digest)
+        held_out = dataclasses.replace(held_out, known_digest=manifest.held_out_digest)
     return Splits(train, held_out, True, manifest.skipped, manifest.variant)
 
 
-def open_whole(source: str, options: LoadOptions, where: str = "") -> tuple[ImageSet, Manifest]:
-    """`load_all` of a store: the images to learn from, then those held out; and what it says of itself."""
-    path = Path(source).expanduser()
-    manifest = read_manifest(path)
+def open_whole(source: str, options: LoadOptions) -> ImageSet:
+    """`load_all` of a store: the images to learn from, then those held out."""
+    manifest = read_manifest(Path(source).expanduser())
+    return _sets(source, manifest, options, "", (0, manifest.total))[0]
+
+
+def _sets(source: str, manifest: Manifest, options: LoadOptions, where: str, ends: Sequence[int]) -> list[ImageSet]:
     channels, height, width = manifest.shape
     for name, have, want in (
         ("image size", (height, width), options.size),
@@ -174,34 +147,44 @@ def open_whole(source: str, options: LoadOptions, where: str = "") -> tuple[Imag
         ("levels", manifest.levels, options.levels),
     ):
         if want not in (None, have):
+            texts = ["x".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in (have, want)]
             raise DataError(
-                f"{source}: prepared with {name} {_text(have)}, asked for {_text(want)}: "
+                f"{source}: prepared with {name} {texts[0]}, asked for {texts[1]}: "
                 f"ask for what it has, or prepare {manifest.source} once more, into another directory"
             )
-    pixels, labels, names = _arrays(path, manifest)
-    part = Records("all", names, None if labels is None else labels.tolist(), iter)  # type: ignore[arg-type]
-    described = Source((part,), manifest.class_names or None)
-    rows = range(manifest.total)
-    found, class_names = label_tensors(where or source, described, [part], [rows], options.class_names)
-    images = readonly_tensor(pixels)
-    return ImageSet(images, found[0], names, manifest.levels, class_names, mapped=True), manifest
+    opened = open_records(source)
+    rows = [range(*pair) for pair in itertools.pairwise(ends)]
+    labels, class_names = label_tensors(where or source, opened, opened.parts, rows, options.class_names)
+    pixels = readonly_tensor(_map(Path(source).expanduser(), PIXELS_FILE, (manifest.total, *manifest.shape), np.uint8))
+    names = [name for part in opened.parts for name in part.names]
+    return [
+        ImageSet(pixels[own.start : own.stop], label, names[own.start : own.stop], manifest.levels, class_names, True)
+        for own, label in zip(rows, labels, strict=True)
+    ]
 
 
 def open_records(source: str, reading: Reading | None = None) -> Source:
-    """A store as records: for those who go through it, and do not care for the map."""
+    """A store as records: for those who go through it, and do not care for the map.
+
+    Raises DataError naming the file that does not fit the manifest.
+    """
     path = Path(source).expanduser()
     manifest = read_manifest(path)
-    pixels, labels, names = _arrays(path, manifest)
+    pixels = _map(path, PIXELS_FILE, (manifest.total, *manifest.shape), np.uint8)
+    labels = _map(path, LABELS_FILE, (manifest.total,), np.dtype("<i8")).tolist() if manifest.labelled else None
+    try:
+        names = (path / NAMES_FILE).read_bytes().decode(errors="surrogateescape").split("\0")[:-1]
+    except FileNotFoundError:
+        names = []
+    if len(names) != manifest.total:
+        raise DataError(f"{path / NAMES_FILE}: damaged, {len(names)} names of {manifest.total}: {AGAIN}")
 
-    def part(split: Any, start: int, stop: int) -> Records:
-        own = None if labels is None else labels[start:stop].tolist()
-        return Records(
-            split, FileNames(path, names.ends, start, stop), own, lambda rows: (pixels[start + k] for k in rows)
-        )
+    def part(split: Split, start: int, stop: int) -> Records:
+        own = None if labels is None else labels[start:stop]
+        return Records(split, names[start:stop], own, lambda rows: (pixels[start + row] for row in rows))
 
-    parts = part("train", 0, manifest.train), part("validation", manifest.train, manifest.total)
     return Source(
-        parts,
+        (part("train", 0, manifest.train), part("validation", manifest.train, manifest.total)),
         manifest.class_names or None,
         manifest.levels,
         variant=manifest.variant,
@@ -225,9 +208,22 @@ def check_prepared(
     path = Path(path).expanduser()
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such directory; expected one that `tarflow prepare` made")
-    if not (path / MANIFEST_FILE).exists() and not (path / DIGESTS_FILE).exists():
+    file, kinds = path / DIGESTS_FILE, {"bytes": int, "blake2b": str}
+    if not (path / MANIFEST_FILE).exists() and not file.exists():
         raise DataError(f"{path}: expected a directory that `tarflow prepare` made")
-    digests = _read_digests(path)
+    try:
+        digests = json.loads(file.read_text(encoding="utf-8"))
+        sound = digests.keys() | {LABELS_FILE, DIGESTS_FILE} == set(FILES) and all(
+            {name: type(value) for name, value in facts.items()} == kinds for facts in digests.values()
+        )
+    except FileNotFoundError:
+        raise DataError(f"{file}: missing, so that nothing tells what was written: {AGAIN}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, AttributeError):
+        sound = False
+    if not sound:
+        raise DataError(f"{file}: damaged: {AGAIN}")
+    if not pixels:  # whose size is looked at when they are mapped
+        del digests[PIXELS_FILE]
     total, done, problems = sum(facts["bytes"] for facts in digests.values()), 0, []
 
     def count(size: int) -> None:
@@ -237,8 +233,6 @@ def check_prepared(
             progress(done, total)
 
     for name, facts in digests.items():
-        if name == PIXELS_FILE and not pixels:
-            continue  # whose size is looked at when it is mapped
         if (problem := difference(path / name, facts, count)) is not None:
             problems.append(f"{path / name}: {problem}")
     if problems:
@@ -246,50 +240,14 @@ def check_prepared(
     return read_manifest(path)
 
 
-def _read_digests(path: Path) -> dict[str, dict[str, Any]]:
-    """What a store keeps of its files: {name: `digests.file_facts`}."""
-    file = path / DIGESTS_FILE
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{file}: missing, so that nothing tells what was written: {AGAIN}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        values = None
-    kinds = {"bytes": int, "blake2b": str}
-    if (
-        not isinstance(values, dict)
-        or values.keys() | {LABELS_FILE, DIGESTS_FILE} != set(FILES)
-        or not all(isinstance(f, dict) and {k: type(v) for k, v in f.items()} == kinds for f in values.values())
-    ):
-        raise DataError(f"{file}: damaged: {AGAIN}")
-    return values
-
-
-def _arrays(path: Path, manifest: Manifest) -> tuple[Any, Any, FileNames]:
-    """The pixels, mapped, the labels or None, and the names. Raises `DataError` naming the file that does not fit."""
-    total = manifest.total
-    pixels = _map(path / PIXELS_FILE, (total, *manifest.shape), np.uint8)
-    labels = np.array(_map(path / LABELS_FILE, (total,), np.dtype("<i8"))) if manifest.labelled else None
-    ends = _map(path / ENDS_FILE, (total,), np.dtype("<u8"))
-    if not bool((ends[:-1] <= ends[1:]).all()):
-        raise DataError(f"{path / ENDS_FILE}: damaged, the names do not follow each other: {AGAIN}")
-    _map(path / NAMES_FILE, (int(ends[-1]) if total else 0,), np.uint8)
-    return pixels, labels, FileNames(path, ends, 0, total)
-
-
-def _map(file: Path, shape: tuple[int, ...], kind: Any) -> Any:
+def _map(path: Path, name: str, shape: tuple[int, ...], kind: Any) -> Any:
     """The array of a file, mapped read-only. Raises DataError where the file has another size."""
     expected = math.prod(shape) * np.dtype(kind).itemsize
-    try:
-        found = file.stat().st_size if file.is_file() else -1
-        if found == expected and min(shape) >= 0:
-            return np.memmap(file, kind, "r", shape=shape) if found else np.empty(shape, kind)
-    except PermissionError:
-        raise
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: missing or damaged: {error}") from None
-    problem = f"damaged, {found} bytes of {expected}" if found >= 0 else "missing"
-    raise DataError(f"{file}: {problem}: {AGAIN}")
+    found = (path / name).stat().st_size if (path / name).is_file() else -1
+    if found != expected or min(shape) < 0:
+        problem = f"damaged, {found} bytes of {expected}" if found >= 0 else "missing"
+        raise DataError(f"{path / name}: {problem}: {AGAIN}")
+    return np.memmap(path / name, kind, "r", shape=shape) if found else np.empty(shape, kind)
 
 
 def readonly_tensor(array: Any) -> Tensor:
@@ -301,7 +259,3 @@ def readonly_tensor(array: Any) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.from_numpy(array)
-
-
-def _text(value: Any) -> str:
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

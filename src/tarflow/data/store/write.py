@@ -22,9 +22,8 @@ from tarflow.data.options import LoadOptions
 from tarflow.data.records import Source
 from tarflow.data.sets import SetDigest
 from tarflow.data.sources import open_measured
-from tarflow.data.store.fingerprint import content_digest, files_digest
+from tarflow.data.store.fingerprint import files_digest
 from tarflow.data.store.read import (
-    ENDS_FILE,
     FILES,
     FORMAT,
     LABELS_FILE,
@@ -45,8 +44,6 @@ PREPROCESSING = (
     "it covers the size, cropped to its middle; images of that size as they are"
 )
 
-Progress = Callable[[str, int, int], None]
-
 
 def prepare(
     source: str,
@@ -55,19 +52,16 @@ def prepare(
     *,
     variant: str = "",
     force: bool = False,
-    progress: Progress | None = None,
     **fields: Any,
 ) -> tuple[Manifest, bool]:
     """Pack `source` into a store at `out`; its manifest, and whether it was there already.
 
-    `out` is up to date where it was prepared from the same files for the same options: the same names, sizes and times,
-    or else the same contents.
+    `out` is up to date where it was prepared from the same files (names, sizes and times) for the same options.
 
     Args:
         source, options, fields: as for `load`.
         variant: a name for this version of the data set, in place of what its files say.
         force: replace what was prepared otherwise.
-        progress: called with what is being done and (how many, of how many).
 
     Raises:
         FileExistsError: `out` is something else, or was prepared from something else and not `force`.
@@ -90,24 +84,36 @@ def prepare(
             check_vacant(out, ours=FILES)  # what somebody put beside them would go with them
         if not is_prepared(str(out)) or force:
             return None
-        return _still_good(source, opened, out, asked, files, wanted.skip_bad, progress)
+        return _still_good(source, out, asked, files, wanted.skip_bad)
 
     if (manifest := known()) is not None:  # before the lock, which takes a place where one may write
         return manifest, True
     layout = Layout.train_and_held_out(source, opened, wanted)
+    return build_store(out, known, source, opened, layout, wanted, asked, files)
+
+
+def build_store(
+    out: Path,
+    known: Callable[[], Manifest | None],
+    source: str,
+    opened: Source,
+    layout: Layout,
+    options: LoadOptions,
+    asked: Asked,
+    files: str,
+) -> tuple[Manifest, bool]:
+    """`write_store` at `out`, whole or not at all, unless another process has come and gone and left what is `known`.
+
+    Raises InUse where another process is writing it.
+    """
     place = storage.behind_links(out)
     place.parent.mkdir(parents=True, exist_ok=True)
     with storage.exclusive_name(place):
-        if (manifest := known()) is not None:  # another may have come and gone in between
+        if (manifest := known()) is not None:
             return manifest, True
         storage.remove_leftovers(place.parent, place.name)
         with storage.replacing_directory(place) as folder:
-            wanted = wanted.replace(progress=_named(progress, "writing"))
-
-            def contents() -> str:
-                return content_digest(opened, _named(progress, "checking"))
-
-            return write_store(folder, source, opened, layout, wanted, asked, files, contents), False
+            return write_store(folder, source, opened, layout, options, asked, files), False
 
 
 def asked_of(options: LoadOptions, variant: str = "") -> Asked:
@@ -119,9 +125,7 @@ def asked_of(options: LoadOptions, variant: str = "") -> Asked:
     )
 
 
-def _still_good(
-    source: str, opened: Source, out: Path, asked: Asked, files: str, skip_bad: bool, progress: Progress | None
-) -> Manifest:
+def _still_good(source: str, out: Path, asked: Asked, files: str, skip_bad: bool) -> Manifest:
     """The manifest of `out` where it still is what would be written; FileExistsError naming what is not."""
     manifest = read_manifest(out)
     hint = "give another --out, or --force to replace it"
@@ -130,8 +134,7 @@ def _still_good(
         if value != after[name]:
             what = f"{name.replace('_', ' ')} {after[name]!r}"
             raise FileExistsError(f"{out}: prepared with {name.replace('_', ' ')} {value!r}, asked for {what}; {hint}")
-    changed = files != manifest.files_digest  # perhaps only the times
-    if changed and content_digest(opened, _named(progress, "checking")) != manifest.content_digest:
+    if files != manifest.files_digest:
         raise FileExistsError(f"{out}: prepared from {manifest.source}, and {source} is not the same files; {hint}")
     check_skipped(out, manifest, skip_bad)
     open_prepared(str(out), LoadOptions())  # raises where a file is missing or cut off
@@ -168,9 +171,8 @@ def write_store(
     options: LoadOptions,
     asked: Asked,
     files: str,
-    contents: Callable[[], str] = lambda: "",
 ) -> Manifest:
-    """Fill the new directory `folder`. `files` is the `files_digest` of before; `contents` gives the `content_digest`.
+    """Fill the new directory `folder`. `files` is the `files_digest` of before.
 
     Raises `DataError`: as `load`; the source changed while it was read.
     """
@@ -196,10 +198,9 @@ def write_store(
     if labels[0] is not None and labels[1] is not None:
         every = np.concatenate([labels[0].numpy(), labels[1].numpy()])
         facts[LABELS_FILE] = _write(folder / LABELS_FILE, every.astype("<i8"))
-    names = [name.encode(errors="surrogateescape") for part in layout.parts for name in part.names]
-    chosen = [names[row] for rows in found.kept for row in rows]
-    facts[NAMES_FILE] = _write(folder / NAMES_FILE, b"".join(chosen))
-    facts[ENDS_FILE] = _write(folder / ENDS_FILE, np.cumsum([len(name) for name in chosen]).astype("<u8"))
+    names = [name for part in layout.parts for name in part.names]
+    text = "".join(f"{names[row]}\0" for rows in found.kept for row in rows)
+    facts[NAMES_FILE] = _write(folder / NAMES_FILE, text.encode(errors="surrogateescape"))
     if files_digest(opened) != files:
         raise DataError(f"{source}: changed while it was read; prepare it again")
 
@@ -213,7 +214,6 @@ def write_store(
         source=source,
         asked=asked,
         files_digest=files,
-        content_digest=contents(),
         shape=train.shape,
         levels=options.levels or opened.levels,
         labelled=labels[0] is not None,
@@ -240,7 +240,3 @@ def _write(path: Path, values: Any) -> dict[str, Any]:
         digesting = digests.Digesting(file)
         digesting.write(values)
     return digesting.facts
-
-
-def _named(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, total: progress(what, done, total)

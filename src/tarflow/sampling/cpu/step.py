@@ -2,7 +2,7 @@
 
 Decoding evaluates a block hundreds of times for one patch, or a short window of them, and there the arithmetic is the
 smaller part: `Block.conditioner` spends as long again on calling modules, on reshaping, and on products whose one side
-is thin. `Step` is the same function of the same weights and the same cache, written out: equal up to rounding, and
+is thin. `HostStep` is the same function of the same weights and the same cache, written out: equal up to rounding, and
 without gradients. In float32, and where a C compiler is found, `native` does the same in one call.
 """
 
@@ -27,7 +27,7 @@ from tarflow.sampling.narrow import NarrowNorm
 THIN = 128
 
 
-class Step:
+class HostStep:
     """The parameters of patches start+1 … start+n from patches start … start+n-1 and a cache of those before.
 
     Made for one decoding of one block, as the cache is: the little that it computes ahead is of the weights of that
