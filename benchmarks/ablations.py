@@ -39,7 +39,9 @@ from tarflow.data.batches import batch_indices
 from tarflow.data.load import load
 from tarflow.data.sets import Splits
 from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
+from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.interop import load_official
+from tarflow.measure import Measure
 from tarflow.model.flow import TarFlow
 from tarflow.training.ema import EMA
 from tarflow.training.objective import training_batch
@@ -193,10 +195,7 @@ class Bench:
             flow.eval(),
             self.held_out[:images],
             labels,
-            levels=self.splits.train.levels,
-            noise="uniform",
-            draws=1,
-            label_policy=None if labels is None else "given",
+            scoring=Scoring(Measure(self.splits.train.levels), draws=1),
         )
         flow.train()
         return {"bits_per_dim": found.mean, "standard_error": found.standard_error}

@@ -23,7 +23,7 @@ from benchmarks.mutations import BYTES, JSON, JSON_LINES, STRANGE, TEXT, Mutatio
 from tarflow import checkpoint
 from tarflow.data.options import LoadOptions
 from tarflow.data.store.write import prepare
-from tarflow.evaluation.likelihood.held_out import held_out_scores, scoring_of
+from tarflow.evaluation.likelihood.held_out import held_out_scores, run_scoring
 from tarflow.evaluation.quality.extractors.small_network import open_classifier
 from tarflow.evaluation.quality.reference import open_reference
 from tarflow.evaluation.run_data import open_splits
@@ -201,7 +201,7 @@ def build(place: Path) -> None:
     calibration = tarflow.Calibration()
     tarflow.sample(run.flow, 2, batch_size=2, solver=tarflow.Auto(calibration))
     checkpoint.save_calibration(run, calibration)
-    held_out_scores(run, scoring_of(run, None, draws=1, seed=0))  # which leaves a file
+    held_out_scores(run, run_scoring(run, draws=1))  # which leaves a file
     setting = Setting(denoise=0.05)
     checkpoint.save_setting(run, StoredSetting(checkpoint.weights_digest(run.path), setting, "FD-X", 1.0, 100, 3))
     splits_of = open_splits(run)

@@ -142,7 +142,7 @@ def score(bench: Bench, log_prob: LogProb, batch: int = 200) -> Tensor:
 def gaussian(bench: Bench) -> dict[str, Any]:
     """The row of the Gaussian."""
     train = bench.splits.train
-    yardstick = fit_yardstick(train.images, train.levels, "uniform")
+    yardstick = fit_yardstick(train.images, Measure(train.levels))
     assert isinstance(yardstick, GaussianYardstick)
     mean, error = mean_and_error(score(bench, lambda x, y: yardstick.log_prob(x)))
     return {"variant": GAUSSIAN, "lr": None, "seed": 0, "bits_per_dim": mean, "standard_error": error}

@@ -13,7 +13,8 @@ from PIL import Image
 import tarflow
 from flow_cases import build, images, labels, latents
 from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
-from tarflow.measure import check_levels
+from tarflow.evaluation.likelihood.scoring import Scoring
+from tarflow.measure import Measure, check_levels
 
 FLOW = build("conditional", torch.float32).requires_grad_(False)
 X, Y, Z = images(FLOW, 2, dtype=torch.float32), labels(FLOW, 2), latents(FLOW, 2)
@@ -39,7 +40,7 @@ BOOLEANS: dict[str, tuple[Callable[[], object], str]] = {
     "keep=True": (lambda: tarflow.resample(FLOW, X, True), "keep: expected a whole number"),
     "block=False": (lambda: tarflow.resample(FLOW, X, 1, block=False), "block: expected a whole number"),
     "draws=True": (
-        lambda: evaluate_likelihood(FLOW, PIXELS, levels=4, noise="uniform", draws=True),
+        lambda: evaluate_likelihood(FLOW, PIXELS, scoring=Scoring(Measure(4), draws=True)),
         "draws: expected a whole number",
     ),
     "levels=True": (lambda: check_levels(True), "levels: expected a whole number"),
@@ -71,7 +72,7 @@ OTHERS: dict[str, tuple[Callable[[], object], str]] = {
     "an array as noise": (lambda: tarflow.sample(FLOW, 2, noise=Z.numpy()), "noise: expected a tensor of latents"),
     "an array for a distribution": (lambda: FLOW.distribution().log_prob(X.numpy()), "value: expected a tensor"),
     "an array to evaluate": (
-        lambda: evaluate_likelihood(FLOW, PIXELS.numpy(), levels=4, noise="uniform"),
+        lambda: evaluate_likelihood(FLOW, PIXELS.numpy(), scoring=Scoring(Measure(4))),
         "images: expected a tensor",
     ),
     "levels that are not whole": (lambda: check_levels(16.5), "levels: expected a whole number, got 16.5"),

@@ -15,10 +15,12 @@ from flow_cases import build, images, labels, latents
 from tarflow.config import TarFlowConfig
 from tarflow.data.batches import batch_indices
 from tarflow.evaluation.likelihood.anomalies import shuffled
-from tarflow.evaluation.likelihood.bayes import evaluate_bayes
+from tarflow.evaluation.likelihood.bayes import classification
 from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
 from tarflow.evaluation.likelihood.gaussian import fit_yardstick
-from tarflow.evaluation.likelihood.patch_maps import heat_map, mean_patch_maps
+from tarflow.evaluation.likelihood.patch_maps import heat_map
+from tarflow.evaluation.likelihood.scores import class_scores
+from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.evaluation.quality.distances import frechet_distance, kernel_distance, moments
 from tarflow.evaluation.quality.extractors.small_network import open_classifier
 from tarflow.evaluation.quality.manifolds import manifolds
@@ -53,7 +55,7 @@ SPLITS = splits()
 FEATURES = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
 SHAPE: dict[str, Any] = dict(image_size=8, patch_size=2, width=64, layers=(1, 1), log_scale_bound=None)
 OFFICIAL = to_official(tarflow.TarFlow(TarFlowConfig(**SHAPE), dtype=torch.float32))
-MEASURE: dict[str, Any] = {"levels": 16, "noise": "uniform"}
+SCORING = Scoring(Measure(16), labels="marginal")
 GUIDED = tarflow.Guidance(1.0, temperature=0.7, rule="stable")
 
 
@@ -74,12 +76,12 @@ MADE: dict[str, Callable[[Path], Any]] = {
     "edits": lambda _: [tarflow.resample(FLOW, X, 2, Y), tarflow.interpolate(FLOW, X[0], X[1], 3, 0, 1)],
     "a density": lambda _: [FLOW.log_prob(X, Y), FLOW.log_prob(X, [0, 1, -1]), FLOW.decode(Z, Y), PLAIN.log_prob(X)],
     "a distribution": lambda _: FLOW.distribution([0, 1, 2]).log_prob(X),
-    "a likelihood": lambda _: evaluate_likelihood(FLOW, PIXELS, label_policy="marginal", **MEASURE).scores,
+    "a likelihood": lambda _: evaluate_likelihood(FLOW, PIXELS, scoring=SCORING).scores,
     "noisy images": lambda _: Measure(16, "gaussian", 0.1).noisy(PIXELS, seeded_generator(0)),
     "levels": lambda _: requantize(PIXELS, 16, 256),
-    "a yardstick": lambda _: fit_yardstick(PIXELS, noise_std=0.0, **MEASURE).log_prob(X),
-    "posteriors": lambda _: evaluate_bayes(FLOW, PIXELS, CLASSES, **MEASURE).to_dict(),
-    "maps": lambda _: heat_map(mean_patch_maps(FLOW, PIXELS, label_policy="marginal", **MEASURE)[0], PIXELS[0]),
+    "a yardstick": lambda _: fit_yardstick(PIXELS, Measure(16)).log_prob(X),
+    "posteriors": lambda _: classification(class_scores(FLOW, PIXELS, scoring=SCORING), CLASSES).to_dict(),
+    "maps": lambda _: heat_map(class_scores(FLOW, PIXELS, scoring=SCORING, maps=True).maps[0], PIXELS[0]),
     "shuffled images": lambda _: shuffled(PIXELS, 16, 1),
     "distances": lambda _: [
         frechet_distance(moments(FEATURES), moments(FEATURES[:9])),

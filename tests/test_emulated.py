@@ -137,8 +137,8 @@ def test_jacobi_stays_on_the_device_until_it_asks_how_many_patches_have_settled(
 def test_scores_of_classes_wait_for_nothing() -> None:
     """Labels that are made on the device have to be brought back to be checked, twice a class."""
     flow = on_gpu("conditional")
-    assert log_likelihood(flow, images(flow), label_policy="marginal").device == CUDA
-    assert log_likelihood(flow, images(flow), label_policy="null").device == CUDA
+    assert log_likelihood(flow, images(flow), labels="marginal").device == CUDA
+    assert log_likelihood(flow, images(flow), labels="null").device == CUDA
 
 
 def test_patch_maps_and_posteriors_stay_on_the_device() -> None:

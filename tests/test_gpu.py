@@ -90,8 +90,8 @@ def test_densities_scores_and_denoising_are_the_cpus() -> None:
     x, y = inputs(5)
     close(flow.log_prob(x.to(DEVICE), y), exact.log_prob(x.double(), y), 2e-4)
     close(
-        log_likelihood(flow, x, label_policy="marginal"),
-        log_likelihood(exact, x.double(), label_policy="marginal"),
+        log_likelihood(flow, x, labels="marginal"),
+        log_likelihood(exact, x.double(), labels="marginal"),
         2e-4,
     )
     close(tarflow.denoise(flow, x.to(DEVICE), 0.1, y), tarflow.denoise(exact, x.double(), 0.1, y), 2e-4)

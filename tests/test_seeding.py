@@ -17,8 +17,10 @@ from tarflow.data.batches import batch_indices
 from tarflow.data.sets import ImageSet, seeded_split
 from tarflow.evaluation.likelihood.anomalies import shuffled
 from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
-from tarflow.evaluation.likelihood.patch_maps import mean_patch_maps
+from tarflow.evaluation.likelihood.scores import class_scores
+from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.evaluation.quality.distances import kernel_distance
+from tarflow.measure import Measure
 from tarflow.seeding import seeded_generator, seeded_normal
 
 
@@ -88,9 +90,9 @@ SEEDED: dict[str, Callable[[Any], object]] = {  # everything that takes a seed, 
     "trace": lambda seed: trace(flow(), 1, seed=seed)[-1],
     "resample": lambda seed: resample(flow(), torch.zeros(1, 1, 4, 4), 2, seed=seed),
     "likelihood": lambda seed: json.dumps(
-        evaluate_likelihood(flow(), PIXELS, levels=16, noise="uniform", draws=1, seed=seed).to_dict()
+        evaluate_likelihood(flow(), PIXELS, scoring=Scoring(Measure(16), 1, seed)).to_dict()
     ),
-    "maps": lambda seed: mean_patch_maps(flow(), PIXELS, levels=16, noise="uniform", draws=1, seed=seed),
+    "maps": lambda seed: class_scores(flow(), PIXELS, scoring=Scoring(Measure(16), 1, seed), maps=True).maps,
     "shuffled": lambda seed: shuffled(PIXELS, 16, seed),
     "kernel distance": lambda seed: kernel_distance(torch.eye(8), torch.eye(8).square() + 1, size=2, seed=seed),
     "batches": lambda seed: batch_indices(9, 4, 1, seed),

@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -38,6 +38,8 @@ from tarflow.model.saving import WEIGHTS_FILE, read_json
 from tarflow.sampling.calibration import Calibration
 from tarflow.sampling.setting import StoredSetting
 from tarflow.tensor_files import read_torch_file, stored_digest
+
+T = TypeVar("T")
 
 STATE_FILE = "state.pt"
 MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE)
@@ -119,23 +121,36 @@ def open_setting(run: Run) -> StoredSetting | None:
 
     Its `weights` are to be compared with `weights_digest`: training may have gone on since.
     """
-    file = run.path / SETTING_FILE
-    if not file.exists():
-        return None
-    stored = read_json(file)
-    if caching.is_sealed(stored) and (stored := caching.unsealed(stored)) is None:
-        raise ConfigError(f"{file}: damaged, its digest is not that of what was written; `tarflow sweep` again")
-    return from_dict(StoredSetting, stored, str(file))
+    return open_kept(run, SETTING_FILE, StoredSetting, "`tarflow sweep` again")
 
 
 def save_setting(run: Run, stored: StoredSetting) -> Path:
     """Keep a setting beside the weights as the model's default."""
-    storage.write_json(run.path / SETTING_FILE, caching.sealed(to_dict(stored)))
-    return run.path / SETTING_FILE
+    return keep(run, SETTING_FILE, stored)
+
+
+def keep(run: Run, name: str, value: Any) -> Path:
+    """Keep a dataclass in a file beside the weights, with a digest of it; gives the file."""
+    storage.write_json(run.path / name, caching.sealed(to_dict(value)))
+    return run.path / name
+
+
+def open_kept(run: Run, name: str, cls: type[T], remedy: str) -> T | None:
+    """What `keep` left, or somebody wrote by hand; None where nothing is. Raises ConfigError naming the file."""
+    file = run.path / name
+    if not file.exists():
+        return None
+    stored = read_json(file)
+    if caching.is_sealed(stored) and (stored := caching.unsealed(stored)) is None:
+        raise ConfigError(f"{file}: damaged, its digest is not that of what was written; {remedy}")
+    return from_dict(cls, stored, str(file))
 
 
 def weights_digest(path: str | Path) -> str:
-    """The digest of the weights in a directory, by which two are told to be the same; a copy of it has the same."""
+    """The digest of the weights in a directory, by which two are told to be the same; a copy of it has the same.
+
+    What is kept beside weights, or in a cache, holds it, and is out of date where it is another one.
+    """
     return stored_digest(Path(path) / WEIGHTS_FILE)
 
 

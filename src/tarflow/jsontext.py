@@ -14,14 +14,15 @@ def to_json(values: Any, indent: int | None = None) -> str:
     >>> to_json({"loss": float("nan"), "scores": (1.5, float("-inf"))})
     '{"loss": null, "scores": [1.5, null]}'
     """
-    return json.dumps(_finite(values), indent=indent, allow_nan=False)
+    return json.dumps(finite(values), indent=indent, allow_nan=False)
 
 
-def _finite(values: Any) -> Any:
+def finite(values: Any) -> Any:
+    """The same values, in tables and lists of any depth, with None for every float that is not finite."""
     if isinstance(values, Mapping):
-        return {name: _finite(value) for name, value in values.items()}
+        return {name: finite(value) for name, value in values.items()}
     if isinstance(values, list | tuple):
-        return [_finite(value) for value in values]
+        return [finite(value) for value in values]
     if isinstance(values, float) and not math.isfinite(values):
         return None
     return values

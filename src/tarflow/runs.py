@@ -16,7 +16,8 @@ from tarflow.data.sets import Splits
 from tarflow.data.torch_datasets import dataset_splits
 from tarflow.devices import pick_device
 from tarflow.drawing import Sampler, class_number, labels_in_turn
-from tarflow.evaluation.likelihood.held_out import score_pixels, scoring_of
+from tarflow.evaluation.likelihood.held_out import run_scoring
+from tarflow.evaluation.likelihood.scores import class_scores
 from tarflow.evaluation.run_data import open_splits
 from tarflow.fields import integer
 from tarflow.sampling.auto import Auto
@@ -133,10 +134,9 @@ class Run(checkpoint.Run):
             classes: the class of all of them, by name or number; None is `log mean_y p(x|y)`, or `log p(x)`.
             draws, seed: of the noise of training, over which the mean is taken.
         """
-        self._training()
         label = None if classes is None else self.class_number(classes)
-        scoring = scoring_of(self, label, draws=integer("draws", draws, 1), seed=integer("seed", seed))
-        return score_pixels(self, images, scoring, batch_size=batch_size, progress=progress)
+        scoring = run_scoring(self, label, draws=draws, seed=seed)
+        return class_scores(self.flow, images, scoring=scoring, batch_size=batch_size, progress=progress).mean
 
     def bits_per_dim(self, log_prob: Tensor) -> Tensor:
         """Log-likelihoods in nats as bits a dimension; of a model of noisy images those of noisy images."""

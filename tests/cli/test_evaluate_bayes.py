@@ -17,7 +17,10 @@ from tarflow.checkpoint import write_config
 from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.load import load
-from tarflow.evaluation.likelihood.bayes import BAYES_KEYS, evaluate_bayes
+from tarflow.evaluation.likelihood.bayes import BAYES_KEYS, classification
+from tarflow.evaluation.likelihood.scores import class_scores
+from tarflow.evaluation.likelihood.scoring import Scoring
+from tarflow.measure import Measure
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +51,9 @@ def test_the_figures_are_those_of_the_classifier(place: Path, capsys: pytest.Cap
     train = load(str(place / "classes")).train
     assert train.labels is not None
     flow = checkpoint.open_run(place / "conditional").flow
-    noise: dict[str, Any] = {"levels": 256, "noise": "gaussian", "noise_std": 0.3, "draws": 3, "seed": 2}
-    expected = evaluate_bayes(flow, train.images, train.labels, **noise).to_dict()
+    scoring = Scoring(Measure(256, "gaussian", 0.3), draws=3, seed=2)
+    found = class_scores(flow, train.images, scoring=scoring, all_classes=True)
+    expected = classification(found, train.labels).to_dict()
     assert {key: values[key] for key in BAYES_KEYS} == pytest.approx(expected)
     assert 0 < values["bayes_accuracy"] < 1
 

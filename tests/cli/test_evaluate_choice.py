@@ -17,7 +17,8 @@ from tarflow.checkpoint import open_run, write_config
 from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.load import ImageSet
-from tarflow.evaluation.likelihood import evaluate as likelihood
+from tarflow.evaluation.likelihood import evaluation
+from tarflow.evaluation.likelihood.scores import ClassScores
 from tarflow.evaluation.run_data import open_all, open_splits
 
 
@@ -41,13 +42,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluate(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """What the command prints, and which images it scored."""
     seen: list[Tensor] = []
-    real = likelihood.evaluate_likelihood
+    real = evaluation.class_scores
 
-    def noted(flow: Any, images: Tensor, *rest: Any, **options: Any) -> likelihood.Likelihood:
+    def noted(flow: Any, images: Tensor, *rest: Any, **options: Any) -> ClassScores:
         seen.append(images)
         return real(flow, images, *rest, **options)
 
-    monkeypatch.setattr(likelihood, "evaluate_likelihood", noted)
+    monkeypatch.setattr(evaluation, "class_scores", noted)
 
     def run(*options: str) -> tuple[dict[str, Any], Tensor]:
         capsys.readouterr()

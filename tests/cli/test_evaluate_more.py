@@ -18,9 +18,11 @@ from tarflow.checkpoint import write_config
 from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.load import load_all
-from tarflow.evaluation.likelihood.anomalies import detect, inverted
-from tarflow.evaluation.likelihood.held_out import score_pixels, scoring_of
-from tarflow.evaluation.likelihood.scores import score_images
+from tarflow.evaluation.likelihood.anomalies import ImageScores, detect, inverted
+from tarflow.evaluation.likelihood.held_out import image_scores, run_scoring
+from tarflow.evaluation.likelihood.scores import class_scores
+from tarflow.evaluation.likelihood.scoring import Scoring
+from tarflow.measure import Measure
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +90,16 @@ def test_anomalies_are_those_of_the_scores(run: str, place: Path, capsys: pytest
     found = evaluate(capsys, place / run, "--against", place / "smooth", "inverted", "--draws", "2", "--seed", "3")
     assert list(found["against"]) == [str(place / "smooth"), "inverted"]
     opened = checkpoint.open_run(place / run)
-    scoring = scoring_of(opened, None, draws=2, seed=3)
+    scoring = run_scoring(opened, draws=2, seed=3)
+
+    def scored(images: torch.Tensor) -> ImageScores:
+        return image_scores(class_scores(opened.flow, images, scoring=scoring), images)
+
     inside, smooth = (
         load_all(str(place / name), image_size=4, channels=1, levels=256)[0].images for name in ("classes", "smooth")
     )
     for name, outside in ((str(place / "smooth"), smooth), ("inverted", inverted(inside, 256))):
-        expected = detect(
-            score_pixels(opened, inside, scoring), score_pixels(opened, outside, scoring), inside, outside, offset=7.0
-        )
+        expected = detect(scored(inside), scored(outside))
         got = found["against"][name]
         assert got["labels"] == ("marginal" if run == "uniform" else "none")
         for key, value in expected.to_dict().items():
@@ -116,9 +120,9 @@ def test_limit_holds_for_both_sides(place: Path, capsys: pytest.CaptureFixture[s
     assert got["images_in"] == got["images_out"] == 4
 
 
-def test_an_unconditional_score_is_that_of_score_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unconditional_score_is_that_of_class_scores(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The bits of `against`, by hand."""
     found = evaluate(capsys, place / "plain", "--against", place / "smooth")["against"][str(place / "smooth")]
     smooth = load_all(str(place / "smooth"), image_size=4, channels=1, levels=256)[0].images
-    scores, _ = score_images(checkpoint.open_run(place / "plain").flow, smooth, levels=256, noise="uniform")
+    scores = class_scores(checkpoint.open_run(place / "plain").flow, smooth, scoring=Scoring(Measure())).mean
     assert found["bits_out"] == pytest.approx(-float(scores.mean()) / 16 / math.log(2) + 7)

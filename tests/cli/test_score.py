@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
@@ -25,10 +26,9 @@ from flow_cases import BASE, build, randomise
 from tarflow import caching, checkpoint
 from tarflow.checkpoint import write_config
 from tarflow.cli import main
-from tarflow.cli.csv_text import unescaped
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.load import load
-from tarflow.evaluation.likelihood import held_out, scores
+from tarflow.evaluation.likelihood import held_out, scores, table
 from tarflow.evaluation.likelihood.anomalies import code_bits
 from tarflow.evaluation.likelihood.detector import DETECTOR_FILE
 from tarflow.evaluation.likelihood.held_out import HELD_OUT_FILE
@@ -340,15 +340,15 @@ def test_many_classes_say_what_they_cost_and_how_long_it_takes(
 
 
 def test_an_interruption_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = held_out.score_pixels, []
+    real, calls = table.class_scores, []
 
-    def interrupted(*args: Any, **options: Any) -> torch.Tensor:
+    def interrupted(*args: Any, **options: Any) -> Any:
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    monkeypatch.setattr(held_out, "score_pixels", interrupted)
+    monkeypatch.setattr(table, "class_scores", interrupted)
     score(place, "run", place / "photos", "--batch-size", "2", "--maps", str(place / "new" / "maps"), code=130)
     assert not list((place / "new").iterdir())
     assert not (place / "run" / HELD_OUT_FILE).exists()
@@ -432,7 +432,7 @@ def odd(place: Path) -> Path:
 
 def test_any_name_comes_back_exactly_and_none_breaks_a_line(place: Path, odd: Path) -> None:
     rows = score(place, "run", odd, "--draws", "1")
-    assert sorted(unescaped(row["file"]) for row in rows) == sorted(NAMES)
+    assert sorted(os.fsdecode(unquote_to_bytes(row["file"])) for row in rows) == sorted(NAMES)
     assert all(list(row) == list(rows[0]) and None not in row for row in rows)
     text = (place / "new" / "scores.csv").read_bytes().decode("utf-8")
     assert len(text.splitlines()) == 1 + len(NAMES)
@@ -464,7 +464,7 @@ def test_a_name_that_no_file_may_have_is_refused_before_the_work(
     longest = "s" * 251 + ".csv"
     assert main(["score", f"{place}/run", f"{place}/photos", "--out", f"{place}/new/{longest}", "--draws", "1"]) == 0
     assert [path.name for path in (place / "new").iterdir()] == [longest]
-    monkeypatch.setattr("tarflow.cli.score._score", lambda *_: pytest.fail("the work was done"))
+    monkeypatch.setattr(table, "class_scores", lambda *_, **__: pytest.fail("the work was done"))
     assert main(["score", f"{place}/run", f"{place}/photos", "--out", f"{place}/new/s{longest}"]) == 2
     assert f"tarflow: error: {place}/new/s{longest}: File name too long" in capsys.readouterr().err
 
@@ -482,7 +482,7 @@ def test_a_full_disk_names_the_file(
         def __init__(self, file: Any, **options: Any) -> None:
             self.writerow = full if bool(options) is (where == "end") else writer(file, **options).writerow
 
-    monkeypatch.setattr("tarflow.cli.score.csv.writer", Full)
+    monkeypatch.setattr("tarflow.evaluation.likelihood.table.csv.writer", Full)
     assert main(["score", f"{place}/run", f"{place}/photos", "--out", f"{place}/new/s.csv", "--draws", "1"]) == 2
     assert f"tarflow: error: {place}/new/s.csv: No space left on device" in capsys.readouterr().err
     assert not list((place / "new").iterdir())

@@ -14,6 +14,7 @@ from tarflow.cli import demo, main
 from tarflow.data.load import Splits, load
 from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
 from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, fit_yardstick
+from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.evaluation.run_data import open_splits
 from tarflow.report.subject import Settings, Subject
 
@@ -26,15 +27,13 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 def expected(run: Path, splits: Splits, draws: int, **choice: Any) -> dict[str, float]:
     """The yardstick's figures on held-out digits, fitted to the others; and that it matters which it was fitted to."""
     opened = open_run(run)
-    training = opened.config.training
-    assert training is not None
-    noise = {"levels": 17, "noise": training.noise, "noise_std": training.noise_std}
+    scoring = Scoring(opened.measure, draws)
     held_out = splits.held_out.choice(**choice) if choice else splits.held_out
     figures = []
     for fitted_to in (splits.train, held_out):
-        yardstick = fit_yardstick(fitted_to.images, **noise)  # type: ignore[arg-type]
+        yardstick = fit_yardstick(fitted_to.images, opened.measure)
         assert isinstance(yardstick, GaussianYardstick) and yardstick.images == len(fitted_to)
-        found = evaluate_likelihood(opened.flow, held_out.images, **noise, draws=draws, yardstick=yardstick)  # type: ignore[arg-type]
+        found = evaluate_likelihood(opened.flow, held_out.images, scoring=scoring, yardstick=yardstick)
         figures.append(found.to_dict())
     ours, fitted_to_these = figures
     assert abs(fitted_to_these["gaussian_yardstick"] - ours["gaussian_yardstick"]) > 0.01, "it must make a difference"

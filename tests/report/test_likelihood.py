@@ -10,7 +10,9 @@ from torch import Tensor
 
 from report_cases import make_run
 from tarflow.checkpoint import open_run
-from tarflow.evaluation.likelihood.patch_maps import heat_map, mean_patch_maps
+from tarflow.evaluation.likelihood.patch_maps import heat_map
+from tarflow.evaluation.likelihood.scores import class_scores
+from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.measure import Measure, to_8bit
 from tarflow.report import likelihood
 from tarflow.report.parts import Figure, Parts, Strip
@@ -73,16 +75,10 @@ def test_rows_of_extremes_and_maps_are_those_images_in_their_own_noise(kind: str
     assert torch.equal(rows["least likely"].images, to_8bit(images[order.flip(0)[:4]], 17))
 
     chosen = torch.cat([order[:2], order.flip(0)[:2]])
-    every = mean_patch_maps(
-        subject.run.flow,
-        images,
-        subject.held_out.labels if kind == "noisy" else None,
-        levels=17,
-        noise=subject.training.noise,
-        noise_std=subject.training.noise_std,
-        draws=DRAWS,
-        seed=5,
-    )
+    labels = subject.held_out.labels if kind == "noisy" else None
+    scoring = Scoring(subject.run.measure, DRAWS, 5)
+    every = class_scores(subject.run.flow, images, labels, scoring=scoring, maps=True).maps
+    assert every is not None
     torch.testing.assert_close(every.sum(dim=(1, 2)), subject.scores, rtol=1e-5, atol=1e-3)
     patches = every[chosen]
     centre = float(patches.median())
@@ -96,5 +92,5 @@ def test_rows_of_extremes_and_maps_are_those_images_in_their_own_noise(kind: str
 
 def test_scores_of_labelled_images_are_those_of_their_labels(noisy: Subject) -> None:
     assert torch.allclose(noisy.scores, noisy.likelihoods[0].scores.mean(dim=0))
-    assert noisy.likelihoods[0].labels == "given" and noisy.likelihoods[1].labels == "marginal"
+    assert [found.scoring.labels for found in noisy.likelihoods] == ["given", "marginal"]
     assert not torch.allclose(noisy.scores, noisy.likelihoods[1].scores.mean(dim=0))

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 from report_cases import Page, make_run
-from tarflow.checkpoint import open_run, read_config
+from tarflow.checkpoint import open_run
 from tarflow.data.load import load
 from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
 from tarflow.evaluation.likelihood.gaussian import fit_yardstick
+from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.report.build import PICTURES, SECTIONS, subjects_of, write_report
 from tarflow.report.likelihood import advantage
 from tarflow.report.parts import TEMPLATES, Strip, sheet
@@ -185,28 +186,24 @@ def test_names_that_look_like_markup_are_text(runs: list[Path], tmp_path: Path) 
 
 def test_the_likelihoods_are_those_of_evaluate(reports: dict[str, str], runs: list[Path]) -> None:
     for name, path, policies in (("noisy", runs[0], ("given", "marginal")), ("exact", runs[1], ("none",))):
-        run, training = open_run(path), read_config(path).training
+        run = open_run(path)
         splits = load("digits", levels=17)
         held_out = splits.held_out.choice(12, 5)
         shown = Page(reports[name]).section("likelihood")
-        noise = {"levels": 17, "noise": training.noise, "noise_std": training.noise_std}
         for policy in policies:
             result = evaluate_likelihood(
                 run.flow,
                 held_out.images,
                 held_out.labels if policy == "given" else None,
-                **noise,
-                draws=DRAWS,
-                seed=5,
-                label_policy=policy,
-                yardstick=fit_yardstick(splits.train.images, *noise.values()),
+                scoring=Scoring(run.measure, DRAWS, 5, policy),
+                yardstick=fit_yardstick(splits.train.images, run.measure),
             )
             assert quoted(result.mean, result.standard_error) in shown
             assert quoted(result.yardstick.mean, result.yardstick.standard_error) in shown
             found = result.yardstick
             assert f"{quoted(abs(found.advantage), found.advantage_standard_error)} worse" in shown  # untrained
             assert found.advantage < 0 and advantage(result) in shown and "-" not in advantage(result)
-            assert str(result.measure) in shown and str(result.images) in shown
+            assert str(result.scoring.measure) in shown and str(result.images) in shown
 
 
 def test_a_model_of_noisy_images_is_not_quoted_in_bits_of_the_data(reports: dict[str, str]) -> None:

@@ -14,6 +14,8 @@ import torch
 from tarflow import checkpoint
 from tarflow.config import TrainingConfig
 from tarflow.evaluation.likelihood.evaluate import Likelihood, evaluate_likelihood
+from tarflow.evaluation.likelihood.scoring import Scoring
+from tarflow.measure import Measure
 from tarflow.model.condition import NULL_CLASS
 from tarflow.training import scoring as scoring_module
 from tarflow.training import trainer as trainer_module
@@ -40,7 +42,7 @@ def test_a_held_out_score_is_that_of_the_averaged_weights_under_the_images_own_l
     assert last is not None
     flow, held_out = checkpoint.open_run(last).flow, splits().held_out
     images = held_out.choice(1000, 0)
-    options: dict[str, Any] = {"levels": 17, "noise": noise, "noise_std": 0.2, "draws": 1}
+    options: dict[str, Any] = {"scoring": Scoring(Measure(17, noise, 0.2), draws=1)}
     expected = evaluate_likelihood(flow, images.images, images.labels, **options)
     name = "held_out_bits_per_dim" if noise == "uniform" else "held_out_noisy_bits_per_dim"
     (found,) = [m for m in checkpoint.read_metrics(tmp_path / "run") if name in m and m["step"] == 6]

@@ -106,19 +106,13 @@ def _train(recipe: str, out: Path, device: torch.device) -> tuple[Run, Splits, f
 def _likelihood(run: Run, splits: Splits) -> dict[str, Any]:
     from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
     from tarflow.evaluation.likelihood.gaussian import fit_yardstick
+    from tarflow.evaluation.likelihood.scoring import Scoring
 
-    training, held_out = run.config.training, splits.held_out
-    assert training is not None
     result = evaluate_likelihood(
         run.flow,
-        held_out.images,
-        levels=run.levels,
-        noise=training.noise,
-        noise_std=training.noise_std,
-        draws=8,
-        # The yardstick has no labels, so the model gets none either.
-        label_policy="marginal" if run.config.model.num_classes else None,
-        yardstick=fit_yardstick(splits.train.images, run.levels, training.noise, training.noise_std),
+        splits.held_out.images,  # the yardstick has no labels, so the model gets none either
+        scoring=Scoring(run.measure, draws=8),
+        yardstick=fit_yardstick(splits.train.images, run.measure),
     )
     return result.to_dict()
 

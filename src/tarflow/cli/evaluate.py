@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -18,9 +17,10 @@ if TYPE_CHECKING:
     from tarflow.checkpoint import Run
     from tarflow.cli.progress import Progress
     from tarflow.data.sets import ImageSet
-    from tarflow.evaluation.likelihood.anomalies import Anomalies
-    from tarflow.evaluation.likelihood.evaluate import Likelihood
-    from tarflow.evaluation.likelihood.held_out import Scoring
+    from tarflow.evaluation.likelihood.evaluation import Evaluation
+
+
+MANY_CLASSES = 20  # from which on it is worth saying what classifying costs
 
 
 @dataclasses.dataclass
@@ -65,12 +65,10 @@ class Evaluate:
     batch_size: Annotated[int | None, tyro.conf.arg(help="images scored at once")] = None
     no_classify: Annotated[
         tyro.conf.FlagCreatePairsOff[bool],
-        tyro.conf.arg(help="leave out the classification by Bayes' rule, which takes one more pass for each class"),
+        tyro.conf.arg(help="leave out the classification by Bayes' rule, which takes a pass for each class"),
     ] = False
     float64: Annotated[int, tyro.conf.arg(help="images scored again in float64; 0 scores none")] = 16
-    by_patch: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="the score of each patch, too; doubles the time")
-    ] = False
+    by_patch: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="the score of each patch, too")] = False
     against: Annotated[
         tuple[str, ...],
         tyro.conf.arg(
@@ -108,117 +106,49 @@ def run(args: Evaluate) -> None:
     from tarflow.checkpoint import open_run
     from tarflow.cli.progress import Progress
     from tarflow.devices import float32_products, pick_device
-    from tarflow.evaluation.likelihood.bayes import BAYES_KEYS, evaluate_bayes
-    from tarflow.evaluation.likelihood.breakdown import PRECISION_KEYS, by_patch, precision_difference
-    from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
+    from tarflow.evaluation.likelihood.evaluation import choose_images, evaluate_images
     from tarflow.evaluation.likelihood.gaussian import NoYardstick, fit_yardstick
-    from tarflow.evaluation.likelihood.importance import IMPORTANCE_KEYS, importance_bound
-    from tarflow.evaluation.run_data import open_all, open_given, open_splits, own_source
+    from tarflow.evaluation.likelihood.scoring import Scoring
 
     _check(args)
     run = open_run(args.run, pick_device(args.device))
-    model, data, training = run.config.model, run.config.data, run.config.training
-    if data is None or training is None:
+    data, classes = run.config.data, run.config.model.num_classes
+    if data is None or run.config.training is None:
         raise ValueError(
             f"{args.run}: only a model is stored; expected sections `data` and `training` in its config.json"
         )
-    source, skip_bad = args.data or data.source, args.skip_bad
+    source = args.data or data.source
     with Progress() as progress, float32_products(run.flow.device, tf32=args.precision == "auto"):
-        if args.data is None:
-            splits, same = open_splits(run, skip_bad=skip_bad, progress=progress.loading), True
-        else:
-            splits, same = open_given(run, source, skip_bad=skip_bad, progress=progress.loading)
-        if args.split == "all" or (args.split == "held-out" and not same and not splits.own_split):
-            # A seeded fraction means nothing in a set that was never trained on.
-            images, split = open_all(run, args.data or own_source(run), skip_bad=skip_bad), "all"
-        else:
-            images, split = (splits.train, "train") if args.split == "train" else (splits.held_out, "held-out")
+        images, split, splits, own = choose_images(
+            run, args.data, args.split, skip_bad=args.skip_bad, progress=progress.loading
+        )
         if args.limit is not None:
             images = images.choice(args.limit, args.seed)
         others = {name: _others(args, run, images, name, progress) for name in args.against}
-        if same or splits.own_split:
-            yardstick = fit_yardstick(splits.train.images, run.levels, training.noise, training.noise_std)
+        if own or splits.own_split:
+            yardstick = fit_yardstick(splits.train.images, run.measure)
         else:
             yardstick = NoYardstick(f"{source} has no training images of its own to fit a Gaussian to")
-        result = evaluate_likelihood(
-            run.flow,
-            images.images,
-            images.labels if model.num_classes else None,
-            levels=run.levels,
-            noise=training.noise,
-            noise_std=training.noise_std,
-            draws=args.draws,
-            seed=args.seed,
-            batch_size=args.batch_size,
-            label_policy=None if args.labels == "auto" else args.labels,
+        if classes > MANY_CLASSES and images.labels is not None and not args.no_classify:
+            progress.say(f"classifying takes a pass for each of {classes} classes; --no-classify does not")
+        found = evaluate_images(
+            run,
+            images,
+            Scoring(run.measure, args.draws, args.seed, None if args.labels == "auto" else args.labels),
             yardstick=yardstick,
+            against=others,
+            classify=not args.no_classify,
+            patches=args.by_patch,
+            float64=args.float64,
+            batch_size=args.batch_size,
             progress=progress.scoring,
         )
-        labels = images.labels if model.num_classes else None
-        bound = importance_bound(result, run.levels, model.num_dims)
-        values = result.to_dict() | (bound.to_dict() if bound else dict.fromkeys(IMPORTANCE_KEYS))
-        values |= dict.fromkeys(PRECISION_KEYS)
-        if args.float64:
-            exact = precision_difference(run.flow, result, images.images, labels, levels=run.levels, count=args.float64)
-            values |= exact.to_dict()
-        values |= {"by_class": _by_class(run, result, images), "by_patch": None} | dict.fromkeys(BAYES_KEYS)
-        if args.by_patch:
-            patches = by_patch(
-                run.flow,
-                images.images,
-                labels,
-                levels=run.levels,
-                noise=training.noise,
-                noise_std=training.noise_std,
-                draws=args.draws,
-                seed=args.seed,
-                batch_size=args.batch_size,
-                label_policy=result.labels,
-                progress=progress.scoring,
-            )
-            values["by_patch"] = [[_finite(v) for v in row] for row in patches.tolist()]
-        if not args.no_classify and model.num_classes and images.labels is not None:
-            if model.num_classes > 20:
-                progress.say(
-                    f"classifying takes a pass for each of {model.num_classes} classes; --no-classify does not"
-                )
-            values |= evaluate_bayes(
-                run.flow,
-                images.images,
-                images.labels,
-                levels=run.levels,
-                noise=training.noise,
-                noise_std=training.noise_std,
-                draws=args.draws,
-                seed=args.seed,
-                batch_size=args.batch_size,
-                progress=progress.scoring,
-            ).to_dict()
-        scoring = _scoring(args, run, result)
-        detected = {
-            name: _against(args, run, result, scoring, images, other, progress) for name, other in others.items()
-        }
-        values["against"] = {name: {"labels": scoring.labels, **d.to_dict()} for name, d in detected.items()} or None
-        if detected and same and split == "held-out":
-            _keep_best(args, run, scoring.labels, detected, progress)
-    variant = splits.variant or (data.variant if same else "")
-    values |= {"data": source, "split": split, "run": str(args.run)}
+        if found.against and own and split == "held-out":
+            _keep_best(args, run, found, progress)
+    variant = splits.variant or (data.variant if own else "")
+    values = found.to_dict() | {"data": source, "split": split, "run": str(args.run)}
     values |= {"data_variant": variant or None, "trained_on_variant": data.variant or None}
     print(to_json(values, indent=2))
-
-
-def _by_class(run: Run, result: Likelihood, images: ImageSet) -> dict[str, Any] | None:
-    """Each class's score under its name, as JSON can hold it; None where the images have no labels."""
-    from tarflow.evaluation.likelihood.breakdown import by_class
-
-    if images.labels is None or not images.class_names:
-        return None
-    name = "bits_per_dim" if result.noise == "uniform" else "noisy_bits_per_dim"
-    found = by_class(result, images.labels, images.class_names, levels=run.levels, dims=run.config.model.num_dims)
-    return {
-        label: {name: _finite(score.mean), "standard_error": _finite(score.standard_error), "images": score.images}
-        for label, score in found.items()
-    }
 
 
 def _others(args: Evaluate, run: Run, images: ImageSet, name: str, progress: Progress) -> Tensor:
@@ -234,49 +164,11 @@ def _others(args: Evaluate, run: Run, images: ImageSet, name: str, progress: Pro
     return (found if args.limit is None else found.choice(args.limit, args.seed)).images
 
 
-def _scoring(args: Evaluate, run: Run, result: Likelihood) -> Scoring:
-    """Under what images are compared with others: labels that both sets have, none of their own."""
-    from tarflow.evaluation.likelihood.held_out import Scoring, scoring_of
-
-    if result.labels == "null":
-        return Scoring("null", None, args.draws, args.seed)
-    return scoring_of(run, None, draws=args.draws, seed=args.seed)
-
-
-def _against(
-    args: Evaluate,
-    run: Run,
-    result: Likelihood,
-    scoring: Scoring,
-    images: ImageSet,
-    outside: Tensor,
-    progress: Progress,
-) -> Anomalies:
-    """The flow as a detector of images `outside`."""
-    from tarflow.evaluation.likelihood.anomalies import detect
-    from tarflow.evaluation.likelihood.evaluate import to_bits_per_dim
-    from tarflow.evaluation.likelihood.held_out import score_pixels
-
-    options: dict[str, Any] = {"batch_size": args.batch_size, "progress": progress.scoring}
-    inside = (
-        result.scores.mean(dim=0)
-        if scoring.labels == result.labels
-        else score_pixels(run, images.images, scoring, **options)
-    )
-    return detect(
-        inside,
-        score_pixels(run, outside, scoring, **options),
-        images.images,
-        outside,
-        offset=to_bits_per_dim(0.0, run.levels, run.noise),
-    )
-
-
-def _keep_best(args: Evaluate, run: Run, labels: str, detected: dict[str, Anomalies], progress: Progress) -> None:
+def _keep_best(args: Evaluate, run: Run, found: Evaluation, progress: Progress) -> None:
     """Keep the detector that did best with the run, and say so; or why it is not kept."""
     from tarflow.evaluation.likelihood.detector import best_detector, save_detector
 
-    best = best_detector(run, labels, detected)
+    best = best_detector(run, found.against_labels, found.against)
     kept = "not kept"
     if not args.no_save:
         try:
@@ -284,7 +176,3 @@ def _keep_best(args: Evaluate, run: Run, labels: str, detected: dict[str, Anomal
         except OSError as error:  # someone else's run
             kept = f"not kept, {run.path} cannot be written to ({error.strerror})"
     progress.say(f"{best}; {kept}")
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

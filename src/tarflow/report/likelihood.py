@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tarflow.evaluation.likelihood.evaluate import Likelihood
 from tarflow.evaluation.likelihood.gaussian import NoYardstick
-from tarflow.evaluation.likelihood.patch_maps import ends_of_a_map, heat_map, mean_patch_maps
+from tarflow.evaluation.likelihood.patch_maps import ends_of_a_map, heat_map
 from tarflow.measure import to_8bit
 from tarflow.report.parts import Figure, Parts, Strip, Table
 from tarflow.report.subject import DRAWS, Subject, Unavailable
@@ -24,27 +24,27 @@ LABELS = {
 def likelihood(subject: Subject) -> Parts:
     """Held-out bits/dim by its measure, beside the yardstick."""
     results, held_out = subject.likelihoods, subject.splits.held_out
-    first, unit = results[0], unit_of(results[0].measure.figure)
-    rows = [[f"this model, {LABELS[r.labels]}", quoted(r.mean, r.standard_error), advantage(r)] for r in results]
+    first, how = results[0], results[0].scoring
+    unit, names = unit_of(how.measure.figure), [f"this model, {LABELS[r.scoring.policy]}" for r in results]
+    rows = [[name, quoted(r.mean, r.standard_error), advantage(r)] for name, r in zip(names, results, strict=True)]
     if first.yardstick:
         rows.append(["Gaussian yardstick", quoted(first.yardstick.mean, first.yardstick.standard_error), "—"])
     head = ["scored by", f"{unit} ± standard error", "beside the Gaussian"]
     text = (
-        f"Lower is better. Mean over {first.images:,} held-out images and {first.draws} draws of the noise each (seed "
-        f"{first.seed}); the errors are over images, and of the difference image by image."
+        f"Lower is better. Mean over {first.images:,} held-out images and {how.draws} draws of the noise each (seed "
+        f"{how.seed}); the errors are over images, and of the difference image by image."
     )
     if len(held_out) > first.images:
         text += f" They are a choice by that seed of the {len(held_out):,} held-out images."
     if wrong := max(r.not_finite for r in results):
         text += f" {wrong} images have a log-density that is not finite."
-    note = subject.yardstick.note
-    is_none = isinstance(subject.yardstick, NoYardstick)
+    note, is_none = subject.yardstick.note, isinstance(subject.yardstick, NoYardstick)
     parts: Parts = [
-        Table(f"Held-out {unit}: {first.measure}", head, rows, numbers=True),
+        Table(f"Held-out {unit}: {how.measure}", head, rows, numbers=True),
         text,
         f"{note[0].upper()}{note[1:]}." if is_none else f"The yardstick: {note}.",
     ]
-    if not first.measure.kind.bounds_pixels:
+    if not how.measure.kind.bounds_pixels:
         parts.append(
             "This is the density of images with noise added. It is no number of bits for the data, and not comparable "
             "with bits/dim of a model that was trained with uniform noise."
@@ -69,7 +69,7 @@ def unit_of(figure: str) -> str:
 def extremes(subject: Subject) -> Parts:
     """The most and the least likely held-out images."""
     most, least = _ends(subject, subject.settings.images)
-    measure = subject.run.measure
+    measure, labels = subject.run.measure, LABELS[subject.class_scores.scoring.policy]
     bits = measure.bits_per_dim(subject.scores, subject.run.config.model.num_dims)
     strips = [
         Strip(label, _images(subject, chosen), f"The {len(chosen)} {label} held-out images.")
@@ -79,7 +79,7 @@ def extremes(subject: Subject) -> Parts:
     caption = (
         f"Of {len(bits):,} held-out images the {len(most)} most likely, {low.min():.2f} to {low.max():.2f} "
         f"{unit_of(measure.figure)}, and the {len(least)} least likely, {high.min():.2f} to {high.max():.2f}, the most "
-        f"extreme on the left (median {bits.median():.2f}; scored with {LABELS[subject.policies[0]]}; {DRAWS} draws, "
+        f"extreme on the left (median {bits.median():.2f}; scored with {labels}; {DRAWS} draws, "
         f"seed {subject.settings.seed})."
     )
     return [Figure("extremes", strips, caption)]
@@ -89,19 +89,9 @@ def maps(subject: Subject) -> Parts:
     """Heat maps of the log-likelihood over the patches."""
     most, least = _ends(subject, max(1, subject.settings.images // 2))
     chosen = torch.cat([most, least])
-    images, labels = _images(subject, chosen), subject.held_out_labels
-    patches = mean_patch_maps(
-        subject.run.flow,
-        subject.held_out.images[chosen],
-        None if labels is None else labels[chosen],
-        levels=subject.run.levels,
-        noise=subject.training.noise,
-        noise_std=subject.training.noise_std,
-        draws=DRAWS,
-        seed=subject.settings.seed,
-        indices=chosen.tolist(),
-        label_policy=subject.policies[0],
-    )
+    images = _images(subject, chosen)
+    assert subject.class_scores.maps is not None
+    patches = subject.class_scores.maps[chosen]
     finite = patches[patches.isfinite()]
     if not len(finite):
         raise Unavailable("No patch of these images has a finite log-likelihood.")

@@ -13,9 +13,10 @@ from torch import Tensor
 from tarflow.checkpoint import CHECKPOINTS, Run, open_setting, read_metrics, weights_digest
 from tarflow.config import TrainingConfig
 from tarflow.data.load import ImageSet, Splits
-from tarflow.evaluation.likelihood.evaluate import Likelihood, evaluate_likelihood
+from tarflow.evaluation.likelihood.evaluate import Likelihood, summary
 from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, NoYardstick, fit_yardstick
-from tarflow.evaluation.likelihood.scores import LabelPolicy, default_label_policy
+from tarflow.evaluation.likelihood.scores import ClassScores, class_scores
+from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.evaluation.run_data import open_splits
 from tarflow.measure import to_8bit
 from tarflow.sampling.denoise import denoise
@@ -124,40 +125,45 @@ class Subject:
 
     @cached_property
     def yardstick(self) -> GaussianYardstick | NoYardstick:
-        training = self.training
-        return fit_yardstick(self.splits.train.images, self.run.levels, training.noise, training.noise_std)
+        splits, _ = self.splits, self.training  # Unavailable where nothing says what the noise is
+        return fit_yardstick(splits.train.images, self.run.measure)
 
-    @property
-    def policies(self) -> list[LabelPolicy]:
-        """Label policies worth quoting: the default, and "marginal" where that is not too much work."""
-        default = default_label_policy(self.run.flow, self.held_out.labels)
-        with_marginal = default == "given" and self.run.config.model.num_classes <= CLASSES
-        return [default, "marginal"] if with_marginal else [default]
+    @cached_property
+    def class_scores(self) -> ClassScores:
+        """Of the held-out images, in one pass: under their labels, under each class where there are few, by patch."""
+        yardstick = self.yardstick
+        return class_scores(
+            self.run.flow,
+            self.held_out.images,
+            self.held_out_labels,
+            scoring=Scoring(self.run.measure, DRAWS, self.settings.seed),
+            all_classes=0 < self.run.config.model.num_classes <= CLASSES,
+            maps=True,
+            yardstick=yardstick if isinstance(yardstick, GaussianYardstick) else None,
+            progress=self.watch.scoring,
+        )
 
     @cached_property
     def likelihoods(self) -> list[Likelihood]:
-        """Of the held-out images, one a label policy."""
-        return [
-            evaluate_likelihood(
-                self.run.flow,
-                self.held_out.images,
-                self.held_out_labels,
-                levels=self.run.levels,
-                noise=self.training.noise,
-                noise_std=self.training.noise_std,
-                draws=DRAWS,
-                seed=self.settings.seed,
-                label_policy=policy,
-                yardstick=self.yardstick,
-                progress=self.watch.scoring,
-            )
-            for policy in self.policies
-        ]
+        """Under the default policy, and under "marginal" where that is not too much work."""
+        found = self.class_scores
+        policies = [found]
+        if found.scoring.policy == "given" and (marginal := found.under("marginal", self.run.flow)) is not None:
+            policies.append(marginal)
+        return [summary(each, self.yardstick) for each in policies]
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """Under the default policy; None where nothing can be scored."""
+        try:
+            return self.likelihoods[0]
+        except Unavailable:
+            return None
 
     @cached_property
     def scores(self) -> Tensor:
         """log p of each held-out image under the default policy, mean over the draws, nats, (N,)."""
-        return self.likelihoods[0].scores.mean(dim=0)
+        return self.class_scores.mean
 
     # --- samples -----------------------------------------------------------------------------------------------------
 
@@ -226,6 +232,3 @@ class Subject:
     def shown(self, x: Tensor) -> Tensor:
         """The same with 256 levels, to look at."""
         return to_8bit(self.pixels(x), self.run.levels)
-
-    def class_name(self, k: int) -> str:
-        return self.run.class_names[k]

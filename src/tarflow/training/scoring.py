@@ -12,6 +12,7 @@ from torch import Tensor
 from tarflow.config import RunConfig
 from tarflow.data.sets import ImageSet
 from tarflow.evaluation.likelihood.evaluate import Likelihood, evaluate_likelihood
+from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.model.flow import TarFlow
 from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.ranks import ALONE, Ranks
@@ -19,15 +20,11 @@ from tarflow.ranks import ALONE, Ranks
 
 def score_held_out(flow: TarFlow, held_out: ImageSet, config: RunConfig, ranks: Ranks) -> Likelihood:
     """The likelihood of held-out images in one draw of noise, the same one every time; all ranks get it."""
-    assert config.training is not None and config.data is not None
     return evaluate_likelihood(
         flow,
         held_out.images,
         held_out.labels if config.model.num_classes else None,
-        levels=config.data.levels,
-        noise=config.training.noise,
-        noise_std=config.training.noise_std,
-        draws=1,
+        scoring=Scoring(config.measure, draws=1),
         ranks=ranks,
     )
 

@@ -10,12 +10,14 @@ import flow_cases
 from tarflow import TarFlow, TarFlowConfig
 from tarflow.evaluation.likelihood.bayes import (
     BAYES_KEYS,
+    BayesClassification,
     bayes_classifier,
-    evaluate_bayes,
+    classification,
     expected_calibration_error,
     log_posterior,
 )
-from tarflow.evaluation.likelihood.scores import score_images
+from tarflow.evaluation.likelihood.scores import class_scores
+from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.measure import Measure
 from tarflow.seeding import seeded_generator
 
@@ -40,6 +42,12 @@ def known_flow() -> TarFlow:
         block.embedding.classes[:, 0] = torch.tensor(SHIFTS, dtype=torch.float64)
         block.proj_out.weight[1, 0] = 1.0  # log-scale first, then the shift
     return flow
+
+
+def classified(
+    flow: TarFlow, images: Tensor, labels: Tensor, scoring: Scoring, prior: Tensor | None = None
+) -> BayesClassification:
+    return classification(class_scores(flow, images, labels, scoring=scoring, all_classes=True), labels, prior=prior)
 
 
 def known_posterior(x: Tensor, prior: Tensor | None = None) -> Tensor:
@@ -72,8 +80,7 @@ def test_figures_are_those_of_the_known_posterior_in_the_noise_of_the_scores() -
     flow = known_flow()
     images = torch.randint(0, 5, (40, 1, 1, 2), dtype=torch.uint8)
     labels = torch.arange(40) % 3
-    options = {"levels": 5, "noise": "gaussian", "noise_std": 0.4, "draws": 3, "seed": 7}
-    result = evaluate_bayes(flow, images, labels, **options, batch_size=7)
+    result = classified(flow, images, labels, Scoring(Measure(5, "gaussian", 0.4), draws=3, seed=7))
 
     posterior = torch.stack(
         [
@@ -98,12 +105,12 @@ def test_figures_are_those_of_the_known_posterior_in_the_noise_of_the_scores() -
 def test_figures_follow_from_the_scores_of_each_class() -> None:
     images = torch.randint(0, 17, (6, 1, 4, 4), dtype=torch.uint8)
     labels = torch.arange(6) % 3
-    options = {"levels": 17, "noise": "uniform", "draws": 2, "seed": 3}
+    measure = Measure(17)
     by_class = torch.stack(
-        [score_images(CONDITIONAL, images, torch.full((6,), k), label_policy="given", **options)[0] for k in range(3)]
+        [class_scores(CONDITIONAL, images, scoring=Scoring(measure, 2, 3, k)).scores for k in range(3)]
     )  # (3, draws, N)
     expected = (by_class.argmax(dim=0) == labels).double().mean()
-    assert evaluate_bayes(CONDITIONAL, images, labels, **options).accuracy == pytest.approx(float(expected))
+    assert classified(CONDITIONAL, images, labels, Scoring(measure, 2, 3)).accuracy == pytest.approx(float(expected))
 
 
 def test_calibration_by_hand() -> None:
@@ -122,30 +129,28 @@ def test_calibration_by_hand() -> None:
 
 def test_what_json_cannot_hold_is_null() -> None:
     images = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
-    result = evaluate_bayes(CONDITIONAL, images, torch.tensor([1]), levels=17, noise="uniform").to_dict()
+    result = classified(CONDITIONAL, images, torch.tensor([1]), Scoring(Measure(17))).to_dict()
     assert tuple(result) == BAYES_KEYS
     assert result["bayes_accuracy_standard_error"] is None
     assert result["bayes_log_loss"] > 0
 
 
 @pytest.mark.parametrize(
-    ("name", "labels", "options", "message"),
+    ("name", "labels", "prior", "message"),
     [
-        ("unconditional", [0, 0], {}, "expected a conditional model"),
-        ("conditional", [0, -1], {}, "image 1 has no label"),
-        ("conditional", [0, 3], {}, "y: expected 0 to 2"),
-        ("conditional", [0], {}, r"y: expected \(2,\) integer labels"),
-        ("conditional", [0, 1], {"draws": 0}, "at least one image and one draw, got 2 and 0"),
-        ("conditional", [0, 1], {"batch_size": 0}, "batch_size: expected a positive number, got 0"),
-        ("conditional", [0, 1], {"prior": torch.tensor([0.5, 0.5])}, r"prior: expected \(3,\) probabilities"),
-        ("conditional", [0, 1], {"prior": torch.tensor([0.5, 0.5, 0.5])}, "add up to 1"),
-        ("conditional", [0, 1], {"prior": torch.tensor([1.5, -0.5, 0.0])}, "prior: expected"),
-        ("conditional", [0, 1], {"noise": "poisson"}, "noise: expected 'gaussian' or 'uniform'"),
+        ("unconditional", [0, 0], None, "expected a conditional model"),
+        ("conditional", [0, -1], None, "expected a class for every image"),
+        ("conditional", [0, 3], None, "y: expected 0 to 2"),
+        ("conditional", [0], None, r"y: expected \(2,\) integer labels"),
+        ("conditional", [0, 1], [0.5, 0.5], r"prior: expected \(3,\) probabilities"),
+        ("conditional", [0, 1], [0.5, 0.5, 0.5], "add up to 1"),
+        ("conditional", [0, 1], [1.5, -0.5, 0.0], "prior: expected"),
     ],
 )
-def test_what_cannot_be_classified_is_refused(name: str, labels: list[int], options: dict, message: str) -> None:
+def test_what_cannot_be_classified_is_refused(
+    name: str, labels: list[int], prior: list[float] | None, message: str
+) -> None:
     images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    chosen = None if prior is None else torch.tensor(prior)
     with pytest.raises(ValueError, match=message):
-        evaluate_bayes(
-            flow_cases.build(name), images, torch.tensor(labels), **{"levels": 17, "noise": "uniform"} | options
-        )
+        classified(flow_cases.build(name), images, torch.tensor(labels), Scoring(Measure(17)), chosen)

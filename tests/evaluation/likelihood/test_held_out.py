@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,15 @@ import torch
 from PIL import Image
 
 from flow_cases import build
+from tarflow import storage
 from tarflow.checkpoint import Run
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.batches import seeded_permutation
 from tarflow.evaluation.likelihood import held_out
-from tarflow.evaluation.likelihood.held_out import (
-    HELD_OUT_FILE,
-    Scoring,
-    held_out_scores,
-    percentiles,
-    ranks,
-    score_pixels,
-)
+from tarflow.evaluation.likelihood.held_out import HELD_OUT_FILE, held_out_scores, run_scoring
+from tarflow.evaluation.likelihood.scores import class_scores
+from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.evaluation.run_data import open_held_out
-
-SCORING = Scoring("none", None, 2, 0)
 
 
 @pytest.fixture
@@ -44,41 +37,46 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path, flow, RunConfig(flow.config, data, TrainingConfig(steps=1, noise="uniform")))
 
 
+def scoring_of(run: Run, draws: int = 2, seed: int = 0) -> Scoring:
+    return run_scoring(run, draws=draws, seed=seed)
+
+
 def with_data(run: Run, **fields: Any) -> Run:
     assert run.config.data is not None
     data = dataclasses.replace(run.config.data, **fields)
     return dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
 
 
-def change(run: Run, what: str) -> tuple[Run, Scoring]:
+def change(run: Run, what: str) -> tuple[Run, dict[str, Any]]:
     """The run, or what is asked of it, with one thing changed."""
     if what == "weights":
         other = build("unconditional", torch.float32, seed=1)
         other.save_pretrained(run.path)
-        return dataclasses.replace(run, flow=other), SCORING
+        return dataclasses.replace(run, flow=other), {}
     if what == "source":
-        return with_data(run, source=str(run.path / "others")), SCORING
+        return with_data(run, source=str(run.path / "others")), {}
     data = {"split_seed": 1, "held_out_fraction": 0.4, "levels": 8}
     if what in data:
-        return with_data(run, **{what: data[what]}), SCORING
-    return run, dataclasses.replace(SCORING, **{"seed": {"seed": 1}, "draws": {"draws": 3}}[what])
+        return with_data(run, **{what: data[what]}), {}
+    return run, {"seed": {"seed": 1}, "draws": {"draws": 3}}[what]
 
 
 @pytest.mark.parametrize("what", ["split_seed", "held_out_fraction", "levels", "source", "weights", "seed", "draws"])
 def test_kept_scores_are_not_used_where_anything_they_depend_on_has_changed(what: str, run: Run) -> None:
-    before = held_out_scores(run, SCORING).scores
-    changed, scoring = change(run, what)
-    found = held_out_scores(changed, scoring).scores
-    expected = score_pixels(changed, open_held_out(changed).images, scoring)
+    before = held_out_scores(run, scoring_of(run)).log_prob
+    changed, fields = change(run, what)
+    scoring = scoring_of(changed, **fields)
+    found = held_out_scores(changed, scoring).log_prob
+    expected = class_scores(changed.flow, open_held_out(changed).images, scoring=scoring).mean
     assert torch.equal(found, expected)
     assert found.shape != before.shape or not torch.allclose(found, before)
 
 
 def test_kept_scores_are_used_where_nothing_has_changed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = held_out_scores(run, SCORING).scores
+    before = held_out_scores(run, scoring_of(run)).log_prob
     assert (run.path / HELD_OUT_FILE).is_file() and len(before) == 4
-    monkeypatch.setattr(held_out, "score_pixels", None)
-    assert torch.equal(held_out_scores(run, SCORING).scores, before)
+    monkeypatch.setattr(held_out, "class_scores", None)
+    assert torch.equal(held_out_scores(run, scoring_of(run)).log_prob, before)
 
 
 def test_of_many_held_out_images_a_choice_is_scored_and_not_the_first(
@@ -87,15 +85,25 @@ def test_of_many_held_out_images_a_choice_is_scored_and_not_the_first(
     run = with_data(run, held_out_fraction=0.6)
     images = open_held_out(run).images
     monkeypatch.setattr(held_out, "MAX_IMAGES", 5)
-    found = held_out_scores(run, SCORING).scores
+    found = held_out_scores(run, scoring_of(run)).log_prob
     chosen = seeded_permutation(12, "held-out scores")[:5]
     assert chosen.sort().values.tolist() != list(range(5))
-    assert torch.equal(found, score_pixels(run, images[chosen], SCORING))
+    assert torch.equal(found, class_scores(run.flow, images[chosen], scoring=scoring_of(run)).mean)
 
 
-def test_places_of_equal_scores_are_the_best_of_theirs_and_percentiles_halve_them() -> None:
-    scores = np.array([2.0, 1.0, 2.0, -math.inf, 5.0, 1.0])
-    assert ranks(scores).tolist() == [1 + sum(other > score for other in scores) for score in scores]
-    reference = [1.0, 1.0, 2.0, 3.0]
-    by_hand = [100 * (sum(r < s for r in reference) + sum(r == s for r in reference) / 2) / 4 for s in scores]
-    assert percentiles(scores, reference).tolist() == by_hand
+def test_where_the_run_cannot_be_written_to_they_are_kept_in_the_cache(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path / "cache"))
+    write = storage.write_json
+
+    def refused(path: Path, values: Any) -> None:
+        if path.parent == run.path:
+            raise PermissionError(13, "Permission denied", str(path))
+        write(path, values)
+
+    monkeypatch.setattr(storage, "write_json", refused)
+    before = held_out_scores(run, scoring_of(run)).log_prob
+    assert not (run.path / HELD_OUT_FILE).exists()
+    monkeypatch.setattr(held_out, "class_scores", None)
+    assert torch.equal(held_out_scores(run, scoring_of(run)).log_prob, before)

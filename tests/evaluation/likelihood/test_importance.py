@@ -13,8 +13,11 @@ from torch import Tensor
 
 from flow_cases import randomise
 from tarflow import TarFlow, TarFlowConfig
-from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
+from tarflow.evaluation.likelihood.evaluate import summary
 from tarflow.evaluation.likelihood.importance import importance_bound, log_mean
+from tarflow.evaluation.likelihood.scores import class_scores
+from tarflow.evaluation.likelihood.scoring import Scoring
+from tarflow.measure import Measure
 
 LEVELS = 3
 PIXELS = TarFlowConfig(
@@ -68,15 +71,15 @@ def test_it_rises_to_the_probability_of_the_pixels(name: str) -> None:
     assert 0 < float(probability.sum()) < 1 + 1e-9  # the rest lies outside of the pixels' range
     exact = -float(probability.log2().mean()) / 2
     images = ALL_IMAGES.repeat(8, 1, 1, 1)  # each with noise of its own
-    found = evaluate_likelihood(flow, images, levels=LEVELS, noise="uniform", draws=256)
-    bound = importance_bound(found, LEVELS, 2)
+    found = class_scores(flow, images, scoring=Scoring(Measure(LEVELS), draws=256))
+    bound = importance_bound(found)
     assert bound is not None and bound.draws == 256
     assert bound.mean == pytest.approx(exact, abs=0.01)
-    assert found.mean > exact + 0.02, "the plain bound is loose here, or else this shows nothing"
+    assert summary(found).mean > exact + 0.02, "the plain bound is loose here, or else this shows nothing"
     values = list(bound.curve.values())
     assert list(bound.curve) == [2**k for k in range(9)]
     assert all(a >= b - 1e-12 for a, b in itertools.pairwise(values)) and values[0] > values[-1] + 0.02
-    assert values[0] == pytest.approx(found.mean) and values[-1] == pytest.approx(bound.mean)
+    assert values[0] == pytest.approx(summary(found).mean) and values[-1] == pytest.approx(bound.mean)
     assert values[3] > exact  # a bound of the bits from above
 
 
@@ -85,8 +88,8 @@ def test_the_quadrature_is_that_of_the_formula() -> None:
 
 
 def test_draws_that_are_no_power_of_two_all_count() -> None:
-    found = evaluate_likelihood(gaussian(), ALL_IMAGES, levels=LEVELS, noise="uniform", draws=6)
-    bound = importance_bound(found, LEVELS, 2)
+    found = class_scores(gaussian(), ALL_IMAGES, scoring=Scoring(Measure(LEVELS), draws=6))
+    bound = importance_bound(found)
     assert bound is not None and list(bound.curve) == [1, 2, 4]
     by_hand = -(found.scores.exp().mean(dim=0).log() / 2 / math.log(2)).mean() + math.log2(LEVELS / 2)
     assert bound.mean == pytest.approx(float(by_hand))
@@ -95,19 +98,19 @@ def test_draws_that_are_no_power_of_two_all_count() -> None:
 
 
 def test_one_draw_is_the_plain_bound() -> None:
-    found = evaluate_likelihood(gaussian(), ALL_IMAGES, levels=LEVELS, noise="uniform", draws=1)
-    bound = importance_bound(found, LEVELS, 2)
+    found = class_scores(gaussian(), ALL_IMAGES, scoring=Scoring(Measure(LEVELS), draws=1))
+    bound = importance_bound(found)
     assert bound is not None
     assert bound.to_dict() == {
-        "importance_bits_per_dim": pytest.approx(found.mean),
-        "importance_standard_error": pytest.approx(found.standard_error),
-        "importance_curve": {"1": pytest.approx(found.mean)},
+        "importance_bits_per_dim": pytest.approx(summary(found).mean),
+        "importance_standard_error": pytest.approx(summary(found).standard_error),
+        "importance_curve": {"1": pytest.approx(summary(found).mean)},
     }
 
 
 def test_noisy_images_have_no_such_bound() -> None:
-    found = evaluate_likelihood(gaussian(), ALL_IMAGES, levels=LEVELS, noise="gaussian", noise_std=0.1)
-    assert importance_bound(found, LEVELS, 2) is None
+    found = class_scores(gaussian(), ALL_IMAGES, scoring=Scoring(Measure(LEVELS, "gaussian", 0.1)))
+    assert importance_bound(found) is None
 
 
 def test_no_overflow() -> None:

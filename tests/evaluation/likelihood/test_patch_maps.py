@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 import flow_cases
-from tarflow.evaluation.likelihood.patch_maps import heat_map, mean_patch_maps, patch_log_likelihood, patch_log_prob
-from tarflow.evaluation.likelihood.scores import log_likelihood, score_images
+from tarflow.evaluation.likelihood.patch_maps import heat_map, patch_log_prob
+from tarflow.evaluation.likelihood.scores import class_scores, log_likelihood, patch_log_likelihood
+from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.measure import Measure
 from tarflow.model.events import patchify
 
@@ -64,9 +65,9 @@ def test_rows_and_columns_are_those_of_the_image() -> None:
 def test_the_sum_is_the_score_under_every_policy(name: str, policy: str) -> None:
     flow = flow_cases.build(name)
     x, y = flow_cases.images(flow, 5), torch.arange(5) % flow.config.num_classes
-    maps = patch_log_likelihood(flow, x, y, label_policy=policy)
+    maps = patch_log_likelihood(flow, x, y, labels=policy)
     assert not maps.requires_grad
-    flow_cases.assert_close(maps.sum(dim=(1, 2)), log_likelihood(flow, x, y, label_policy=policy))
+    flow_cases.assert_close(maps.sum(dim=(1, 2)), log_likelihood(flow, x, y, labels=policy))
 
 
 def test_the_marginal_map_weighs_the_classes_by_their_posterior() -> None:
@@ -75,7 +76,7 @@ def test_the_marginal_map_weighs_the_classes_by_their_posterior() -> None:
         maps = torch.stack([patch_log_prob(CONDITIONAL, x, torch.full((4,), k)) for k in range(3)])
         posterior = torch.stack([CONDITIONAL.log_prob(x, torch.full((4,), k)) for k in range(3)]).softmax(dim=0)
     mean = torch.einsum("kb,kbij->bij", posterior, maps)
-    rest = mean - patch_log_likelihood(CONDITIONAL, x, label_policy="marginal")
+    rest = mean - patch_log_likelihood(CONDITIONAL, x, labels="marginal")
     divergence = (posterior * (posterior * 3).log()).sum(dim=0)
     flow_cases.assert_close(rest, (divergence / 4)[:, None, None].expand(4, 2, 2))
     assert (divergence > 0).all() and (divergence < math.log(3)).all()
@@ -84,17 +85,17 @@ def test_the_marginal_map_weighs_the_classes_by_their_posterior() -> None:
 def test_a_class_that_is_certain_leaves_a_finite_marginal() -> None:
     flow = flow_cases.build("bounded_conditional")
     x = flow_cases.images(flow, 3) * 100
-    maps = patch_log_likelihood(flow, x, label_policy="marginal")
+    maps = patch_log_likelihood(flow, x, labels="marginal")
     assert torch.isfinite(maps).all()
-    flow_cases.assert_close(maps.sum(dim=(1, 2)), log_likelihood(flow, x, label_policy="marginal"))
+    flow_cases.assert_close(maps.sum(dim=(1, 2)), log_likelihood(flow, x, labels="marginal"))
 
 
 def test_a_policy_that_cannot_be_honoured_is_refused() -> None:
     x = flow_cases.images(UNCONDITIONAL, 2)
     with pytest.raises(ValueError, match="expected 'none' for an unconditional model"):
-        patch_log_likelihood(UNCONDITIONAL, x, label_policy="marginal")
+        patch_log_likelihood(UNCONDITIONAL, x, labels="marginal")
     with pytest.raises(ValueError, match="expected labels, got none"):
-        patch_log_likelihood(CONDITIONAL, x, label_policy="given")
+        patch_log_likelihood(CONDITIONAL, x, labels="given")
     with pytest.raises(ValueError, match=r"x: expected images \(B, 1, 4, 4\)"):
         patch_log_prob(CONDITIONAL, x[..., :2])
 
@@ -102,18 +103,22 @@ def test_a_policy_that_cannot_be_honoured_is_refused() -> None:
 def test_maps_of_pixels_add_up_to_their_scores() -> None:
     flow = flow_cases.build("conditional")
     images = torch.randint(0, 17, (5, 1, 4, 4), dtype=torch.uint8)
-    options = {"levels": 17, "noise": "gaussian", "noise_std": 0.3, "draws": 3, "seed": 5, "indices": [3, 1, 4, 8, 9]}
-    maps = mean_patch_maps(flow, images, **options, batch_size=2)
-    scores, _ = score_images(flow, images, **options)
-    torch.testing.assert_close(maps.sum(dim=(1, 2)), scores.mean(dim=0), atol=1e-5, rtol=1e-6)
+    scoring = Scoring(Measure(17, "gaussian", 0.3), draws=3, seed=5)
+    options = {"scoring": scoring, "indices": [3, 1, 4, 8, 9]}
+    found = class_scores(flow, images, **options, maps=True, batch_size=2)
+    assert found.maps is not None
+    torch.testing.assert_close(found.maps.sum(dim=(1, 2)), found.mean, atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(found.scores, class_scores(flow, images, **options).scores)
 
 
 def test_the_map_of_a_noiseless_image_is_no_draw_of_another() -> None:
     """The noise is used at all, and is that of the seed."""
     images = torch.full((1, 1, 4, 4), 3, dtype=torch.uint8)
-    one = mean_patch_maps(UNCONDITIONAL, images, levels=17, noise="uniform", draws=1, seed=1)
-    other = mean_patch_maps(UNCONDITIONAL, images, levels=17, noise="uniform", draws=1, seed=2)
-    assert not torch.allclose(one, other)
+    one, other = (
+        class_scores(UNCONDITIONAL, images, scoring=Scoring(Measure(17), draws=1, seed=seed), maps=True).maps
+        for seed in (1, 2)
+    )
+    assert one is not None and other is not None and not torch.allclose(one, other)
     clean = patch_log_prob(UNCONDITIONAL, Measure(17, "gaussian", 1.0).clean(images))
     noisy = Measure(17, "gaussian", 1e-6).noisy(images, torch.Generator())
     torch.testing.assert_close(patch_log_prob(UNCONDITIONAL, noisy), clean, atol=1e-3, rtol=1e-3)

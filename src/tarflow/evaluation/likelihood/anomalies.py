@@ -12,16 +12,75 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from tarflow.data.images import from_array
 from tarflow.evaluation.shares import standard_error
+from tarflow.jsontext import finite
+from tarflow.measure import Measure
 from tarflow.seeding import seeded_generator
 
+Detector: TypeAlias = Literal["likelihood", "complexity", "typicality"]
+DETECTORS: tuple[Detector, ...] = get_args(Detector)
 PNG_FRAME = 57  # bytes of a PNG file that hold no pixels: signature 8, IHDR 25, the frames of IDAT and IEND 12 each
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """What detectors know of n images.
+
+    Attributes:
+        log_prob: (n,) float64, nats; what is no number counts as a density of 0.
+        code_bits: bits of each image in a lossless code, (n,) float64; see `code_bits`.
+        measure, dims: of the densities, and T·D, by which bits are a dimension.
+    """
+
+    log_prob: Tensor
+    code_bits: Tensor
+    measure: Measure
+    dims: int
+
+    def __post_init__(self) -> None:
+        if len(self.log_prob) != len(self.code_bits) or not len(self.log_prob):
+            counts = f"{len(self.log_prob)} scores of {len(self.code_bits)} images"
+            raise ValueError(f"scores: expected as many as images, and one at least, got {counts}")
+
+    @cached_property
+    def bits(self) -> Tensor:
+        """-log2 p a dimension, (n,); infinite where p is 0."""
+        return self.measure.bits_per_dim(self.log_prob, self.dims).nan_to_num(math.inf, math.inf, -math.inf)
+
+    @cached_property
+    def code(self) -> Tensor:
+        """Bits a dimension in the lossless code, (n,)."""
+        return self.code_bits / self.dims
+
+    @cached_property
+    def typical(self) -> tuple[float, Tensor]:
+        """The mean of the finite `bits`, and for each image that of the others, (n,), by which it is judged: its own
+        would pull the mean towards it. Of one image alone nothing is known: 0."""
+        known = self.bits.isfinite().double()
+        finite_bits = torch.where(known > 0, self.bits, 0.0)
+        total, count = finite_bits.sum(), known.sum()
+        return float(total / count.clamp(min=1)), (total - finite_bits) / (count - known).clamp(min=1)
+
+    def detectors(self, typical: float | Tensor) -> dict[Detector, Tensor]:
+        """Three scores of each image, (n,), the higher the more it belongs, bits a dimension; `typical` is the mean of
+        `bits` over images that belong.
+
+            likelihood     -bits
+            complexity     code - bits, what the model saves over a lossless code (Serrà et al., arXiv 1909.11480)
+            typicality     -|bits - typical|                                      (Nalisnick et al., arXiv 1906.02994)
+        """
+        return {
+            "likelihood": -self.bits,
+            "complexity": self.code - self.bits,
+            "typicality": -(self.bits - typical).abs(),
+        }
 
 
 @dataclass(frozen=True)
@@ -41,90 +100,38 @@ class Detection:
 
 @dataclass(frozen=True)
 class Anomalies:
-    """Three detectors of images that do not belong, tried on one set of them.
+    """The three detectors of images that do not belong, tried on one set of them.
 
     Attributes:
-        likelihood: log p(x).
-        complexity: log2 p(x) + L(x), with L the bits of the image in a lossless code: how many more bits the model
-            needs than the code. Serrà et al., arXiv 1909.11480.
-        typicality: -|log p(x) - mean log p|, the distance from what images that belong have in the mean. Nalisnick et
-            al., arXiv 1906.02994, for single images.
-        inside, outside: how many images.
-        inside_not_finite, outside_not_finite: of these, how many have a density of 0, or none: the least likely.
-        inside_bits, outside_bits: -log2 p a dimension, in the mean. inside_code, outside_code: L a dimension, likewise.
+        detections: by the names of `ImageScores.detectors`.
+        inside, outside: the images that belong, and those that do not.
     """
 
-    likelihood: Detection
-    complexity: Detection
-    typicality: Detection
-    inside: int
-    outside: int
-    inside_bits: float
-    outside_bits: float
-    inside_code: float
-    outside_code: float
-    inside_not_finite: int = 0
-    outside_not_finite: int = 0
+    detections: dict[Detector, Detection]
+    inside: ImageScores
+    outside: ImageScores
 
     def to_dict(self) -> dict[str, Any]:
         """As `tarflow evaluate` prints it. A number that is not finite is null."""
-        values: dict[str, Any] = {"images_in": self.inside, "images_out": self.outside}
-        values |= {"not_finite_in": self.inside_not_finite, "not_finite_out": self.outside_not_finite}
-        for name in ("likelihood", "complexity", "typicality"):
-            detection: Detection = getattr(self, name)
+        sides = {"in": self.inside, "out": self.outside}
+        values: dict[str, Any] = {f"images_{side}": len(scores.bits) for side, scores in sides.items()}
+        values |= {f"not_finite_{side}": int((~scores.bits.isfinite()).sum()) for side, scores in sides.items()}
+        for name, detection in self.detections.items():
             values[f"auroc_{name}"] = detection.auroc
             values[f"auroc_{name}_standard_error"] = detection.standard_error
-        values |= {"bits_in": self.inside_bits, "bits_out": self.outside_bits}
-        values |= {"code_bits_in": self.inside_code, "code_bits_out": self.outside_code}
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        values |= {f"bits_{side}": float(scores.bits.mean()) for side, scores in sides.items()}
+        values |= {f"code_bits_{side}": float(scores.code.mean()) for side, scores in sides.items()}
+        return finite(values)
 
 
-def detect(
-    inside: Tensor, outside: Tensor, inside_images: Tensor, outside_images: Tensor, *, offset: float = 0.0
-) -> Anomalies:
-    """Try the three detectors on scores of images that belong and of images that do not.
+def detect(inside: ImageScores, outside: ImageScores) -> Anomalies:
+    """Try the three detectors on images that belong and on images that do not.
 
-    For the typicality of an image that belongs, the mean is that of the other ones: it would otherwise be pulled
-    towards each of them.
-
-    Args:
-        inside, outside: (n,) and (m,) log p, nats, of the same model under the same labels and noise. What is not
-            finite counts as the least likely.
-        inside_images, outside_images: (n, C, H, W) and (m, C, H, W) uint8, what was scored.
-        offset: bits a dimension that are added to -log2 p, as `likelihood.to_bits_per_dim` does: it moves bits, and no
-            ranking.
-
-    Raises:
-        ValueError: no image in a set, or another number of scores than images.
+    Both were scored by the same model under the same labels and noise. What is not finite counts as the least likely.
     """
-    for name, scores, images in (("inside", inside, inside_images), ("outside", outside, outside_images)):
-        if len(scores) != len(images) or not len(scores):
-            raise ValueError(f"{name}: expected as many scores as images, and one at least, got {len(scores)} scores")
-    dims = inside_images[0].numel()
-    inside_bits, outside_bits = (
-        -float(scores.double().mean()) / (dims * math.log(2)) + offset for scores in (inside, outside)
-    )
-    lost = [int((~scores.isfinite()).sum()) for scores in (inside, outside)]
-    finite = inside.isfinite().double().cpu()
-    inside, outside = (_ordered(scores) for scores in (inside, outside))
-    inside_code, outside_code = code_bits(inside_images), code_bits(outside_images)
-    total, count = (inside * finite).sum(), finite.sum()
-    mean = total / count.clamp(min=1)
-    others = (total - inside * finite) / (count - finite).clamp(min=1)  # of one image alone nothing is known: 0
-
-    return Anomalies(
-        likelihood=auroc(inside, outside),
-        complexity=auroc(inside / math.log(2) + inside_code, outside / math.log(2) + outside_code),
-        typicality=auroc(-(inside - others).abs(), -(outside - mean).abs()),
-        inside=len(inside),
-        outside=len(outside),
-        inside_bits=inside_bits,
-        outside_bits=outside_bits,
-        inside_code=float(inside_code.mean()) / dims,
-        outside_code=float(outside_code.mean()) / dims,
-        inside_not_finite=lost[0],
-        outside_not_finite=lost[1],
-    )
+    typical, others = inside.typical
+    ours, theirs = inside.detectors(others), outside.detectors(typical)
+    return Anomalies({name: auroc(ours[name], theirs[name]) for name in DETECTORS}, inside, outside)
 
 
 def auroc(inside: Tensor, outside: Tensor) -> Detection:
@@ -137,8 +144,8 @@ def auroc(inside: Tensor, outside: Tensor) -> Detection:
     >>> auroc(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 2.0])).auroc
     0.75
     """
-    above = _share_below(inside, outside)  # (n,)
-    below = 1 - _share_below(outside, inside)  # (m,)
+    above = share_below(inside, outside)  # (n,)
+    below = 1 - share_below(outside, inside)  # (m,)
     variance = above.var() / len(above) + below.var() / len(below) if min(len(above), len(below)) > 1 else math.nan
     return Detection(float(above.mean()), standard_error(float(variance)))
 
@@ -179,16 +186,8 @@ def _code_bytes(image: Tensor) -> int:
     return min(raw, len(file.getvalue()) - PNG_FRAME)
 
 
-def _share_below(scores: Tensor, reference: Tensor) -> Tensor:
+def share_below(scores: Tensor, reference: Tensor) -> Tensor:
     """Of each score, the share of the reference that is lower, ties counting half; float64."""
     ordered = reference.double().sort().values
     lower, upto = (torch.searchsorted(ordered, scores.double(), side=side) for side in ("left", "right"))
     return (lower + upto).double() / (2 * len(ordered))
-
-
-def _ordered(scores: Tensor) -> Tensor:
-    """Float64, with a huge negative number for what is not finite, so that sums and ranks are."""
-    scores = scores.double().cpu()
-    finite = scores[scores.isfinite()]
-    least = float(finite.min()) if len(finite) else 0.0
-    return torch.where(scores.isfinite(), scores, least - 1e6)

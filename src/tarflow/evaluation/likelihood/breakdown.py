@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from tarflow.evaluation.likelihood.evaluate import Likelihood, mean_and_error, to_bits_per_dim
-from tarflow.evaluation.likelihood.patch_maps import mean_patch_maps
-from tarflow.evaluation.likelihood.scores import LabelPolicy, Progress, default_batch_size, score_images
+from tarflow.evaluation.likelihood.evaluate import mean_and_error
+from tarflow.evaluation.likelihood.scores import ClassScores, class_scores
+from tarflow.jsontext import finite
 from tarflow.model.flow import TarFlow
 
 UNLABELLED = "no label"
+PRECISION_KEYS = ("float64_images", "float64_difference", "float64_largest_difference")
 
 
 @dataclass(frozen=True)
@@ -28,23 +28,21 @@ class ClassScore:
     images: int
 
 
-def by_class(
-    found: Likelihood, labels: Tensor, names: Sequence[str], *, levels: int, dims: int
-) -> dict[str, ClassScore]:
+def by_class(found: ClassScores, labels: Tensor, names: Sequence[str]) -> dict[str, ClassScore]:
     """The score of each class that has images, by its name, under the label policy of the evaluation.
 
     Args:
         labels: (N,) of the images that were scored; negative ones have none, and are a group of their own.
-        names: of the classes, in the order of the labels. levels, dims: L and T·D of what was scored.
+        names: of the classes, in the order of the labels.
 
     Raises:
         ValueError: another number of labels than images, or a label without a name.
     """
-    if len(labels) != found.scores.shape[1]:
-        raise ValueError(f"labels: expected {found.scores.shape[1]}, one an image, got {len(labels)}")
+    values = found.bits.mean(dim=0)  # (N,)
+    if len(labels) != len(values):
+        raise ValueError(f"labels: expected {len(values)}, one an image, got {len(labels)}")
     if int(labels.max()) >= len(names):
         raise ValueError(f"labels: expected less than {len(names)}, the number of names, got {int(labels.max())}")
-    values = to_bits_per_dim(-found.scores / dims, levels, found.noise).mean(dim=0)  # (N,)
     result = {}
     for label in labels.unique().tolist():
         chosen = values[labels.cpu() == label]
@@ -52,45 +50,12 @@ def by_class(
     return result
 
 
-def by_patch(
-    flow: TarFlow,
-    images: Tensor,
-    labels: Tensor | None = None,
-    *,
-    levels: int,
-    noise: str,
-    noise_std: float = 0.0,
-    draws: int = 4,
-    seed: int = 0,
-    batch_size: int | None = None,
-    label_policy: LabelPolicy | None = None,
-    progress: Progress | None = None,
-) -> Tensor:
+def by_patch(found: ClassScores) -> Tensor:
     """What each place in the image contributes, bits a dimension, (rows, columns) float64: the mean over images of
-    `patch_maps.mean_patch_maps`. Its mean over the patches is the score of `evaluate_likelihood` under the same
-    arguments, whose noise is the same. Arguments and errors are those of `evaluate_likelihood`.
-    """
-    step = batch_size or default_batch_size(flow)
-    total = torch.zeros(flow.config.grid, device="cpu", dtype=torch.float64)
-    for start in range(0, len(images), step):
-        rows = slice(start, min(start + step, len(images)))
-        maps = mean_patch_maps(
-            flow,
-            images[rows],
-            None if labels is None else labels[rows],
-            levels=levels,
-            noise=noise,
-            noise_std=noise_std,
-            draws=draws,
-            seed=seed,
-            indices=range(rows.start, rows.stop),
-            batch_size=step,
-            label_policy=label_policy,
-        )
-        total += maps.sum(dim=0)
-        if progress:
-            progress(rows.stop * draws, len(images) * draws)
-    return to_bits_per_dim(-total / (len(images) * flow.config.patch_dim), levels, noise)
+    scores with `maps`. Its mean over the patches is the score of the evaluation."""
+    assert found.maps is not None
+    patches = found.maps.shape[1] * found.maps.shape[2]
+    return found.scoring.measure.bits_per_dim(found.maps.mean(dim=0), found.dims // patches)
 
 
 @dataclass(frozen=True)
@@ -109,15 +74,11 @@ class PrecisionDifference:
 
     def to_dict(self) -> dict[str, Any]:
         """As `tarflow evaluate` prints it. A number that is not finite is null."""
-        values = (self.images, self.mean, self.largest)
-        return {k: v if math.isfinite(v) else None for k, v in zip(PRECISION_KEYS, values, strict=True)}
-
-
-PRECISION_KEYS = ("float64_images", "float64_difference", "float64_largest_difference")
+        return finite(dict(zip(PRECISION_KEYS, (self.images, self.mean, self.largest), strict=True)))
 
 
 def precision_difference(
-    flow: TarFlow, found: Likelihood, images: Tensor, labels: Tensor | None = None, *, levels: int, count: int
+    flow: TarFlow, found: ClassScores, images: Tensor, labels: Tensor | None = None, *, count: int
 ) -> PrecisionDifference:
     """Score the first `count` images again with weights, state and density in float64, where it was less.
 
@@ -130,16 +91,7 @@ def precision_difference(
     count = min(count, len(images))
     device = "cpu" if flow.device.type == "mps" else flow.device
     exact = copy.deepcopy(flow).to(device).double()
-    scores, _ = score_images(
-        exact,
-        images[:count],
-        None if labels is None else labels[:count],
-        levels=levels,
-        noise=found.noise,
-        noise_std=found.noise_std,
-        draws=found.draws,
-        seed=found.seed,
-        label_policy=found.labels,
-    )
-    difference = (scores - found.scores[:, :count]) / (flow.config.num_dims * math.log(2))
+    labels = None if labels is None else labels[:count]
+    scores = class_scores(exact, images[:count], labels, scoring=found.scoring).scores
+    difference = (scores - found.scores[:, :count]) / (found.dims * math.log(2))
     return PrecisionDifference(count, float(difference.mean()), float(difference.abs().max()))

@@ -31,10 +31,10 @@ class GaussianYardstick:
         mean: (p,) float64. factor: (p, p) float64, lower triangular, Σ = factor·factorᵀ.
         shrinkage: s, 0 to 1.
         images: n, how many it was fitted to.
-        measure: levels, noise and σ, of what it is the density.
+        measure: of what it is the density.
 
     >>> images = torch.randint(0, 4, (500, 1, 2, 2), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    >>> yardstick = GaussianYardstick.fit(images, levels=4, noise="uniform")
+    >>> yardstick = GaussianYardstick.fit(images, Measure(levels=4))
     >>> yardstick.log_prob(torch.zeros(3, 1, 2, 2)).shape
     torch.Size([3])
     """
@@ -46,13 +46,12 @@ class GaussianYardstick:
     measure: Measure
 
     @classmethod
-    def fit(cls, images: Tensor, levels: int, noise: str, noise_std: float = 0.0) -> GaussianYardstick:
+    def fit(cls, images: Tensor, measure: Measure) -> GaussianYardstick:
         """Fit to training images (N, C, H, W) uint8, unflipped, in chunks: memory is two p·p in float64.
 
         Raises:
-            ValueError: fewer than two images, more than `MAX_DIMS` numbers in an image, or a noise that does not fit.
+            ValueError: fewer than two images, more than `MAX_DIMS` numbers in an image, or images that are none.
         """
-        measure = Measure(levels, noise, noise_std)
         obstacle = _obstacle(images)
         if obstacle is not None:
             raise ValueError(f"gaussian yardstick: {obstacle}")
@@ -114,12 +113,12 @@ class NoYardstick:
     note: str
 
 
-def fit_yardstick(images: Tensor, levels: int, noise: str, noise_std: float = 0.0) -> GaussianYardstick | NoYardstick:
+def fit_yardstick(images: Tensor, measure: Measure) -> GaussianYardstick | NoYardstick:
     """`GaussianYardstick.fit`, or the reason why these images (N, C, H, W) uint8 have none: too large, or too few."""
     obstacle = _obstacle(images)
     if obstacle is not None:
         return NoYardstick(f"no Gaussian yardstick: {obstacle}")
-    return GaussianYardstick.fit(images, levels, noise, noise_std)
+    return GaussianYardstick.fit(images, measure)
 
 
 def ledoit_wolf_shrinkage(covariance: Tensor, fourth_moment: float, count: int) -> float:

@@ -8,7 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from tarflow.evaluation.likelihood.evaluate import Likelihood, mean_and_error, to_bits_per_dim
+from tarflow.evaluation.likelihood.evaluate import mean_and_error
+from tarflow.evaluation.likelihood.scores import ClassScores
+from tarflow.jsontext import finite
+
+IMPORTANCE_KEYS = ("importance_bits_per_dim", "importance_standard_error", "importance_curve")
 
 
 @dataclass(frozen=True)
@@ -35,31 +39,22 @@ class ImportanceBound:
 
     def to_dict(self) -> dict[str, Any]:
         """As `tarflow evaluate` prints it. A number that is not finite is null."""
-        return {
-            "importance_bits_per_dim": _finite(self.mean),
-            "importance_standard_error": _finite(self.standard_error),
-            "importance_curve": {str(k): _finite(v) for k, v in self.curve.items()},
-        }
+        curve = {str(k): v for k, v in self.curve.items()}
+        return finite(dict(zip(IMPORTANCE_KEYS, (self.mean, self.standard_error, curve), strict=True)))
 
 
-IMPORTANCE_KEYS = ("importance_bits_per_dim", "importance_standard_error", "importance_curve")
-
-
-def importance_bound(found: Likelihood, levels: int, dims: int) -> ImportanceBound | None:
-    """The bound from the draws of an evaluation; None for a model of noisy images, which bounds no pixels.
-
-    Args:
-        levels, dims: L and T·D of what was scored.
-    """
-    if found.noise != "uniform":
+def importance_bound(found: ClassScores) -> ImportanceBound | None:
+    """The bound from the draws of an evaluation; None in a measure that bounds no pixels."""
+    measure = found.scoring.measure
+    if not measure.kind.bounds_pixels:
         return None
     scores = found.scores  # (draws, N)
-    mean, error = mean_and_error(_bits(log_mean(scores), levels, dims))
+    mean, error = mean_and_error(measure.bits_per_dim(log_mean(scores), found.dims))
     nested = 1 << (len(scores).bit_length() - 1)  # the largest power of two: groups within groups
     curve = {}
     for size in (1 << k for k in range(nested.bit_length())):
         groups = scores[:nested].unflatten(0, (nested // size, size))
-        curve[size] = float(_bits(log_mean(groups, dim=1), levels, dims).mean())
+        curve[size] = float(measure.bits_per_dim(log_mean(groups, dim=1), found.dims).mean())
     return ImportanceBound(len(scores), mean, error, curve)
 
 
@@ -71,11 +66,3 @@ def log_mean(scores: Tensor, dim: int = 0) -> Tensor:
     tensor([2.])
     """
     return scores.logsumexp(dim=dim) - math.log(scores.shape[dim])
-
-
-def _bits(scores: Tensor, levels: int, dims: int) -> Tensor:
-    return to_bits_per_dim(-scores / dims, levels, "uniform")
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

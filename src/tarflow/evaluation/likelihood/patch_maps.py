@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from tarflow.evaluation.likelihood.scores import (
-    LabelPolicy,
-    check_policy,
-    default_batch_size,
-    default_label_policy,
-    under_each_class,
-)
-from tarflow.fields import integer
-from tarflow.measure import Measure
 from tarflow.model.flow import TarFlow
-from tarflow.seeding import seeded_generator
 
 # ColorBrewer's RdBu: told apart with any colour vision, and both ends alike in lightness. From -1 (red) to 1 (blue).
 ANCHORS = ((178, 24, 43), (239, 138, 98), (247, 247, 247), (103, 169, 207), (33, 102, 172))
 
 
 def patch_log_prob(flow: TarFlow, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """What each patch contributes to log p(x|y), nats, (B, rows, columns).
+    """What each patch contributes to log p(x|y), nats, (B, rows, columns): `log_prob_by_token` at its place.
 
-        c_i = log N(z_i; 0, V_i) - Σ_blocks Σ_d log_scale_id,      Σ_i c_i = log p(x|y)
-
-    Every block's log-scales are put back into raster order first. With several blocks c_i is no conditional density
-    of patch i: later blocks mix what earlier ones made. Gradients flow as through `log_prob`.
+    With several blocks it is no conditional density of the patch: later blocks mix what earlier ones made. Gradients
+    flow as through `log_prob`.
 
     Args:
         x: (B, C, H, W), floating. y: (B,) labels, or None for the null class.
@@ -46,40 +31,6 @@ def patch_log_prob(flow: TarFlow, x: Tensor, y: Tensor | None = None) -> Tensor:
     return flow.log_prob_by_token(x, y).unflatten(1, flow.config.grid)
 
 
-def patch_log_likelihood(
-    flow: TarFlow, x: Tensor, y: Tensor | None = None, *, label_policy: LabelPolicy | None = None
-) -> Tensor:
-    """`patch_log_prob` under a label policy: a map whose sum is that of `scores.log_likelihood`, (B, rows, columns).
-
-    log mean_y p(x|y) ("marginal") is no sum over patches, but with the posterior r_y = p(y|x) under equal priors
-
-        log mean_y p(x|y) = Σ_y r_y log p(x|y) - KL(r ‖ uniform)
-
-    is exact. So its map is the posterior's mean of the maps, less KL/T in every patch: the KL, at most log K nats, is
-    the price of not knowing the class, and belongs to no place. Gradients are not kept.
-
-    Args:
-        x: (B, C, H, W), floating, all of it encoded at once. y: (B,) labels; used by "given" only.
-        label_policy: see `log_likelihood`; None is the policy of `default_label_policy`.
-
-    Raises:
-        ValueError: a policy that is not one of this model, or lacks labels.
-    """
-    policy = label_policy or default_label_policy(flow, y)
-    check_policy(flow, y, policy, len(x))
-    x = x.to(flow.device)
-    with torch.no_grad(), torch.autocast(flow.device.type, enabled=False):
-        if policy != "marginal":
-            return patch_log_prob(flow, x, y if policy == "given" else None)
-        batch_size = max(len(x), default_batch_size(flow))
-        maps = under_each_class(flow, lambda x, y: patch_log_prob(flow, x, y), x, batch_size=batch_size)
-        log_posterior = maps.sum(dim=(2, 3)).log_softmax(dim=1)  # (B, K)
-        posterior = log_posterior.exp()
-        divergence = (posterior * log_posterior).nan_to_num(nan=0.0).sum(dim=1) + math.log(flow.config.num_classes)
-        mean = (posterior[:, :, None, None] * maps).sum(dim=1)
-        return mean - divergence[:, None, None] / flow.config.num_patches
-
-
 def ends_of_a_map(flow: TarFlow) -> str:
     """Why the first and the last patch of a map stand apart, in words for whoever looks at one."""
     forward, count = sum(block.order.is_raster for block in flow.blocks), len(flow.blocks)
@@ -91,41 +42,6 @@ def ends_of_a_map(flow: TarFlow) -> str:
         "the one at the bottom right. Those two are changed by fewer blocks than the others, and are no sign of "
         "something odd where they are red, or blue, in every map."
     )
-
-
-def mean_patch_maps(
-    flow: TarFlow,
-    images: Tensor,
-    labels: Tensor | None = None,
-    *,
-    levels: int,
-    noise: str,
-    noise_std: float = 0.0,
-    draws: int = 4,
-    seed: int = 0,
-    indices: Sequence[int] | None = None,
-    batch_size: int | None = None,
-    label_policy: LabelPolicy | None = None,
-) -> Tensor:
-    """Maps of pixels, the mean over draws of the noise: (N, rows, columns), nats, float64 on the CPU.
-
-    The noise is that of `score_images`, so that a map adds up to the mean of the image's scores. Arguments and errors
-    are those of `score_images`.
-    """
-    measure = Measure(levels, noise, noise_std)
-    draws = integer("draws", draws, 1)
-    numbers = range(len(images)) if indices is None else indices
-    step = batch_size or default_batch_size(flow)
-    parts = []
-    for start in range(0, len(images), step):
-        pixels, y = images[start : start + step], None if labels is None else labels[start : start + step]
-        total = torch.zeros((), device="cpu", dtype=torch.float64)
-        for draw in range(draws):
-            generators = [seeded_generator(seed, "evaluation", draw, k) for k in numbers[start : start + step]]
-            x = measure.noisy(pixels, generators)
-            total = total + patch_log_likelihood(flow, x, y, label_policy=label_policy).cpu().double()
-        parts.append(total / draws)
-    return torch.cat(parts)
 
 
 def heat_map(

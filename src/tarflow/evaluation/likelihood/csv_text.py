@@ -8,9 +8,7 @@ percent-encoded where that is needed, as in a URL, and only there: most names st
 
 from __future__ import annotations
 
-import os
 import unicodedata
-from urllib.parse import unquote_to_bytes
 
 _FORMULA = "=+-@＝＋－＠"  # some spreadsheets take the wide ones, too
 _ENDS = "\x85\u2028\u2029"  # of lines, for some programs
@@ -34,11 +32,6 @@ def escaped(text: str) -> str:
         else c
         for k, c in enumerate(text)
     )
-
-
-def unescaped(cell: str) -> str:
-    """The text that `escaped` was given."""
-    return os.fsdecode(unquote_to_bytes(cell))
 
 
 def _encoded(character: str) -> str:
