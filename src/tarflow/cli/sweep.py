@@ -152,8 +152,8 @@ def run(args: Sweep) -> None:
     said = [
         f"{table}best: {stored}; with other noise {found.again[found.by].value:.4g}",
         *found.at_edge,
-        f"samples are judged as they are written, clipped: of the best, {100 * sampler.clipped_pixels:.2g} % of the "
-        f"numbers, in {100 * sampler.clipped_images:.2g} % of the images",
+        f"samples are judged as they are written, clipped: of the best, {100 * sampler.clipped_pixels:.3g} % of the "
+        f"numbers, in {100 * sampler.clipped_images:.3g} % of the images",
     ]
     kept = "not kept"
     if not args.no_save:
