@@ -5,12 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import tyro
 
+from tarflow.config import DataConfig
+
 if TYPE_CHECKING:
     from tarflow.data.store.read import Manifest
+
+
+ValueRange: TypeAlias = tuple[float, float] | Literal["full", "auto", "percentile"]
+
+
+def _as_trained(field: str, more: str = "") -> Any:
+    """The help of the field of this name that a training has."""
+    (entry,) = (entry for entry in dataclasses.fields(DataConfig) if entry.name == field)
+    return tyro.conf.arg(help=entry.metadata["help"] + more)
 
 
 @dataclasses.dataclass
@@ -24,8 +35,8 @@ class Prepare:
 
     SOURCE is what `tarflow train --data` takes. DIR holds the pixels as they are trained on, their split, labels and
     names, and digests of what they were made of; it is whole or not there. Doing it again costs nothing where the
-    source is unchanged, and is refused where it is not. While it is made, the disk needs room for it twice; memory
-    holds only the names. `--check DIR`, which stands alone, reads all of a prepared directory and says whether it is
+    source is unchanged, and is refused where it is not. Memory holds only the names while it
+    is made. `--check DIR`, which stands alone, reads all of a prepared directory and says whether it is
     what was written.
     """
 
@@ -38,33 +49,14 @@ class Prepare:
     channels: Annotated[
         Literal[1, 3] | None, tyro.conf.arg(help="1 is grey, 3 is RGB; grey where all images are, when not given")
     ] = None
-    levels: Annotated[
-        int | None, tyro.conf.arg(help="number of values a pixel can take; the images' own when not given")
-    ] = None
-    held_out_fraction: Annotated[
-        float, tyro.conf.arg(help="share of the images held out where the data have no split of their own")
-    ] = 0.1
-    split_seed: Annotated[int, tyro.conf.arg(help="seed of that split")] = 0
-    image_column: Annotated[
-        str, tyro.conf.arg(help="column of Parquet files with the images; found by its name when not given")
-    ] = ""
-    label_column: Annotated[
-        str, tyro.conf.arg(help="column of Parquet files with the labels, or none; found by its name when not given")
-    ] = ""
-    value_range: Annotated[
-        tuple[float, float] | Literal["full", "auto", "percentile"],
-        tyro.conf.arg(
-            help="of images of more than 8 bits, which values become black and white: two numbers; full, all of 16 "
-            "bits; auto, the least and the greatest that there are; percentile, all but one in a thousand at either end"
-        ),
-    ] = "full"
-    variant: Annotated[
-        str,
-        tyro.conf.arg(help="name of this version of the data set, in place of what its files tell; kept in results"),
-    ] = ""
-    skip_bad: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="leave out files that cannot be read, and say which")
-    ] = False
+    levels: Annotated[int | None, _as_trained("levels", "; the images' own when not given")] = None
+    held_out_fraction: Annotated[float, _as_trained("held_out_fraction")] = 0.1
+    split_seed: Annotated[int, _as_trained("split_seed")] = 0
+    image_column: Annotated[str, _as_trained("image_column")] = ""
+    label_column: Annotated[str, _as_trained("label_column")] = ""
+    value_range: Annotated[ValueRange, _as_trained("value_range")] = "full"
+    variant: Annotated[str, _as_trained("variant")] = ""
+    skip_bad: Annotated[tyro.conf.FlagCreatePairsOff[bool], _as_trained("skip_bad")] = False
     force: Annotated[
         tyro.conf.FlagCreatePairsOff[bool],
         tyro.conf.arg(help="replace a directory that was prepared from other files, or otherwise"),
@@ -99,24 +91,14 @@ def run(args: Prepare | Check) -> None:
         with Progress() as progress:
             manifest = check_prepared(args.check, progress.checking)
         return print(f"{args.check}: sound: {_summary(manifest)}")
-    reading = Reading(args.image_column, args.label_column, args.value_range)
-    options = LoadOptions(
-        image_size=args.image_size,
-        channels=args.channels,
-        levels=args.levels,
-        held_out_fraction=args.held_out_fraction,
-        split_seed=args.split_seed,
-        skip_bad=args.skip_bad,
-        reading=reading,
-    )
+    shared = ("image_size", "channels", "levels", "held_out_fraction", "split_seed", "skip_bad")
     with Progress() as progress:
-        manifest, known = prepare(
-            args.source,
-            args.out,
-            options.replace(progress=progress.loading),
-            variant=args.variant,
-            force=args.force,
+        options = LoadOptions(
+            **{name: getattr(args, name) for name in shared},
+            reading=Reading(args.image_column, args.label_column, args.value_range),
+            progress=progress.loading,
         )
+        manifest, known = prepare(args.source, args.out, options, variant=args.variant, force=args.force)
         if not known:
             for name, reason in manifest.skipped:
                 progress.say(f"skipped {name}: {reason}")

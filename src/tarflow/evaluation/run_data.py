@@ -8,7 +8,7 @@ from pathlib import Path
 from tarflow.checkpoint import CHECKPOINTS, Run
 from tarflow.config import DataConfig
 from tarflow.data.identity import MOVED, Known, check_outside, located, open_known, place_of, read_names, refuse
-from tarflow.data.load import ImageSet, Splits, load_all, load_held_out
+from tarflow.data.load import ImageSet, Splits, load, load_all, load_held_out
 from tarflow.data.options import LoadOptions, Reading
 from tarflow.data.readers.hub import PREFIX
 
@@ -74,10 +74,19 @@ def open_splits(
     Raises:
         ValueError, OSError: the run does not say what its data are; they are gone, or not what it was trained on.
     """
-    splits, difference = _open(run, source, skip_bad, progress, own=True)
-    known = known_images(stored_data(run), run.path)
-    if difference is not None and known is not None:
-        raise refuse(source or stored_data(run).source, known, difference)
+    data = stored_data(run)
+    known = known_images(data, run.path)
+    options = image_options(run, own=True).replace(progress=progress)
+    where = own_source(run) if source is None else source
+    options = options if skip_bad is None else options.replace(skip_bad=skip_bad)
+    try:
+        if known is None:
+            return load(where, options)
+        splits, difference = open_known(where, options, known)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; {MOVED}") from None
+    if difference is not None:
+        raise refuse(source or data.source, known, difference)
     return splits
 
 
@@ -89,23 +98,14 @@ def open_given(
     Of other data bad records are left out only where `skip_bad` says so. Raises as `open_splits`; the run's own place
     with other images in it is refused.
     """
-    if is_own_place(stored_data(run), source):
+    data = stored_data(run)
+    if is_own_place(data, source):
         return open_splits(run, source, skip_bad=skip_bad, progress=progress), True
-    splits, difference = _open(run, source, skip_bad, progress, own=False)
+    options = image_options(run).replace(progress=progress, skip_bad=bool(skip_bad))
+    if (known := known_images(data, run.path)) is None:
+        return load(source, options), False
+    splits, difference = open_known(source, options, known)
     return splits, difference is None
-
-
-def _open(
-    run: Run, source: str | None, skip_bad: bool | None, progress: Loading | None, *, own: bool
-) -> tuple[Splits, str | None]:
-    options = image_options(run, own=own).replace(progress=progress)
-    if skip_bad is not None:
-        options = options.replace(skip_bad=skip_bad)
-    known = known_images(stored_data(run), run.path) or Known(str(run.path), "", "", lambda: None)
-    try:
-        return open_known(own_source(run) if source is None else source, options, known)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; {MOVED}" if own else str(error)) from None
 
 
 def open_all(run: Run, source: str, *, skip_bad: bool | None = None) -> ImageSet:
