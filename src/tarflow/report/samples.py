@@ -35,8 +35,8 @@ def samples(subject: Subject) -> Parts:
         caption += f" That is the run's default: {subject.stored_setting}."
     beyond = subject.run.measure.clipped(subject.samples).flatten(1)
     caption += (
-        f" {100 * float(beyond.double().mean()):.2g} % of their numbers, in "
-        f"{100 * float(beyond.any(dim=1).double().mean()):.2g} % of the images, are no pixels, and clipped."
+        f" {100 * float(beyond.double().mean()):.3g} % of their numbers, in "
+        f"{100 * float(beyond.any(dim=1).double().mean()):.3g} % of the images, are no pixels, and clipped."
     )
     classes = subject.run.config.model.num_classes
     if classes > CLASSES:
