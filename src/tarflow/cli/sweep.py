@@ -190,8 +190,8 @@ def run(args: Sweep) -> None:
     for edge in at_edge:
         print(edge, file=sys.stderr)
     print(
-        f"samples are judged as they are written, clipped: of the best, {100 * beyond['clipped_pixels']:.2g} % of the "
-        f"numbers, in {100 * beyond['clipped_images']:.2g} % of the images",
+        f"samples are judged as they are written, clipped: of the best, {100 * beyond['clipped_pixels']:.3g} % of the "
+        f"numbers, in {100 * beyond['clipped_images']:.3g} % of the images",
         file=sys.stderr,
     )
     kept = "not kept"
