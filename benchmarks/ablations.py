@@ -42,6 +42,7 @@ from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
 from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.interop import load_official
 from tarflow.measure import Measure
+from tarflow.model.condition import Classes
 from tarflow.model.flow import TarFlow
 from tarflow.training.ema import EMA
 from tarflow.training.objective import training_batch
@@ -121,7 +122,9 @@ class Bench:
         chosen = batch_indices(len(self.pixels), training.batch_size, step, training.seed, device=self.device)
         labels = None if self.labels is None else self.labels[chosen]
         measure = training.measure(self.splits.train.levels)
-        return training_batch(self.pixels[chosen], labels, step, config=training, measure=measure, flip=False)
+        return training_batch(
+            self.pixels[chosen], labels, step, config=training, condition=Classes(10), measure=measure, flip=False
+        )
 
     def cost(self, variant: Variant, seed: int) -> float:
         """What a step of the variant costs, in steps of the baseline."""

@@ -24,7 +24,7 @@ from tarflow import checkpoint
 from tarflow.data.options import LoadOptions
 from tarflow.data.store.write import prepare
 from tarflow.evaluation.likelihood.held_out import held_out_scores, run_scoring
-from tarflow.evaluation.quality.extractors.small_network import open_classifier
+from tarflow.evaluation.quality.extractors import open_extractor
 from tarflow.evaluation.quality.reference import open_reference
 from tarflow.evaluation.run_data import open_splits
 from tarflow.interop import to_official
@@ -205,9 +205,7 @@ def build(place: Path) -> None:
     setting = Setting(denoise=0.05)
     checkpoint.save_setting(run, StoredSetting(checkpoint.weights_digest(run.path), setting, "FD-X", 1.0, 100, 3))
     splits_of = open_splits(run)
-    labels = splits_of.train.labels
-    assert labels is not None
-    extractor = open_classifier(splits_of.train.images, labels, run.levels, cache=place / "features")
+    extractor = open_extractor("classifier", images=splits_of.train, cache=place / "features")
     open_reference(splits_of, extractor, place / "features")
     (place / "recipe").mkdir()
     (place / "recipe" / "recipe.toml").write_text(RECIPE)

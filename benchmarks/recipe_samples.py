@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.ablations import Bench, describe, open_bench, parser_of, read, write
 from benchmarks.variants import BASELINE, VARIANTS, together
-from tarflow.evaluation.quality.extractors.extractor import open_extractor
+from tarflow.evaluation.quality.extractors import open_extractor
 from tarflow.evaluation.quality.judge import Judge
 from tarflow.evaluation.quality.reference import open_reference
 from tarflow.evaluation.quality.sweep import best_row, grid, sweep
@@ -96,10 +96,7 @@ def main(argv: Sequence[str]) -> int:
                     f"--variants: expected names of benchmarks.variants that can sample, got {unknown[0]!r}"
                 )
         bench = open_bench(options)
-        train = bench.splits.train
-        assert train.labels is not None
-        labelled = (train.images, train.labels, train.levels) if options.extractor == "classifier" else None
-        extractor = open_extractor(options.extractor, options.device, labelled=labelled, cache=options.cache)
+        extractor = open_extractor(options.extractor, options.device, images=bench.splits.train, cache=options.cache)
         reference = open_reference(bench.splits, extractor, options.cache, limit=options.reference)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -14,6 +14,7 @@ import tarflow
 from flow_cases import build, images, labels, latents
 from tarflow.config import TarFlowConfig
 from tarflow.data.batches import batch_indices
+from tarflow.data.sets import ImageSet
 from tarflow.evaluation.likelihood.anomalies import shuffled
 from tarflow.evaluation.likelihood.bayes import classification
 from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
@@ -22,7 +23,7 @@ from tarflow.evaluation.likelihood.patch_maps import heat_map
 from tarflow.evaluation.likelihood.scores import class_scores
 from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.evaluation.quality.distances import frechet_distance, kernel_distance, moments
-from tarflow.evaluation.quality.extractors.small_network import open_classifier
+from tarflow.evaluation.quality.extractors.small_network import open_extractor
 from tarflow.evaluation.quality.manifolds import manifolds
 from tarflow.interop import load_official, to_official
 from tarflow.measure import Measure, requantize
@@ -51,6 +52,7 @@ PLAIN = build("rotary_additive", torch.float32).requires_grad_(False)
 X, Y, Z = images(FLOW, 3, dtype=torch.float32), labels(FLOW, 3), latents(FLOW, 3)
 PIXELS = torch.randint(0, 16, (12, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 CLASSES = torch.arange(12) % 3
+IMAGES = ImageSet(PIXELS, CLASSES, range(12), 16, ("a", "b", "c"))
 SPLITS = splits()
 FEATURES = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
 SHAPE: dict[str, Any] = dict(image_size=8, patch_size=2, width=64, layers=(1, 1), log_scale_bound=None)
@@ -88,7 +90,7 @@ MADE: dict[str, Callable[[Path], Any]] = {
         kernel_distance(FEATURES, FEATURES[:12]),
         manifolds(FEATURES, FEATURES[:12] + 0.1),
     ],
-    "a classifier's features": lambda _: open_classifier(PIXELS, CLASSES, 16).features(PIXELS, 16),
+    "a classifier's features": lambda _: open_extractor(IMAGES).features(PIXELS, 16),
     "an official checkpoint": lambda _: load_official(OFFICIAL).state_dict(),
     "a training run": trained,
 }

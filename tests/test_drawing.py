@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
-
 import pytest
 import torch
 
 from report_cases import make_run
 from tarflow import NULL_CLASS
 from tarflow.checkpoint import Run, open_run
-from tarflow.cli.quality import compared_by_pixels
-from tarflow.data.load import Splits, load
 from tarflow.drawing import Sampler, labels_in_turn
-from tarflow.evaluation.quality.classifier import fit_classifier
 from tarflow.measure import Measure
 from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.sample import sample
@@ -43,32 +37,3 @@ def test_pixels_are_samples_at_the_levels_of_the_data(run: Run) -> None:
         x = sample(run.flow, 12, y, setting.guidance, seed, denoise=setting.denoise, solver="sequential")
         assert found.dtype == torch.uint8 and int(found.max()) <= 16
         assert torch.equal(found, Measure(17, run.noise, 1.0).pixels(x))
-
-
-@pytest.fixture(scope="module")
-def few() -> Splits:
-    """Three hundred digits to learn from and ninety others."""
-    digits = load("digits", levels=17)
-    few = dataclasses.replace(digits, train=digits.train.subset(range(300)), held_out=digits.held_out.subset(range(90)))
-    assert few.train.labels is not None and few.held_out.labels is not None
-    return few
-
-
-def test_copies_of_training_images_are_right_varied_and_not_new(few: Splits) -> None:
-    assert few.train.labels is not None and few.held_out.labels is not None
-    chosen = few.train.labels.argsort(stable=True)[::3]  # a third of each class
-    found = compared_by_pixels(few.train.images[chosen], few.train.labels[chosen], few)
-    assert found["notes"] == [] and found["novelty"] == 0
-    assert found["agreement"] > 0.98 and found["diversity"] == pytest.approx(1, abs=0.1)
-    judge = fit_classifier(few.train.images, few.train.labels, few.held_out.images, few.held_out.labels)
-    assert found["classifier_accuracy"] == judge.accuracy < 1 and found["classifier"] == judge.name
-
-
-def test_held_out_images_are_as_new_as_held_out_images(few: Splits, tmp_path: Path) -> None:
-    assert few.held_out.labels is not None
-    found = compared_by_pixels(few.held_out.images, few.held_out.labels, few)
-    assert found["novelty"] == 1 and found["agreement"] == found["classifier_accuracy"]
-    unlabelled = compared_by_pixels(few.held_out.images, None, few)
-    assert unlabelled["novelty"] == 1 and unlabelled["agreement"] is None
-    assert unlabelled["notes"] == ["agreement and diversity: there are no classes"]
-    assert compared_by_pixels(few.train.images[:50], None, few)["novelty"] == 0

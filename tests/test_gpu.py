@@ -27,6 +27,7 @@ from tarflow.data.options import LoadOptions
 from tarflow.data.store.write import prepare
 from tarflow.devices import numbered
 from tarflow.evaluation.likelihood.scores import log_likelihood
+from tarflow.model.condition import Classes
 from tarflow.planning.memory import training_memory
 from tarflow.sampling.cuda import step as device_step
 from tarflow.sampling.cuda.graph import Captured
@@ -277,7 +278,9 @@ def test_a_feed_gives_the_batches_of_the_cpu(way: str, tmp_path: Path, monkeypat
     for want, got in zip(*found, strict=True):
         assert got.device == DEVICE and torch.equal(got.cpu(), want)
     config = TrainingConfig(steps=1, batch_size=16)
-    x, _ = training_batch(found[1][0], None, 0, config=config, measure=config.measure(256), flip=True)
+    x, _ = training_batch(
+        found[1][0], None, 0, config=config, condition=Classes(10), measure=config.measure(256), flip=True
+    )
     assert x.device == DEVICE and x.dtype == torch.float32
 
 

@@ -80,10 +80,9 @@ def test_training_in_a_mode_of_the_callers_is_training(mode: Callable[[], Any], 
 def test_a_classifier_can_be_trained_in_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small_network, "STEPS", 2)
     data = splits().train
-    assert data.labels is not None
-    right = small_network.open_classifier(data.images, data.labels, 17).features(data.images, 17)
+    right = small_network.open_extractor(data).features(data.images, 17)
     with torch.inference_mode():
-        found = small_network.open_classifier(data.images, data.labels, 17).features(data.images, 17)
+        found = small_network.open_extractor(data).features(data.images, 17)
     assert torch.equal(found, right)
 
 

@@ -16,8 +16,11 @@ from tarflow.data.sets import Splits
 from tarflow.data.torch_datasets import dataset_splits
 from tarflow.devices import pick_device
 from tarflow.drawing import Sampler, class_number, labels_in_turn
+from tarflow.evaluation.likelihood.evaluation import Evaluation, Split, choose_images, evaluate_images
 from tarflow.evaluation.likelihood.held_out import run_scoring
 from tarflow.evaluation.likelihood.scores import class_scores
+from tarflow.evaluation.likelihood.scoring import Scoring
+from tarflow.evaluation.likelihood.table import ScoredFiles, score_files
 from tarflow.evaluation.run_data import open_splits
 from tarflow.fields import integer
 from tarflow.sampling.auto import Auto
@@ -137,6 +140,40 @@ class Run(checkpoint.Run):
         label = None if classes is None else self.class_number(classes)
         scoring = run_scoring(self, label, draws=draws, seed=seed)
         return class_scores(self.flow, images, scoring=scoring, batch_size=batch_size, progress=progress).mean
+
+    def write_scores(
+        self,
+        source: str,
+        out: str | Path,
+        classes: str | int | None = None,
+        *,
+        draws: int = 4,
+        seed: int = 0,
+        **options: Any,
+    ) -> ScoredFiles:
+        """What `tarflow score` does: score every image of a path or a name, and write a line of a CSV file for each.
+
+        Args:
+            classes, draws, seed: as of `score`.
+            options: of `tarflow.evaluation.likelihood.table.score_files`, such as `maps`.
+        """
+        label = None if classes is None else self.class_number(classes)
+        scoring = run_scoring(self, label, draws=draws, seed=seed)
+        return score_files(self, source, out, scoring=scoring, **options)
+
+    def evaluate(
+        self, source: str | None = None, split: Split = "held-out", *, scoring: Scoring | None = None, **options: Any
+    ) -> Evaluation:
+        """What `tarflow evaluate` does: bits/dim with their error of the run's own held-out images, or of others.
+
+        Args:
+            source, split: see `tarflow.evaluation.likelihood.evaluation.choose_images`.
+            scoring: draws, seed and labels; None is four draws under the labels that there are.
+            options: of `evaluate_images` there, such as `yardstick` or `against`.
+        """
+        self._training()
+        images = choose_images(self, source, split)[0]
+        return evaluate_images(self, images, scoring or Scoring(self.measure), **options)
 
     def bits_per_dim(self, log_prob: Tensor) -> Tensor:
         """Log-likelihoods in nats as bits a dimension; of a model of noisy images those of noisy images."""

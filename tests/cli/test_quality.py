@@ -13,8 +13,9 @@ import torch
 import tarflow
 from report_cases import make_run
 from tarflow.checkpoint import open_run, open_setting, save_setting, weights_digest
-from tarflow.cli import main, quality
+from tarflow.cli import main
 from tarflow.config import from_dict
+from tarflow.evaluation.quality import ratios
 from tarflow.evaluation.quality.judge import KINDS
 from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.setting import Setting, StoredSetting
@@ -51,13 +52,8 @@ def test_quality_prints_figures_with_names_and_floors(run: Path, capsys: pytest.
     # An untrained flow draws nothing like a digit, and every number knows.
     fd = found["figures"]["FD-Classifier"]
     assert fd["value"] > fd["floor"] and found["figures"]["coverage-Classifier"]["value"] < 0.9
-    assert found["setting"] == {
-        "scale": 0,
-        "schedule": "linear",
-        "temperature": 1,
-        "rule": "paper",
-        "denoise": 0.1,
-    }
+    unguided = {"scale": 0, "schedule": "linear", "temperature": 1, "rule": "paper"}
+    assert found["setting"] == {"guidance": unguided, "denoise": 0.1}
     assert found["reference"]["training_images"] == 1617 and found["reference"]["held_out_images"] == 180
     assert 0 <= found["agreement"] < 0.7 and found["diversity"] > 0 and found["novelty"] > 0 and found["notes"] == []
     assert 0 < found["clipped_pixels"] <= found["clipped_images"] <= 1
@@ -68,7 +64,7 @@ def test_quality_prints_figures_with_names_and_floors(run: Path, capsys: pytest.
 @pytest.fixture
 def on_features_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the classifier, which takes most of the time and has tests of its own."""
-    monkeypatch.setattr(quality, "compared_by_pixels", lambda *_: {})
+    monkeypatch.setattr(ratios, "sample_quality", lambda pixels, *_, **__: ratios.SampleQuality(len(pixels)))
 
 
 @pytest.mark.usefixtures("on_features_alone")
@@ -90,7 +86,8 @@ def test_every_option_changes_what_is_measured(
 ) -> None:
     plain, _ = printed(capsys, "quality", run, "-n", 12, *FEATURES)
     found, _ = printed(capsys, "quality", run, "-n", 12, *FEATURES, *options.split())
-    assert found["setting"] == plain["setting"] | changed
+    guidance, denoise = plain["setting"]["guidance"], changed.pop("denoise", plain["setting"]["denoise"])
+    assert found["setting"] == {"guidance": guidance | changed, "denoise": denoise}
     assert found["figures"] != plain["figures"]
 
 
@@ -122,7 +119,7 @@ def test_a_sweep_leaves_a_table_a_plot_and_a_default(run: Path, capsys: pytest.C
     best = found["rows"][values.index(min(values))]
     assert found["best"] == best["setting"]
     assert found["again"]["FD-Classifier"]["value"] not in values  # other noise
-    assert len(found["at_edge"]) == bool(best["setting"]["scale"]) + bool(best["setting"]["denoise"]) > 0
+    assert len(found["at_edge"]) == bool(best["setting"]["guidance"]["scale"]) + bool(best["setting"]["denoise"]) > 0
     assert all(edge in said.splitlines() for edge in found["at_edge"])
     stored = open_setting(open_run(run))
     assert stored is not None and stored.setting == from_dict(Setting, best["setting"])
@@ -135,7 +132,7 @@ def test_a_sweep_leaves_a_table_a_plot_and_a_default(run: Path, capsys: pytest.C
     before = (run / "sweep" / "sweep.json").stat().st_mtime_ns
     more, said = printed(capsys, "sweep", run, *options, "--rule", "paper", "stable", "--no-save", "--by", "recall")
     assert len(more["rows"]) == 10 and said.count("stable") > 4
-    kept = [row for row in more["rows"] if row["setting"]["rule"] == "paper"]
+    kept = [row for row in more["rows"] if row["setting"]["guidance"]["rule"] == "paper"]
     assert sorted(kept, key=str) == sorted(found["rows"], key=str)
     assert "6/10" not in said and (run / "sweep" / "sweep.json").stat().st_mtime_ns > before
     assert open_setting(open_run(run)) == stored
@@ -195,7 +192,7 @@ def test_a_sweep_of_a_run_that_cannot_be_written_to_loses_nothing(
     assert len(found["rows"]) == 1 and (tmp_path / "out" / "sweep.md").exists()
     assert said.startswith(f"{run}: Read-only file system; the best setting will not be kept as its default")
     assert "default not kept: " in said
-    monkeypatch.setattr("tarflow.cli.sweep.open_judge", lambda *_: pytest.fail("it was measured first"))
+    monkeypatch.setattr("tarflow.cli.sweep.opened_judge", lambda *_: pytest.fail("it was measured first"))
     assert main([str(word) for word in options]) == 2
     assert f"{run}/sweep: Read-only file system; give another directory by --out" in capsys.readouterr().err
 

@@ -112,6 +112,11 @@ def test_a_row_of_samples_is_of_the_class_beside_it(noisy: Subject) -> None:
         assert (strips[str(k)].images == shown).double().mean() > 0.99
 
 
+def test_where_every_image_is_clipped_the_caption_says_100_percent(exact: Subject) -> None:
+    exact.samples = torch.full((4, 1, 8, 8), 1.5)  # type: ignore[misc]
+    assert "100 % of their numbers, in 100 % of the images, are no pixels" in caption_of(samples.samples(exact))
+
+
 def test_rows_of_guidance_start_from_the_same_noise(noisy: Subject) -> None:
     strips = strips_of(samples.guidance(noisy))
     assert list(strips) == ["w = 0", "w = 0.5", "w = 1", "w = 2", "w = 3"]

@@ -16,7 +16,7 @@ from tarflow.config import TrainingConfig
 from tarflow.evaluation.likelihood.evaluate import Likelihood, evaluate_likelihood
 from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.measure import Measure
-from tarflow.model.condition import NULL_CLASS
+from tarflow.model.condition import NULL_CLASS, Classes
 from tarflow.training import scoring as scoring_module
 from tarflow.training import trainer as trainer_module
 from tarflow.training.interrupt import Interrupted
@@ -132,7 +132,15 @@ def test_mirrored_images_lose_their_labels_as_often_as_others() -> None:
     count = 8000
     pixels = torch.tensor([0, 8], dtype=torch.uint8).view(1, 1, 1, 2).expand(count, 1, 1, 2)
     config = TrainingConfig(steps=1, batch_size=count, noise="uniform", label_drop=0.3)
-    x, y = training_batch(pixels, torch.zeros(count).long(), 5, config=config, measure=config.measure(17), flip=True)
+    x, y = training_batch(
+        pixels,
+        torch.zeros(count).long(),
+        5,
+        config=config,
+        condition=Classes(10),
+        measure=config.measure(17),
+        flip=True,
+    )
     assert y is not None
     left, right = x[:, 0, 0].unbind(1)
     mirrored, dropped = (left > right).double(), (y == NULL_CLASS).double()

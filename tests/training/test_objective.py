@@ -12,6 +12,7 @@ from tarflow import NULL_CLASS, TarFlow, TarFlowConfig
 from tarflow.config import TrainingConfig
 from tarflow.data.batches import batch_indices
 from tarflow.model.base import VARIANCE_RATE
+from tarflow.model.condition import Classes
 from tarflow.ranks import Ranks
 from tarflow.training.objective import objective, training_batch
 
@@ -23,7 +24,9 @@ def batch(step: int, *, labels: torch.Tensor | None = LABELS, flip: bool = False
     config = TrainingConfig(**{"batch_size": 16, "steps": 10, **fields})
     rows = batch_indices(len(IMAGES), config.batch_size, step, config.seed)
     chosen = None if labels is None else labels[rows]
-    return training_batch(IMAGES[rows], chosen, step, config=config, measure=config.measure(17), flip=flip)
+    return training_batch(
+        IMAGES[rows], chosen, step, config=config, condition=Classes(10), measure=config.measure(17), flip=flip
+    )
 
 
 def test_is_minus_the_log_density_a_dimension_without_its_constant() -> None:
@@ -102,5 +105,7 @@ def test_the_shares_of_a_batch_are_the_batch(size: int) -> None:
     for rank in range(size):
         rows = Ranks(rank, size).share(16)
         pixels, labels = IMAGES[chosen[rows]], LABELS[chosen[rows]]
-        x, y = training_batch(pixels, labels, 3, config=config, measure=config.measure(17), flip=True, rows=rows)
+        x, y = training_batch(
+            pixels, labels, 3, config=config, condition=Classes(10), measure=config.measure(17), flip=True, rows=rows
+        )
         assert torch.equal(x, whole_x[rows]) and torch.equal(y, whole_y[rows])

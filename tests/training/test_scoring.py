@@ -10,6 +10,7 @@ import torch
 from flow_cases import build, images, labels
 from tarflow import checkpoint
 from tarflow.data.batches import batch_indices
+from tarflow.model.condition import Classes
 from tarflow.model.flow import TarFlow
 from tarflow.training.objective import training_batch
 from tarflow.training.scoring import measure_base_variance, one_pass
@@ -48,6 +49,7 @@ def test_a_finished_run_has_the_variance_of_all_its_images(tmp_path: Path) -> No
                 None if train_set.labels is None else train_set.labels[rows],
                 step,
                 config=config.training,
+                condition=Classes(10),
                 measure=config.measure,
                 flip=False,
             )

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flow_cases import build, images, labels
 from tarflow.config import TrainingConfig
+from tarflow.model.condition import Classes
 from tarflow.model.flow import TarFlow
 from tarflow.training import recompute as recomputing
 from tarflow.training.ema import EMA
@@ -201,7 +202,9 @@ def test_nothing_waits_for_the_device(name: str, fields: dict[str, Any]) -> None
     measure = step.config.measure(256)
     with Waits() as waits:
         for index in range(5):  # across the end of an epoch
-            x, labels_ = training_batch(pixels, y, index, config=step.config, measure=measure, flip=True)
+            x, labels_ = training_batch(
+                pixels, y, index, config=step.config, condition=Classes(10), measure=measure, flip=True
+            )
             step(x, labels_)
     assert waits.found == []
     with Waits() as waits:

@@ -121,16 +121,14 @@ def _samples(run: Run, splits: Splits, guidance: Any, args: Demo) -> dict[str, A
     """Judge guided and unguided samples, and draw the sheet of the guided ones."""
     import torch
 
-    from tarflow.evaluation.quality.classifier import fit_classifier
+    from tarflow.evaluation.quality.extractors.small_network import trained_network
     from tarflow.evaluation.quality.ratios import sample_quality
     from tarflow.measure import to_8bit
     from tarflow.pictures import save_sheet
     from tarflow.sampling.sample import sample
 
-    real, held_out = splits.train, splits.held_out
-    assert real.labels is not None and held_out.labels is not None
-    classifier = fit_classifier(real.images, real.labels, held_out.images, held_out.labels)
-    classes = len(real.class_names)
+    network = trained_network(splits.train)
+    classes = len(splits.train.class_names)
     y = torch.arange(SAMPLES, device="cpu", dtype=torch.int64) % classes
     figures = {}
     for name, guide, sigma in (
@@ -140,9 +138,7 @@ def _samples(run: Run, splits: Splits, guidance: Any, args: Demo) -> dict[str, A
     ):
         x = sample(run.flow, SAMPLES, y, guide, args.seed, denoise=sigma)
         pixels = run.measure.pixels(x.cpu())
-        quality = sample_quality(
-            pixels, y, images=real.images, labels=real.labels, held_out_images=held_out.images, classifier=classifier
-        )
+        quality = sample_quality(pixels, y, splits, network=network)
         figures[name] = quality.to_dict() | {"guidance": guide.scale if guide else 0.0, "sigma": sigma}
     by_class = y[: SHOWN * classes].argsort(stable=True)  # the sheet shows a class a row
     save_sheet(args.out / "samples.png", to_8bit(pixels, run.levels)[by_class], columns=SHOWN, zoom=ZOOM)

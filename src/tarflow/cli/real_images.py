@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+from tarflow.evaluation.quality.extractors import EXTRACTORS
 
 if TYPE_CHECKING:
     from tarflow.checkpoint import Run
@@ -20,7 +23,7 @@ class Judging:
     """What samples are compared with, and on which features."""
 
     extractor: Annotated[
-        Literal["efficientnet", "inception", "classifier"],
+        Literal[tuple(EXTRACTORS)],  # type: ignore[valid-type]
         tyro.conf.arg(
             help="of features: efficientnet (EfficientNet-Lite0, from the extra `metrics`), inception (FID's, from a "
             "file given by --weights), or classifier (a small network trained on the spot, of labelled images)"
@@ -44,37 +47,27 @@ class Judging:
     ] = None
 
 
-def open_judge(run: Run, judging: Judging, progress: Progress) -> tuple[Judge, Splits]:
-    """The judge of this run's samples, its real images prepared, and the images."""
-    from tarflow.evaluation.quality.extractors.extractor import open_extractor
-    from tarflow.evaluation.quality.judge import LEAST, Judge
-    from tarflow.evaluation.quality.reference import open_reference
-    from tarflow.evaluation.run_data import open_splits, stored_data
-    from tarflow.storage import cache_directory
+def check_samples(n: int) -> None:
+    """Raise ValueError for fewer samples than can be measured, before anything is opened."""
+    from tarflow.evaluation.quality.judge import LEAST_IMAGES
 
-    stored_data(run)  # raises before the images are read, which may take long
-    if (channels := run.config.model.channels) not in (1, 3):
-        raise ValueError(f"{run.path}: expected images of 1 or 3 channels, got {channels}")
-    if judging.reference < LEAST:
-        raise ValueError(f"--reference: expected at least {LEAST}, got {judging.reference}")
-    cache = judging.cache or cache_directory()
-    if judging.extractor != "classifier":
-        extractor = open_extractor(judging.extractor, run.flow.device, weights=judging.weights)
-    splits = open_splits(run, judging.data, progress=progress.loading)
-    for name, images in (("training", splits.train), ("held-out", splits.held_out)):  # before hours of sampling
-        if len(images) < LEAST:
-            raise ValueError(f"{run.path}: expected at least {LEAST} {name} images to compare with, got {len(images)}")
-    if judging.extractor == "classifier":
-        labels = splits.train.labels
-        labelled = None if labels is None else (splits.train.images, labels, run.levels)
-        extractor = open_extractor(
-            "classifier", run.flow.device, weights=judging.weights, labelled=labelled, cache=cache
-        )
-    reference = open_reference(
-        splits,
-        extractor,
-        cache,
+    if n < LEAST_IMAGES:
+        raise ValueError(f"-n: expected at least {LEAST_IMAGES} samples to measure, got {n}")
+
+
+def opened_judge(run: Run, judging: Judging, progress: Progress) -> tuple[Judge, Splits]:
+    """The judge of this run's samples, its real images prepared, and the images."""
+    from tarflow.evaluation.quality.judge import LEAST_IMAGES, open_judge
+
+    if judging.reference < LEAST_IMAGES:
+        raise ValueError(f"--reference: expected at least {LEAST_IMAGES}, got {judging.reference}")
+    return open_judge(
+        run,
+        judging.extractor,
+        weights=judging.weights,
+        source=judging.data,
         limit=judging.reference,
-        progress=lambda done, total: progress.preparing("features of real images", done, total),
+        cache=judging.cache,
+        loading=progress.loading,
+        progress=partial(progress.preparing, "features of real images"),
     )
-    return Judge(extractor, reference), splits

@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from tarflow.cli.drawing import Solving
-from tarflow.cli.real_images import Judging, open_judge
+from tarflow.cli.real_images import Judging, check_samples, opened_judge
 from tarflow.jsontext import to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tarflow.checkpoint import Run
-    from tarflow.evaluation.quality.sweep import Row
     from tarflow.sampling.setting import Setting
 
 
@@ -103,27 +103,14 @@ def run(args: Sweep) -> None:
     from tarflow import storage
     from tarflow.checkpoint import open_run, save_setting, weights_digest
     from tarflow.cli.progress import Progress
-    from tarflow.config import to_dict
     from tarflow.devices import pick_device
     from tarflow.drawing import labels_in_turn
-    from tarflow.evaluation.quality.judge import LEAST
-    from tarflow.evaluation.quality.sweep import (
-        SWEEP,
-        SWEEP_FILES,
-        best_row,
-        edges,
-        grid,
-        read_rows,
-        read_sweep,
-        sweep,
-        write_rows,
-    )
+    from tarflow.evaluation.quality.sweep import SWEEP, SWEEP_FILES, grid, sweep_run
     from tarflow.report.sweep import sweep_chart, sweep_table
     from tarflow.sampling.setting import StoredSetting
     from tarflow.storage import check_vacant
 
-    if args.n < LEAST:
-        raise ValueError(f"-n: expected at least {LEAST} samples to measure, got {args.n}")
+    check_samples(args.n)
     run = open_run(args.run, pick_device(args.device))
     settings = grid(
         run.config.model,
@@ -139,66 +126,47 @@ def run(args: Sweep) -> None:
     check_vacant(out, "--out", ours=SWEEP_FILES)
     _check_places(args, run, out)
     with Progress() as progress:
-        judge, _ = open_judge(run, args.judging, progress)
-        out.mkdir(parents=True, exist_ok=True)
-        key: dict[str, Any] = {
-            "weights": weights_digest(run.path),
-            "extractor": judge.extractor.digest,
-            "reference": judge.reference.digest,
-            "samples": args.n,
-            "seed": args.seed,
-        }
-        name = judge.extractor.figure(args.by)
+        judge, _ = opened_judge(run, args.judging, progress)
         sampler = args.solving.sampler(run)
 
         def draw(setting: Setting, seed: int) -> Tensor:
             return sampler.pixels(args.n, y, setting, seed, progress.sampling)
 
-        def features(done: int, total: int) -> None:
-            progress.preparing("features of samples", done, total)
-
-        def done(rows: list[Row]) -> None:
-            write_rows(out / "sweep.json", key, rows)
-            last = rows[-1]
-            found = f"{name} {last.figures[name].value:.4g}" if last.figures else f"failed: {last.failed}"
-            progress.say(f"{len(rows)}/{len(settings)}  {last.setting}: {found}")
-
-        before = read_sweep(out / "sweep.json")
-        if before is not None and (lost := before.replaced_by(key, settings)) is not None:
-            progress.say(f"{out / 'sweep.json'}: replaced: {lost}")
-        known = read_rows(out / "sweep.json", key)
-        rows = sweep(settings, draw, judge, run.levels, seed=args.seed, known=known, done=done, progress=features)
-        best = best_row(rows, judge, args.by)
-        again = judge.figures(draw(best.setting, args.seed + 1), run.levels, features)
-        beyond = {"clipped_pixels": sampler.clipped_pixels, "clipped_images": sampler.clipped_images}
-    at_edge = edges([row.setting for row in rows], best.setting)
-    more: dict[str, Any] = {
-        "by": name,
-        "best": to_dict(best.setting),
-        "at_edge": at_edge,
-        "again": {figure: value.to_dict() for figure, value in again.items()},
-        "extractor": {"name": judge.extractor.name, "description": judge.extractor.description},
-        **beyond,
-    }
-    write_rows(out / "sweep.json", key, rows, **more)
-    table = sweep_table(rows, best)
+        found = sweep_run(
+            run,
+            settings,
+            draw,
+            judge,
+            out,
+            samples=args.n,
+            by=args.by,
+            seed=args.seed,
+            say=progress.say,
+            progress=partial(progress.preparing, "features of samples"),
+        )
+    table = sweep_table(found.rows, found.best)
     storage.write_text(out / "sweep.md", table)
-    storage.write_text(out / "sweep.svg", sweep_chart(rows, name))
-    stored = StoredSetting(key["weights"], best.setting, name, best.figures[name].value, args.n, len(rows))
-    print(table, end="", file=sys.stderr)
-    print(f"best: {stored}; with other noise {again[name].value:.4g}", file=sys.stderr)
-    for edge in at_edge:
-        print(edge, file=sys.stderr)
-    print(
-        f"samples are judged as they are written, clipped: of the best, {100 * beyond['clipped_pixels']:.2g} % of the "
-        f"numbers, in {100 * beyond['clipped_images']:.2g} % of the images",
-        file=sys.stderr,
-    )
+    storage.write_text(out / "sweep.svg", sweep_chart(found.rows, found.by))
+    value = found.best.figures[found.by].value
+    stored = StoredSetting(weights_digest(run.path), found.best.setting, found.by, value, args.n, len(found.rows))
+    said = [
+        f"{table}best: {stored}; with other noise {found.again[found.by].value:.4g}",
+        *found.at_edge,
+        f"samples are judged as they are written, clipped: of the best, {100 * sampler.clipped_pixels:.3g} % of the "
+        f"numbers, in {100 * sampler.clipped_images:.3g} % of the images",
+    ]
     kept = "not kept"
     if not args.no_save:
         try:
             kept = f"kept in {save_setting(run, stored)}"
         except OSError as error:  # what was measured is in the table all the same
             kept = f"not kept: {error.filename}: {error.strerror}"
-    print(f"table and plot in {out}; default {kept}", file=sys.stderr)
-    print(to_json({"run": str(args.run), "rows": [row.to_dict() for row in rows], **more}, indent=2))
+    print(*said, f"table and plot in {out}; default {kept}", sep="\n", file=sys.stderr)
+    values = {
+        "run": str(args.run),
+        "rows": [row.to_dict() for row in found.rows],
+        **found.summary(judge),
+        "clipped_pixels": sampler.clipped_pixels,
+        "clipped_images": sampler.clipped_images,
+    }
+    print(to_json(values, indent=2))

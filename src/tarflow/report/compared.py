@@ -17,7 +17,7 @@ def runs(subjects: Sequence[Subject]) -> Parts:
     """A column a run: what it is, how well it scores, what its samples are worth."""
     columns = [_column(subject) for subject in subjects]
     rows = [[name, *(column.get(name, "—") for column in columns)] for name in _ROWS]
-    measures = {str(subject.likelihoods[0].scoring.measure) for subject in subjects if _is_scored(subject)}
+    measures = {str(subject.likelihood.scoring.measure) for subject in subjects if subject.likelihood}
     sources = {subject.run.config.data.source for subject in subjects if subject.run.config.data}
     text = (
         "Scores have their standard errors. Samples have the first figure that “tarflow quality” measured, if it did."
@@ -42,8 +42,7 @@ def _column(subject: Subject) -> dict[str, str]:
     timed = [entry for entry in subject.metrics if "seconds" in entry]
     if timed:
         found["trained for"] = f"{timed[-1]['step']:,} steps, {duration(timed[-1]['seconds'])}"
-    if _is_scored(subject):
-        best = subject.likelihoods[0]
+    if (best := subject.likelihood) is not None:
         found["held out"] = f"{quoted(best.mean, best.standard_error)} {unit_of(best.scoring.measure.figure)}"
         found |= {"scored by": LABELS[best.scoring.policy], "beside the Gaussian": advantage(best)}
     figures = [(name, f) for entry in kept_quality(subject.run).values() for name, f in entry["figures"].items()]
@@ -51,13 +50,6 @@ def _column(subject: Subject) -> dict[str, str]:
         name, figure = figures[0]
         found["samples"] = f"{name} {figure['value']:.4g} (N = {figure['samples']})"
     return found
-
-
-def _is_scored(subject: Subject) -> bool:
-    try:
-        return bool(subject.likelihoods)
-    except Unavailable:
-        return False
 
 
 def resolutions(subjects: Sequence[Subject]) -> Parts:

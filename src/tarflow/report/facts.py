@@ -26,13 +26,10 @@ def headline(subject: Subject) -> Rows:
     model = subject.run.config.model
     height, width = model.image_shape
     facts = {"images": f"{model.channels}×{height}×{width}", "parameters": f"{parameters_of(subject.run.flow):,}"}
-    try:
-        best = subject.likelihoods[0]
-    except Unavailable:
-        return facts
-    facts[f"held-out {unit_of(best.scoring.measure.figure)}"] = quoted(best.mean, best.standard_error)
-    if best.yardstick:
-        facts["of the Gaussian yardstick"] = quoted(best.yardstick.mean, best.yardstick.standard_error)
+    if (best := subject.likelihood) is not None:
+        facts[f"held-out {unit_of(best.scoring.measure.figure)}"] = quoted(best.mean, best.standard_error)
+        if best.yardstick:
+            facts["of the Gaussian yardstick"] = quoted(best.yardstick.mean, best.yardstick.standard_error)
     return facts
 
 
@@ -128,10 +125,7 @@ def curves(subject: Subject) -> Parts:
     series = [Series("training", train, "first"), Series("held out", held_out, "second", dots=True)]
     text = "Left, or above: the training loss. Right, or below: training and held-out images, in "
     text += "bits/dim of the data." if bits == "bits_per_dim" else "bits/dim of noisy images."
-    try:
-        yardstick = subject.likelihoods[0].yardstick
-    except Unavailable:
-        yardstick = None
+    yardstick = subject.likelihood.yardstick if subject.likelihood else None
     if yardstick and train:
         level = [(train[0][0], yardstick.mean), (train[-1][0], yardstick.mean)]
         series.append(Series("Gaussian", level, "third"))

@@ -38,8 +38,7 @@ def likelihood(subject: Subject) -> Parts:
         text += f" They are a choice by that seed of the {len(held_out):,} held-out images."
     if wrong := max(r.not_finite for r in results):
         text += f" {wrong} images have a log-density that is not finite."
-    note = subject.yardstick.note
-    is_none = isinstance(subject.yardstick, NoYardstick)
+    note, is_none = subject.yardstick.note, isinstance(subject.yardstick, NoYardstick)
     parts: Parts = [
         Table(f"Held-out {unit}: {how.measure}", head, rows, numbers=True),
         text,

@@ -28,15 +28,15 @@ def samples(subject: Subject) -> Parts:
         if subject.labels is None:
             strips.append(Strip(f"row {row + 1}", images, f"{len(images)} samples of the model, row {row + 1}."))
         else:
-            name = subject.class_name(row)
+            name = subject.run.class_names[row]
             strips.append(Strip(name, images, f"{len(images)} samples of class {name}."))
     caption = f"{len(shown)} samples, {subject.setting}, seed {subject.settings.seed}, none picked out."
     if subject.stored_setting is not None:
         caption += f" That is the run's default: {subject.stored_setting}."
     beyond = subject.run.measure.clipped(subject.samples).flatten(1)
     caption += (
-        f" {100 * float(beyond.double().mean()):.2g} % of their numbers, in "
-        f"{100 * float(beyond.any(dim=1).double().mean()):.2g} % of the images, are no pixels, and clipped."
+        f" {100 * float(beyond.double().mean()):.3g} % of their numbers, in "
+        f"{100 * float(beyond.any(dim=1).double().mean()):.3g} % of the images, are no pixels, and clipped."
     )
     classes = subject.run.config.model.num_classes
     if classes > CLASSES:
@@ -70,7 +70,7 @@ def guidance(subject: Subject) -> Parts:
         f"patches ({cleaned}; seed {subject.settings.seed})."
     )
     if y is not None and run.config.model.num_classes > 1:
-        caption += f" Columns go through the classes: {', '.join(subject.class_name(k) for k in y.tolist())}."
+        caption += f" Columns go through the classes: {', '.join(run.class_names[k] for k in y.tolist())}."
     if not strips:
         raise Unavailable(" ".join(failed))
     return [Figure("guidance", strips, caption), *failed]
@@ -126,7 +126,7 @@ def traces(subject: Subject) -> Parts:
         raise Unavailable(f"No sample could be followed: {error}.") from None
     strips = []
     for k in range(count):
-        label = f"sample {k}" if y is None else f"class {subject.class_name(int(y[k]))}"
+        label = f"sample {k}" if y is None else f"class {run.class_names[int(y[k])]}"
         images = _continuous(torch.stack([stage[k] for stage in stages]))
         alt = f"{len(images)} stages of one sample, from noise on the left to the finished image on the right."
         strips.append(Strip(label, images, alt))

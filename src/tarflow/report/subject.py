@@ -152,6 +152,14 @@ class Subject:
             policies.append(marginal)
         return [summary(each, self.yardstick) for each in policies]
 
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """Under the default policy; None where nothing can be scored."""
+        try:
+            return self.likelihoods[0]
+        except Unavailable:
+            return None
+
     @cached_property
     def scores(self) -> Tensor:
         """log p of each held-out image under the default policy, mean over the draws, nats, (N,)."""
@@ -224,6 +232,3 @@ class Subject:
     def shown(self, x: Tensor) -> Tensor:
         """The same with 256 levels, to look at."""
         return to_8bit(self.pixels(x), self.run.levels)
-
-    def class_name(self, k: int) -> str:
-        return self.run.class_names[k]

@@ -51,7 +51,8 @@ def sweep(subject: Subject) -> Parts:
 
 def kind_of(name: str) -> Kind:
     """Which kind a figure is of, by its name: "FD-EffNetLite0", "KID"."""
-    found = KIND_OF.get(name, name.partition("-")[0])
+    found = name.partition("-")[0]
+    found = KIND_OF.get(found, found)
     return next((kind for kind in KINDS if kind == found), "FD")
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tarflow.config import TrainingConfig
 from tarflow.measure import Measure
-from tarflow.model.condition import NULL_CLASS
+from tarflow.model.condition import Condition
 from tarflow.seeding import seeded_generator
 
 
@@ -26,6 +26,7 @@ def training_batch(
     *,
     config: TrainingConfig,
     measure: Measure,
+    condition: Condition,
     flip: bool,
     rows: slice | None = None,
 ) -> tuple[Tensor, Tensor | None]:
@@ -38,10 +39,11 @@ def training_batch(
         pixels: (B, C, H, W) uint8, those of the step (`data.feed`). labels: (B,) int64, or None for an unconditional
             model.
         step: 0, 1, 2, …
+        condition: that of the flow, which says what a dropped label is.
         rows: which of the `config.batch_size` rows of the batch these are; None where they are all of it.
 
     Returns:
-        x (B, C, H, W) float32 with noise, y (B,) int64 with dropped labels as the null class.
+        x (B, C, H, W) float32 with noise, y (B,) int64 with dropped labels as null.
     """
     device = pixels.device
     count, rows = (len(pixels), slice(None)) if rows is None else (config.batch_size, rows)
@@ -53,4 +55,4 @@ def training_batch(
     if labels is None:
         return x, None
     dropped = torch.rand(count, generator=generator, device=device, dtype=torch.float32)[rows] < config.label_drop
-    return x, torch.where(dropped, NULL_CLASS, labels)
+    return x, condition.drop(labels, dropped)

@@ -203,8 +203,9 @@ class Trainer:
     def seen(self, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """This rank's rows of a step's batch, as the model sees them."""
         data, (pixels, labels) = self.data, self.feed.batch(step)
+        config, measure, condition = self.training, self.measure, self.flow.condition
         return training_batch(
-            pixels, labels, step, config=self.training, measure=self.measure, flip=data.flip, rows=self.rows
+            pixels, labels, step, config=config, measure=measure, condition=condition, flip=data.flip, rows=self.rows
         )
 
     def read(self, measured: dict[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,17 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from tarflow.data.sets import ImageSet, Splits
 from tarflow.evaluation.quality import ratios as module
-from tarflow.evaluation.quality.classifier import fit_classifier
-from tarflow.evaluation.quality.ratios import diversity, mean_distance, nearest_distances, novelty, sample_quality
+from tarflow.evaluation.quality.extractors.small_network import trained_network
+from tarflow.evaluation.quality.ratios import (
+    class_agreement,
+    diversity,
+    mean_distance,
+    nearest_distances,
+    novelty,
+    sample_quality,
+)
 
 
 @pytest.fixture(scope="module")
@@ -19,27 +27,21 @@ def digits():
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
     images = torch.from_numpy(data.images.astype("uint8")).unsqueeze(1)[order]
     labels = torch.from_numpy(data.target).long()[order]
-    return (
-        {"images": images[:900], "labels": labels[:900]},
-        (images[900:1300], labels[900:1300]),
-        images[1300:],
-        labels[1300:],
+    train, held_out = (
+        ImageSet(images[part], labels[part], range(len(images[part])), 17, tuple("0123456789"))
+        for part in (slice(900), slice(900, 1300))
     )
+    return Splits(train, held_out, False, ()), images[1300:], labels[1300:]
 
 
 @pytest.fixture(scope="module")
 def judge(digits):
-    train, held_out, _, _ = digits
-    classifier = fit_classifier(train["images"], train["labels"], *held_out)
-
-    def judge(samples, intended):
-        return sample_quality(samples, intended, **train, held_out_images=held_out[0], classifier=classifier)
-
-    return judge
+    network = trained_network(digits[0].train)
+    return lambda samples, intended: sample_quality(samples, intended, digits[0], network=network)
 
 
 def test_real_images_are_perfect_samples(digits, judge):
-    *_, images, labels = digits
+    _, images, labels = digits
     quality = judge(images, labels)
     assert quality.agreement > 0.96
     assert quality.classifier_accuracy > 0.96
@@ -51,14 +53,21 @@ def test_real_images_are_perfect_samples(digits, judge):
 
 
 def test_copies_of_training_images_are_not_new(digits, judge):
-    train = digits[0]
-    quality = judge(train["images"][:300], train["labels"][:300])
+    train = digits[0].train
+    quality = judge(train.images[:300], train.labels[:300])
     assert quality.novelty == 0
     assert quality.diversity == pytest.approx(1, abs=0.06)
 
 
+def test_held_out_images_are_as_new_as_held_out_images(digits, judge):
+    held_out = digits[0].held_out
+    quality = judge(held_out.images, held_out.labels)
+    assert quality.novelty == 1 and quality.agreement == quality.classifier_accuracy < 1
+    assert quality.classifier == "a small convolutional network, trained on 900 images"
+
+
 def test_one_image_a_class_is_a_collapse(digits, judge):
-    *_, images, labels = digits
+    _, images, labels = digits
     first = torch.stack([images[labels == k][0] for k in range(10)])
     samples, intended = first.repeat(5, 1, 1, 1), torch.arange(10).repeat(5)
     quality = judge(samples, intended)
@@ -66,7 +75,7 @@ def test_one_image_a_class_is_a_collapse(digits, judge):
 
 
 def test_a_single_collapsed_class_shows_as_the_worst(digits, judge):
-    *_, images, labels = digits
+    _, images, labels = digits
     samples = torch.where((labels == 7).view(-1, 1, 1, 1), images[labels == 7][:1], images)
     quality = judge(samples, labels)
     assert quality.diversity_worst == 0
@@ -75,8 +84,39 @@ def test_a_single_collapsed_class_shows_as_the_worst(digits, judge):
 
 
 def test_samples_of_the_wrong_class_do_not_agree(digits, judge):
-    *_, images, labels = digits
+    _, images, labels = digits
     assert judge(images, (labels + 1) % 10).agreement < 0.03
+
+
+def test_agreement_is_the_share_of_what_was_meant(digits):
+    class Bright(torch.nn.Module):
+        def predict(self, pixels, levels):
+            return (pixels.flatten(1).float().mean(dim=1) >= levels / 2).long()
+
+    pixels = torch.tensor([0, 16, 16, 3], dtype=torch.uint8).view(4, 1, 1, 1)
+    assert class_agreement(Bright(), pixels, torch.tensor([0, 1, 1, 0]), 17) == 1
+    assert class_agreement(Bright(), pixels, torch.tensor([0, 1, 0, 1]), 17) == 0.5
+    with pytest.raises(ValueError, match=r"expected 4 integer labels, got \(3,\)"):
+        class_agreement(Bright(), pixels, torch.tensor([0, 1, 1]), 17)
+
+
+def test_the_classifier_is_trained_on_the_training_images(digits, judge, monkeypatch):
+    splits, images, labels = digits
+    calls = []
+    monkeypatch.setattr(module, "trained_network", lambda *given: calls.append(given) or trained_network(splits.train))
+    assert sample_quality(images, labels, splits) == judge(images, labels)
+    assert calls == [(splits.train, None)]
+
+
+def test_what_is_not_to_be_had_is_left_out_with_a_note(digits, judge):
+    splits, images, _ = digits
+    unlabelled = sample_quality(images, None, splits)
+    assert unlabelled.agreement is unlabelled.diversity is None and unlabelled.novelty == pytest.approx(1, abs=0.05)
+    assert unlabelled.notes == ("agreement and diversity: there are no classes",)
+    single = judge(images[:1], torch.zeros(1, dtype=torch.int64))
+    assert single.notes == ("agreement and diversity: class 0: expected at least two samples, got 1",)
+    copied = Splits(splits.train, splits.train, False, ())
+    assert sample_quality(images, None, copied).notes[1].startswith("novelty: held_out_images: at least half of them")
 
 
 def test_mean_distance_by_hand():
@@ -101,18 +141,20 @@ def test_nearest_distances_by_hand_in_any_chunks(monkeypatch):
 
 
 def test_what_leaves_nothing_to_compare_with_is_named(digits):
-    train, held_out, images, labels = digits
+    splits, images, labels = digits
+    real = splits.train.images
+    train = {"images": real, "labels": splits.train.labels}
     with pytest.raises(ValueError, match="class 3: expected at least two samples, got 1"):
         diversity(images[labels == 3][:1], torch.tensor([3]), **train)
     with pytest.raises(ValueError, match="class 11: expected at least two real images, got 0"):
         diversity(images[:2], torch.tensor([11, 11]), **train)
-    same = train["images"][:1].expand(5, -1, -1, -1)
+    same = real[:1].expand(5, -1, -1, -1)
     with pytest.raises(ValueError, match="class 0: all real images are the same"):
         diversity(images[:2], torch.tensor([0, 0]), same, torch.zeros(5, dtype=torch.int64))
     with pytest.raises(ValueError, match="at least half of them are training images"):
-        novelty(images, train["images"], train["images"][:50])
+        novelty(images, real, real[:50])
     with pytest.raises(ValueError, match="expected images of one shape"):
-        novelty(images, train["images"], held_out[0][:, :, :4])
+        novelty(images, real, real[:, :, :4])
 
 
 def test_novelty_is_a_ratio_of_medians_by_hand():

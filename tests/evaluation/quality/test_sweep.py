@@ -5,7 +5,7 @@ import torch
 
 from flow_cases import config_of
 from tarflow.evaluation.quality.judge import Figure
-from tarflow.evaluation.quality.sweep import Row, best_row, grid, read_rows, sweep, write_rows
+from tarflow.evaluation.quality.sweep import Row, best_row, grid, read_sweep, sweep, write_rows
 from tarflow.report.sweep import sweep_chart, sweep_table
 from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.sample import SamplingError
@@ -22,7 +22,7 @@ class Named:
         def figure(kind):
             return f"{kind}-Mean"
 
-    def figures(self, pixels, levels):
+    def figures(self, pixels, levels, progress=None):
         value = float(pixels.float().mean())
         return {f"{kind}-Mean": Figure(value, len(pixels), 1.0, 2, value, 0.5) for kind in ("FD", "precision")}
 
@@ -88,25 +88,25 @@ def test_an_interrupted_sweep_goes_on(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         sweep(settings, counted, Named(), 17, done=lambda rows: write_rows(path, key, rows))
-    known = read_rows(path, key)
+    known = read_sweep(path).rows
     assert [row.setting for row in known] == settings[:2]
     rows = sweep(settings, counted, Named(), 17, known=known, done=lambda rows: write_rows(path, key, rows))
     assert drawn == settings[:3] + settings[2:]
-    assert rows == sweep(settings, draw, Named(), 17) == read_rows(path, key)
+    assert rows == sweep(settings, draw, Named(), 17) == read_sweep(path).rows
 
 
-def test_rows_of_something_else_or_damaged_are_not_used(tmp_path):
+def test_damaged_rows_are_not_used(tmp_path):
     path, key = tmp_path / "sweep.json", {"weights": "abc"}
-    assert read_rows(path, key) == []
+    assert read_sweep(path) is None
     write_rows(path, key, sweep(grid(CONDITIONAL, 0.1), draw, Named(), 17))
-    assert len(read_rows(path, key)) == 5
-    assert read_rows(path, {"weights": "other"}) == []
+    stored = read_sweep(path)
+    assert stored is not None and stored.key == key and len(stored.rows) == 5
     sound = path.read_text()
     numbers = [sound.replace('"value": 15', f'"value": {value}') for value in ('"15"', "NaN", "[15]", "true")]
     assert all(text != sound for text in numbers)
     for text in ("{", "[]", '{"key": {"weights": "abc"}, "rows": [{"setting": {"scal": 1}}]}', *numbers):
         path.write_text(text)
-        assert read_rows(path, key) == []
+        assert read_sweep(path) is None
 
 
 # --- as a table and as a drawing ------------------------------------------------------------------------------------

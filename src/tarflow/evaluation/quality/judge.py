@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
@@ -12,19 +13,22 @@ from tarflow import storage
 from tarflow.checkpoint import Run, weights_digest
 from tarflow.config import from_dict
 from tarflow.data.batches import seeded_permutation
+from tarflow.data.sets import Splits
 from tarflow.evaluation.quality.distances import frechet_distance, kernel_distance, moments
+from tarflow.evaluation.quality.extractors import needs_images, open_extractor
 from tarflow.evaluation.quality.extractors.extractor import Extractor
 from tarflow.evaluation.quality.manifolds import manifolds
-from tarflow.evaluation.quality.reference import Progress, Reference
+from tarflow.evaluation.quality.reference import MAX_REFERENCE, Progress, Reference, open_reference
+from tarflow.evaluation.run_data import open_splits, stored_data
 from tarflow.model.saving import read_json
 from tarflow.sampling.setting import Setting
 
 Kind: TypeAlias = Literal["FD", "KD", "precision", "recall", "density", "coverage"]
 KINDS: tuple[Kind, ...] = ("FD", "KD", "precision", "recall", "density", "coverage")
 LOWER_IS_BETTER: tuple[Kind, ...] = ("FD", "KD")
-LEAST = 12  # samples or real images: a neighbourhood takes five others, a kernel distance two halves
+LEAST_IMAGES = 12  # samples or real images: a neighbourhood takes five others, a kernel distance two halves
 QUALITY_FILE = "quality.json"
-LARGEST = 1e300  # of a figure: what is larger is damage, and an integer of 400 digits no float
+LARGEST_FIGURE = 1e300  # what is larger in a file is damage, and an integer of 400 digits no float
 MAX_NEIGHBOURHOODS = 5_000  # features on either side of precision, recall, density and coverage
 
 
@@ -58,7 +62,7 @@ class Figure:
         """What `to_dict` made. Raises ValueError or TypeError where a number is none."""
         figure = cls(**values)
         for name, value in vars(figure).items():
-            if value is not None and not (type(value) in (int, float) and abs(value) < LARGEST):
+            if value is not None and not (type(value) in (int, float) and abs(value) < LARGEST_FIGURE):
                 raise ValueError(f"{name}: expected a number, got {value!r}")
         return figure
 
@@ -74,7 +78,7 @@ class Judge:
     def figures(self, pixels: Tensor, levels: int, progress: Progress | None = None) -> dict[str, Figure]:
         """Every figure of samples (N, C, H, W) uint8, at the levels of the data, by its name, such as "FD-EffNetLite0".
 
-        Raises ValueError for fewer than `LEAST` samples, or held-out images.
+        Raises ValueError for fewer than `LEAST_IMAGES` samples, or held-out images.
         """
         return self.figures_of_features(self.extractor.features(pixels, levels, progress))
 
@@ -82,8 +86,8 @@ class Judge:
         """The same of features (N, d) of the samples."""
         count, real = len(features), len(self.reference.held_out)
         for name, found in (("samples", count), ("held-out images", real)):
-            if found < LEAST:
-                raise ValueError(f"{name}: expected at least {LEAST} to measure quality, got {found}")
+            if found < LEAST_IMAGES:
+                raise ValueError(f"{name}: expected at least {LEAST_IMAGES} to measure quality, got {found}")
         at_floor = min(count, real)
         values = _values(features, self.reference)
         fewer = values if at_floor == count else _values(features[:at_floor], self.reference)
@@ -98,6 +102,22 @@ class Judge:
                 standard_error=values[kind][1],
             )
             for kind in KINDS
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """What figures depend on besides the samples, as JSON can hold it."""
+        extractor, reference = self.extractor, self.reference
+        return {
+            "extractor": {
+                "name": extractor.name,
+                "description": extractor.description,
+                "digest": extractor.digest,
+            },
+            "reference": {
+                "training_images": len(reference.features),
+                "held_out_images": len(reference.held_out),
+                "digest": reference.digest,
+            },
         }
 
     def _floor(self, count: int) -> dict[Kind, tuple[float, float | None]]:
@@ -123,6 +143,45 @@ def _values(features: Tensor, reference: Reference) -> dict[Kind, tuple[float, f
         "density": (found.density, None),
         "coverage": (found.coverage, None),
     }
+
+
+def open_judge(
+    run: Run,
+    extractor: str = "efficientnet",
+    *,
+    weights: str | Path | None = None,
+    source: str | None = None,
+    limit: int = MAX_REFERENCE,
+    cache: Path | None = None,
+    loading: Progress | None = None,
+    progress: Progress | None = None,
+) -> tuple[Judge, Splits]:
+    """The judge of a run's samples, and the run's images.
+
+    Args:
+        extractor, weights: see `open_extractor`.
+        source: where the images of the run's training are now; None is where they were then.
+        limit: training and held-out images that samples are compared with, at most.
+        cache: where features of real images are kept; None is `$TARFLOW_CACHE`, or what the system has for caches.
+        loading, progress: called with (images done, of how many), of reading them and of their features.
+
+    Raises ValueError or OSError naming what is missing, as `open_extractor`, `open_splits` and `open_reference` do.
+    """
+    stored_data(run)  # what is missing is said before the images are read, which may take long
+    if (channels := run.config.model.channels) not in (1, 3):
+        raise ValueError(f"{run.path}: expected images of 1 or 3 channels, got {channels}")
+    cache, device = cache or storage.cache_directory(), run.flow.device
+    if not needs_images(extractor):
+        found = open_extractor(extractor, device, weights=weights)
+    splits = open_splits(run, source, progress=loading)
+    for name, images in (("training", splits.train), ("held-out", splits.held_out)):  # before hours of sampling
+        if len(images) < LEAST_IMAGES:
+            raise ValueError(
+                f"{run.path}: expected at least {LEAST_IMAGES} {name} images to compare with, got {len(images)}"
+            )
+    if needs_images(extractor):
+        found = open_extractor(extractor, device, weights=weights, images=splits.train, cache=cache)
+    return Judge(found, open_reference(splits, found, cache, limit=limit, progress=progress)), splits
 
 
 def keep_quality(run: Run, measured: dict[str, Any]) -> None:

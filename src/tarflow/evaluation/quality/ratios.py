@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tarflow.data.batches import seeded_permutation
-from tarflow.evaluation.quality.classifier import Classifier, class_agreement
+from tarflow.data.sets import Splits
+from tarflow.evaluation.quality.extractors.small_network import SmallNetwork, trained_network
 from tarflow.evaluation.shares import standard_error
 
 MAX_A_CLASS = 1_000  # images of a class whose distances to each other are averaged: half a million pairs
@@ -21,72 +23,97 @@ CHUNK_BYTES = 1 << 26  # float32 training images that are compared at once
 
 @dataclass(frozen=True)
 class SampleQuality:
-    """What samples are worth beside real images. Distances are Euclidean, between levels of pixels.
+    """What samples are worth beside real images; None where `notes` says why. Distances are Euclidean, between levels.
 
     Attributes:
         samples: how many were judged.
         agreement: share of samples that the classifier gives the class they were meant to show.
         agreement_standard_error: √(a(1-a)/n); NaN where all agree, or none.
-        classifier: what it is. classifier_accuracy: its share of right answers on held-out real images.
+        classifier: what it is. classifier_accuracy: its share of right answers on held-out real images, which had no
+            part in its training.
         diversity: mean distance between samples of a class over that of real images, both averaged over the classes
             that were sampled. 0 where each class has collapsed to one image, about 1 where they vary as real images do.
         diversity_worst: the smallest of that ratio over the classes. diversity_worst_class: which class has it.
         novelty: median distance of samples to their nearest training image over that of held-out images. 0 where more
             than half are copies, about 1 for images as new as held-out ones, more for images unlike any real one.
+        notes: a sentence for each figure that there is not.
     """
 
     samples: int
-    agreement: float
-    agreement_standard_error: float
-    classifier: str
-    classifier_accuracy: float
-    diversity: float
-    diversity_worst: float
-    diversity_worst_class: int
-    novelty: float
+    agreement: float | None = None
+    agreement_standard_error: float | None = None
+    classifier: str | None = None
+    classifier_accuracy: float | None = None
+    diversity: float | None = None
+    diversity_worst: float | None = None
+    diversity_worst_class: int | None = None
+    novelty: float | None = None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary that JSON can hold. A number that is not finite is null."""
-        values = dataclasses.asdict(self)
+        values = dataclasses.asdict(self) | {"notes": list(self.notes)}
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def sample_quality(
     samples: Tensor,
-    intended: Tensor,
+    intended: Tensor | None,
+    splits: Splits,
     *,
-    images: Tensor,
-    labels: Tensor,
-    held_out_images: Tensor,
-    classifier: Classifier,
+    network: SmallNetwork | None = None,
+    cache: Path | None = None,
 ) -> SampleQuality:
     """Judge samples by a classifier, by their distances to each other and by those to the training images.
 
     Args:
         samples: (N, C, H, W) uint8, quantised to the levels of the data: a sample is compared as what is written to a
-            file. intended: (N,) integers, the class of each; at least two of each that occurs.
-        images: (M, C, H, W) uint8, the training images. labels: (M,).
-        held_out_images: (K, C, H, W) uint8.
-        classifier: from `fit_classifier`, trained on the same images.
-
-    Raises:
-        ValueError: what does not fit, or real images that leave nothing to compare with.
+            file. intended: (N,) integers, the class of each, at least two of each that occurs; None without classes.
+        splits: the real images, of which those held out have no part in training the classifier.
+        network: the classifier, trained on the same images; None trains it, or takes it from `cache`.
     """
-    agreement = class_agreement(classifier, samples, intended)
-    by_class = diversity(samples, intended, images, labels)
+    found: dict[str, Any] = {}
+    notes = []
+    try:
+        found |= _of_classes(samples, intended, splits, network, cache)
+    except ValueError as error:
+        notes.append(f"agreement and diversity: {error}")
+    try:
+        found["novelty"] = novelty(samples, splits.train.images, splits.held_out.images)
+    except ValueError as error:
+        notes.append(f"novelty: {error}")
+    return SampleQuality(len(samples), **found, notes=tuple(notes))
+
+
+def _of_classes(
+    samples: Tensor, intended: Tensor | None, splits: Splits, network: SmallNetwork | None, cache: Path | None
+) -> dict[str, Any]:
+    train, held_out = splits.train, splits.held_out
+    if intended is None or train.labels is None or held_out.labels is None:
+        raise ValueError("there are no classes")
+    by_class = diversity(samples, intended, train.images, train.labels)
+    network = network or trained_network(train, cache)
+    agreement = class_agreement(network, samples, intended, train.levels)
     worst = min(by_class, key=lambda k: by_class[k][0] / by_class[k][1])
     ours, real = (sum(pair[i] for pair in by_class.values()) for i in (0, 1))
-    return SampleQuality(
-        samples=len(samples),
-        agreement=agreement,
-        agreement_standard_error=standard_error(agreement * (1 - agreement) / len(samples)),
-        classifier=classifier.name,
-        classifier_accuracy=classifier.accuracy,
-        diversity=ours / real,
-        diversity_worst=by_class[worst][0] / by_class[worst][1],
-        diversity_worst_class=worst,
-        novelty=novelty(samples, images, held_out_images),
-    )
+    return {
+        "agreement": agreement,
+        "agreement_standard_error": standard_error(agreement * (1 - agreement) / len(samples)),
+        "classifier": f"a small convolutional network, trained on {len(train)} images",
+        "classifier_accuracy": class_agreement(network, held_out.images, held_out.labels, held_out.levels),
+        "diversity": ours / real,
+        "diversity_worst": by_class[worst][0] / by_class[worst][1],
+        "diversity_worst_class": worst,
+    }
+
+
+def class_agreement(network: SmallNetwork, pixels: Tensor, intended: Tensor, levels: int) -> float:
+    """Share of images (N, C, H, W) uint8 that the network gives the class they are meant to show, (N,)."""
+    if len(pixels) == 0 or intended.shape != pixels.shape[:1] or intended.is_floating_point():
+        raise ValueError(
+            f"expected {len(pixels) or 'some'} integer labels, got {tuple(intended.shape)} {intended.dtype}"
+        )
+    return float((network.predict(pixels, levels) == intended.cpu()).double().mean())
 
 
 def diversity(samples: Tensor, intended: Tensor, images: Tensor, labels: Tensor) -> dict[int, tuple[float, float]]:

@@ -14,7 +14,7 @@ import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -81,42 +81,37 @@ def real_features(
 
     Where another process is keeping the same ones just now, what it has kept is read, and nothing is written.
     """
-    folder = None if cache is None else cache / "features" / _digest(images, extractor)
+    if cache is None:
+        return extractor.features(images.images, images.levels, progress)
+    folder = cache / "features" / _digest(images, extractor)
+    parts = []
     with contextlib.ExitStack() as held:
         keep = False
-        if folder is not None:
-            with contextlib.suppress(storage.InUse), caching.optional(folder.parent.parent):
-                folder.mkdir(parents=True, exist_ok=True)
-                held.enter_context(storage.exclusive(folder))
-                storage.remove_leftovers(folder)
-                keep = True
-        return _features(images, extractor, folder, keep, progress)
-
-
-def _features(
-    images: ImageSet, extractor: Extractor, folder: Path | None, keep: bool, progress: Progress | None
-) -> Tensor:
-    parts = []
-    for number, start in enumerate(range(0, len(images), CHUNK)):
-        pixels = images.images[start : start + CHUNK]
-        file = None if folder is None else folder / f"{number:05}.npy"
-        part = None if file is None else _kept(file, (len(pixels), extractor.dims))
-        if part is None:
-
-            def told(done: int, total: int, start: int = start) -> None:
-                if progress is not None:
-                    progress(start + done, len(images))
-
-            part = extractor.features(pixels, images.levels, told)
-            if file is not None and keep:
-                buffer = io.BytesIO()
-                np.save(buffer, part.numpy())
-                keep = False
-                with caching.optional(file.parent.parent.parent):
-                    caching.keep(file, buffer.getvalue())
-                    keep = True
-        parts.append(part)
+        with contextlib.suppress(storage.InUse), caching.optional(cache):
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(storage.exclusive(folder))
+            storage.remove_leftovers(folder)
+            keep = True
+        for number, start in enumerate(range(0, len(images), CHUNK)):
+            pixels = images.images[start : start + CHUNK]
+            file = folder / f"{number:05}.npy"
+            part = _kept(file, (len(pixels), extractor.dims))
+            if part is None:
+                counted = None if progress is None else partial(_counted, progress, start, len(images))
+                part = extractor.features(pixels, images.levels, counted)
+                if keep:
+                    buffer = io.BytesIO()
+                    np.save(buffer, part.numpy())
+                    keep = False
+                    with caching.optional(cache):
+                        caching.keep(file, buffer.getvalue())
+                        keep = True
+            parts.append(part)
     return torch.cat(parts)
+
+
+def _counted(progress: Progress, before: int, total: int, done: int, _: int) -> None:
+    progress(before + done, total)
 
 
 def _digest(images: ImageSet, extractor: Extractor) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tarflow import caching, storage
+from tarflow.checkpoint import Run, weights_digest
 from tarflow.config import TarFlowConfig, from_dict, to_dict
 from tarflow.evaluation.quality.judge import LOWER_IS_BETTER, Figure, Judge, Kind
 from tarflow.fields import real
@@ -26,7 +27,8 @@ SCALES = (0.0, 0.5, 1.0, 2.0, 3.0)  # the paper's best with classes are 1 to 3
 UNCONDITIONAL_SCALES = (0.0, 0.1, 0.2, 0.5)  # and 0.2 without, at this temperature
 UNCONDITIONAL_TEMPERATURE = 0.3
 SWEEP = "sweep"  # the directory in a run
-SWEEP_FILES = ("sweep.json", "sweep.md", "sweep.svg")
+SWEEP_FILE = "sweep.json"  # in there: the rows
+SWEEP_FILES = (SWEEP_FILE, "sweep.md", "sweep.svg")
 
 Draw: TypeAlias = Callable[[Setting, int], Tensor]
 """draw(setting, seed): samples as uint8 pixels (N, C, H, W)."""
@@ -108,14 +110,13 @@ def sweep(
     A setting whose samples are not finite has a row that says so.
     """
     found: list[Row] = []
-    told = () if progress is None else (progress,)
     before = {row.setting: row for row in known}
     for setting in settings:
         if setting in before:
             found.append(before[setting])
             continue
         try:
-            row = Row(setting, judge.figures(draw(setting, seed), levels, *told))
+            row = Row(setting, judge.figures(draw(setting, seed), levels, progress))
         except SamplingError as error:
             row = Row(setting, {}, str(error))
         found.append(row)
@@ -137,7 +138,76 @@ def best_row(rows: Sequence[Row], judge: Judge, by: Kind = "FD") -> Row:
 
 
 @dataclass(frozen=True)
-class Stored:
+class Swept:
+    """What a sweep found: its rows, the best of them by the figure `by`, and the best's figures with other noise."""
+
+    rows: list[Row]
+    by: str
+    best: Row
+    again: dict[str, Figure]
+    at_edge: list[str]
+
+    def summary(self, judge: Judge) -> dict[str, Any]:
+        """What is said of the rows, as JSON can hold it."""
+        return {
+            "by": self.by,
+            "best": to_dict(self.best.setting),
+            "at_edge": self.at_edge,
+            "again": {name: figure.to_dict() for name, figure in self.again.items()},
+            "extractor": {"name": judge.extractor.name, "description": judge.extractor.description},
+        }
+
+
+def sweep_run(
+    run: Run,
+    settings: Sequence[Setting],
+    draw: Draw,
+    judge: Judge,
+    out: Path,
+    *,
+    samples: int,
+    by: Kind = "FD",
+    seed: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Swept:
+    """`sweep` with its rows kept in `out`, so that it goes on after an interruption; and the best drawn once more.
+
+    Args:
+        samples: how many `draw` gives. by: the figure that decides which is the best.
+        say: told of each row, and of what is replaced.
+    """
+    key = {
+        "weights": weights_digest(run.path),
+        "extractor": judge.extractor.digest,
+        "reference": judge.reference.digest,
+        "samples": samples,
+        "seed": seed,
+    }
+    name = judge.extractor.figure(by)
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / SWEEP_FILE
+    before = read_sweep(file)
+    if before is not None and (lost := before.replaced_by(key, settings)) is not None:
+        say(f"{file}: replaced: {lost}")
+
+    def done(rows: list[Row]) -> None:
+        write_rows(file, key, rows)
+        last = rows[-1]
+        found = f"{name} {last.figures[name].value:.4g}" if last.figures else f"failed: {last.failed}"
+        say(f"{len(rows)}/{len(settings)}  {last.setting}: {found}")
+
+    known = before.rows if before is not None and before.key == key else ()
+    rows = sweep(settings, draw, judge, run.levels, seed=seed, known=known, done=done, progress=progress)
+    best = best_row(rows, judge, by)
+    again = judge.figures(draw(best.setting, seed + 1), run.levels, progress)
+    found = Swept(rows, name, best, again, edges([row.setting for row in rows], best.setting))
+    write_rows(file, key, rows, **found.summary(judge))
+    return found
+
+
+@dataclass(frozen=True)
+class StoredSweep:
     """What a file of `write_rows` holds: its key, its rows, and what was said of them when the sweep was done."""
 
     key: dict[str, Any]
@@ -174,13 +244,7 @@ def edges(settings: Sequence[Setting], best: Setting) -> list[str]:
     return found
 
 
-def read_rows(path: Path, key: dict[str, Any]) -> list[Row]:
-    """The rows of a file of `write_rows` with the same `key`: none where it is missing, or is of something else."""
-    stored = read_sweep(path)
-    return stored.rows if stored is not None and stored.key == key else []
-
-
-def read_sweep(path: Path) -> Stored | None:
+def read_sweep(path: Path) -> StoredSweep | None:
     """What `write_rows` left in a file; None where it is missing, damaged, or written by another version."""
     if not path.is_file():
         return None
@@ -196,7 +260,7 @@ def read_sweep(path: Path) -> Stored | None:
             )
             for row in stored["rows"]
         ]
-        return Stored(dict(stored["key"]), rows, {k: v for k, v in stored.items() if k not in ("key", "rows")})
+        return StoredSweep(dict(stored["key"]), rows, {k: v for k, v in stored.items() if k not in ("key", "rows")})
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 

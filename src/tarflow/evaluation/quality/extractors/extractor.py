@@ -1,15 +1,12 @@
-"""From images to the features that distances are measured in: extractors, and how images are prepared for them.
-
-A distance is worth nothing without the name of its extractor. `Extractor.figure` makes the names: "FD-EffNetLite0" is
-a Fréchet distance and no FID, which is the one of Inception alone.
-"""
+"""A network with everything that its features depend on, and the two ways in which images are stretched for one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +14,10 @@ from torch.nn import functional as F
 
 from tarflow.measure import check_levels
 
-ExtractorName: TypeAlias = Literal["efficientnet", "inception", "classifier"]
 FLOAT32: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
 """Where our networks are made, and of which numbers, whatever defaults the caller has set."""
 
 BATCH_SIZE = 64  # images that go through a network at once: 40 MB of pixels at 224x224
-INCEPTION = "Inception"
 
 
 @dataclass(frozen=True)
@@ -36,6 +31,7 @@ class Extractor:
         dims: d, the length of a feature.
         network: images as `prepare` leaves them to (N, d).
         prepare: (N, C, H, W) uint8 and the number of levels, to what the network takes.
+        figure_names: of figures that have a name of their own on this network, by their kind.
     """
 
     name: str
@@ -44,12 +40,11 @@ class Extractor:
     dims: int
     network: nn.Module
     prepare: Callable[[Tensor, int], Tensor]
+    figure_names: Mapping[str, str] = field(default_factory=dict)
 
-    def figure(self, kind: Literal["FD", "KD", "precision", "recall", "density", "coverage"]) -> str:
-        """The name of a figure on these features: "FD-EffNetLite0"; of Inception "FID" and "KID"."""
-        if self.name == INCEPTION and kind in ("FD", "KD"):
-            return {"FD": "FID", "KD": "KID"}[kind]
-        return f"{kind}-{self.name}"
+    def figure(self, kind: str) -> str:
+        """The name of a figure on these features: of kind "FD" it is "FD-EffNetLite0", or FID of Inception alone."""
+        return self.figure_names.get(kind, f"{kind}-{self.name}")
 
     def features(self, pixels: Tensor, levels: int, progress: Callable[[int, int], None] | None = None) -> Tensor:
         """The features of images (N, C, H, W) uint8 of so many levels: (N, d) float32 on the CPU.
@@ -72,51 +67,12 @@ class Extractor:
         return torch.cat(parts)
 
 
-def open_extractor(
-    name: ExtractorName,
-    device: torch.device | str = "cpu",
-    *,
-    weights: str | Path | None = None,
-    labelled: tuple[Tensor, Tensor, int] | None = None,
-    cache: Path | None = None,
-) -> Extractor:
-    """The extractor that goes by this name on the command line.
-
-    Args:
-        name: "efficientnet", from the extra `[metrics]`; "inception", from a file of weights; "classifier", trained on
-            the spot on the labelled images.
-        weights: the file for "inception", and for it alone.
-        labelled: training images (N, C, H, W) uint8, labels (N,) and the number of levels, for "classifier".
-        cache: where "classifier" keeps what it has trained; None keeps nothing.
-
-    Raises:
-        ValueError: an unknown name, weights that are missing, not wanted or of something else, no labels.
-        FileNotFoundError: no such file of weights.
-    """
-    if weights is not None and name != "inception":
-        raise ValueError(f"weights: only extractor 'inception' takes a file of them, got extractor {name!r}")
-    if name == "efficientnet":
-        from tarflow.evaluation.quality.extractors.efficientnet import efficientnet_lite0
-
-        return efficientnet_lite0(device)
-    if name == "inception":
-        from tarflow.evaluation.quality.extractors.inception import open_inception
-
-        if weights is None:
-            raise ValueError(
-                "extractor 'inception': expected the path of a file with its weights (--weights), got none"
-            )
-        return open_inception(weights, device)
-    if name == "classifier":
-        from tarflow.evaluation.quality.extractors.small_network import open_classifier
-
-        if labelled is None:
-            raise ValueError(
-                "extractor 'classifier': expected labelled training images to train it on; without labels choose "
-                "'efficientnet' or 'inception'"
-            )
-        return open_classifier(*labelled, device=device, cache=cache)
-    raise ValueError(f"extractor: expected 'efficientnet', 'inception' or 'classifier', got {name!r}")
+def file_digest(path: Path, description: str) -> str:
+    """Of the weights in a file and of how images are prepared for them."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(description.encode())
+    return digest.hexdigest()[:32]
 
 
 def unit_pixels(pixels: Tensor, levels: int) -> Tensor:
