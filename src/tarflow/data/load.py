@@ -43,7 +43,7 @@ def load(source: str, options: LoadOptions | None = None, **fields: Any) -> Spli
     options = (options or LoadOptions()).replace(**fields)
     if is_prepared(source):
         return open_prepared(source, options)
-    opened = open_measured(source, options.reading)
+    opened = open_measured(source, options)
     layout = Layout.train_and_held_out(source, opened, options)
     if (shape := _too_large(source, opened, layout, options)) is not None:
         stored = open_cached(source, opened, layout, options, shape)
@@ -56,7 +56,7 @@ def load(source: str, options: LoadOptions | None = None, **fields: Any) -> Spli
 def load_held_out(source: str, options: LoadOptions) -> ImageSet:
     """`load(…).held_out`, without decoding what is trained on where the data have a split of their own."""
     if not is_prepared(source):
-        opened = open_measured(source, options.reading)
+        opened = open_measured(source, options)
         layout = Layout.train_and_held_out(source, opened, options)
         if layout.own_split and _too_large(source, opened, layout, options) is None:
             return _in_memory(source, opened, Layout.all_in_one(layout.parts[1:]), options)[0][0]
@@ -73,7 +73,7 @@ def load_all(
     options = (options or LoadOptions()).replace(**fields)
     if is_prepared(source):
         return open_whole(source, options), ()
-    opened = open_measured(source, options.reading)
+    opened = open_measured(source, options)
     sets, skipped = _in_memory(source, opened, Layout.all_in_one(opened.parts), options)
     return sets[0], skipped
 

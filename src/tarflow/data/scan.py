@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -51,7 +50,7 @@ class Scan:
     def __iter__(self) -> Generator[ScannedImage, None, None]:
         """Images in order, a few hundred ahead of what was asked for. `close` ends the reading."""
         options, own_levels = self.options, self.opened.levels
-        values, levels = Values(options.reading.value_range), requantizing_table(own_levels, options.levels)
+        values, levels = Values(options.value_range), requantizing_table(own_levels, options.levels)
 
         def read(content: Content) -> Tensor | DataError:
             try:
@@ -80,7 +79,7 @@ def open_scan(source: str, options: LoadOptions | None = None, **fields: Any) ->
         DataError: no images, not a readable file, or options that cannot be honoured.
     """
     options = (options or LoadOptions()).replace(**fields)
-    scan = Scan(source, open_source(source, dataclasses.replace(options.reading, unlabelled=True)), options)
+    scan = Scan(source, open_source(source, options.replace(unlabelled=True)), options)
     if scan.total == 0:
         raise DataError(f"{source}: holds no images")
     return scan

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tarflow.data.errors import DataError
-from tarflow.data.options import Reading
+from tarflow.data.options import LoadOptions
 from tarflow.data.readers.npz import Archive
 from tarflow.data.records import Records, RowNames, Source, Split
 
@@ -46,7 +46,7 @@ def claims(source: str) -> bool:
     return bool(_batches(Path(source)))
 
 
-def open_batches(source: str, reading: Reading | None = None) -> Source:
+def open_batches(source: str, options: LoadOptions | None = None) -> Source:
     """The batches of the release of 2017, in the order of their numbers; `train_…` is training, `val_…` validation.
 
     Label k of the files is class k - 1 here. Raises `DataError` naming the file: a pickle, other keys, shapes, labels.

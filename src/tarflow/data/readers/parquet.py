@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tarflow.data.errors import DataError, DataWarning, check_unpacked
-from tarflow.data.options import Reading
+from tarflow.data.options import LoadOptions
 from tarflow.data.readers.folder import image_names
 from tarflow.data.readers.imagenet import oord_variant
 from tarflow.data.readers.parquet_columns import Columns, choose_columns
@@ -52,17 +52,17 @@ def claims(source: str) -> bool:
     return bool(files) and (files[0].parent in (path, path / "data") or next(image_names(path), None) is None)
 
 
-def open_parquet(source: str, reading: Reading | None = None) -> Source:
+def open_parquet(source: str, options: LoadOptions | None = None) -> Source:
     """One file, without a split of its own; or those of a folder, in their splits, one set where no name tells any."""
     root = Path(source)
     if not root.is_dir():
-        return open_splits({"all": [root]}, reading)
+        return open_splits({"all": [root]}, options)
     files = _files(root)
-    return open_splits(_by_split(root, files), reading, Path(os.path.commonpath([path.parent for path in files])))
+    return open_splits(_by_split(root, files), options, Path(os.path.commonpath([path.parent for path in files])))
 
 
 def open_splits(
-    groups: Mapping[Split, Sequence[Location]], reading: Reading | None = None, place: Path | None = None
+    groups: Mapping[Split, Sequence[Location]], options: LoadOptions | None = None, place: Path | None = None
 ) -> Source:
     """The files of each split, in this order; names begin at `place`, or are those of the files alone.
 
@@ -71,7 +71,7 @@ def open_splits(
     """
     heads: dict[Split, list[_File]] = {}
     for split in sorted(groups, key=SPLIT_ORDER.index):
-        found = [_head(path, reading or Reading(), place) for path in groups[split]]
+        found = [_head(path, options or LoadOptions(), place) for path in groups[split]]
         heads[split] = [head for head in found if head is not None]
         if not heads[split]:
             raise DataError(f"{groups[split][0]}: {'' if split == 'all' else f'the {split} split '}holds no images")
@@ -136,7 +136,7 @@ def _by_split(root: Path, files: Sequence[Path]) -> dict[Split, list[Path]]:
     return groups
 
 
-def _head(path: Location, reading: Reading, place: Path | None) -> _File | None:
+def _head(path: Location, options: LoadOptions, place: Path | None) -> _File | None:
     with _open(path) as file:
         metadata = file.metadata
         if metadata.num_rows == 0:
@@ -147,7 +147,7 @@ def _head(path: Location, reading: Reading, place: Path | None) -> _File | None:
             columns = [group.column(k) for k in range(group.num_columns)]
             packed = sum(column.total_compressed_size for column in columns)
             check_unpacked(str(path), packed, sum(column.total_uncompressed_size for column in columns))
-        chosen, labels = choose_columns(file.schema_arrow, reading, path), None
+        chosen, labels = choose_columns(file.schema_arrow, options, path), None
         if (label := chosen.label) is not None:
             labels = _read(path, lambda: file.read(columns=[label])[label].to_pylist())
         name = path.relative_to(place).as_posix() if place is not None and isinstance(path, Path) else path.name

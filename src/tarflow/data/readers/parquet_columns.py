@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tarflow.data.errors import DataError
-from tarflow.data.options import NO_COLUMN, Reading
+from tarflow.data.options import NO_COLUMN, LoadOptions
 from tarflow.data.records import Location
 
 _LIKELY = frozenset({"label", "labels", "class", "classes", "category", "categories", "target", "targets", "cls", "y"})
@@ -24,7 +24,7 @@ class Columns:
     passed_over: str = ""
 
 
-def choose_columns(schema: Any, reading: Reading, path: Location) -> Columns:
+def choose_columns(schema: Any, options: LoadOptions, path: Location) -> Columns:
     """The columns of the file at `path`, by its schema of pyarrow's.
 
     The image is `image`; else the only column that `datasets` says to be an image. The label is `label`;
@@ -33,8 +33,8 @@ def choose_columns(schema: Any, reading: Reading, path: Location) -> Columns:
     """
     try:
         features = _features(schema)
-        image = _image(schema, features, reading)
-        label, passed_over = _label(schema, features, reading)
+        image = _image(schema, features, options)
+        label, passed_over = _label(schema, features, options)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     try:
@@ -44,9 +44,9 @@ def choose_columns(schema: Any, reading: Reading, path: Location) -> Columns:
     return Columns(image, label, names, passed_over)
 
 
-def _image(schema: Any, features: dict[str, Any], reading: Reading) -> str:
+def _image(schema: Any, features: dict[str, Any], options: LoadOptions) -> str:
     alike = _of_kind(schema, features, "Image")
-    name = _given(schema, reading.image_column, reading) or ("image" if "image" in schema.names else None)
+    name = _given(schema, options.image_column, options) or ("image" if "image" in schema.names else None)
     if name is None and len(alike) > 1:
         raise DataError(f"columns {', '.join(alike)} may be the image: choose one by --image-column")
     if name is None and not alike:
@@ -59,10 +59,10 @@ def _image(schema: Any, features: dict[str, Any], reading: Reading) -> str:
     return name
 
 
-def _label(schema: Any, features: dict[str, Any], reading: Reading) -> tuple[str | None, str]:
-    if reading.unlabelled or reading.label_column == NO_COLUMN:
+def _label(schema: Any, features: dict[str, Any], options: LoadOptions) -> tuple[str | None, str]:
+    if options.unlabelled or options.label_column == NO_COLUMN:
         return None, ""
-    name = _given(schema, reading.label_column, reading) or ("label" if "label" in schema.names else None)
+    name = _given(schema, options.label_column, options) or ("label" if "label" in schema.names else None)
     if name is not None:
         if not _is_whole(kind := schema.field(name).type):
             hint = f"; --label-column {NO_COLUMN} learns without classes"
@@ -80,9 +80,9 @@ def _label(schema: Any, features: dict[str, Any], reading: Reading) -> tuple[str
     return None, f"column '{likely[0]}' is not used: expected whole numbers for classes, got {kind}"
 
 
-def _given(schema: Any, name: str, reading: Reading) -> str | None:
+def _given(schema: Any, name: str, options: LoadOptions) -> str | None:
     """The column that was asked for. A run's columns are looked for in other data, and need not be there."""
-    if name and name not in schema.names and reading.strict:
+    if name and name not in schema.names and options.strict:
         raise DataError(f"expected a column '{name}', got {', '.join(schema.names) or 'no columns'}")
     return name if name in schema.names else None
 

@@ -42,7 +42,7 @@ def open_cached(
     if cache is None:
         return None
     files, levels = files_digest(source), options.levels or source.levels
-    how = (options.reading.image_column, options.reading.label_column, source.value_range)
+    how = (options.image_column, options.label_column, source.value_range)
     facts = (files, shape, levels, *how, layout.own_split)  # sizes and channels are in the shape, asked for or not
     key = hashlib.blake2b(repr(facts).encode(), digest_size=16)
     for numbers in layout.sets:

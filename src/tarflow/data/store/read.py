@@ -29,7 +29,7 @@ from torch import Tensor
 from tarflow.config import ConfigError, check_value, from_dict
 from tarflow.data.errors import DataError
 from tarflow.data.labels import label_tensors
-from tarflow.data.options import LoadOptions, Reading
+from tarflow.data.options import LoadOptions
 from tarflow.data.records import Records, Source, Split
 from tarflow.data.sets import ImageSet, Splits
 from tarflow.data.value_range import ValueRange
@@ -147,7 +147,7 @@ def _sets(source: str, manifest: Manifest, options: LoadOptions, where: str, end
     ]
 
 
-def open_records(source: str, reading: Reading | None = None) -> Source:
+def open_records(source: str, options: LoadOptions | None = None) -> Source:
     """A store as records: for those who go through it, and do not care for the map.
 
     Raises DataError naming the file that does not fit the manifest.

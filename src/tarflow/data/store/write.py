@@ -71,7 +71,7 @@ def prepare(
         raise FileExistsError(f"{out}: expected a directory by its own name, which is made new")
     if is_prepared(source):
         raise DataError(f"{source}: is prepared already; expected the images that it was made of")
-    opened = open_measured(source, wanted.reading)
+    opened = open_measured(source, wanted)
     opened = opened.replace(variant=variant or opened.variant)
     asked, files = asked_of(wanted, variant), files_digest(opened)
 
@@ -117,10 +117,12 @@ def build_store(
 
 def asked_of(options: LoadOptions, variant: str = "") -> tuple[tuple[str, str], ...]:
     """What a store is made for with these options, as (name, value) in words."""
-    asked: dict[str, Any] = {"image_size": options.image_size, "channels": options.channels, "levels": options.levels}
-    asked |= {"held_out_fraction": options.held_out_fraction, "split_seed": options.split_seed, "variant": variant}
-    asked |= {name: getattr(options.reading, name) for name in ("image_column", "label_column", "value_range")}
-    return tuple((name.replace("_", " "), repr(value)) for name, value in asked.items())
+    what, how = (
+        ("image_size", "channels", "levels", "held_out_fraction", "split_seed"),
+        ("image_column", "label_column"),
+    )
+    asked = tuple((name.replace("_", " "), repr(getattr(options, name))) for name in (*what, *how, "value_range"))
+    return (*asked, ("variant", repr(variant)))
 
 
 def _still_good(source: str, out: Path, asked: tuple[tuple[str, str], ...], files: str, skip_bad: bool) -> Manifest:
