@@ -15,9 +15,8 @@ from tarflow import checkpoint
 from tarflow.cli import main
 from tarflow.config import ConfigError, DataConfig
 from tarflow.data.errors import DataError, DataWarning
-from tarflow.data.load import load, load_all
+from tarflow.data.load import load, load_all, open_scan
 from tarflow.data.options import LoadOptions
-from tarflow.data.scan import open_scan
 from tarflow.data.store.read import read_manifest
 from tarflow.data.value_range import ValueRange
 

@@ -18,14 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tarflow.data.errors import DataError, DataWarning, check_unpacked
 from tarflow.data.options import LoadOptions
 from tarflow.data.readers.folder import image_names
 from tarflow.data.readers.imagenet import oord_variant
 from tarflow.data.readers.parquet_columns import Columns, choose_columns
-from tarflow.data.records import SPLIT_ORDER, Content, Location, Records, RowNames, Source, Split
+from tarflow.data.records import SPLIT_ORDER, Content, Location, Records, Source, Split, records_in_files, rows_within
 from tarflow.data.split_names import split_of
 
 _BATCH_ROWS = 256  # encoded images held in memory at a time
@@ -158,31 +156,19 @@ def _records(split: Split, files: Sequence[_File]) -> Records:
     # The Hugging Face convention for a test set without labels is -1 in every row.
     labelled = any(label not in (None, -1) for file in files for label in file.labels or ())
     labels = [-1 if x is None else x for file in files for x in file.labels or ()] if labelled else None
-
-    def read(rows: Sequence[int]) -> Iterator[Content]:
-        start = 0
-        for file in files:
-            yield from _contents(file, _within(rows, start, file.metadata.num_rows), labelled)
-            start += file.metadata.num_rows
-
-    return Records(split, RowNames([(file.name, file.metadata.num_rows) for file in files]), labels, read)
+    each = [(file.name, file.metadata.num_rows, functools.partial(_contents, file, labelled)) for file in files]
+    return records_in_files(split, each, labels)
 
 
-def _within(rows: Any, start: int, count: int) -> Any:
-    """Those of the sorted rows that are among the `count` from `start`, counted from there."""
-    every = np.asarray(rows, np.int64)
-    return every[slice(*np.searchsorted(every, (start, start + count)))] - start
-
-
-def _contents(file: _File, rows: Any, labelled: bool) -> Iterator[Content]:
+def _contents(file: _File, labelled: bool, rows: Any) -> Iterator[Content]:
     """The encoded images of these rows of a file, or what is wrong with the record."""
     start = 0
     for number in range(file.metadata.num_row_groups):  # a reader of all keeps the bytes of those it has read
         count = file.metadata.row_group(number).num_rows
-        if len(_within(rows, start, count)):
+        if len(rows_within(rows, start, count)):
             first = start
             for column in _columns(file, number):
-                chosen = _within(rows, first, len(column))
+                chosen = rows_within(rows, first, len(column))
                 data = _bytes(column if len(chosen) == len(column) else column.take(chosen))
                 for row, value in zip(chosen, data, strict=True):
                     problem = _label_problem(file, first + int(row)) if labelled else None

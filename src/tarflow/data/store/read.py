@@ -49,7 +49,7 @@ class Manifest:
     Attributes:
         format: of the store. tarflow: the version that wrote it.
         source: as it was given. asked: for what it was prepared: with anything else it would hold other images.
-        files_digest: see `store.fingerprint`.
+        files_digest: see `Source.files_digest`.
         shape: (C, H, W). train, held_out: how many. train_digest, held_out_digest: see `ImageSet.digest`.
         preprocessing: what was done to the images, in words.
         own_split: the split is the source's own, and not a seeded one.

@@ -20,7 +20,6 @@ from tarflow.data.identity import located, place_of
 from tarflow.data.options import LoadOptions
 from tarflow.data.readers.hub import PREFIX
 from tarflow.data.sources import KNOWN_NAMES, open_source
-from tarflow.data.store.fingerprint import files_digest
 from tarflow.data.store.read import MANIFEST_FILE, is_prepared, read_manifest
 from tarflow.evaluation.likelihood.anomalies import ImageScores, code_bits
 from tarflow.evaluation.likelihood.scores import ClassScores, Progress, class_scores
@@ -125,7 +124,7 @@ def _files(source: str, options: LoadOptions) -> str | None:
         if is_prepared(place):
             manifest = Path(place) / MANIFEST_FILE
             return f"{manifest.stat().st_mtime_ns} {read_manifest(Path(place)).held_out_digest}"
-        return files_digest(open_source(place, options))
+        return open_source(place, options).files_digest()
     except (OSError, ValueError):
         return ""  # whoever opens it says what is wrong
 

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from tarflow import storage
 from tarflow.checkpoint import Run, weights_digest
+from tarflow.data.load import ScannedImage, open_scan
 from tarflow.data.options import LoadOptions
-from tarflow.data.scan import ScannedImage, open_scan
 from tarflow.evaluation.likelihood.anomalies import DETECTORS, Detector, ImageScores, code_bits, share_below
 from tarflow.evaluation.likelihood.csv_text import escaped
 from tarflow.evaluation.likelihood.detector import DETECTOR_FILE, open_detector
