@@ -218,7 +218,8 @@ class _Rows(Dataset[Any]):
 def data_loader(images: ImageSet, batch_size: int, workers: int) -> Timed:
     """torch's `DataLoader` with the order of `batches`."""
     order = [batch_indices(len(images), batch_size, step, 0).tolist() for step in range(20_000)]
-    batches = iter(DataLoader(_Rows(images), batch_sampler=order, num_workers=workers, collate_fn=tuple))
+    loader = DataLoader(_Rows(images), batch_sampler=order, num_workers=workers, collate_fn=tuple)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
     return Timed(batch_size, lambda: next(batches))
 
 

@@ -245,7 +245,7 @@ def stored(place: Path) -> None:
     load.MEMORY_SHARE = 0.0
     os.environ["TARFLOW_CACHE"] = str(place / "cache")
     sections = {
-        "model": {"patch_size": 2, "width": 16, "head_dim": 8, "layers": [1, 1]},
+        "model": {"image_size": 4, "patch_size": 2, "width": 16, "head_dim": 8, "layers": [1, 1]},
         "data": {"source": str(place / "photos"), "skip_bad": True},
         "training": {"steps": 8, "batch_size": 8, "sample_every": 0, "evaluate_every": 4, "log_every": 1},
     }

@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from tarflow.data.errors import DataError
 from tarflow.data.images import convert, decode, fit, from_array, to_array
+from tarflow.data.labels import label_tensors
 from tarflow.data.options import LoadOptions
 from tarflow.data.records import Content, Records, Source
 from tarflow.data.sets import seeded_split
@@ -83,22 +85,15 @@ class Layout:
         return cls(tuple(parts), tuple(sets), own is not None, 2)
 
 
-class Sink(Protocol):
-    """Where the images of a set go, one after the other, each (C, H, W) or grey where C is 3."""
-
-    def append(self, image: Any) -> None: ...
-
-
-AnySink = TypeVar("AnySink", bound=Sink)
-
-
 @dataclass
-class Assembled(Generic[AnySink]):
-    """The sets: where their images went, which records they are (counted through all parts), and the bad ones."""
+class Assembled:
+    """The sets, each as the sink that its images went to, its labels (N,) int64 or None, and its names."""
 
-    sinks: list[AnySink]
-    kept: list[array[int]]
-    skipped: list[tuple[str, str]]
+    sinks: list[Any]
+    labels: list[Tensor | None]
+    names: list[tuple[str, ...]]
+    class_names: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
 
 
 def assemble(
@@ -106,12 +101,13 @@ def assemble(
     source: Source,
     layout: Layout,
     options: LoadOptions,
-    new_sink: Callable[[int, int, tuple[int, int, int]], AnySink],
-) -> Assembled[AnySink]:
+    new_sink: Callable[[int, int, tuple[int, int, int]], Any],
+) -> Assembled:
     """Decode every record of the layout once, all to one (C, H, W).
 
     Args:
-        new_sink: makes the sink of a set, by its number, how many images it may get, and their shape.
+        new_sink: makes what takes the images of a set, by its number, how many there may be, and their shape. It is
+            called with one after the other, (C, H, W), or grey where C is 3.
 
     Raises `DataError` that begins with `where`: bad records, unless they may be skipped; images of several sizes
     without an `image_size`; a set of which nothing can be read.
@@ -155,7 +151,7 @@ def assemble(
                 which = int(numbers[row])
                 if sinks[which] is None:
                     sinks[which] = new_sink(which, sizes[which], first[1])
-                sinks[which].append(image if levels is None else levels[image])
+                sinks[which](image if levels is None else levels[image])
                 kept[which].append(start + row)
             start += len(part)
     values.say(where)
@@ -164,7 +160,10 @@ def assemble(
     for which, rows in enumerate(kept):
         if not rows:
             raise DataError(_nothing(where, layout, which, bad))
-    return Assembled(sinks, kept, bad)
+    labels, class_names = label_tensors(where, source, layout.parts, kept, options.class_names)
+    every = [name for part in layout.parts for name in part.names]
+    names = [tuple(every[row] for row in rows) for rows in kept]
+    return Assembled(sinks, labels, names, class_names, tuple(bad))
 
 
 def requantizing_table(levels: int, new_levels: int | None) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 
 from tarflow.data.assemble import Layout, assemble
 from tarflow.data.errors import DataError
-from tarflow.data.labels import label_tensors
 from tarflow.data.options import LoadOptions
 from tarflow.data.records import Source
 from tarflow.data.sets import ImageSet as ImageSet
@@ -94,7 +92,7 @@ class _Array:
                 "give a smaller image size, or fewer images"
             ) from None
 
-    def append(self, image: Any) -> None:
+    def __call__(self, image: Any) -> None:
         self.images[self.count] = image  # grey is repeated where the others are RGB
         self.count += 1
 
@@ -104,19 +102,12 @@ def _in_memory(
 ) -> tuple[list[ImageSet], tuple[tuple[str, str], ...]]:
     """The sets of a layout, decoded, all of one image shape, levels and classes."""
     found = assemble(where, source, layout, options, _Array)
-    labels, class_names = label_tensors(where, source, layout.parts, found.kept, options.class_names)
-    names = _names(layout, found.kept)
     levels = options.levels or source.levels
     sets = [
-        ImageSet(torch.from_numpy(sink.images[: sink.count]), label, own, levels, class_names)
-        for sink, label, own in zip(found.sinks, labels, names, strict=True)
+        ImageSet(torch.from_numpy(sink.images[: sink.count]), labels, names, levels, found.class_names)
+        for sink, labels, names in zip(found.sinks, found.labels, found.names, strict=True)
     ]
-    return sets, tuple(found.skipped)
-
-
-def _names(layout: Layout, kept: Sequence[Sequence[int]]) -> list[tuple[str, ...]]:
-    every = [name for part in layout.parts for name in part.names]
-    return [tuple(every[row] for row in rows) for rows in kept]
+    return sets, found.skipped
 
 
 def _too_large(where: str, source: Source, layout: Layout, options: LoadOptions) -> tuple[int, int, int] | None:

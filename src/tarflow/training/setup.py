@@ -106,7 +106,10 @@ def _measured(data: DataConfig) -> ValueRange:
     if not is_prepared(where):
         return open_measured(where, Reading.of(data)).value_range
     manifest = read_manifest(Path(where).expanduser())
-    if data.value_range not in ("full", manifest.value_range, manifest.asked.value_range):
+    if (
+        data.value_range not in ("full", manifest.value_range)
+        and ("value range", repr(data.value_range)) not in manifest.asked
+    ):
         raise ConfigError(
             f"data.value_range: {data.source} was prepared with {manifest.value_range}, got {data.value_range}; "
             "prepare it anew with another"

@@ -89,7 +89,7 @@ def _make(
     if (free := shutil.disk_usage(place.parent).free) < size:
         raise OSError(errno.ENOSPC, f"{size / 1e9:.1f} GB are needed for {where}, {free / 1e9:.1f} GB are free")
     said = f"{where}: {count} images are decoded once, into {place} ({size / 1e9:.1f} GB)"
-    wanted = options.replace(channels=3 if shape[0] == 3 else options.channels, class_names=None)
+    wanted = options.replace(channels=3 if shape[0] == 3 else options.channels)
 
     if place.is_symlink() or place.is_file():  # which is not followed
         place.unlink()

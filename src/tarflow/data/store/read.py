@@ -42,35 +42,14 @@ FORMAT = 2  # 1 had arrays of NumPy's
 AGAIN = "prepare it again, with --force"
 
 
-class _Coerced:
-    def __post_init__(self) -> None:
-        """Tuples where JSON has lists; ConfigError where a field has another type."""
-        for entry in fields(self):  # type: ignore[arg-type]
-            object.__setattr__(self, entry.name, check_value(type(self), entry.name, getattr(self, entry.name)))
-
-
 @dataclass(frozen=True)
-class Asked(_Coerced):
-    """What a store was prepared for: with anything else it would hold other images, or in another order."""
-
-    image_size: int | tuple[int, int] | None
-    channels: int | None
-    levels: int | None
-    held_out_fraction: float
-    split_seed: int
-    variant: str
-    image_column: str = ""
-    label_column: str = ""
-    value_range: ValueRange = "full"
-
-
-@dataclass(frozen=True)
-class Manifest(_Coerced):
+class Manifest:
     """The contents of `prepared.json`.
 
     Attributes:
         format: of the store. tarflow: the version that wrote it.
-        source: as it was given. files_digest: see `store.fingerprint`.
+        source: as it was given. asked: for what it was prepared: with anything else it would hold other images.
+        files_digest: see `store.fingerprint`.
         shape: (C, H, W). train, held_out: how many. train_digest, held_out_digest: see `ImageSet.digest`.
         preprocessing: what was done to the images, in words.
         own_split: the split is the source's own, and not a seeded one.
@@ -81,7 +60,7 @@ class Manifest(_Coerced):
     format: int
     tarflow: str
     source: str
-    asked: Asked
+    asked: tuple[tuple[str, str], ...]
     files_digest: str
     shape: tuple[int, int, int]
     levels: int
@@ -96,6 +75,11 @@ class Manifest(_Coerced):
     preprocessing: str
     skipped: tuple[tuple[str, str], ...]
     value_range: ValueRange = "full"
+
+    def __post_init__(self) -> None:
+        """Tuples where JSON has lists; ConfigError where a field has another type."""
+        for entry in fields(self):
+            object.__setattr__(self, entry.name, check_value(type(self), entry.name, getattr(self, entry.name)))
 
     @property
     def total(self) -> int:

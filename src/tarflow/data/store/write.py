@@ -17,7 +17,6 @@ from tarflow import __version__, digests, storage
 from tarflow.config import to_dict
 from tarflow.data.assemble import Layout, assemble
 from tarflow.data.errors import DataError
-from tarflow.data.labels import label_tensors
 from tarflow.data.options import LoadOptions
 from tarflow.data.records import Source
 from tarflow.data.sets import SetDigest
@@ -30,7 +29,6 @@ from tarflow.data.store.read import (
     MANIFEST_FILE,
     NAMES_FILE,
     PIXELS_FILE,
-    Asked,
     Manifest,
     is_prepared,
     open_prepared,
@@ -74,6 +72,7 @@ def prepare(
     if is_prepared(source):
         raise DataError(f"{source}: is prepared already; expected the images that it was made of")
     opened = open_measured(source, wanted.reading)
+    opened = opened.replace(variant=variant or opened.variant)
     asked, files = asked_of(wanted, variant), files_digest(opened)
 
     def known() -> Manifest | None:
@@ -99,7 +98,7 @@ def build_store(
     opened: Source,
     layout: Layout,
     options: LoadOptions,
-    asked: Asked,
+    asked: tuple[tuple[str, str], ...],
     files: str,
 ) -> tuple[Manifest, bool]:
     """`write_store` at `out`, whole or not at all, unless another process has come and gone and left what is `known`.
@@ -116,24 +115,21 @@ def build_store(
             return write_store(folder, source, opened, layout, options, asked, files), False
 
 
-def asked_of(options: LoadOptions, variant: str = "") -> Asked:
-    """What a store is made for with these options."""
-    how = options.reading
-    return Asked(
-        *(options.image_size, options.channels, options.levels, options.held_out_fraction, options.split_seed, variant),
-        *(how.image_column, how.label_column, how.value_range),
-    )
+def asked_of(options: LoadOptions, variant: str = "") -> tuple[tuple[str, str], ...]:
+    """What a store is made for with these options, as (name, value) in words."""
+    asked: dict[str, Any] = {"image_size": options.image_size, "channels": options.channels, "levels": options.levels}
+    asked |= {"held_out_fraction": options.held_out_fraction, "split_seed": options.split_seed, "variant": variant}
+    asked |= {name: getattr(options.reading, name) for name in ("image_column", "label_column", "value_range")}
+    return tuple((name.replace("_", " "), repr(value)) for name, value in asked.items())
 
 
-def _still_good(source: str, out: Path, asked: Asked, files: str, skip_bad: bool) -> Manifest:
+def _still_good(source: str, out: Path, asked: tuple[tuple[str, str], ...], files: str, skip_bad: bool) -> Manifest:
     """The manifest of `out` where it still is what would be written; FileExistsError naming what is not."""
     manifest = read_manifest(out)
     hint = "give another --out, or --force to replace it"
-    before, after = to_dict(manifest.asked), to_dict(asked)
-    for name, value in before.items():
-        if value != after[name]:
-            what = f"{name.replace('_', ' ')} {after[name]!r}"
-            raise FileExistsError(f"{out}: prepared with {name.replace('_', ' ')} {value!r}, asked for {what}; {hint}")
+    for name, value in asked:
+        if (before := dict(manifest.asked).get(name)) != value:
+            raise FileExistsError(f"{out}: prepared with {name} {before}, asked for {name} {value}; {hint}")
     if files != manifest.files_digest:
         raise FileExistsError(f"{out}: prepared from {manifest.source}, and {source} is not the same files; {hint}")
     check_skipped(out, manifest, skip_bad)
@@ -156,7 +152,7 @@ class _Appended:
         self.file = open(path, "wb")  # noqa: SIM115 - closed by who made it
         self.written = digests.Digesting(self.file)
 
-    def append(self, image: Any) -> None:
+    def __call__(self, image: Any) -> None:
         data = np.broadcast_to(image, self.shape).tobytes()  # grey is repeated where the others are RGB
         self.written.write(data)
         self.digest.update(data)
@@ -169,7 +165,7 @@ def write_store(
     opened: Source,
     layout: Layout,
     options: LoadOptions,
-    asked: Asked,
+    asked: tuple[tuple[str, str], ...],
     files: str,
 ) -> Manifest:
     """Fill the new directory `folder`. `files` is the `files_digest` of before.
@@ -186,7 +182,7 @@ def write_store(
             closing.callback(made[number].file.close)
             return made[number]
 
-        found = assemble(source, opened, layout, options, new_sink)
+        found = assemble(source, opened, layout, options.replace(class_names=None), new_sink)
         train, held_out = found.sinks
         held_out.file.close()
         with open(held_out.path, "rb") as file:
@@ -194,12 +190,11 @@ def write_store(
                 train.written.write(piece)
     held_out.path.unlink()
     facts = {PIXELS_FILE: train.written.facts}
-    labels, class_names = label_tensors(source, opened, layout.parts, found.kept, None)
+    labels = found.labels
     if labels[0] is not None and labels[1] is not None:
         every = np.concatenate([labels[0].numpy(), labels[1].numpy()])
         facts[LABELS_FILE] = _write(folder / LABELS_FILE, every.astype("<i8"))
-    names = [name for part in layout.parts for name in part.names]
-    text = "".join(f"{names[row]}\0" for rows in found.kept for row in rows)
+    text = "".join(f"{name}\0" for names in found.names for name in names)
     facts[NAMES_FILE] = _write(folder / NAMES_FILE, text.encode(errors="surrogateescape"))
     if files_digest(opened) != files:
         raise DataError(f"{source}: changed while it was read; prepare it again")
@@ -217,15 +212,15 @@ def write_store(
         shape=train.shape,
         levels=options.levels or opened.levels,
         labelled=labels[0] is not None,
-        class_names=class_names,
-        variant=asked.variant or opened.variant,
+        class_names=found.class_names,
+        variant=opened.variant,
         train=train.count,
         held_out=held_out.count,
         train_digest=sets[0],
         held_out_digest=sets[1],
         own_split=layout.own_split,
         preprocessing=PREPROCESSING,
-        skipped=tuple(found.skipped),
+        skipped=found.skipped,
         value_range=opened.value_range,
     )
     storage.write_json(folder / MANIFEST_FILE, to_dict(manifest))
