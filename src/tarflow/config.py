@@ -56,9 +56,7 @@ class TarFlowConfig:
     layers: tuple[int, ...] = option(help="Transformer layers of each block, one entry a block")
     channels: int = option(3, help="channels of the images: 1 is grey, 3 is RGB; those of the data when not given")
     num_classes: int = derived(0, help="number of classes, 0 for an unconditional model")
-    transform: str = option(
-        "affine", help="affine (shift and scale) or additive (the volume-preserving variant)"
-    )
+    transform: str = option("affine", help="affine (shift and scale) or additive (the volume-preserving variant)")
     log_scale_bound: float | Literal["auto", "none"] | None = option(  # None is "none", which TOML has no word for
         "auto",
         help="bound a of the log-scale, a*tanh(v/a); auto: 4 where there is a log-scale; none: unbounded, the paper's, "

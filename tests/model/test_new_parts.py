@@ -1,4 +1,4 @@
-"""A new transform, condition, base or order is one class and one line in its table: the flow, its laws and users take it.
+"""A new transform, condition, base or order is one class and one line in its table; flow, laws and users take it.
 
 Each toy below is what a newcomer would write. Nothing else is told of it.
 """
@@ -97,7 +97,9 @@ def assert_laws(flow: SequenceFlow, y: Tensor | None = None) -> None:
     assert_close(tarflow.sample(flow, 3, y, none, noise=noise, solver="sequential"), reference, 1e-8)
     x = x.requires_grad_()
     flow.log_prob(x, y).sum().backward()
-    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in [x, *(b.proj_out.weight for b in flow.blocks)])
+    assert all(
+        p.grad is not None and bool(p.grad.abs().sum() > 0) for p in [x, *(b.proj_out.weight for b in flow.blocks)]
+    )
 
 
 def made(**changes: Any) -> SequenceFlow:
