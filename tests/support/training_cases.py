@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tarflow import checkpoint, digests, storage
@@ -12,6 +14,7 @@ from tarflow.config import RunConfig
 from tarflow.data.load import ImageSet, Splits
 from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.tensor_files import read_tensors
+from tarflow.training import trainer
 from tarflow.training.setup import resolve
 
 MODEL = {"patch_size": 2, "width": 16, "head_dim": 8, "layers": [1, 1]}
@@ -67,3 +70,14 @@ def digest_again(step: Path) -> None:
     """Write the digests of a checkpoint that was changed: as somebody's mistake or malice leaves it, whole."""
     facts = {name: digests.file_facts(step / name) for name in checkpoint.ALL_FILES}
     storage.write_json(step / digests.DIGESTS_FILE, facts)
+
+
+def poison_batches(monkeypatch: pytest.MonkeyPatch, is_poisoned: Callable[[int], bool]) -> None:
+    """Make every number of a training batch NaN at the steps that `is_poisoned` says."""
+    real = trainer.training_batch
+
+    def poisoned(images: Any, labels: Any, step: int, **options: Any) -> Any:
+        x, y = real(images, labels, step, **options)
+        return (x * float("nan"), y) if is_poisoned(step) else (x, y)
+
+    monkeypatch.setattr(trainer, "training_batch", poisoned)

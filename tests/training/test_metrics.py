@@ -22,7 +22,7 @@ from tarflow.training import trainer as trainer_module
 from tarflow.training.interrupt import Interrupted
 from tarflow.training.objective import training_batch
 from tarflow.training.trainer import Diverged, train
-from training_cases import run_config, splits
+from training_cases import poison_batches, run_config, splits
 
 
 def stop_at(step: int) -> Any:
@@ -113,13 +113,7 @@ def test_a_resumed_run_remembers_how_many_steps_in_a_row_did_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer_module, "SKIPS_ALLOWED", 4)
-    real = trainer_module.training_batch
-
-    def poisoned(images: Any, labels: Any, step: int, **options: Any) -> Any:
-        x, y = real(images, labels, step, **options)
-        return (x * float("nan"), y) if step >= 2 else (x, y)
-
-    monkeypatch.setattr(trainer_module, "training_batch", poisoned)
+    poison_batches(monkeypatch, lambda step: step >= 2)
     with pytest.raises(Interrupted, match="saved at step 4"):  # two of them
         train(run_config(), splits(), tmp_path / "run", report=stop_at(4))
     with pytest.raises(Diverged, match="no finite gradient in 4 steps in a row before step 6"):

@@ -17,7 +17,7 @@ from tarflow.tensor_files import read_tensors
 from tarflow.training import trainer as trainer_module
 from tarflow.training.interrupt import Interrupted
 from tarflow.training.trainer import Diverged, train
-from training_cases import assert_bitwise_equal, images, run_config, run_weights, splits
+from training_cases import assert_bitwise_equal, images, poison_batches, run_config, run_weights, splits
 
 KINDS: dict[str, dict[str, Any]] = {
     "gaussian": {},
@@ -120,14 +120,8 @@ def test_keeps_the_last_and_the_best_checkpoints(tmp_path: Path) -> None:
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = trainer_module.training_batch
     seen: dict[int, Any] = {}
-
-    def poisoned(images: Any, labels: Any, step: int, **kwargs: Any) -> Any:
-        x, y = real(images, labels, step, **kwargs)
-        return (x * float("nan"), y) if step in (2, 5) else (x, y)
-
-    monkeypatch.setattr(trainer_module, "training_batch", poisoned)
+    poison_batches(monkeypatch, lambda step: step in (2, 5))
     kinds = {"model": {"transform": "additive"}}
     result = train(run_config(**kinds), splits(), tmp_path / "run", report=lambda m: seen.update({m["step"]: m}))
     assert result.skipped == 2
@@ -149,13 +143,7 @@ def test_gives_up_at_the_next_line_of_metrics_and_saves_nothing_after(
 ) -> None:
     """The device counts; the host looks where it reads anyway. A row that is over by then still ends the run."""
     monkeypatch.setattr(trainer_module, "SKIPS_ALLOWED", 3)
-    real = trainer_module.training_batch
-
-    def poisoned(images: Any, labels: Any, step: int, **kwargs: Any) -> Any:
-        x, y = real(images, labels, step, **kwargs)
-        return (x * float("nan"), y) if step in (4, 5, 6) else (x, y)
-
-    monkeypatch.setattr(trainer_module, "training_batch", poisoned)
+    poison_batches(monkeypatch, lambda step: step in (4, 5, 6))
     config = run_config(log_every=9, save_every=4, evaluate_every=100)
     with pytest.raises(Diverged, match="before step 8"):
         train(config, splits(), tmp_path / "run")
@@ -166,8 +154,7 @@ def test_gives_up_at_the_next_line_of_metrics_and_saves_nothing_after(
 
 def test_a_row_of_skips_survives_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer_module, "SKIPS_ALLOWED", 5)
-    real = trainer_module.training_batch
-    monkeypatch.setattr(trainer_module, "training_batch", lambda *a, **k: (real(*a, **k)[0] * float("nan"), None))
+    poison_batches(monkeypatch, lambda _: True)
     config = run_config(data={"conditional": False})
     with pytest.raises(Interrupted, match="saved at step 3"):
         train(config, splits(), tmp_path / "run", report=StopAt(3))

@@ -56,7 +56,7 @@ def open_known(source: str, options: LoadOptions, known: Known) -> tuple[Splits,
     difference = "their pixels, labels or split have changed"
     names = None if is_prepared(source) else known.names()
     if names is not None:
-        here = frozenset(name for part in open_source(source, options.reading).parts for name in part.names)
+        here = frozenset(name for part in open_source(source, options).parts for name in part.names)
         spelled = {composed(name): name for name in here - names.keys()}
         names = {name if name in here else spelled.get(composed(name), name): held for name, held in names.items()}
         missing, new = names.keys() - here, len(here - names.keys())

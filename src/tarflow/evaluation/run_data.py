@@ -9,7 +9,7 @@ from tarflow.checkpoint import CHECKPOINTS, Run
 from tarflow.config import DataConfig
 from tarflow.data.identity import MOVED, Known, check_outside, located, open_known, place_of, read_names, refuse
 from tarflow.data.load import ImageSet, Splits, load, load_all, load_held_out
-from tarflow.data.options import LoadOptions, Reading
+from tarflow.data.options import LoadOptions
 from tarflow.data.readers.hub import PREFIX
 
 Loading = Callable[[int, int], None]
@@ -52,16 +52,8 @@ def is_own_place(data: DataConfig, source: str) -> bool:
 def image_options(run: Run, *, own: bool = False) -> LoadOptions:
     """What any images, or the run's own, have to become for its model; split as the run's are."""
     model, data = run.config.model, stored_data(run)
-    return LoadOptions(
-        image_size=model.image_shape,
-        channels=model.channels,
-        levels=run.levels,
-        class_names=data.class_names or None,
-        held_out_fraction=data.held_out_fraction,
-        split_seed=data.split_seed,
-        skip_bad=own and data.skip_bad,
-        reading=Reading.of(data, strict=own),
-    )
+    size = {"image_size": model.image_shape, "channels": model.channels, "levels": run.levels}
+    return LoadOptions.of(data, own=own, **size)
 
 
 def open_splits(

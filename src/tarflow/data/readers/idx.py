@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tarflow.data.errors import DataError, check_unpacked
-from tarflow.data.options import Reading
+from tarflow.data.options import LoadOptions
 from tarflow.data.records import SPLIT_ORDER, Records, RowNames, Source, Split
 from tarflow.data.split_names import split_of
 
@@ -38,7 +38,7 @@ def claims(source: str) -> bool:
     return source == NAME or bool(_image_files(Path(source)))
 
 
-def open_idx(source: str, reading: Reading | None = None) -> Source:
+def open_idx(source: str, options: LoadOptions | None = None) -> Source:
     """The images of a file; or of a folder, in the splits that the names of its files tell; labels lie beside them.
 
     `train-images-idx3-ubyte` and MNIST's `t10k-images-idx3-ubyte`, or other words for these (`split_names`). Raises

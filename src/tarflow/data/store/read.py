@@ -29,7 +29,7 @@ from torch import Tensor
 from tarflow.config import ConfigError, check_value, from_dict
 from tarflow.data.errors import DataError
 from tarflow.data.labels import label_tensors
-from tarflow.data.options import LoadOptions, Reading
+from tarflow.data.options import LoadOptions
 from tarflow.data.records import Records, Source, Split
 from tarflow.data.sets import ImageSet, Splits
 from tarflow.data.value_range import ValueRange
@@ -49,7 +49,7 @@ class Manifest:
     Attributes:
         format: of the store. tarflow: the version that wrote it.
         source: as it was given. asked: for what it was prepared: with anything else it would hold other images.
-        files_digest: see `store.fingerprint`.
+        files_digest: see `Source.files_digest`.
         shape: (C, H, W). train, held_out: how many. train_digest, held_out_digest: see `ImageSet.digest`.
         preprocessing: what was done to the images, in words.
         own_split: the split is the source's own, and not a seeded one.
@@ -147,7 +147,7 @@ def _sets(source: str, manifest: Manifest, options: LoadOptions, where: str, end
     ]
 
 
-def open_records(source: str, reading: Reading | None = None) -> Source:
+def open_records(source: str, options: LoadOptions | None = None) -> Source:
     """A store as records: for those who go through it, and do not care for the map.
 
     Raises DataError naming the file that does not fit the manifest.

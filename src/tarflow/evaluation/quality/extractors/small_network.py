@@ -24,10 +24,10 @@ DIMS = 64
 MAX_SIZE = 32  # pixels a side that the network sees: its time grows with their square, and classes show at 32
 IMAGES_FOR_SCALE = 1_000  # training images at most, whose features set the scale
 PREDICT_BATCH = 1_000  # images whose classes are predicted at once
-STEPS = 600  # of BATCH_SIZE images: 99 % of held-out digits right, in some seconds on one core
+STEPS = 600  # of BATCH_SIZE images: 98.3 % of held-out digits right (99.4 and 99.2 from other weights), in seconds
 BATCH_SIZE = 64
 LEARNING_RATE = 3e-3
-LABEL_SMOOTHING = 0.1  # 98.5 % without, on digits
+LABEL_SMOOTHING = 0.1  # 99.2 % of held-out digits right in batches of 128, 98.5 % without: means of three trainings
 DESCRIPTION = (
     f"the {DIMS} last activations of a small convolutional network trained for {STEPS} steps on the labelled training "
     f"images, scaled to a mean variance of 1 over them; levels as 2k/(L-1) - 1, longer sides averaged to {MAX_SIZE}"
