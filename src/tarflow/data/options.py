@@ -60,10 +60,7 @@ class LoadOptions:
         if self.levels is not None:
             check_levels(self.levels)
         object.__setattr__(self, "split_seed", integer("split_seed", self.split_seed))
-        try:
-            real("held_out_fraction", self.held_out_fraction, "a number between 0 and 1", lambda value: 0 < value < 1)
-        except ValueError as error:
-            raise DataError(str(error)) from None
+        real("held_out_fraction", self.held_out_fraction, "a number between 0 and 1", lambda value: 0 < value < 1)
 
     @classmethod
     def of(cls, data: DataConfig | None, *, own: bool = True, **fields: Any) -> LoadOptions:

@@ -20,7 +20,7 @@ from tarflow.config import (
 )
 from tarflow.data.errors import DataWarning
 from tarflow.data.identity import MOVED, Known, located, open_known, place_of
-from tarflow.data.load import Splits, load
+from tarflow.data.load import Splits
 from tarflow.data.options import LoadOptions
 from tarflow.data.sets import ImageSet
 from tarflow.data.sources import common_shape, open_measured, open_source
@@ -46,10 +46,8 @@ def open_data(
         levels=data.levels if "levels" in sections.get("data", {}) else None,
         progress=progress,
     )
-    if known is None:
-        return load(located(data), options)
     found, difference = open_known(located(data), options, known)
-    if difference is not None:
+    if known is not None and difference is not None:
         raise ConfigError(
             f"data.source: the training images are not those that {known.run} was trained on: {data.source}: "
             f"{difference}; {MOVED}"
