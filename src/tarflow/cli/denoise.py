@@ -48,11 +48,10 @@ def run(args: Denoise) -> None:
     from tarflow.data.load import load_all
     from tarflow.data.options import Reading
     from tarflow.devices import pick_device
-    from tarflow.drawing import class_number
+    from tarflow.drawing import ImageWriter, check_out, class_number
     from tarflow.evaluation.quality.psnr import psnr
     from tarflow.evaluation.run_data import check_output
     from tarflow.fields import real
-    from tarflow.image_files import ImageWriter, check_out
     from tarflow.sampling.denoise import denoise
     from tarflow.seeding import seeded_generator
 

@@ -142,7 +142,7 @@ def _others(args: Evaluate, run: Run, images: ImageSet, name: str, progress: Pro
 
 def _keep_best(args: Evaluate, run: Run, found: Evaluation, progress: Progress) -> None:
     """Keep the detector that did best with the run, and say so; or why it is not kept."""
-    from tarflow.evaluation.likelihood.detector import best_detector, save_detector
+    from tarflow.evaluation.likelihood.anomalies import best_detector, save_detector
 
     best = best_detector(run, found.against_labels, found.against)
     kept = "not kept"

@@ -45,8 +45,8 @@ def run(args: Sample) -> None:
     from tarflow.checkpoint import open_run
     from tarflow.cli.progress import Progress
     from tarflow.devices import pick_device
+    from tarflow.drawing import check_out
     from tarflow.evaluation.run_data import check_output
-    from tarflow.image_files import check_out
 
     if args.n < 1:
         raise ValueError(f"-n: expected a positive number, got {args.n}")
