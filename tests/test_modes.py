@@ -17,7 +17,8 @@ import tarflow
 from flow_cases import build, images, labels
 from tarflow.evaluation.quality.extractors import small_network
 from tarflow.interop import load_official, to_official
-from tarflow.model import rotary
+from tarflow.model import constants, rotary
+from tarflow.model.order import make_order
 from tarflow.training.trainer import train
 from training_cases import assert_bitwise_equal, run_config, run_weights, splits
 
@@ -106,9 +107,9 @@ def test_a_tracer_leaves_nothing_behind(name: str) -> None:
     """A table of rotary angles that a tracer had made stayed in the cache, without any numbers in it."""
     made = flow().requires_grad_(False)
     x, y = images(made, 2, dtype=torch.float32), labels(made, 2)
-    rotary._TABLES.clear()
+    constants._KEPT.clear()
     right = made.log_prob(x, y)
-    rotary._TABLES.clear()
+    constants._KEPT.clear()
     with warnings.catch_warnings(), contextlib.suppress(NotImplementedError):
         warnings.simplefilter("ignore")
         TRACED[name](made, x)
@@ -117,6 +118,6 @@ def test_a_tracer_leaves_nothing_behind(name: str) -> None:
 
 
 def test_as_many_tables_of_angles_are_kept_as_are_of_use() -> None:
-    for rows in range(1, 2 * rotary.KEPT):
-        rotary.rotation_table((rows, 1), 8, False, torch.device("cpu"), torch.float32)
-        assert len(rotary._TABLES) <= rotary.KEPT
+    for rows in range(1, 2 * constants.MOST_KEPT):
+        rotary.rotation_table((rows, 1), 8, make_order("raster", rows), torch.device("cpu"), torch.float32)
+        assert len(constants._KEPT) <= constants.MOST_KEPT

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from tarflow.fields import ConfigError as ConfigError
 from tarflow.fields import check, coerce_fields, derived, option
@@ -22,6 +22,19 @@ Recompute: TypeAlias = Literal["nothing", "elementwise", "layers"]
 
 BOUND = 4.0
 """The bound of the log-scale where nothing is said: a factor of 55 a block. Trained models stay well within it."""
+
+
+class TransformEntry(NamedTuple):
+    """Where the class of a transform is, "module:class", and whether it changes volumes."""
+
+    place: str
+    scales: bool
+
+
+TRANSFORMS = {  # names only, so that the command line knows them without importing torch
+    "affine": TransformEntry("tarflow.model.transform:Affine", scales=True),
+    "additive": TransformEntry("tarflow.model.transform:Additive", scales=False),
+}
 
 # Beyond what anybody trains, and within what PyTorch can count: a damaged number is an error, not a day of waiting.
 LARGEST, MOST_LAYERS = 1 << 20, 4096
@@ -43,9 +56,7 @@ class TarFlowConfig:
     layers: tuple[int, ...] = option(help="Transformer layers of each block, one entry a block")
     channels: int = option(3, help="channels of the images: 1 is grey, 3 is RGB; those of the data when not given")
     num_classes: int = derived(0, help="number of classes, 0 for an unconditional model")
-    transform: Literal["affine", "additive"] = option(
-        "affine", help="affine (shift and scale) or additive (the volume-preserving variant)"
-    )
+    transform: str = option("affine", help="affine (shift and scale) or additive (the volume-preserving variant)")
     log_scale_bound: float | Literal["auto", "none"] | None = option(  # None is "none", which TOML has no word for
         "auto",
         help="bound a of the log-scale, a*tanh(v/a); auto: 4 where there is a log-scale; none: unbounded, the paper's, "
@@ -68,6 +79,7 @@ class TarFlowConfig:
         divides = height % self.patch_size == 0 and width % self.patch_size == 0
         check(divides, "patch_size", f"a divisor of the image size {height}x{width}", self.patch_size)
         check_network(self)
+        check(self.transform in TRANSFORMS, "transform", f"one of {', '.join(TRANSFORMS)}", self.transform)
         turns = not self.rotary or self.head_dim % 4 == 0
         check(turns, "head_dim", "a multiple of 4 with rotary positions", self.head_dim)
         check(0 <= self.num_classes <= LARGEST, "num_classes", f"0 to {LARGEST}", self.num_classes)
@@ -77,7 +89,7 @@ class TarFlowConfig:
             "two patches at least (the first is not transformed, and one alone would be N(0, 1), whatever its class)",
             self.patch_size,
         )
-        object.__setattr__(self, "log_scale_bound", bound_of(self.log_scale_bound, self.transform == "affine"))
+        object.__setattr__(self, "log_scale_bound", bound_of(self.log_scale_bound, TRANSFORMS[self.transform].scales))
 
     @property
     def bound(self) -> float | None:

@@ -13,7 +13,7 @@ from tarflow.model.condition import Condition, small_normal
 from tarflow.model.config import SequenceConfig
 from tarflow.model.order import make_order
 from tarflow.model.rotary import Rotation, rotation_table
-from tarflow.model.transform import TRANSFORMS
+from tarflow.model.transform import transform_class
 from tarflow.model.transformer import Layer
 
 
@@ -34,7 +34,7 @@ class Block(nn.Module):
         super().__init__()
         self.config = config
         self.order = make_order(config.orders[index], config.tokens)
-        self.transform = TRANSFORMS[config.transforms[index]](config.bound)
+        self.transform = transform_class(config.transforms[index])(config.bound)
         width = config.width
         self.proj_in = nn.Linear(config.dim, width, **made)
         self.position = nn.Parameter(small_normal(config.tokens, width, **made))  # in the order of the sequence

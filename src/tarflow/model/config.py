@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tarflow.config import LARGEST, bound_of, check_network
+from tarflow.config import LARGEST, TRANSFORMS, bound_of, check_network
 from tarflow.fields import check, coerce_fields, option
 from tarflow.model.base import BASES
 from tarflow.model.condition import make_condition
 from tarflow.model.order import make_order
-from tarflow.model.transform import TRANSFORMS
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """What the parameters that a block predicts do to a number of a token: the invertible map, and its inverse.
 
-A new transform is a class here, or in a file of its own, and one line in `TRANSFORMS`.
+A new transform is a class here, or in a file of its own, and one line in `config.TRANSFORMS`.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
+
+from tarflow.config import TRANSFORMS
 
 Rule = Literal["paper", "stable"]
 
@@ -28,8 +31,6 @@ class Transform:
     """
 
     params_per_number: int
-    scales = True
-    """Whether it changes volumes: a base of variance 1 is then no restriction."""
 
     def __init__(self, bound: float | None = None) -> None:
         self.bound = bound
@@ -88,7 +89,6 @@ class Additive(Transform):
     """z = x - shift, ladj = 0: the paper's volume-preserving variant, which both rules guide alike (σ_c = σ_u)."""
 
     params_per_number = 1
-    scales = False
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         return x - params, x.new_zeros(()).expand(x.shape[:2])
@@ -100,4 +100,7 @@ class Additive(Transform):
         return super().combine(conditional, unguided, strength, "paper")
 
 
-TRANSFORMS: dict[str, type[Transform]] = {"affine": Affine, "additive": Additive}
+def transform_class(name: str) -> type[Transform]:
+    """The class of a transform that a config names."""
+    module, _, found = TRANSFORMS[name].place.partition(":")
+    return cast("type[Transform]", getattr(importlib.import_module(module), found))

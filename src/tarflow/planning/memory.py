@@ -23,9 +23,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tarflow.config import Recompute, TarFlowConfig
+from tarflow.config import TRANSFORMS, Recompute, TarFlowConfig
 from tarflow.model.transformer import CPU_QUERIES
-from tarflow.planning.work import block_parameters, inner_weights, layer_parameters, parameters
+from tarflow.planning.work import block_parameters, inner_weights, layer_parameters, outputs, parameters
 from tarflow.training.recompute import LEAST_NUMBERS
 
 Strategy = Literal["ddp", "fsdp"]
@@ -99,8 +99,8 @@ def training_memory(
     narrow = 2 if bf16 else FLOAT
     layer = layer_activations(config, recompute, narrow, on_cpu=on_cpu, compiled=compiled)
     block = FLOAT * config.width
-    # x - shift, exp(-log_scale) and the log-scale before its bound, by which it goes; only the first where it has none
-    factors = 1 if config.transform == "additive" else 3
+    # x - shift, exp(-log_scale) and the log-scale before its bound, by which it goes; a sum keeps nothing
+    factors = 3 if TRANSFORMS[config.transform].scales else 0
     affine = (narrow + factors * FLOAT) * config.patch_dim
     activations = tokens * (sum(config.layers) * layer + len(config.layers) * (block + affine))
     activations += images * config.num_dims * FLOAT  # the latents
@@ -154,8 +154,8 @@ def _matrices(config: TarFlowConfig) -> int:
 
     Biases, norms, positions and classes stay as they are, too.
     """
-    width, dim, expansion = config.width, config.patch_dim, config.expansion
+    width, expansion = config.width, config.expansion
     # The biases of what leads into a block, and all of what leads out of it.
-    outer = len(config.layers) * (width + (width + 1) * dim * (2 if config.transform == "affine" else 1))
+    outer = len(config.layers) * (width + (width + 1) * outputs(config))
     vectors = sum(config.layers) * (9 + expansion) * width
     return sum(block_parameters(config, layers) for layers in config.layers) - outer - vectors

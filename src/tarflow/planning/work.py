@@ -16,18 +16,19 @@ pass computes again is counted apart: it is work that the machine does, and none
 from __future__ import annotations
 
 from tarflow.config import Recompute, TarFlowConfig
+from tarflow.model.transform import transform_class
 from tarflow.training.muon import ITERATIONS
 
 
 def token_flops(config: TarFlowConfig, layers: int) -> int:
     """F of the module's docstring: one token through one block, without its attention to others."""
     width, dim = config.width, config.patch_dim
-    return 2 * dim * width + 2 * width * _outputs(config) + layers * _layer_flops(config)
+    return 2 * dim * width + 2 * width * outputs(config) + layers * _layer_flops(config)
 
 
 def block_parameters(config: TarFlowConfig, layers: int) -> int:
     """Numbers in the matrices, biases and norms of a block; positions and classes are read by the row and left out."""
-    width, dim, out = config.width, config.patch_dim, _outputs(config)
+    width, dim, out = config.width, config.patch_dim, outputs(config)
     return dim * width + width + width * out + out + layers * layer_parameters(config)
 
 
@@ -88,5 +89,6 @@ def _layer_flops(config: TarFlowConfig) -> int:
     return 2 * config.width**2 * (4 + 2 * config.expansion)
 
 
-def _outputs(config: TarFlowConfig) -> int:
-    return config.patch_dim * (2 if config.transform == "affine" else 1)
+def outputs(config: TarFlowConfig) -> int:
+    """Numbers that a block predicts for a patch."""
+    return config.patch_dim * transform_class(config.transform).params_per_number
