@@ -22,7 +22,7 @@ ROOMS = [
     "locks",
     "storage",
     "digests",
-    "caching",
+    "digests",
     "tensor_files",
     "seeding",
     "devices",

@@ -16,7 +16,7 @@ import time
 import warnings
 from pathlib import Path
 
-from tarflow import caching, storage
+from tarflow import digests, storage
 from tarflow.data.assemble import Layout
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.options import LoadOptions
@@ -48,7 +48,7 @@ def open_cached(
     for numbers in layout.sets:
         key.update(numbers.data)
     place = cache / STORES / key.hexdigest()
-    with caching.optional(cache):
+    with digests.optional(cache):
         while True:
             try:
                 if _sound(place) is None:
