@@ -44,8 +44,7 @@ from tarflow import __version__, recipes
 from tarflow.data.batches import batch_indices
 from tarflow.data.feed import Feed
 from tarflow.data.images import decode, from_array, to_array
-from tarflow.data.load import load
-from tarflow.data.scan import open_scan
+from tarflow.data.load import load, open_scan
 from tarflow.data.sets import ImageSet, Splits
 from tarflow.data.store.write import prepare
 from tarflow.training.directory import RunDirectory

@@ -9,8 +9,7 @@ import pytest
 from small_runs import evaluate, resume, train, write_images
 from tarflow.cli import main
 from tarflow.data.errors import DataError, DataWarning
-from tarflow.data.load import load_all
-from tarflow.data.scan import open_scan
+from tarflow.data.load import load_all, open_scan
 
 
 def test_files_that_are_not_read_are_counted_by_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

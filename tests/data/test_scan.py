@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 
 from tarflow.data.errors import DataError
-from tarflow.data.load import load, load_all, load_held_out
+from tarflow.data.load import Scan, ScannedImage, load, load_all, load_held_out, open_scan
 from tarflow.data.options import LoadOptions
 from tarflow.data.readers.folder import image_names, open_folder
 from tarflow.data.records import RowNames
-from tarflow.data.scan import Scan, ScannedImage, open_scan
 
 
 def write(path: Path, value: int, size: tuple[int, int] = (4, 4)) -> None:

@@ -11,8 +11,7 @@ import pytest
 
 from small_runs import write_images
 from tarflow.data.errors import DataError, DataWarning
-from tarflow.data.load import load, load_all
-from tarflow.data.scan import open_scan
+from tarflow.data.load import load, load_all, open_scan
 from tarflow.data.split_names import named_split, split_of
 
 PAIRS = [

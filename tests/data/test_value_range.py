@@ -15,9 +15,8 @@ from tarflow import checkpoint
 from tarflow.cli import main
 from tarflow.config import ConfigError, DataConfig
 from tarflow.data.errors import DataError, DataWarning
-from tarflow.data.load import load, load_all
-from tarflow.data.options import LoadOptions, Reading
-from tarflow.data.scan import open_scan
+from tarflow.data.load import load, load_all, open_scan
+from tarflow.data.options import LoadOptions
 from tarflow.data.store.read import read_manifest
 from tarflow.data.value_range import ValueRange
 
@@ -52,7 +51,7 @@ def test_16_bits_and_8_bits_are_not(tmp_path: Path) -> None:
 
 
 def levels(folder: Path, value_range: ValueRange) -> tuple[int, int]:
-    images = load_all(str(folder), reading=Reading(value_range=value_range))[0].images
+    images = load_all(str(folder), value_range=value_range)[0].images
     return int(images.min()), int(images.max())
 
 
@@ -63,7 +62,7 @@ def test_a_range_spreads_what_it_holds_and_clips_the_rest(tmp_path: Path) -> Non
     assert levels(folder, "auto") == (0, 255)
     array = np.asarray(Image.open(folder / "003.png")).astype(float)
     with pytest.warns(DataWarning, match="values from 0 to 4095, of which those outside of 1000 to 3000"):
-        images = load_all(str(folder), reading=Reading(value_range=(1000.0, 3000.0)))[0].images
+        images = load_all(str(folder), value_range=(1000.0, 3000.0))[0].images
     expected = np.rint((array - 1000) * 255 / 2000).clip(0, 255)
     assert np.array_equal(images[3, 0].numpy(), expected)
 
@@ -77,7 +76,7 @@ def test_percentiles_do_not_follow_single_pixels(tmp_path: Path) -> None:
     median = {}
     with pytest.warns(DataWarning, match="are clipped"):
         for kind in ("auto", "percentile"):
-            images = load_all(str(folder), reading=Reading(value_range=kind))[0].images  # type: ignore[arg-type]
+            images = load_all(str(folder), value_range=kind)[0].images  # type: ignore[arg-type]
             median[kind] = float(images.float().median())
     assert median["auto"] < 10 < 100 < median["percentile"] < 160
 
@@ -92,12 +91,12 @@ def test_floats_need_a_range(tmp_path: Path) -> None:
 def test_ranges_that_are_none_are_errors(tmp_path: Path) -> None:
     flat = write(tmp_path / "x", 4, 7, 7)
     with pytest.raises(DataError, match="--value-range auto: the values are from 7 to 7: no range"):
-        load_all(str(flat), reading=Reading(value_range="auto"))
+        load_all(str(flat), value_range="auto")
     with pytest.raises(ConfigError, match=r"value_range: expected a lower number, then a higher, got \(5.0, 5.0\)"):
         DataConfig(value_range=(5, 5))
     Image.new("L", (4, 4)).save(tmp_path / "grey.png")
     with pytest.warns(DataWarning, match="--value-range auto: no image has more than 8 bits"):
-        load_all(str(tmp_path / "grey.png"), reading=Reading(value_range="auto"))
+        load_all(str(tmp_path / "grey.png"), value_range="auto")
 
 
 @pytest.mark.parametrize("options", [["auto"], ["0", "4095"]])
@@ -142,6 +141,6 @@ def test_a_prepared_set_hands_its_range_on(tmp_path: Path, capsys: pytest.Captur
     assert data is not None and data.value_range == (0.0, 4095.0)
     assert train(out, tmp_path / "other", "--value-range", "0", "9") == 2
     assert "was prepared with (0.0, 4095.0), got (0.0, 9.0)" in capsys.readouterr().err
-    direct = load(str(folder), reading=Reading(value_range=(0, 4095)))
+    direct = load(str(folder), value_range=(0, 4095))
     assert load(str(out)).train.digest() == direct.train.digest()
-    assert LoadOptions().reading.value_range == "full"
+    assert LoadOptions().value_range == "full"

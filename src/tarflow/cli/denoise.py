@@ -58,7 +58,7 @@ def run(args: Denoise) -> None:
     from tarflow.checkpoint import open_run
     from tarflow.cli.progress import Progress
     from tarflow.data.load import load_all
-    from tarflow.data.options import Reading
+    from tarflow.data.options import LoadOptions
     from tarflow.devices import pick_device
     from tarflow.drawing import class_number
     from tarflow.evaluation.quality.psnr import psnr
@@ -88,12 +88,12 @@ def run(args: Denoise) -> None:
     with Progress() as progress:
         images, skipped = load_all(
             args.path,
+            LoadOptions.of(run.config.data, own=False),
             image_size=model.image_shape,
             channels=model.channels,
             levels=run.levels,
             class_names=named,
             skip_bad=args.skip_bad,
-            reading=Reading.of(run.config.data, strict=False),
             progress=progress.loading,
         )
     for name, reason in skipped:

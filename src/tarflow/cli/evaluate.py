@@ -159,7 +159,7 @@ def _others(args: Evaluate, run: Run, images: ImageSet, name: str, progress: Pro
 
     if name in TRANSFORMS:
         return TRANSFORMS[name](images.images, run.levels, args.seed)
-    options = image_options(run).replace(class_names=None, skip_bad=args.skip_bad, progress=progress.loading)
+    options = image_options(run, class_names=None, skip_bad=args.skip_bad, progress=progress.loading)
     found = load_all(name, options)[0]
     return (found if args.limit is None else found.choice(args.limit, args.seed)).images
 

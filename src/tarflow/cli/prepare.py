@@ -83,7 +83,7 @@ def options(argv: Sequence[str]) -> type:
 
 def run(args: Prepare | Check) -> None:
     from tarflow.cli.progress import Progress
-    from tarflow.data.options import LoadOptions, Reading
+    from tarflow.data.options import LoadOptions
     from tarflow.data.store.read import check_prepared
     from tarflow.data.store.write import prepare
 
@@ -91,13 +91,11 @@ def run(args: Prepare | Check) -> None:
         with Progress() as progress:
             manifest = check_prepared(args.check, progress.checking)
         return print(f"{args.check}: sound: {_summary(manifest)}")
-    shared = ("image_size", "channels", "levels", "held_out_fraction", "split_seed", "skip_bad")
+    names = {entry.name for entry in dataclasses.fields(args)} & {
+        entry.name for entry in dataclasses.fields(LoadOptions)
+    }
     with Progress() as progress:
-        options = LoadOptions(
-            **{name: getattr(args, name) for name in shared},
-            reading=Reading(args.image_column, args.label_column, args.value_range),
-            progress=progress.loading,
-        )
+        options = LoadOptions(**{name: getattr(args, name) for name in names}, progress=progress.loading)
         manifest, known = prepare(args.source, args.out, options, variant=args.variant, force=args.force)
         if not known:
             for name, reason in manifest.skipped:

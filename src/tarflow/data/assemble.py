@@ -143,9 +143,13 @@ def assemble(
                     continue
                 if first is None:
                     first = part.names[row], (channels or image.shape[0], *image.shape[1:])
-                if isinstance(image, tuple) or image.shape[1:] != first[1][1:]:
-                    shape = image if isinstance(image, tuple) else image.shape
-                    raise DataError(_two_sizes(where, *first, part.names[row], shape))
+                shape = image if isinstance(image, tuple) else image.shape
+                if shape[1:] != first[1][1:]:
+                    one, other = (f"{height}x{width}" for _, height, width in (first[1], shape))
+                    raise DataError(
+                        f"{where}: {first[0]} is {one} and {part.names[row]} is {other} (height x width): "
+                        "give an image size, to which all are scaled and cropped"
+                    )
                 if len(image) > first[1][0]:  # in colour, after grey ones: from the start, where those become RGB
                     return assemble(where, source, layout, options.replace(channels=3), new_sink)
                 which = int(numbers[row])
@@ -212,14 +216,6 @@ def in_order(pool: ThreadPoolExecutor, read: Callable[[Item], Any], items: Itera
             yield from images
         del images
         count = max(1, min(_CHUNK * _WINDOW, _WINDOW_BYTES // largest))
-
-
-def _two_sizes(where: str, name: str, size: tuple[int, ...], other: str, other_size: tuple[int, ...]) -> str:
-    sizes = ["x".join(map(str, shape[-2:])) for shape in (size, other_size)]
-    return (
-        f"{where}: {name} is {sizes[0]} and {other} is {sizes[1]} (height x width): "
-        "give an image size, to which all are scaled and cropped"
-    )
 
 
 def _bad_records(where: str, bad: Sequence[tuple[str, str]], total: int) -> str:

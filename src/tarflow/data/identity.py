@@ -47,16 +47,18 @@ class Known:
         return found.train.digest() == self.train and found.held_out.digest() == self.held_out
 
 
-def open_known(source: str, options: LoadOptions, known: Known) -> tuple[Splits, str | None]:
-    """`load`, and what tells the images from those that are known; None where they are the same.
+def open_known(source: str, options: LoadOptions, known: Known | None) -> tuple[Splits, str | None]:
+    """`load`, and what tells the images from those that are known; None where they are the same, or none are known.
 
     Where others have joined them those are left out, with a `DataWarning`: a split by chance depends on how many images
     there are, so that images which were trained on would be called held out.
     """
+    if known is None:
+        return load(source, options), None
     difference = "their pixels, labels or split have changed"
     names = None if is_prepared(source) else known.names()
     if names is not None:
-        here = frozenset(name for part in open_source(source, options.reading).parts for name in part.names)
+        here = frozenset(name for part in open_source(source, options).parts for name in part.names)
         spelled = {composed(name): name for name in here - names.keys()}
         names = {name if name in here else spelled.get(composed(name), name): held for name, held in names.items()}
         missing, new = names.keys() - here, len(here - names.keys())
@@ -76,11 +78,6 @@ def open_known(source: str, options: LoadOptions, known: Known) -> tuple[Splits,
                 return found, None
     found = load(source, options)
     return found, None if known.matches(found) else difference
-
-
-def refuse(source: str, known: Known, difference: str) -> DataError:
-    """The error of images that should be the known ones and are not."""
-    return DataError(f"{source}: not the images that {known.run} was trained on: {difference}; {MOVED}")
 
 
 def place_of(source: str) -> str:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from tarflow.data.assemble import Layout, assemble
+from tarflow.data.assemble import THREADS, Layout, assemble, in_order, read_one, requantizing_table
 from tarflow.data.errors import DataError
 from tarflow.data.options import LoadOptions
-from tarflow.data.records import Source
+from tarflow.data.records import Content, Source
 from tarflow.data.sets import ImageSet as ImageSet
 from tarflow.data.sets import Splits as Splits
-from tarflow.data.sources import common_shape, open_measured
-from tarflow.data.store.cached import open_cached
+from tarflow.data.sources import common_shape, open_measured, open_source
 from tarflow.data.store.read import is_prepared, open_prepared, open_whole
+from tarflow.data.store.write import open_cached
+from tarflow.data.value_range import Values
 
 MEMORY_SHARE = 0.5  # of the machine's memory that images may take; more are kept in a file, which is mapped
 
@@ -27,7 +32,7 @@ def load(source: str, options: LoadOptions | None = None, **fields: Any) -> Spli
 
     Held out is the data's own validation split, or else its test split; where it has no split, a fraction of the images
     drawn from a seed, at least one. They are in memory; what would take more than half of it, or has to be fetched from
-    another machine, is written once to a store in the cache directory (`store.cached`), and mapped, with the same
+    another machine, is written once to a store in the cache directory (`store.write`), and mapped, with the same
     pixels.
 
     Args:
@@ -43,7 +48,7 @@ def load(source: str, options: LoadOptions | None = None, **fields: Any) -> Spli
     options = (options or LoadOptions()).replace(**fields)
     if is_prepared(source):
         return open_prepared(source, options)
-    opened = open_measured(source, options.reading)
+    opened = open_measured(source, options)
     layout = Layout.train_and_held_out(source, opened, options)
     if (shape := _too_large(source, opened, layout, options)) is not None:
         stored = open_cached(source, opened, layout, options, shape)
@@ -56,7 +61,7 @@ def load(source: str, options: LoadOptions | None = None, **fields: Any) -> Spli
 def load_held_out(source: str, options: LoadOptions) -> ImageSet:
     """`load(…).held_out`, without decoding what is trained on where the data have a split of their own."""
     if not is_prepared(source):
-        opened = open_measured(source, options.reading)
+        opened = open_measured(source, options)
         layout = Layout.train_and_held_out(source, opened, options)
         if layout.own_split and _too_large(source, opened, layout, options) is None:
             return _in_memory(source, opened, Layout.all_in_one(layout.parts[1:]), options)[0][0]
@@ -73,9 +78,76 @@ def load_all(
     options = (options or LoadOptions()).replace(**fields)
     if is_prepared(source):
         return open_whole(source, options), ()
-    opened = open_measured(source, options.reading)
+    opened = open_measured(source, options)
     sets, skipped = _in_memory(source, opened, Layout.all_in_one(opened.parts), options)
     return sets[0], skipped
+
+
+@dataclass(frozen=True)
+class ScannedImage:
+    """One image, or why it cannot be read.
+
+    Attributes:
+        index: its place in the source, from 0; bad ones count.
+        name: path from the folder, `file.parquet:row`, `digits:17`.
+        pixels: (C, H, W) uint8, 0 … levels-1; None where `problem` says what is wrong.
+    """
+
+    index: int
+    name: str
+    pixels: Tensor | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Scan:
+    """All images of a source; every iteration goes through them from the start, in the same order."""
+
+    source: str
+    opened: Source
+    options: LoadOptions
+
+    @property
+    def total(self) -> int:
+        """How many records there are, bad ones too."""
+        return sum(map(len, self.opened.parts))
+
+    def __iter__(self) -> Generator[ScannedImage, None, None]:
+        """Images in order, a few hundred ahead of what was asked for. `close` ends the reading."""
+        options, own_levels = self.options, self.opened.levels
+        values, levels = Values(options.value_range), requantizing_table(own_levels, options.levels)
+
+        def read(content: Content) -> Tensor | DataError:
+            try:
+                pixels = read_one(content, own_levels, options.size, options.channels, values)
+            except DataError as error:
+                return error
+            return torch.tensor(pixels if levels is None else levels[pixels], device="cpu", dtype=torch.uint8)
+
+        names = (name for part in self.opened.parts for name in part.names)
+        contents = (content for part in self.opened.parts for content in part)
+        with ThreadPoolExecutor(THREADS) as pool:
+            for index, (name, found) in enumerate(zip(names, in_order(pool, read, contents), strict=True)):
+                bad = isinstance(found, DataError)
+                yield ScannedImage(index, name, None if bad else found, str(found) if bad else None)
+        values.say(self.source)
+
+
+def open_scan(source: str, options: LoadOptions | None = None, **fields: Any) -> Scan:
+    """Every image of every split of `source`, made to fit a model; labels are not read.
+
+    Everything else is as with `load_all`, except that a bad record is part of the scan and no error, and that
+    images of several sizes have to be given one.
+
+    Raises:
+        FileNotFoundError: no such path, nor a known name.
+        DataError: no images, not a readable file, or options that cannot be honoured.
+    """
+    options = (options or LoadOptions()).replace(**fields)
+    scan = Scan(source, open_source(source, options.replace(unlabelled=True)), options)
+    if scan.total == 0:
+        raise DataError(f"{source}: holds no images")
+    return scan
 
 
 class _Array:

@@ -1,4 +1,4 @@
-"""What may be asked of data, as values: how records are read, and what their images become."""
+"""What may be asked of data: how records are read, and what their images become."""
 
 from __future__ import annotations
 
@@ -17,29 +17,6 @@ NO_COLUMN = "none"  # as the name of a column: no such column is read
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How a source's records are read, where it is not one way alone.
-
-    Attributes:
-        image_column, label_column: of Parquet files; "" finds out, and "none" reads no labels.
-        value_range: of images of more than 8 bits, see `data.value_range`.
-        strict: whether such a column must be there; a run's columns are only looked for in other data.
-        unlabelled: neither labels nor splits are looked for, nor errors in them.
-    """
-
-    image_column: str = ""
-    label_column: str = ""
-    value_range: ValueRange = "full"
-    strict: bool = True
-    unlabelled: bool = False
-
-    @classmethod
-    def of(cls, data: DataConfig | None, *, strict: bool = True) -> Reading:
-        """That of a run's data."""
-        return cls() if data is None else cls(data.image_column, data.label_column, data.value_range, strict)
-
-
-@dataclass(frozen=True)
 class LoadOptions:
     """What images are to become, checked before anything is read.
 
@@ -52,7 +29,10 @@ class LoadOptions:
         held_out_fraction, split_seed: of the split, where the data have none of their own.
         skip_bad: leave out records that cannot be read, and list them in `skipped`, instead of an error.
         progress: called with (images decoded, of how many) every few images.
-        reading: the columns of Parquet files, where it is to be others than those that are found; the range of values.
+        image_column, label_column: of Parquet files; "" finds out, and "none" reads no labels.
+        value_range: of images of more than 8 bits, see `data.value_range`.
+        strict: whether such a column must be there; a run's columns are only looked for in other data.
+        unlabelled: neither labels nor splits are looked for, nor errors in them.
         split_by_name: whether a record is held out, by its name; others are not seen. None sees all, split as above.
     """
 
@@ -64,7 +44,11 @@ class LoadOptions:
     split_seed: int = 0
     skip_bad: bool = False
     progress: Callable[[int, int], None] | None = None
-    reading: Reading = Reading()
+    image_column: str = ""
+    label_column: str = ""
+    value_range: ValueRange = "full"
+    strict: bool = True
+    unlabelled: bool = False
     split_by_name: Mapping[str, bool] | None = None
 
     def __post_init__(self) -> None:
@@ -76,10 +60,19 @@ class LoadOptions:
         if self.levels is not None:
             check_levels(self.levels)
         object.__setattr__(self, "split_seed", integer("split_seed", self.split_seed))
-        try:
-            real("held_out_fraction", self.held_out_fraction, "a number between 0 and 1", lambda value: 0 < value < 1)
-        except ValueError as error:
-            raise DataError(str(error)) from None
+        real("held_out_fraction", self.held_out_fraction, "a number between 0 and 1", lambda value: 0 < value < 1)
+
+    @classmethod
+    def of(cls, data: DataConfig | None, *, own: bool = True, **fields: Any) -> LoadOptions:
+        """Those of a run's data, or (not `own`) of other data that are read like them, with these fields changed."""
+        if data is not None:
+            names = ("held_out_fraction", "split_seed", "image_column", "label_column", "value_range")
+            fields = (
+                {name: getattr(data, name) for name in names}
+                | {"class_names": data.class_names or None, "skip_bad": own and data.skip_bad, "strict": own}
+                | fields
+            )
+        return cls(**fields)
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import hashlib
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +108,26 @@ class Records:
         return self.read(range(len(self)))
 
 
+def records_in_files(
+    split: Split, files: Sequence[tuple[str, int, Callable[[Sequence[int]], Iterator[Content]]]], labels: Any
+) -> Records:
+    """Those that lie in files one after the other, each with its name, how many it has, and how its rows are read."""
+
+    def read(rows: Sequence[int]) -> Iterator[Content]:
+        every, start = np.asarray(rows, np.int64), 0
+        for _, count, read_rows in files:
+            if len(inside := rows_within(every, start, count)):
+                yield from read_rows(inside)
+            start += count
+
+    return Records(split, RowNames([(name, count) for name, count, _ in files]), labels, read)
+
+
+def rows_within(rows: Any, start: int, count: int) -> Any:
+    """Those of the sorted rows, an array, that are among the `count` from `start`, counted from there."""
+    return rows[slice(*np.searchsorted(rows, (start, start + count)))] - start
+
+
 @dataclass(frozen=True)
 class Source:
     """All splits of a source, training first.
@@ -148,6 +170,28 @@ class Source:
             starts = [0] if self.remote else sorted({k * last // max(1, runs - 1) for k in range(runs)})
             rows = sorted({row for start in starts for row in range(start, min(start + length, len(part)))})
             yield from part.read(rows)
+
+    def files_digest(self) -> str:
+        """Whether it has changed: of the names and sizes of its files, and of their times, in which copies differ.
+
+        Of a file elsewhere it has the identity that its keeper gives it. A source that lies in no file (the embedded
+        digits) has a digest of its pixels.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        records = (entry for part in self.parts for entry in zip(part.names, part, strict=True))
+        for name, content in ((path.name, path) for path in self.files) if self.files else records:
+            try:
+                if isinstance(content, Path):
+                    status = os.stat(content)
+                    found = f"{status.st_size}\0{status.st_mtime_ns}"
+                elif isinstance(content, np.ndarray):
+                    found = f"{content.shape}\0{hashlib.blake2b(content.tobytes(), digest_size=16).hexdigest()}"
+                else:
+                    found = content.identity() if isinstance(content, RemoteFile) else repr(content)
+            except OSError as error:  # a broken link is a bad record, not the end
+                found = error.strerror or str(error)
+            digest.update(f"{name}\0{found}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
     def replace(self, **changes: Any) -> Source:
         return dataclasses.replace(self, **changes)

@@ -12,7 +12,7 @@ import numpy as np
 
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.images import head_of, raw_values
-from tarflow.data.options import NO_COLUMN, Reading
+from tarflow.data.options import NO_COLUMN, LoadOptions
 from tarflow.data.readers import digits, folder, hub, idx, imagenet, npz, parquet
 from tarflow.data.records import Source
 from tarflow.data.store import read as store
@@ -25,7 +25,7 @@ class Reader(NamedTuple):
     """A format. `claims` a name or a path, `open` it; `kind` says what is read where images lie beside it."""
 
     claims: Callable[[str], bool]
-    open: Callable[[str, Reading], Source]
+    open: Callable[[str, LoadOptions], Source]
     kind: str = ""
     columns: bool = False  # whether its columns have names
 
@@ -58,16 +58,16 @@ def find_reader(source: str) -> Reader:
     )
 
 
-def open_source(source: str, reading: Reading | None = None) -> Source:
-    """Find out what `source` is, and scan it; nothing is decoded yet. `reading` says how its records are read.
+def open_source(source: str, options: LoadOptions | None = None) -> Source:
+    """Find out what `source` is, and scan it; nothing is decoded yet. `options` say how its records are read.
 
     Raises:
         FileNotFoundError: no such path, nor a known name.
         DataError: one line that names the file or option, what was expected and what was found.
     """
-    reading, found = reading or Reading(), find_reader(source)
-    given = [name for name in (reading.image_column, reading.label_column) if name not in ("", NO_COLUMN)]
-    if given and reading.strict and not found.columns:
+    options, found = options or LoadOptions(), find_reader(source)
+    given = [name for name in (options.image_column, options.label_column) if name not in ("", NO_COLUMN)]
+    if given and options.strict and not found.columns:
         raise DataError(f"{source}: has no column {given[0]!r}, as only Parquet files have any")
     path = Path(source).expanduser()
     known = source in KNOWN_NAMES or not path.exists()
@@ -76,12 +76,12 @@ def open_source(source: str, reading: Reading | None = None) -> Source:
         if beside > 1:  # one is a picture of the set
             said = f"{path}: read as {found.kind}; {beside} images beside them are left out"
             warnings.warn(said, DataWarning, stacklevel=2)
-    return found.open(source if known else str(path), reading)
+    return found.open(source if known else str(path), options)
 
 
-def open_measured(source: str, reading: Reading) -> Source:
+def open_measured(source: str, options: LoadOptions) -> Source:
     """`open_source` whose range of values is one of numbers, or "full"."""
-    opened, value_range = open_source(source, reading), reading.value_range
+    opened, value_range = open_source(source, options), options.value_range
     if store.is_prepared(source):
         return opened  # which has its own
     if value_range in ("auto", "percentile"):

@@ -99,7 +99,7 @@ def split_folders(where: str, names: Collection[str]) -> list[Named]:
 
 def splits_inside(names: Sequence[str]) -> tuple[str, str] | None:
     """A training folder and one held out among the folders `names`, which are inside a class; None without both."""
-    found = [named for name in names if (named := named_split(name)) is not None]
+    found = list(filter(None, map(named_split, names)))
     for named, other in itertools.product(found, found):
         if named.split == "train" and other.split != "train" and named.template == other.template:
             return named.name, other.name

@@ -53,7 +53,7 @@ def dataset_images(
         class_names: None takes `dataset.classes`, where there is one, or else the numbers.
 
     Raises:
-        DataError (a ValueError): an item that is something else; the message names it.
+        ValueError: an item that is something else; the message names it.
     """
     check_levels(levels)
     pixels: list[Tensor] = []
@@ -65,10 +65,7 @@ def dataset_images(
         if pixels[-1].shape != pixels[0].shape:
             raise DataError(f"{name}: expected {tuple(pixels[0].shape)} as {where}[0], got {tuple(pixels[-1].shape)}")
         if label is not None:
-            try:
-                labels.append(integer(f"{name}: label", label, 0))
-            except ValueError as error:
-                raise DataError(str(error)) from None
+            labels.append(integer(f"{name}: label", label, 0))
         if len(labels) not in (0, index + 1):
             raise DataError(f"{name}: expected every item to have a label, or none")
     if not pixels:

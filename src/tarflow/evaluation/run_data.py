@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tarflow.checkpoint import CHECKPOINTS, Run
 from tarflow.config import DataConfig
-from tarflow.data.identity import MOVED, Known, check_outside, located, open_known, place_of, read_names, refuse
-from tarflow.data.load import ImageSet, Splits, load, load_all, load_held_out
-from tarflow.data.options import LoadOptions, Reading
+from tarflow.data.errors import DataError
+from tarflow.data.identity import MOVED, Known, check_outside, located, open_known, place_of, read_names
+from tarflow.data.load import ImageSet, Splits, load_all, load_held_out
+from tarflow.data.options import LoadOptions
 from tarflow.data.readers.hub import PREFIX
 
 Loading = Callable[[int, int], None]
@@ -49,19 +51,11 @@ def is_own_place(data: DataConfig, source: str) -> bool:
     return place == data.place if place and data.place else source == data.source
 
 
-def image_options(run: Run, *, own: bool = False) -> LoadOptions:
-    """What any images, or the run's own, have to become for its model; split as the run's are."""
+def image_options(run: Run, *, own: bool = False, **fields: Any) -> LoadOptions:
+    """What any images, or the run's own, have to become for its model, split as the run's are; `fields` go first."""
     model, data = run.config.model, stored_data(run)
-    return LoadOptions(
-        image_size=model.image_shape,
-        channels=model.channels,
-        levels=run.levels,
-        class_names=data.class_names or None,
-        held_out_fraction=data.held_out_fraction,
-        split_seed=data.split_seed,
-        skip_bad=own and data.skip_bad,
-        reading=Reading.of(data, strict=own),
-    )
+    size = {"image_size": model.image_shape, "channels": model.channels, "levels": run.levels}
+    return LoadOptions.of(data, own=own, **size, **fields)
 
 
 def open_splits(
@@ -76,17 +70,15 @@ def open_splits(
     """
     data = stored_data(run)
     known = known_images(data, run.path)
-    options = image_options(run, own=True).replace(progress=progress)
-    where = own_source(run) if source is None else source
-    options = options if skip_bad is None else options.replace(skip_bad=skip_bad)
+    leaves_out = data.skip_bad if skip_bad is None else skip_bad
+    options = image_options(run, own=True, progress=progress, skip_bad=leaves_out)
     try:
-        if known is None:
-            return load(where, options)
-        splits, difference = open_known(where, options, known)
+        splits, difference = open_known(own_source(run) if source is None else source, options, known)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; {MOVED}") from None
     if difference is not None:
-        raise refuse(source or data.source, known, difference)
+        where = source or data.source
+        raise DataError(f"{where}: not the images that {run.path} was trained on: {difference}; {MOVED}")
     return splits
 
 
@@ -101,25 +93,23 @@ def open_given(
     data = stored_data(run)
     if is_own_place(data, source):
         return open_splits(run, source, skip_bad=skip_bad, progress=progress), True
-    options = image_options(run).replace(progress=progress, skip_bad=bool(skip_bad))
-    if (known := known_images(data, run.path)) is None:
-        return load(source, options), False
+    known, options = known_images(data, run.path), image_options(run, progress=progress, skip_bad=bool(skip_bad))
     splits, difference = open_known(source, options, known)
-    return splits, difference is None
+    return splits, known is not None and difference is None
 
 
 def open_all(run: Run, source: str, *, skip_bad: bool | None = None) -> ImageSet:
     """Every image of a source, of all its splits, as the run's model takes them. Otherwise as `open_splits`."""
     data = stored_data(run)
     leaves_out = is_own_place(data, source) and data.skip_bad if skip_bad is None else skip_bad
-    return load_all(source, image_options(run).replace(skip_bad=leaves_out))[0]
+    return load_all(source, image_options(run, skip_bad=leaves_out))[0]
 
 
 def open_held_out(run: Run, source: str | None = None, progress: Loading | None = None) -> ImageSet:
     """`open_splits(run).held_out`, without decoding what was trained on where the data have a split of their own."""
     known = known_images(stored_data(run), run.path)
     try:
-        options = image_options(run, own=True).replace(progress=progress)
+        options = image_options(run, own=True, progress=progress)
         found = load_held_out(own_source(run) if source is None else source, options)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; {MOVED}") from None

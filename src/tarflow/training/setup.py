@@ -20,8 +20,8 @@ from tarflow.config import (
 )
 from tarflow.data.errors import DataWarning
 from tarflow.data.identity import MOVED, Known, located, open_known, place_of
-from tarflow.data.load import Splits, load
-from tarflow.data.options import LoadOptions, Reading
+from tarflow.data.load import Splits
+from tarflow.data.options import LoadOptions
 from tarflow.data.sets import ImageSet
 from tarflow.data.sources import common_shape, open_measured, open_source
 from tarflow.data.store.read import is_prepared, read_manifest
@@ -39,21 +39,15 @@ def open_data(
     data = from_dict(DataConfig, sections.get("data", {}), "data")
     model = sections.get("model", {})
     size = model.get("image_size")
-    options = LoadOptions(
+    options = LoadOptions.of(
+        data,
         image_size=tuple(size) if isinstance(size, list) else size,
         channels=model.get("channels"),
         levels=data.levels if "levels" in sections.get("data", {}) else None,
-        class_names=data.class_names or None,
-        held_out_fraction=data.held_out_fraction,
-        split_seed=data.split_seed,
-        skip_bad=data.skip_bad,
         progress=progress,
-        reading=Reading.of(data),
     )
-    if known is None:
-        return load(located(data), options)
     found, difference = open_known(located(data), options, known)
-    if difference is not None:
+    if known is not None and difference is not None:
         raise ConfigError(
             f"data.source: the training images are not those that {known.run} was trained on: {data.source}: "
             f"{difference}; {MOVED}"
@@ -75,7 +69,7 @@ def follow_data(sections: Sections, typed: Collection[str]) -> dict[str, dict[st
     if data.value_range in ("auto", "percentile") or is_prepared(located(data)):
         found["data"]["value_range"] = _measured(data)
     size, patch = model.get("image_size"), model.get("patch_size")
-    shape = common_shape(open_source(located(data), Reading.of(data)))
+    shape = common_shape(open_source(located(data), LoadOptions.of(data)))
     if size is None or shape is None:
         return found
     own = shape[1:]
@@ -104,7 +98,7 @@ def _measured(data: DataConfig) -> ValueRange:
     """The range of values that a prepared set has, or that "auto" and "percentile" come to."""
     where = located(data)
     if not is_prepared(where):
-        return open_measured(where, Reading.of(data)).value_range
+        return open_measured(where, LoadOptions.of(data)).value_range
     manifest = read_manifest(Path(where).expanduser())
     if (
         data.value_range not in ("full", manifest.value_range)

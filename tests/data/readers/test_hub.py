@@ -21,7 +21,6 @@ from tarflow.data.readers import parquet
 from tarflow.data.readers.hub import open_hub
 from tarflow.data.readers.parquet import open_splits
 from tarflow.data.records import Records, RemoteFile, Source
-from tarflow.data.store.fingerprint import files_digest
 
 
 def png(value: int) -> bytes:
@@ -76,11 +75,11 @@ def test_what_is_far_away_is_kept_in_a_store(remote: Source, tmp_path: Path, mon
 
 
 def test_what_the_keeper_says_of_a_file_is_in_the_digest(remote: Source) -> None:
-    before = files_digest(remote)
-    assert files_digest(remote) == before
+    before = remote.files_digest()
+    assert remote.files_digest() == before
     with MemoryFileSystem().open("memory://set/train-1.parquet", "ab") as file:
         file.write(b"more")
-    assert files_digest(remote) != before
+    assert remote.files_digest() != before
 
 
 def test_a_network_that_fails_is_asked_again_and_then_named(remote: Source, monkeypatch: pytest.MonkeyPatch) -> None:

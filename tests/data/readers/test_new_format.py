@@ -16,7 +16,7 @@ from tarflow.cli import main
 from tarflow.data import load as load_module
 from tarflow.data.errors import DataWarning
 from tarflow.data.load import load, load_all
-from tarflow.data.options import Reading
+from tarflow.data.options import LoadOptions
 from tarflow.data.records import Records, RowNames, Source
 from tarflow.data.sources import READERS, Reader
 
@@ -28,7 +28,7 @@ def claims(source: str) -> bool:
     return source.endswith(".toy")
 
 
-def open_toy(source: str, reading: Reading) -> Source:
+def open_toy(source: str, options: LoadOptions) -> Source:
     """One picture a line."""
     path = Path(source)
     lines = path.read_text().splitlines()

@@ -17,7 +17,7 @@ from PIL import Image
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.images import decode
 from tarflow.data.load import load, load_all
-from tarflow.data.options import Reading
+from tarflow.data.options import LoadOptions
 from tarflow.data.readers import parquet
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -194,16 +194,14 @@ def test_of_several_columns_one_is_chosen_by_an_option(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="columns fine_label, coarse_label may be the label: choose one by --label-c"):
         load_all(str(path))
     for column, classes in (("fine_label", ("a", "b", "c")), ("coarse_label", ("A", "B")), ("none", ())):
-        assert load_all(str(path), reading=Reading(label_column=column))[0].class_names == classes
-    other = load_all(str(path), reading=Reading("other", "none"))[0]
+        assert load_all(str(path), label_column=column)[0].class_names == classes
+    other = load_all(str(path), image_column="other", label_column="none")[0]
     assert other.images[:, 0, 0, 0].tolist() == [9] * 4
-    for reading in (Reading("picture", "none"), Reading(label_column="picture")):
+    for columns in ({"image_column": "picture", "label_column": "none"}, {"label_column": "picture"}):
         with pytest.raises(DataError, match="expected a column 'picture', got img, fine_label, coarse_label, other"):
-            load_all(str(path), reading=reading)
-    lenient = Reading("picture", "coarse_label", strict=False)
-    assert load_all(str(path), reading=lenient)[0].class_names == ("A", "B"), (
-        "a run's columns need not be in other data"
-    )
+            load_all(str(path), **columns)
+    lenient = LoadOptions(image_column="picture", label_column="coarse_label", strict=False)
+    assert load_all(str(path), lenient)[0].class_names == ("A", "B"), "a run's columns need not be in other data"
 
 
 @pytest.mark.parametrize("values", [["cat", "dog", "eel", "eel"], [[0], [1], [2], [2]], [0.5, 1.0, 2.0, 2.0]])

@@ -14,7 +14,7 @@ from tarflow.data import load as load_module
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.load import load, load_held_out
 from tarflow.data.options import LoadOptions
-from tarflow.data.store import cached
+from tarflow.data.store import write
 from tarflow.data.store.read import MANIFEST_FILE, NAMES_FILE, PIXELS_FILE
 from tarflow.digests import CacheWarning
 
@@ -98,8 +98,8 @@ def test_without_a_place_for_it_the_images_go_into_memory(photos: Path, monkeypa
     with pytest.warns(CacheWarning, match="nothing is kept there"):
         assert not load(str(photos)).train.mapped
     (photos.parent / "cache").unlink()
-    monkeypatch.setattr(cached.shutil, "disk_usage", lambda path: type("", (), {"free": 100}))
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda path: type("", (), {"free": 100}))
     with pytest.warns(CacheWarning, match="0.0 GB are needed for .*photos, 0.0 GB are free; nothing is kept there"):
         assert not load(str(photos)).train.mapped
-    monkeypatch.setattr(cached.storage, "cache_directory", lambda: None)
+    monkeypatch.setattr(write.storage, "cache_directory", lambda: None)
     assert not load(str(photos)).train.mapped

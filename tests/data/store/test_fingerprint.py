@@ -12,7 +12,6 @@ from PIL import Image
 
 from tarflow.data.records import Records
 from tarflow.data.sources import open_source
-from tarflow.data.store.fingerprint import files_digest
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def digest(folder: Path) -> str:
-    return files_digest(open_source(str(folder)))
+    return open_source(str(folder)).files_digest()
 
 
 def rename(folder: Path) -> None:
@@ -67,6 +66,6 @@ def test_a_copy_elsewhere_is_the_same_but_for_its_times(folder: Path, tmp_path: 
 
 def test_a_set_in_no_file_has_the_digest_of_its_pixels() -> None:
     opened = open_source("digits")
-    assert files_digest(opened) == files_digest(open_source("digits"))
+    assert opened.files_digest() == open_source("digits").files_digest()
     fewer = opened.replace(parts=(Records("all", ["digits:0"], [0], opened.parts[0].read),))
-    assert files_digest(fewer) != files_digest(opened)
+    assert fewer.files_digest() != opened.files_digest()

@@ -25,9 +25,8 @@ from forked import exit_code, fork
 from tarflow import digests, storage
 from tarflow.cli import main
 from tarflow.data.errors import DataError
-from tarflow.data.load import ImageSet, load, load_all, load_held_out
+from tarflow.data.load import ImageSet, load, load_all, load_held_out, open_scan
 from tarflow.data.options import LoadOptions
-from tarflow.data.scan import open_scan
 from tarflow.data.store import write as packing
 from tarflow.data.store.read import (
     LABELS_FILE,

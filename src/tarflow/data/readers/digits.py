@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tarflow.data.options import Reading
+from tarflow.data.options import LoadOptions
 from tarflow.data.records import Records, Source
 
 NAME = "digits"
@@ -13,7 +13,7 @@ def claims(source: str) -> bool:
     return source == NAME
 
 
-def open_digits(source: str = NAME, reading: Reading | None = None) -> Source:
+def open_digits(source: str = NAME, options: LoadOptions | None = None) -> Source:
     """Images (1, 8, 8) named `digits:0` to `digits:1796`, with the classes `0` to `9`; no split of their own."""
     from sklearn.datasets import load_digits
 

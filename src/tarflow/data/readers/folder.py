@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.images import SUFFIXES
 from tarflow.data.labels import composed
-from tarflow.data.options import Reading
+from tarflow.data.options import LoadOptions
 from tarflow.data.readers.imagenet import oord_variant
 from tarflow.data.records import SPLIT_ORDER, Records, Source, Split
 from tarflow.data.split_names import named_split, split_folders, splits_inside
@@ -28,7 +28,7 @@ def claims(source: str) -> bool:
     return Path(source).is_dir() or Path(source).suffix.lower() in SUFFIXES
 
 
-def open_folder(source: str, reading: Reading | None = None) -> Source:
+def open_folder(source: str, options: LoadOptions | None = None) -> Source:
     """One image file; or every image under a folder, sorted, and named by its path from there.
 
     - `root/*.png`: no labels.
@@ -56,7 +56,7 @@ def open_folder(source: str, reading: Reading | None = None) -> Source:
     if count := left_out.total():
         files = f"{count} file{'s'[: count > 1]}"
         warnings.warn(f"{root}: left out: {files} not read ({kinds})", DataWarning, stacklevel=2)
-    if reading is not None and reading.unlabelled:
+    if options is not None and options.unlabelled:
         return Source((_records("all", root, names, None),))
     folders = _split_folders(root, names)
     inside = {

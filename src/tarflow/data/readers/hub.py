@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tarflow.data.errors import DataError
-from tarflow.data.options import Reading
+from tarflow.data.options import LoadOptions
 from tarflow.data.readers.parquet import open_splits
 from tarflow.data.records import Location, RemoteFile, Source, Split
 from tarflow.data.split_names import split_of
@@ -23,7 +23,7 @@ def claims(source: str) -> bool:
     return source.startswith(PREFIX)
 
 
-def open_hub(source: str, reading: Reading | None = None) -> Source:
+def open_hub(source: str, options: LoadOptions | None = None) -> Source:
     """The set that `source`, with its prefix, names; its splits train, validation and test.
 
     Raises `DataError` that begins with `source`: `datasets` is not installed, no such set, no network, no Parquet.
@@ -56,7 +56,7 @@ def open_hub(source: str, reading: Reading | None = None) -> Source:
             groups[known] = [Path(url) if "://" not in url else RemoteFile(url) for url in map(str, files)]
     if not groups:
         raise DataError(f"{source}: expected a split train, validation or test, got {', '.join(others) or 'none'}")
-    found = open_splits(groups, reading or Reading())
+    found = open_splits(groups, options or LoadOptions())
     if found.class_names is None and builder.info.features:
         label = builder.info.features.get("label")
         found = found.replace(class_names=tuple(getattr(label, "names", None) or ()) or None)

@@ -9,18 +9,17 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import math
-import re
-import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tarflow.data.errors import DataError, check_unpacked
-from tarflow.data.options import Reading
-from tarflow.data.records import SPLIT_ORDER, Records, RowNames, Source, Split
+from tarflow.data.options import LoadOptions
+from tarflow.data.records import SPLIT_ORDER, Source, Split, records_in_files
 from tarflow.data.split_names import split_of
 
 NAME = "fashion-mnist"
@@ -38,7 +37,7 @@ def claims(source: str) -> bool:
     return source == NAME or bool(_image_files(Path(source)))
 
 
-def open_idx(source: str, reading: Reading | None = None) -> Source:
+def open_idx(source: str, options: LoadOptions | None = None) -> Source:
     """The images of a file; or of a folder, in the splits that the names of its files tell; labels lie beside them.
 
     `train-images-idx3-ubyte` and MNIST's `t10k-images-idx3-ubyte`, or other words for these (`split_names`). Raises
@@ -54,7 +53,8 @@ def open_idx(source: str, reading: Reading | None = None) -> Source:
     path = Path(source)
     found: dict[Split, Path] = {}
     for file in _image_files(path):
-        split: Split | None = "all" if path.is_file() else _split(file)
+        name = _stem(file)
+        split: Split | None = "all" if path.is_file() else "test" if name.endswith("t10k") else split_of(name)
         if split is None:
             raise DataError(f"{file}: expected train{_IMAGES}[.gz] or t10k{_IMAGES}[.gz], or a name with another split")
         if split in found:
@@ -62,16 +62,23 @@ def open_idx(source: str, reading: Reading | None = None) -> Source:
         found[split] = file
     parts, files = [], list[Path]()
     for split in sorted(found, key=SPLIT_ORDER.index):
-        labels = _labels_beside(found[split])
-        parts.append(_records(split, found[split], labels))
-        files += [found[split], *([] if labels is None else [labels])]
+        file, name = found[split], _stem(found[split]) + _LABELS
+        files.append(file)
+        images = read_idx(file, "images (N, H, W)", lambda shape: len(shape) == 3 and 0 not in shape[1:])
+        labels, count = None, len(images)
+        beside = (path for path in (file.with_name(name), file.with_name(f"{name}.gz")) if path.is_file())
+        if (label_file := next(beside, None)) is not None:
+            files.append(label_file)
+            labels = read_idx(label_file, f"{count} labels, one an image", (count,).__eq__).tolist()
+        parts.append(records_in_files(split, [(file.name, count, partial(_images, images))], labels))
     return Source(tuple(parts), files=tuple(files))
 
 
-def read_idx(path: Path, check: Callable[[tuple[int, ...]], None] | None = None) -> Any:
-    """The array in an IDX file of unsigned bytes. `check` gets its shape before anything more is read.
+def read_idx(path: Path, expected: str = "", fits: Callable[[tuple[int, ...]], bool] = lambda shape: True) -> Any:
+    """The array in an IDX file of unsigned bytes; where its shape `fits`, which is looked at before more is read.
 
-    Raises `DataError` naming the file: not a gzip file, another magic number or type, too few or too many bytes.
+    Raises `DataError` naming the file: not a gzip file, another magic number, type or shape, too few or too many
+    bytes.
     """
     packed, zipped = path.stat().st_size, path.suffix == ".gz"
     try:
@@ -84,9 +91,9 @@ def read_idx(path: Path, check: Callable[[tuple[int, ...]], None] | None = None)
             sizes = file.read(start - 4)
             if len(sizes) < start - 4:
                 raise DataError(f"{path}: ends within its header of {start} bytes")
-            shape = struct.unpack(f">{magic[3]}I", sizes)
-            if check is not None:
-                check(shape)
+            shape = tuple(np.frombuffer(sizes, ">u4").tolist())
+            if not fits(shape):
+                raise DataError(f"{path}: expected {expected}, got shape {shape}")
             count = math.prod(shape)
             possible = count <= packed * MOST_UNPACKED  # else they cannot be in there
             if possible:
@@ -96,8 +103,8 @@ def read_idx(path: Path, check: Callable[[tuple[int, ...]], None] | None = None)
         raise DataError(f"{path}: expected a gzip file, got {error}") from None
     if len(values) != count:
         unpacked = "more" if len(values) > count else start + len(values) if possible else "fewer"
-        expected = f"{start + count} bytes for {'x'.join(map(str, shape))} values"
-        raise DataError(f"{path}: expected {expected}, got {unpacked if zipped else packed}")
+        right = f"{start + count} bytes for {'x'.join(map(str, shape))} values"
+        raise DataError(f"{path}: expected {right}, got {unpacked if zipped else packed}")
     return np.frombuffer(values, np.uint8).reshape(shape)
 
 
@@ -114,25 +121,9 @@ def _image_files(place: Path) -> list[Path]:
     ]
 
 
-def _split(path: Path) -> Split | None:
-    name = path.name.removesuffix(".gz").removesuffix(_IMAGES)
-    return "test" if re.search(r"t10k$", name) else split_of(name)
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(_IMAGES)
 
 
-def _labels_beside(images: Path) -> Path | None:
-    name = images.name.removesuffix(".gz").removesuffix(_IMAGES) + _LABELS
-    return next((path for path in (images.parent / name, images.parent / f"{name}.gz") if path.is_file()), None)
-
-
-def _records(split: Split, path: Path, label_path: Path | None) -> Records:
-    def of_images(shape: tuple[int, ...]) -> None:
-        if len(shape) != 3 or 0 in shape[1:]:
-            raise DataError(f"{path}: expected images (N, H, W), got shape {shape}")
-
-    def of_labels(shape: tuple[int, ...]) -> None:
-        if shape != (len(images),):
-            raise DataError(f"{label_path}: expected {len(images)} labels, one an image, got shape {shape}")
-
-    images = read_idx(path, of_images)
-    labels = None if label_path is None else read_idx(label_path, of_labels).tolist()
-    return Records(split, RowNames([(path.name, len(images))]), labels, lambda rows: (images[k][None] for k in rows))
+def _images(images: Any, rows: Sequence[int]) -> Iterator[Any]:
+    return (images[row][None] for row in rows)

@@ -15,15 +15,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tarflow.data.errors import DataError
-from tarflow.data.options import Reading
+from tarflow.data.options import LoadOptions
 from tarflow.data.readers.npz import Archive
-from tarflow.data.records import Records, RowNames, Source, Split
+from tarflow.data.records import Source, Split, records_in_files
 
 _BATCH = re.compile(r"(train_data_batch_(\d+)|val_data)(\.npz)?")
 CLASSES = 1000
@@ -46,7 +47,7 @@ def claims(source: str) -> bool:
     return bool(_batches(Path(source)))
 
 
-def open_batches(source: str, reading: Reading | None = None) -> Source:
+def open_batches(source: str, options: LoadOptions | None = None) -> Source:
     """The batches of the release of 2017, in the order of their numbers; `train_…` is training, `val_…` validation.
 
     Label k of the files is class k - 1 here. Raises `DataError` naming the file: a pickle, other keys, shapes, labels.
@@ -60,15 +61,13 @@ def open_batches(source: str, reading: Reading | None = None) -> Source:
         groups.setdefault("validation" if path.name.startswith("val") else "train", []).append(path)
     parts, sides = [], dict[int, Path]()
     for split in sorted(groups):  # train, validation
-        archives = [Archive(path) for path in groups[split]]
-        counts, labels = [], []
-        for archive in archives:
+        files, labels = [], list[int]()
+        for archive in map(Archive, groups[split]):
             count, side = _shape(archive)
-            counts.append(count)
+            files.append((archive.path.name, count, partial(_images, archive)))
             labels += [k - 1 for k in archive.labels(count, 1, CLASSES, f"1 to {CLASSES}, as in this release")]
             sides.setdefault(side, archive.path)
-        names = RowNames([(archive.path.name, count) for archive, count in zip(archives, counts, strict=True)])
-        parts.append(Records(split, names, labels, _reader(archives, counts)))
+        parts.append(records_in_files(split, files, labels))
     if len(sides) > 1:
         (a, first), (b, second) = list(sides.items())[:2]
         raise DataError(f"{second}: images of {b}x{b}, and those of {first.name} are {a}x{a}: expected one size")
@@ -95,14 +94,7 @@ def _shape(archive: Archive) -> tuple[int, int]:
     return shape[0], side
 
 
-def _reader(archives: Sequence[Archive], counts: Sequence[int]) -> Any:
-    def read(rows: Sequence[int]) -> Iterator[Any]:
-        start = 0
-        for archive, count in zip(archives, counts, strict=True):  # one of them in memory at a time
-            if inside := [row - start for row in rows if start <= row < start + count]:
-                data = archive.read("data")
-                side = math.isqrt(data.shape[1] // 3)
-                yield from (data[row].reshape(3, side, side) for row in inside)
-            start += count
-
-    return read
+def _images(archive: Archive, rows: Sequence[int]) -> Iterator[Any]:
+    data = archive.read("data")  # all of one archive, in memory while it is gone through
+    side = math.isqrt(data.shape[1] // 3)
+    return (data[row].reshape(3, side, side) for row in rows)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tarflow.data.errors import DataError, check_unpacked
-from tarflow.data.options import Reading
+from tarflow.data.options import LoadOptions
 from tarflow.data.records import Records, RowNames, Source
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -81,7 +81,7 @@ def claims(source: str) -> bool:
     return Path(source).suffix.lower() == ".npz" and Path(source).is_file()
 
 
-def open_npz(source: str, reading: Reading | None = None) -> Source:
+def open_npz(source: str, options: LoadOptions | None = None) -> Source:
     """Images (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3, and labels (N,), whole numbers from 0.
 
     Other keys are not read. The images are unpacked, all of them, when the first one is asked for.

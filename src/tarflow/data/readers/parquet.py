@@ -18,14 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tarflow.data.errors import DataError, DataWarning, check_unpacked
-from tarflow.data.options import Reading
+from tarflow.data.options import LoadOptions
 from tarflow.data.readers.folder import image_names
 from tarflow.data.readers.imagenet import oord_variant
 from tarflow.data.readers.parquet_columns import Columns, choose_columns
-from tarflow.data.records import SPLIT_ORDER, Content, Location, Records, RowNames, Source, Split
+from tarflow.data.records import SPLIT_ORDER, Content, Location, Records, Source, Split, records_in_files, rows_within
 from tarflow.data.split_names import split_of
 
 _BATCH_ROWS = 256  # encoded images held in memory at a time
@@ -52,17 +50,17 @@ def claims(source: str) -> bool:
     return bool(files) and (files[0].parent in (path, path / "data") or next(image_names(path), None) is None)
 
 
-def open_parquet(source: str, reading: Reading | None = None) -> Source:
+def open_parquet(source: str, options: LoadOptions | None = None) -> Source:
     """One file, without a split of its own; or those of a folder, in their splits, one set where no name tells any."""
     root = Path(source)
     if not root.is_dir():
-        return open_splits({"all": [root]}, reading)
+        return open_splits({"all": [root]}, options)
     files = _files(root)
-    return open_splits(_by_split(root, files), reading, Path(os.path.commonpath([path.parent for path in files])))
+    return open_splits(_by_split(root, files), options, Path(os.path.commonpath([path.parent for path in files])))
 
 
 def open_splits(
-    groups: Mapping[Split, Sequence[Location]], reading: Reading | None = None, place: Path | None = None
+    groups: Mapping[Split, Sequence[Location]], options: LoadOptions | None = None, place: Path | None = None
 ) -> Source:
     """The files of each split, in this order; names begin at `place`, or are those of the files alone.
 
@@ -71,7 +69,7 @@ def open_splits(
     """
     heads: dict[Split, list[_File]] = {}
     for split in sorted(groups, key=SPLIT_ORDER.index):
-        found = [_head(path, reading or Reading(), place) for path in groups[split]]
+        found = [_head(path, options or LoadOptions(), place) for path in groups[split]]
         heads[split] = [head for head in found if head is not None]
         if not heads[split]:
             raise DataError(f"{groups[split][0]}: {'' if split == 'all' else f'the {split} split '}holds no images")
@@ -136,7 +134,7 @@ def _by_split(root: Path, files: Sequence[Path]) -> dict[Split, list[Path]]:
     return groups
 
 
-def _head(path: Location, reading: Reading, place: Path | None) -> _File | None:
+def _head(path: Location, options: LoadOptions, place: Path | None) -> _File | None:
     with _open(path) as file:
         metadata = file.metadata
         if metadata.num_rows == 0:
@@ -147,7 +145,7 @@ def _head(path: Location, reading: Reading, place: Path | None) -> _File | None:
             columns = [group.column(k) for k in range(group.num_columns)]
             packed = sum(column.total_compressed_size for column in columns)
             check_unpacked(str(path), packed, sum(column.total_uncompressed_size for column in columns))
-        chosen, labels = choose_columns(file.schema_arrow, reading, path), None
+        chosen, labels = choose_columns(file.schema_arrow, options, path), None
         if (label := chosen.label) is not None:
             labels = _read(path, lambda: file.read(columns=[label])[label].to_pylist())
         name = path.relative_to(place).as_posix() if place is not None and isinstance(path, Path) else path.name
@@ -158,31 +156,19 @@ def _records(split: Split, files: Sequence[_File]) -> Records:
     # The Hugging Face convention for a test set without labels is -1 in every row.
     labelled = any(label not in (None, -1) for file in files for label in file.labels or ())
     labels = [-1 if x is None else x for file in files for x in file.labels or ()] if labelled else None
-
-    def read(rows: Sequence[int]) -> Iterator[Content]:
-        start = 0
-        for file in files:
-            yield from _contents(file, _within(rows, start, file.metadata.num_rows), labelled)
-            start += file.metadata.num_rows
-
-    return Records(split, RowNames([(file.name, file.metadata.num_rows) for file in files]), labels, read)
+    each = [(file.name, file.metadata.num_rows, functools.partial(_contents, file, labelled)) for file in files]
+    return records_in_files(split, each, labels)
 
 
-def _within(rows: Any, start: int, count: int) -> Any:
-    """Those of the sorted rows that are among the `count` from `start`, counted from there."""
-    every = np.asarray(rows, np.int64)
-    return every[slice(*np.searchsorted(every, (start, start + count)))] - start
-
-
-def _contents(file: _File, rows: Any, labelled: bool) -> Iterator[Content]:
+def _contents(file: _File, labelled: bool, rows: Any) -> Iterator[Content]:
     """The encoded images of these rows of a file, or what is wrong with the record."""
     start = 0
     for number in range(file.metadata.num_row_groups):  # a reader of all keeps the bytes of those it has read
         count = file.metadata.row_group(number).num_rows
-        if len(_within(rows, start, count)):
+        if len(rows_within(rows, start, count)):
             first = start
             for column in _columns(file, number):
-                chosen = _within(rows, first, len(column))
+                chosen = rows_within(rows, first, len(column))
                 data = _bytes(column if len(chosen) == len(column) else column.take(chosen))
                 for row, value in zip(chosen, data, strict=True):
                     problem = _label_problem(file, first + int(row)) if labelled else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tarflow.data.errors import DataError
-from tarflow.data.options import NO_COLUMN, Reading
+from tarflow.data.options import NO_COLUMN, LoadOptions
 from tarflow.data.records import Location
 
 _LIKELY = frozenset({"label", "labels", "class", "classes", "category", "categories", "target", "targets", "cls", "y"})
@@ -24,7 +24,7 @@ class Columns:
     passed_over: str = ""
 
 
-def choose_columns(schema: Any, reading: Reading, path: Location) -> Columns:
+def choose_columns(schema: Any, options: LoadOptions, path: Location) -> Columns:
     """The columns of the file at `path`, by its schema of pyarrow's.
 
     The image is `image`; else the only column that `datasets` says to be an image. The label is `label`;
@@ -33,63 +33,47 @@ def choose_columns(schema: Any, reading: Reading, path: Location) -> Columns:
     """
     try:
         features = _features(schema)
-        image = _image(schema, features, reading)
-        label, passed_over = _label(schema, features, reading)
+        images, classes = (
+            [key for key in schema.names if features.get(key, {}).get("_type") == kind]  # such as CIFAR-10's `img`
+            for kind in ("Image", "ClassLabel")
+        )
+        image = _named(schema, "image", options.image_column, options.strict) or _only("image", images)
+        if image is None:
+            others = [key for key in schema.names if _has_bytes(schema.field(key).type)]
+            hint = f"; --image-column {others[0]} takes another" if others else ""
+            raise DataError(f"expected a column 'image', got {', '.join(schema.names) or 'no columns'}{hint}")
+        if not _has_bytes(kind := schema.field(image).type):
+            raise DataError(f"column '{image}': expected bytes, or a struct with a field 'bytes', got {kind}")
+        label, passed_over = None, ""
+        if not options.unlabelled and options.label_column != NO_COLUMN:
+            label = _named(schema, "label", options.label_column, options.strict)
+            if label is not None and not _is_whole(kind := schema.field(label).type):
+                hint = f"; --label-column {NO_COLUMN} learns without classes"
+                raise DataError(f"column '{label}': expected whole numbers, got {kind}{hint}")
+            likely = [key for key in schema.names if _LIKELY.intersection(re.findall(r"[a-z]+", key.lower()))]
+            whole = [key for key in likely if _is_whole(schema.field(key).type)]
+            label = label or _only("label", [key for key in schema.names if key in classes + whole])
+            if label is None and likely:
+                kind = schema.field(likely[0]).type
+                passed_over = f"column '{likely[0]}' is not used: expected whole numbers for classes, got {kind}"
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    try:
-        names = tuple(str(name) for name in (features.get(label or "label") or {}).get("names") or ()) or None
-    except (AttributeError, TypeError) as error:
-        raise DataError(f"{path}: unreadable 'huggingface' metadata in its schema: {error}") from None
-    return Columns(image, label, names, passed_over)
+    names = features.get(label or "label", {}).get("names")
+    return Columns(image, label, tuple(map(str, names)) or None if isinstance(names, list) else None, passed_over)
 
 
-def _image(schema: Any, features: dict[str, Any], reading: Reading) -> str:
-    alike = _of_kind(schema, features, "Image")
-    name = _given(schema, reading.image_column, reading) or ("image" if "image" in schema.names else None)
-    if name is None and len(alike) > 1:
-        raise DataError(f"columns {', '.join(alike)} may be the image: choose one by --image-column")
-    if name is None and not alike:
-        bytes_in = [key for key in schema.names if _has_bytes(schema.field(key).type)]
-        hint = f"; --image-column {bytes_in[0]} takes another" if bytes_in else ""
-        raise DataError(f"expected a column 'image', got {', '.join(schema.names) or 'no columns'}{hint}")
-    name = name or alike[0]
-    if not _has_bytes(kind := schema.field(name).type):
-        raise DataError(f"column '{name}': expected bytes, or a struct with a field 'bytes', got {kind}")
-    return name
+def _named(schema: Any, what: str, asked: str, strict: bool) -> str | None:
+    """The column that was asked for, or else that of the usual name. A run's need not be there in other data."""
+    if asked and asked not in schema.names and strict:
+        raise DataError(f"expected a column '{asked}', got {', '.join(schema.names) or 'no columns'}")
+    return next((name for name in (asked or what, what) if name in schema.names), None)
 
 
-def _label(schema: Any, features: dict[str, Any], reading: Reading) -> tuple[str | None, str]:
-    if reading.unlabelled or reading.label_column == NO_COLUMN:
-        return None, ""
-    name = _given(schema, reading.label_column, reading) or ("label" if "label" in schema.names else None)
-    if name is not None:
-        if not _is_whole(kind := schema.field(name).type):
-            hint = f"; --label-column {NO_COLUMN} learns without classes"
-            raise DataError(f"column '{name}': expected whole numbers, got {kind}{hint}")
-        return name, ""
-    likely = [key for key in schema.names if _LIKELY.intersection(re.findall(r"[a-z]+", key.lower()))]
-    classes = _of_kind(schema, features, "ClassLabel")
-    found = [key for key in schema.names if key in classes or (key in likely and _is_whole(schema.field(key).type))]
+def _only(what: str, found: list[str]) -> str | None:
     if len(found) > 1:
-        hint = f"choose one by --label-column, or none by --label-column {NO_COLUMN}"
-        raise DataError(f"columns {', '.join(found)} may be the label: {hint}")
-    if found or not likely:
-        return (found[0] if found else None), ""
-    kind = schema.field(likely[0]).type
-    return None, f"column '{likely[0]}' is not used: expected whole numbers for classes, got {kind}"
-
-
-def _given(schema: Any, name: str, reading: Reading) -> str | None:
-    """The column that was asked for. A run's columns are looked for in other data, and need not be there."""
-    if name and name not in schema.names and reading.strict:
-        raise DataError(f"expected a column '{name}', got {', '.join(schema.names) or 'no columns'}")
-    return name if name in schema.names else None
-
-
-def _of_kind(schema: Any, features: dict[str, Any], kind: str) -> list[str]:
-    """The columns that `datasets` says to be of this kind, such as CIFAR-10's `img`."""
-    return [key for key in schema.names if isinstance(features.get(key), dict) and features[key].get("_type") == kind]
+        none = f", or none by --label-column {NO_COLUMN}" if what == "label" else ""
+        raise DataError(f"columns {', '.join(found)} may be the {what}: choose one by --{what}-column{none}")
+    return found[0] if found else None
 
 
 def _is_whole(kind: Any) -> bool:
@@ -106,12 +90,12 @@ def _has_bytes(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
-def _features(schema: Any) -> dict[str, Any]:
+def _features(schema: Any) -> dict[str, dict[str, Any]]:
     """What `datasets` writes of the columns into the metadata: info.features."""
     try:
         node = json.loads((schema.metadata or {}).get(b"huggingface", "{}"))
         for key in ("info", "features"):
             node = node.get(key) or {}
-        return dict(node)
+        return {key: feature for key, feature in node.items() if isinstance(feature, dict)}
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DataError(f"unreadable 'huggingface' metadata in its schema: {error}") from None

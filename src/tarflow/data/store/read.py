@@ -12,12 +12,10 @@ them, as far as there is room, and several processes share it. `store.write` wri
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import json
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from torch import Tensor
 from tarflow.config import ConfigError, check_value, from_dict
 from tarflow.data.errors import DataError
 from tarflow.data.labels import label_tensors
-from tarflow.data.options import LoadOptions, Reading
+from tarflow.data.options import LoadOptions
 from tarflow.data.records import Records, Source, Split
 from tarflow.data.sets import ImageSet, Splits
 from tarflow.data.value_range import ValueRange
@@ -49,7 +47,7 @@ class Manifest:
     Attributes:
         format: of the store. tarflow: the version that wrote it.
         source: as it was given. asked: for what it was prepared: with anything else it would hold other images.
-        files_digest: see `store.fingerprint`.
+        files_digest: see `Source.files_digest`.
         shape: (C, H, W). train, held_out: how many. train_digest, held_out_digest: see `ImageSet.digest`.
         preprocessing: what was done to the images, in words.
         own_split: the split is the source's own, and not a seeded one.
@@ -109,21 +107,22 @@ def open_prepared(source: str, options: LoadOptions, where: str = "") -> Splits:
     Raises `DataError`: it was prepared at another size, or with other channels or levels, than are asked for; its files
     are damaged.
     """
-    manifest = read_manifest(Path(source).expanduser())
-    train, held_out = _sets(source, manifest, options, where, (0, manifest.train, manifest.total))
-    if train.class_names == manifest.class_names:
-        train = dataclasses.replace(train, known_digest=manifest.train_digest)
-        held_out = dataclasses.replace(held_out, known_digest=manifest.held_out_digest)
+    manifest, whole = read_manifest(Path(source).expanduser()), open_whole(source, options, where)
+    known = whole.class_names == manifest.class_names  # else the labels are others than were digested
+
+    def part(own: slice, digest: str) -> ImageSet:
+        labels = None if whole.labels is None else whole.labels[own]
+        images, digested = whole.images[own], digest if known else None
+        return ImageSet(images, labels, whole.names[own], whole.levels, whole.class_names, True, digested)
+
+    train = part(slice(0, manifest.train), manifest.train_digest)
+    held_out = part(slice(manifest.train, None), manifest.held_out_digest)
     return Splits(train, held_out, True, manifest.skipped, manifest.variant)
 
 
-def open_whole(source: str, options: LoadOptions) -> ImageSet:
+def open_whole(source: str, options: LoadOptions, where: str = "") -> ImageSet:
     """`load_all` of a store: the images to learn from, then those held out."""
     manifest = read_manifest(Path(source).expanduser())
-    return _sets(source, manifest, options, "", (0, manifest.total))[0]
-
-
-def _sets(source: str, manifest: Manifest, options: LoadOptions, where: str, ends: Sequence[int]) -> list[ImageSet]:
     channels, height, width = manifest.shape
     for name, have, want in (
         ("image size", (height, width), options.size),
@@ -137,17 +136,14 @@ def _sets(source: str, manifest: Manifest, options: LoadOptions, where: str, end
                 f"ask for what it has, or prepare {manifest.source} once more, into another directory"
             )
     opened = open_records(source)
-    rows = [range(*pair) for pair in itertools.pairwise(ends)]
-    labels, class_names = label_tensors(where or source, opened, opened.parts, rows, options.class_names)
+    rows = range(manifest.total)
+    (labels,), class_names = label_tensors(where or source, opened, opened.parts, [rows], options.class_names)
     pixels = readonly_tensor(_map(Path(source).expanduser(), PIXELS_FILE, (manifest.total, *manifest.shape), np.uint8))
     names = [name for part in opened.parts for name in part.names]
-    return [
-        ImageSet(pixels[own.start : own.stop], label, names[own.start : own.stop], manifest.levels, class_names, True)
-        for own, label in zip(rows, labels, strict=True)
-    ]
+    return ImageSet(pixels, labels, names, manifest.levels, class_names, True)
 
 
-def open_records(source: str, reading: Reading | None = None) -> Source:
+def open_records(source: str, options: LoadOptions | None = None) -> Source:
     """A store as records: for those who go through it, and do not care for the map.
 
     Raises DataError naming the file that does not fit the manifest.

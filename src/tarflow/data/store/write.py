@@ -1,12 +1,22 @@
 """Writing a store (`store.read`) once, with memory for a few hundred images and the names of all.
 
 Images are decoded one after the other and appended to a file. Killed on the way, it leaves a hidden directory that the
-next try clears away; it starts anew, because decoding is quick beside training.
+next try clears away; it starts anew, because decoding is quick beside training. `prepare` makes one at a place of one's
+own; `open_cached` makes one in the cache directory, which may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import errno
+import hashlib
+import math
+import os
+import shutil
+import stat
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +26,11 @@ import numpy as np
 from tarflow import __version__, digests, storage
 from tarflow.config import to_dict
 from tarflow.data.assemble import Layout, assemble
-from tarflow.data.errors import DataError
+from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.options import LoadOptions
 from tarflow.data.records import Source
-from tarflow.data.sets import SetDigest
+from tarflow.data.sets import SetDigest, Splits
 from tarflow.data.sources import open_measured
-from tarflow.data.store.fingerprint import files_digest
 from tarflow.data.store.read import (
     FILES,
     FORMAT,
@@ -30,13 +39,20 @@ from tarflow.data.store.read import (
     NAMES_FILE,
     PIXELS_FILE,
     Manifest,
+    check_prepared,
     is_prepared,
     open_prepared,
     read_manifest,
 )
 from tarflow.storage import check_vacant
 
+STORES = "images"  # the folder of the cache directory that they lie in
+POLL_SECONDS = 1.0  # between two looks whether another process has finished the same store
 _COPY_BYTES = 1 << 24  # of the held-out images, at a time, to behind the others
+ASKED = (  # the options that make other images or another split
+    *("image_size", "channels", "levels", "held_out_fraction", "split_seed"),
+    *("image_column", "label_column", "value_range"),
+)
 PREPROCESSING = (
     "upright by EXIF orientation; transparency over white; 16 bits rounded to 8; scaled (bicubic, antialiased) until "
     "it covers the size, cropped to its middle; images of that size as they are"
@@ -71,9 +87,9 @@ def prepare(
         raise FileExistsError(f"{out}: expected a directory by its own name, which is made new")
     if is_prepared(source):
         raise DataError(f"{source}: is prepared already; expected the images that it was made of")
-    opened = open_measured(source, wanted.reading)
+    opened = open_measured(source, wanted)
     opened = opened.replace(variant=variant or opened.variant)
-    asked, files = asked_of(wanted, variant), files_digest(opened)
+    asked, files = _asked(wanted, variant), opened.files_digest()
 
     def known() -> Manifest | None:
         """That of what is there and may stay. FileExistsError where `out` may not be replaced."""
@@ -88,20 +104,11 @@ def prepare(
     if (manifest := known()) is not None:  # before the lock, which takes a place where one may write
         return manifest, True
     layout = Layout.train_and_held_out(source, opened, wanted)
-    return build_store(out, known, source, opened, layout, wanted, asked, files)
+    return _build(out, known, lambda folder: _fill(folder, source, opened, layout, wanted, asked, files))
 
 
-def build_store(
-    out: Path,
-    known: Callable[[], Manifest | None],
-    source: str,
-    opened: Source,
-    layout: Layout,
-    options: LoadOptions,
-    asked: tuple[tuple[str, str], ...],
-    files: str,
-) -> tuple[Manifest, bool]:
-    """`write_store` at `out`, whole or not at all, unless another process has come and gone and left what is `known`.
+def _build(out: Path, known: Callable[[], Manifest | None], fill: Callable[[Path], Manifest]) -> tuple[Manifest, bool]:
+    """`fill` a store at `out`, whole or not at all, unless another process has come and gone and left what is `known`.
 
     Raises InUse where another process is writing it.
     """
@@ -112,15 +119,13 @@ def build_store(
             return manifest, True
         storage.remove_leftovers(place.parent, place.name)
         with storage.replacing_directory(place) as folder:
-            return write_store(folder, source, opened, layout, options, asked, files), False
+            return fill(folder), False
 
 
-def asked_of(options: LoadOptions, variant: str = "") -> tuple[tuple[str, str], ...]:
+def _asked(options: LoadOptions, variant: str = "") -> tuple[tuple[str, str], ...]:
     """What a store is made for with these options, as (name, value) in words."""
-    asked: dict[str, Any] = {"image_size": options.image_size, "channels": options.channels, "levels": options.levels}
-    asked |= {"held_out_fraction": options.held_out_fraction, "split_seed": options.split_seed, "variant": variant}
-    asked |= {name: getattr(options.reading, name) for name in ("image_column", "label_column", "value_range")}
-    return tuple((name.replace("_", " "), repr(value)) for name, value in asked.items())
+    asked = tuple((name.replace("_", " "), repr(getattr(options, name))) for name in ASKED)
+    return (*asked, ("variant", repr(variant)))
 
 
 def _still_good(source: str, out: Path, asked: tuple[tuple[str, str], ...], files: str, skip_bad: bool) -> Manifest:
@@ -132,12 +137,12 @@ def _still_good(source: str, out: Path, asked: tuple[tuple[str, str], ...], file
             raise FileExistsError(f"{out}: prepared with {name} {before}, asked for {name} {value}; {hint}")
     if files != manifest.files_digest:
         raise FileExistsError(f"{out}: prepared from {manifest.source}, and {source} is not the same files; {hint}")
-    check_skipped(out, manifest, skip_bad)
+    _check_skipped(out, manifest, skip_bad)
     open_prepared(str(out), LoadOptions())  # raises where a file is missing or cut off
     return manifest
 
 
-def check_skipped(where: str | Path, manifest: Manifest, skip_bad: bool) -> None:
+def _check_skipped(where: str | Path, manifest: Manifest, skip_bad: bool) -> None:
     """Raise DataError where records were left out and are not to be."""
     if manifest.skipped and not skip_bad:
         count, (name, reason) = len(manifest.skipped), manifest.skipped[0]
@@ -159,7 +164,7 @@ class _Appended:
         self.count += 1
 
 
-def write_store(
+def _fill(
     folder: Path,
     source: str,
     opened: Source,
@@ -196,7 +201,7 @@ def write_store(
         facts[LABELS_FILE] = _write(folder / LABELS_FILE, every.astype("<i8"))
     text = "".join(f"{name}\0" for names in found.names for name in names)
     facts[NAMES_FILE] = _write(folder / NAMES_FILE, text.encode(errors="surrogateescape"))
-    if files_digest(opened) != files:
+    if opened.files_digest() != files:
         raise DataError(f"{source}: changed while it was read; prepare it again")
 
     sets = [
@@ -235,3 +240,65 @@ def _write(path: Path, values: Any) -> dict[str, Any]:
         digesting = digests.Digesting(file)
         digesting.write(values)
     return digesting.facts
+
+
+def open_cached(
+    where: str, source: Source, layout: Layout, options: LoadOptions, shape: tuple[int, int, int]
+) -> Splits | None:
+    """The sets of a layout, mapped from a store, which is made where there is none; what `shape` they have is expected.
+
+    None, with a `CacheWarning`, where it cannot be kept: there is no room, or no place to write to. A store that is not
+    what was written is made again. Raises as `load`.
+    """
+    cache = storage.cache_directory()
+    if cache is None:
+        return None
+    files, levels = source.files_digest(), options.levels or source.levels
+    how = (options.image_column, options.label_column, source.value_range)
+    facts = (files, shape, levels, *how, layout.own_split)  # sizes and channels are in the shape, asked for or not
+    key = hashlib.blake2b(repr(facts).encode(), digest_size=16)
+    for numbers in layout.sets:
+        key.update(numbers.data)
+    place = cache / STORES / key.hexdigest()
+    wanted = options.replace(channels=3 if shape[0] == 3 else options.channels)
+    count, size = sum(layout.sizes()), sum(layout.sizes()) * math.prod(shape)
+
+    def known() -> Manifest | None:
+        if (found := _sound(place)) is None:
+            said = f"{where}: {count} images are decoded once, into {place} ({size / 1e9:.1f} GB)"
+            warnings.warn(said, DataWarning, stacklevel=2)
+        return found
+
+    def make() -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(place.parent).free) < size:
+            raise OSError(errno.ENOSPC, f"{size / 1e9:.1f} GB are needed for {where}, {free / 1e9:.1f} GB are free")
+        if place.is_symlink() or place.is_file():  # which is not followed
+            place.unlink()
+        _build(place, known, lambda folder: _fill(folder, where, source, layout, wanted, _asked(options), files))
+
+    with digests.optional(cache):
+        while True:
+            try:
+                if _sound(place) is None:
+                    make()
+                break
+            except storage.InUse:
+                time.sleep(POLL_SECONDS)
+    if (manifest := _sound(place)) is None:
+        return None
+    _check_skipped(where, manifest, options.skip_bad)
+    splits = open_prepared(str(place), options, where)
+    return dataclasses.replace(splits, own_split=layout.own_split, variant=source.variant)
+
+
+def _sound(place: Path) -> Manifest | None:
+    """The manifest of a store of our own that is what was written; of its pixels the size alone is looked at."""
+    try:
+        status = os.lstat(place)
+        if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "getuid") and status.st_uid != os.getuid()):
+            return None
+        open_prepared(str(place), LoadOptions())
+        return check_prepared(place, pixels=False)
+    except (OSError, DataError):
+        return None

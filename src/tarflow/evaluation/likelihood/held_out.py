@@ -17,10 +17,9 @@ from tarflow import digests, storage
 from tarflow.checkpoint import Run, weights_digest
 from tarflow.data.batches import seeded_permutation
 from tarflow.data.identity import located, place_of
-from tarflow.data.options import Reading
+from tarflow.data.options import LoadOptions
 from tarflow.data.readers.hub import PREFIX
 from tarflow.data.sources import KNOWN_NAMES, open_source
-from tarflow.data.store.fingerprint import files_digest
 from tarflow.data.store.read import MANIFEST_FILE, is_prepared, read_manifest
 from tarflow.evaluation.likelihood.anomalies import ImageScores, code_bits
 from tarflow.evaluation.likelihood.scores import ClassScores, Progress, class_scores
@@ -83,7 +82,7 @@ def held_out_scores(
         "max_images": MAX_IMAGES,
     }
     key = {"scoring": asdict(scoring)} | origin
-    files = _files(source or located(data), Reading.of(data))
+    files = _files(source or located(data), LoadOptions.of(data))
     places = _places(run, origin)
     kept = [entry for path in places for entry in _read(path) if entry["key"].items() >= origin.items()]
 
@@ -115,7 +114,7 @@ def _places(run: Run, origin: dict[str, Any]) -> list[Path]:
     return [run.path / HELD_OUT_FILE, *([] if cache is None else [cache / "held-out-scores" / f"{name}.json"])]
 
 
-def _files(source: str, reading: Reading) -> str | None:
+def _files(source: str, options: LoadOptions) -> str | None:
     """What changes when the files of a source do; None where they are not to be had."""
     if source in KNOWN_NAMES:
         return source
@@ -125,7 +124,7 @@ def _files(source: str, reading: Reading) -> str | None:
         if is_prepared(place):
             manifest = Path(place) / MANIFEST_FILE
             return f"{manifest.stat().st_mtime_ns} {read_manifest(Path(place)).held_out_digest}"
-        return files_digest(open_source(place, reading))
+        return open_source(place, options).files_digest()
     except (OSError, ValueError):
         return ""  # whoever opens it says what is wrong
 

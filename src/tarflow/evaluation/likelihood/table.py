@@ -22,8 +22,8 @@ from torch import Tensor
 
 from tarflow import storage
 from tarflow.checkpoint import Run, weights_digest
-from tarflow.data.options import LoadOptions, Reading
-from tarflow.data.scan import ScannedImage, open_scan
+from tarflow.data.load import ScannedImage, open_scan
+from tarflow.data.options import LoadOptions
 from tarflow.evaluation.likelihood.anomalies import DETECTORS, Detector, ImageScores, code_bits, share_below
 from tarflow.evaluation.likelihood.csv_text import escaped
 from tarflow.evaluation.likelihood.detector import DETECTOR_FILE, open_detector
@@ -80,8 +80,8 @@ def score_files(
         ValueError, OSError: a source that cannot be read, or has no image that can; a place that cannot be written to.
     """
     out, model = Path(out), run.config.model
-    reading = Reading.of(run.config.data, strict=False)
-    images = open_scan(source, LoadOptions(model.image_shape, model.channels, run.levels, reading=reading))
+    fit = {"image_size": model.image_shape, "channels": model.channels, "levels": run.levels}
+    images = open_scan(source, LoadOptions.of(run.config.data, own=False, **fit))
     size = batch_size or min(default_batch_size(run.flow), MAX_BATCH)
     out.parent.mkdir(parents=True, exist_ok=True)
     storage.check_writable(out)  # before the work
