@@ -32,7 +32,6 @@ ROOMS = [
     "pictures",
     "recipes",
     "checkpoint",
-    "image_files",
     "drawing",
     "interop",
     "evaluation",
