@@ -149,6 +149,9 @@ def bound_of(value: float | str | None, scales: bool) -> float | None:
     return value
 
 
+ValueRange: TypeAlias = tuple[float, float] | Literal["full", "auto", "percentile"]
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which images are seen, and how a file becomes a tensor. Stored with the run, so that its user need not know."""
@@ -172,7 +175,7 @@ class DataConfig:
     label_column: str = option(
         "", help="column of Parquet files with the labels, or none; found by its name when not given"
     )
-    value_range: tuple[float, float] | Literal["full", "auto", "percentile"] = option(
+    value_range: ValueRange = option(  # noqa: RUF009 - an alias hides from ruff that it cannot change
         "full",
         help="of images of more than 8 bits, which values become black and white: two numbers; full, all of 16 bits; "
         "auto, the least and the greatest that there are; percentile, all but one in a thousand at either end",
