@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from tarflow.config import TarFlowConfig
-from tarflow.planning.rates import matmul_rate, read_rate, square_rates, synchronise
+from tarflow.devices import synchronise
+from tarflow.planning.rates import matmul_rate, read_rate, square_rates
 
 __all__ = ["layer_rates", "read_rate", "square_rates", "synchronise"]
 

@@ -19,7 +19,7 @@ from flow_cases import build
 from tarflow import checkpoint, digests, storage
 from tarflow.checkpoint import Run
 from tarflow.config import ConfigError, DataConfig, RunConfig, TrainingConfig
-from tarflow.sampling.calibration import Calibration, Choice
+from tarflow.sampling.auto import Calibration, Choice
 from tarflow.tensor_files import tensors_digest
 
 FLOW = build("conditional", torch.float32)

@@ -19,7 +19,7 @@ _HOMES = {
     "NULL_CLASS": "tarflow.model.condition",
     "second_order": "tarflow.model.derivatives",
     "Auto": "tarflow.sampling.auto",
-    "Calibration": "tarflow.sampling.calibration",
+    "Calibration": "tarflow.sampling.auto",
     "Guidance": "tarflow.sampling.guidance",
     "Jacobi": "tarflow.sampling.jacobi",
     "SampleBatch": "tarflow.sampling.sample",
@@ -33,7 +33,7 @@ _HOMES = {
     "interpolate": "tarflow.sampling.editing",
     "reconstruct": "tarflow.sampling.editing",
     "resample": "tarflow.sampling.editing",
-    "trace": "tarflow.sampling.trace",
+    "trace": "tarflow.sampling.editing",
     "load_official": "tarflow.interop",
     "Measure": "tarflow.measure",
     "patch_log_prob": "tarflow.evaluation.likelihood.patch_maps",
@@ -60,12 +60,13 @@ if TYPE_CHECKING:
     from tarflow.runs import open_run as open_run
     from tarflow.runs import train as train
     from tarflow.sampling.auto import Auto as Auto
-    from tarflow.sampling.calibration import Calibration as Calibration
+    from tarflow.sampling.auto import Calibration as Calibration
     from tarflow.sampling.denoise import denoise as denoise
     from tarflow.sampling.distribution import FlowDistribution as FlowDistribution
     from tarflow.sampling.editing import interpolate as interpolate
     from tarflow.sampling.editing import reconstruct as reconstruct
     from tarflow.sampling.editing import resample as resample
+    from tarflow.sampling.editing import trace as trace
     from tarflow.sampling.guidance import Guidance as Guidance
     from tarflow.sampling.jacobi import Jacobi as Jacobi
     from tarflow.sampling.narrow import narrowed as narrowed
@@ -75,7 +76,6 @@ if TYPE_CHECKING:
     from tarflow.sampling.sample import sample_batches as sample_batches
     from tarflow.sampling.sequential import Sequential as Sequential
     from tarflow.sampling.setting import Setting as Setting
-    from tarflow.sampling.trace import trace as trace
 
 
 def __getattr__(name: str) -> Any:

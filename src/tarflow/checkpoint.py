@@ -35,7 +35,7 @@ from tarflow.measure import Measure
 from tarflow.model.flow import TarFlow
 from tarflow.model.saving import CONFIG_FILE as CONFIG_FILE
 from tarflow.model.saving import WEIGHTS_FILE, read_json
-from tarflow.sampling.calibration import Calibration
+from tarflow.sampling.auto import Calibration
 from tarflow.sampling.setting import StoredSetting
 from tarflow.tensor_files import read_torch_file, stored_digest
 

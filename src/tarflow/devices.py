@@ -41,6 +41,14 @@ def free_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] + kept
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait for what the device has been given: without it a clock measures the launching."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """A context without autocast, whatever the caller has set; of devices without autocast, as `meta`, an empty one."""
     if not torch.amp.is_autocast_available(device.type):

@@ -16,8 +16,7 @@ import tarflow
 from flow_cases import assert_close, build, every_case, labels, latents, randomise, unchanged
 from tarflow import Guidance, TarFlow, TarFlowConfig
 from tarflow.sampling import auto, decode
-from tarflow.sampling.auto import Auto, fastest
-from tarflow.sampling.calibration import _REMEMBERED, Calibration, Choice, calibration_key, remembered
+from tarflow.sampling.auto import _REMEMBERED, Auto, Calibration, Choice, calibration_key, fastest, remembered
 from tarflow.sampling.decode import default_batch_size
 from tarflow.sampling.solver import Predict, Solution
 

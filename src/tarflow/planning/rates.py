@@ -8,16 +8,10 @@ from typing import Any
 
 import torch
 
+from tarflow.devices import synchronise
+
 SQUARES = {"cpu": (1024, 2048), "cuda": (4096, 8192), "mps": (2048, 4096)}  # large enough for the full rate
 SHORTEST = 0.01  # seconds timed at once: well above the resolution of the clock and the cost of a synchronisation
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for what the device has been given: without it a clock measures the launching."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def best_seconds(run: Callable[[], Any], device: torch.device, *, seconds: float = 0.3) -> float:

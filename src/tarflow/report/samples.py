@@ -12,8 +12,8 @@ from tarflow.measure import Measure, to_8bit
 from tarflow.report.parts import Figure, Parts, Strip
 from tarflow.report.subject import CLASSES, Subject, Unavailable
 from tarflow.sampling.denoise import denoise
+from tarflow.sampling.editing import trace
 from tarflow.sampling.sample import SamplingError
-from tarflow.sampling.trace import trace
 from tarflow.seeding import seeded_generator
 
 SHOWN = Measure(256, "gaussian", 1.0)  # of what is not on the levels of the data: -1 is black, 1 is white

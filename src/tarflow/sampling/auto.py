@@ -1,23 +1,27 @@
-"""The fastest solver of each block: measured while the first batch is decoded.
+"""The fastest solver of each block: measured while the first batch is decoded, and kept for those that follow.
 
-Whether many patches at a time pay depends on how strongly a block's patches hang together, on the batch, the guidance
-and the machine; no table knows that. So the first batch is decoded with the candidates in turn, under a clock, and the
-quickest of each block is kept for those that follow. Every candidate is exact within its tolerance, so what is measured
-is used.
+Whether many patches at a time pay depends on the weights, the batch, the guidance and the machine. Every candidate is
+exact within its tolerance, so what is measured is used.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import weakref
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from tarflow import storage
+from tarflow.devices import synchronise
+from tarflow.model.saving import read_json
 from tarflow.model.sequence import SequenceFlow
-from tarflow.sampling.calibration import Calibration, Choice, calibration_key, remembered
 from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.jacobi import Jacobi, check_options
 from tarflow.sampling.sequential import Sequential, sequential
@@ -30,6 +34,100 @@ EARLIEST_SHARE = 0.25  # of the patches, after which it is clear how long an att
 MEASURING_SHARE = 0.04  # of the time of all batches: what measuring may cost on a CPU, where it is no part of it
 LEAST_STEPS = 6.0  # of the sequential solver that measuring takes at least; where less may be spent, nothing is tried
 HOPELESS = 1.25  # an attempt is broken off when that will be so many times as long as the best one took
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one block is decoded, and what that took when it was measured.
+
+    Attributes:
+        solver: "sequential" or "jacobi".
+        window: patches that "jacobi" evaluates at once.
+        seconds: for the batch that was measured; of "sequential", estimated from a few steps.
+        sequential_seconds: the same of the sequential solver, to compare with.
+    """
+
+    solver: Literal["sequential", "jacobi"]
+    window: int | None = None
+    seconds: float = 0.0
+    sequential_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        known = self.solver == "jacobi" or (self.solver == "sequential" and self.window is None)
+        if not known or not (self.window is None or self.window >= 1):
+            raise ValueError(
+                f"solver: expected 'sequential', or 'jacobi' and a window, got {self.solver} {self.window}"
+            )
+
+    def __str__(self) -> str:
+        return self.solver if self.window is None else f"{self.solver} {self.window}"
+
+    def solver_of(self, tol: float | None) -> Solver:
+        return Sequential() if self.solver == "sequential" else Jacobi(self.window, tol)
+
+
+class Calibration:
+    """Which solver decodes each block of one flow fastest, for the batch sizes and guidances it was measured for.
+
+    `tarflow.Auto(calibration)` reads it and fills it; `tarflow sample` keeps it in RUN/solvers.json.
+
+    >>> import tarflow
+    >>> flow = tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=2, width=64, layers=(1, 1)))
+    >>> calibration = tarflow.Calibration()
+    >>> x = tarflow.sample(flow, 2, solver=tarflow.Auto(calibration))
+    >>> [len(choices) for choices in calibration.choices.values()]  # one a block
+    [2]
+    """
+
+    def __init__(self, choices: dict[str, tuple[Choice, ...]] | None = None) -> None:
+        self.choices = dict(choices or {})
+
+    @classmethod
+    def load(cls, path: str | Path, weights: str) -> Calibration:
+        """What `save` wrote for the same `weights`; empty where there is no such file, or it is of other weights."""
+        path = Path(path)
+        if not path.is_file():
+            return cls()
+        try:
+            stored = read_json(path)
+            if stored["weights"] != weights:
+                return cls()
+            return cls({key: tuple(Choice(**c) for c in choices) for key, choices in stored["choices"].items()})
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return cls()  # a measurement, not data: it is simply made again
+
+    def save(self, path: str | Path, weights: str) -> None:
+        """Write the choices, with a name for the weights that they were measured with."""
+        choices = {key: [asdict(c) for c in choices] for key, choices in self.choices.items()}
+        storage.write_json(Path(path), {"weights": weights, "choices": choices})
+
+
+def calibration_key(flow: SequenceFlow, batch: int, guidance: Guidance | None, tol: float | None) -> str:
+    """What a choice depends on: the machine, the precision, the batch, the guidance and the tolerance."""
+    device = flow.device
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    threads = f"{torch.get_num_threads()} of {os.cpu_count()} threads"
+    guided = "no guidance" if guidance is None or guidance.scale == 0 else repr(guidance)
+    tolerance = "default tolerance" if tol is None else f"tolerance {tol:g}"
+    autocast = ", autocast" if torch.is_autocast_enabled(device.type) else ""
+    dtype = str(flow.dtype).removeprefix("torch.")
+    return f"{where}, {threads}, torch {torch.__version__}, {dtype}{autocast}, batch {batch}, {guided}, {tolerance}"
+
+
+_REMEMBERED: weakref.WeakKeyDictionary[SequenceFlow, tuple[int, Calibration]] = weakref.WeakKeyDictionary()
+
+
+def remembered(flow: SequenceFlow) -> Calibration:
+    """What was measured for this flow in this process, as long as its weights are the same.
+
+    Timings and nothing else: no sample depends on it beyond the tolerance of the solvers.
+    """
+    # What was made in inference mode counts no versions. A choice of weights that changed is slower, and not wrong.
+    version = sum(0 if parameter.is_inference() else parameter._version for parameter in flow.parameters())
+    known = _REMEMBERED.get(flow)
+    if known is None or known[0] != version:
+        known = _REMEMBERED[flow] = (version, Calibration())
+    return known[1]
 
 
 @dataclass(frozen=True)
@@ -56,8 +154,10 @@ class Auto(Solver):
     def by_block(self, flow: SequenceFlow, guidance: Guidance | None, batch: int, batches: float) -> list[Solver]:
         known = remembered(flow) if self.calibration is None else self.calibration
         key = calibration_key(flow, batch, guidance, self.tol)
-        if is_measured(known.choices.get(key, ()), flow, batches):
-            return [choice.solver_of(self.tol) for choice in known.choices[key]]
+        choices, affordable = known.choices.get(key, ()), _affordable(flow.sequence.tokens - 1, flow.device, batches)
+        complete = len(choices) == len(flow.blocks)  # else it is from a damaged file
+        if complete and (not affordable or any(choice.seconds for choice in choices)):
+            return [choice.solver_of(self.tol) for choice in choices]
         measured: list[Choice] = []
 
         def keep(choice: Choice) -> None:
@@ -85,14 +185,6 @@ class _Measured(Solver):
 
     def __str__(self) -> str:
         return str(self.choice)
-
-
-def is_measured(choices: Sequence[Choice], flow: SequenceFlow, batches: float) -> bool:
-    """Whether choices are to be used for so many batches: measured, or not worth measuring for them, either."""
-    if len(choices) != len(flow.blocks):  # a damaged file
-        return False
-    steps = flow.sequence.tokens - 1
-    return any(choice.seconds for choice in choices) or not _affordable(steps, flow.device, batches)
 
 
 def _affordable(steps: int, device: torch.device, batches: float) -> float:
@@ -129,16 +221,25 @@ def fastest(
     def attempt(window: int) -> bool:
         """Whether the parallel solver with this window is the best so far."""
         nonlocal best, found
-        if time.perf_counter() + window * stepwise / last > deadline:
+        started = time.perf_counter()
+        if started + window * stepwise / last > deadline:
             return False
-        clock = _Clock(best.seconds, last, deadline)
+
+        def check(done: int) -> None:
+            """Break off what took longer than the best, or is bound to; after the deadline, what is not winning."""
+            spent, share = time.perf_counter() - started, done / last
+            bound = share > EARLIEST_SHARE and spent / share > HOPELESS * best.seconds
+            if spent > best.seconds or bound or (started + spent > deadline and spent > share * best.seconds):
+                raise _TooSlow
+
         try:
-            solution = Jacobi(window, tol).solve(replace(predict, report=clock.check), z)
+            solution = Jacobi(window, tol).solve(replace(predict, report=check), z)
         except _TooSlow:
             return False
-        if clock.seconds() >= best.seconds:
+        seconds = time.perf_counter() - started
+        if seconds >= best.seconds:
             return False
-        best, found = Choice("jacobi", window, clock.seconds(), stepwise), solution
+        best, found = Choice("jacobi", window, seconds, stepwise), solution
         return True
 
     window = larger = _first_window(predict, z, probes, deadline)
@@ -154,27 +255,6 @@ def fastest(
 
 class _TooSlow(Exception):
     """An attempt that cannot become the fastest any more."""
-
-
-class _Clock:
-    """Breaks an attempt off when it has taken, or is bound to take, longer than the best so far.
-
-    After the `deadline` an attempt goes on only as long as it is on its way to be the fastest.
-    """
-
-    def __init__(self, limit: float, last: int, deadline: float) -> None:
-        self.limit, self.last, self.deadline, self.started = limit, last, deadline, time.perf_counter()
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
-
-    def check(self, done: int) -> None:
-        """As a solver reports: so many patches are final."""
-        spent, share = self.seconds(), done / self.last
-        if spent > self.limit or (share > EARLIEST_SHARE and spent / share > HOPELESS * self.limit):
-            raise _TooSlow
-        if self.started + spent > self.deadline and spent > share * self.limit:
-            raise _TooSlow
 
 
 def _first_window(predict: Predict, z: Tensor, probes: int, deadline: float) -> int:
@@ -202,16 +282,15 @@ def _sequential_seconds(predict: Predict, z: Tensor, probes: int) -> tuple[float
     """
     last = z.shape[1] - 1
     if z.device.type == "cuda":
-        _wait(z.device)
+        synchronise(z.device)
         recorded = 0.0 if predict.replay is None else predict.replay.seconds
         started = time.perf_counter()
         solution = Sequential().solve(predict, z)
-        _wait(z.device)
+        synchronise(z.device)
         recording = 0.0 if predict.replay is None else predict.replay.seconds - recorded
         return time.perf_counter() - started - recording, solution
 
     def step_seconds(place: int) -> float:
-        """What the solver takes for one patch, at a place of the sequence."""
         there = replace(predict, evaluate=lambda x, _: predict.evaluate(x, place))
         return _median_seconds(lambda: sequential(there, z[:, place : place + 2]), z.device, probes)
 
@@ -222,17 +301,9 @@ def _sequential_seconds(predict: Predict, z: Tensor, probes: int) -> tuple[float
 def _median_seconds(run: Callable[[], object], device: torch.device, probes: int) -> float:
     taken = []
     for _ in range(probes):
-        _wait(device)
+        synchronise(device)
         started = time.perf_counter()
         run()
-        _wait(device)
+        synchronise(device)
         taken.append(time.perf_counter() - started)
     return sorted(taken)[probes // 2]
-
-
-def _wait(device: torch.device) -> None:
-    """Until everything that was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

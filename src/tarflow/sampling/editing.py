@@ -1,7 +1,7 @@
-"""Editing by the flow's latents: reconstruct, walk between two images, redraw part of one.
+"""What is made of latents: a sample traced through the blocks, images reconstructed, walked between, redrawn in part.
 
-What all of it rests on is that `encode` and `decode` are exact inverses of each other. Guidance is no inverse of the
-flow, so there is none here. Nothing carries gradients.
+Editing rests on `encode` and `decode` being exact inverses of each other. Guidance is no inverse of the flow, so there
+is none in it. Nothing carries gradients.
 """
 
 from __future__ import annotations
@@ -16,8 +16,54 @@ from tarflow.model.block import Block
 from tarflow.model.checks import check_tensor
 from tarflow.model.condition import NULL_CLASS
 from tarflow.model.sequence import SequenceFlow
-from tarflow.sampling.decode import default_batch_size, draw_noise, invert, latents_of
-from tarflow.sampling.sample import SamplingError
+from tarflow.sampling.decode import decode, default_batch_size, draw_noise, invert, latents_of
+from tarflow.sampling.denoise import denoise as denoise_images
+from tarflow.sampling.guidance import Guidance
+from tarflow.sampling.sample import check_arguments, check_finite
+
+
+def trace(
+    flow: SequenceFlow,
+    n: int = 1,
+    y: Tensor | None = None,
+    guidance: Guidance | None = None,
+    seed: int = 0,
+    denoise: float | None = None,
+    noise: Tensor | None = None,
+) -> list[Tensor]:
+    """Draw n images and keep what each block leaves.
+
+        x_K = z ~ N(0, V),    x_{k-1} = block_k⁻¹(x_k),    image = x_0
+
+    A block returns its sequence in raster order, so every stage can be looked at as an image of the same size. The
+    arguments are those of `tarflow.sample`, and so is the last stage, with the sequential solver; all n go together.
+
+    Returns:
+        K+1 tensors (n, C, H, W) for K blocks, not clipped: the noise, then the stage after each block, the image last.
+        With `denoise` one more, the cleaned image.
+
+    Raises:
+        ValueError: arguments that do not fit the model or each other.
+        SamplingError: an image is not finite. Nothing is drawn again here.
+
+    >>> import torch, tarflow
+    >>> flow = tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=2, width=64, layers=(1, 1, 1)))
+    >>> stages = tarflow.trace(flow, 2, seed=5)
+    >>> len(stages), stages[0].shape
+    (4, torch.Size([2, 1, 8, 8]))
+    >>> torch.equal(stages[-1], tarflow.sample(flow, 2, seed=5, solver="sequential"))
+    True
+    """
+    integer("seed", seed)
+    y = check_arguments(flow, n, y, guidance, denoise, noise)
+    noise = draw_noise(flow, torch.arange(n, device="cpu", dtype=torch.int64), seed) if noise is None else noise
+    stages = [flow.event.from_tokens(latents_of(flow, noise))]
+    stages += [flow.event.from_tokens(solution.x) for solution in decode(flow, noise, y, guidance)]
+    if denoise is not None:
+        stages.append(denoise_images(flow, stages[-1], denoise, y))
+    advice = "take another seed, lower the guidance, or use rule 'stable'"
+    check_finite(stages[-1], "sample {}", advice)
+    return stages
 
 
 @torch.no_grad()
@@ -113,7 +159,7 @@ def interpolate(
     start, end = _arc(u, t) if spherical else (1 - t, t)
     u = start * u[0] + end * u[1]  # (steps, T, D)
     y = None if ends is None else ends[(t.flatten() >= 0.5).long()]
-    return _finite(flow.event.from_tokens(_invert_all(flow, flow.blocks, flow.base.sample(u), y)))
+    return _edited(flow.event.from_tokens(_invert_all(flow, flow.blocks, flow.base.sample(u), y)))
 
 
 @torch.no_grad()
@@ -178,7 +224,7 @@ def resample(
     drawn = _invert_all(flow, after, latents_of(flow, noise).to(w.dtype), y)
     order = flow.blocks[block].order
     mixed = order.inverse(torch.cat([order.forward(w)[:, :keep], order.forward(drawn)[:, keep:]], dim=1))
-    return _finite(flow.event.from_tokens(_invert_all(flow, before, mixed, y)))
+    return _edited(flow.event.from_tokens(_invert_all(flow, before, mixed, y)))
 
 
 def _arc(u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,12 +248,6 @@ def _invert_all(flow: SequenceFlow, blocks: Sequence[Block], z: Tensor, y: Tenso
     return torch.cat(chunks) if chunks else z
 
 
-def _finite(x: Tensor) -> Tensor:
-    """x, or a SamplingError where an image in it is not finite."""
-    finite = torch.isfinite(x).flatten(1).all(dim=1)
-    if not bool(finite.all()):
-        first = int((~finite).nonzero()[0])
-        raise SamplingError(
-            f"image {first} of the edit is not finite; the latents lead where the model was not trained"
-        )
-    return x
+def _edited(x: Tensor) -> Tensor:
+    """What an edit returns, where it is finite."""
+    return check_finite(x, "image {} of the edit", "the latents lead where the model was not trained")

@@ -17,7 +17,7 @@ from tarflow.sampling.decode import Report, decode, default_batch_size, draw_noi
 from tarflow.sampling.denoise import check_sigma
 from tarflow.sampling.denoise import denoise as denoise_images
 from tarflow.sampling.guidance import Guidance
-from tarflow.sampling.solver import Solution, Solver, solver_of
+from tarflow.sampling.solver import Solver, solver_of
 
 MAX_ATTEMPTS = 5  # times one image is drawn; a model that overflows more often than that is the user's to know about
 
@@ -82,8 +82,57 @@ def sample_batches(
     n, seed, first = integer("n", n, 1), integer("seed", seed), integer("first", first, 0)
     solver = solver_of(solver)
     y = check_arguments(flow, n, y, guidance, denoise, noise)
-    draw = _Draw(flow, n, y, guidance, seed, denoise, noise, progress, first)
-    return draw.batches(solver, min(n, batch_size or default_batch_size(flow, guidance)))
+    size = min(n, batch_size or default_batch_size(flow, guidance))
+    patches = len(flow.blocks) * flow.sequence.tokens  # of an image, in all blocks
+
+    def report_of(before: int, count: int) -> Report | None:
+        """Progress of a batch of `count` images, as that of all n after the `before` that are done."""
+        if progress is None:
+            return None
+        return lambda done: progress(before * patches + count * done, n * patches)
+
+    def batch(start: int, end: int, solvers: Sequence[Solver], captured: Captured) -> SampleBatch:
+        """Images start … end-1, those that are not finite drawn again alone."""
+        indices = torch.arange(start, end, device="cpu", dtype=torch.int64)
+        redraws = torch.zeros_like(indices)
+        iterations, residual = [0] * len(solvers), 0.0
+        images = None
+        todo = indices - start  # rows of this batch that are still to be drawn
+        for attempt in range(MAX_ATTEMPTS):
+            which = indices[todo]
+            labels = None if y is None else y[which.to(y.device)]
+            chosen = draw_noise(flow, first + which, seed, attempt) if noise is None else noise[which]
+            report = report_of(start, len(which)) if attempt == 0 else None
+            for step, solution in enumerate(decode(flow, chosen, labels, guidance, solvers, report, captured)):
+                iterations[step] += solution.iterations
+                residual = max(residual, solution.residual)
+            drawn = flow.event.from_tokens(solution.x)
+            if denoise is not None:
+                drawn = denoise_images(flow, drawn, denoise, labels)
+            if images is None:
+                images = drawn
+            else:
+                images[todo.to(drawn.device)] = drawn
+            todo = todo[~torch.isfinite(drawn).flatten(1).all(dim=1).cpu()]
+            if len(todo) == 0:
+                return SampleBatch(images, indices, redraws, tuple(iterations), residual, tuple(map(str, solvers)))
+            if noise is not None:
+                raise SamplingError(
+                    f"sample {int(indices[todo[0]])} is not finite, and its noise was given by the caller"
+                )
+            redraws[todo] += 1
+        raise SamplingError(
+            f"{len(todo)} of {len(indices)} samples were not finite in {MAX_ATTEMPTS} attempts, the first is "
+            f"sample {int(indices[todo[0]])}; lower the guidance, use rule 'stable', or bound the log-scale"
+        )
+
+    def batches() -> Iterator[SampleBatch]:
+        solvers = solver.by_block(flow, guidance, size, n / size)
+        captured = Captured()  # on a GPU: what the first batch records serves the others
+        for start in range(0, n, size):
+            yield batch(start, min(start + size, n), solvers, captured)
+
+    return batches()
 
 
 @_arguments_of(sample_batches)
@@ -145,74 +194,9 @@ def check_arguments(
     return y
 
 
-@dataclass(frozen=True)
-class _Draw:
-    """The n images of one call, as the caller asked for them, checked."""
-
-    flow: SequenceFlow
-    n: int
-    y: Tensor | None
-    guidance: Guidance | None
-    seed: int
-    denoise: float | None
-    noise: Tensor | None
-    progress: Callable[[int, int], None] | None
-    first: int  # number of the first of them, by which its noise is drawn
-
-    def batches(self, solver: Solver, size: int) -> Iterator[SampleBatch]:
-        """All of them, `size` at a time."""
-        solvers = solver.by_block(self.flow, self.guidance, size, self.n / size)
-        captured = Captured()  # on a GPU: what the first batch records serves the others
-        for start in range(0, self.n, size):
-            yield self._batch(start, min(start + size, self.n), solvers, captured)
-
-    def _batch(self, start: int, end: int, solvers: Sequence[Solver], captured: Captured) -> SampleBatch:
-        """Images start … end-1, those that are not finite drawn again alone."""
-        indices = torch.arange(start, end, device="cpu", dtype=torch.int64)
-        redraws = torch.zeros_like(indices)
-        iterations, residual = [0] * len(solvers), 0.0
-        images = None
-        todo = indices - start  # rows of this batch that are still to be drawn
-        for attempt in range(MAX_ATTEMPTS):
-            which = indices[todo]
-            labels = None if self.y is None else self.y[which.to(self.y.device)]
-            for step, solution in enumerate(self._decode(which, labels, attempt, solvers, captured)):
-                iterations[step] += solution.iterations
-                residual = max(residual, solution.residual)
-            drawn = self.flow.event.from_tokens(solution.x)
-            if self.denoise is not None:
-                drawn = denoise_images(self.flow, drawn, self.denoise, labels)
-            if images is None:
-                images = drawn
-            else:
-                images[todo.to(drawn.device)] = drawn
-            todo = todo[~torch.isfinite(drawn).flatten(1).all(dim=1).cpu()]
-            if len(todo) == 0:
-                return SampleBatch(
-                    images, indices, redraws, tuple(iterations), residual, tuple(str(solver) for solver in solvers)
-                )
-            if self.noise is not None:
-                raise SamplingError(
-                    f"sample {int(indices[todo[0]])} is not finite, and its noise was given by the caller"
-                )
-            redraws[todo] += 1
-        raise SamplingError(
-            f"{len(todo)} of {len(indices)} samples were not finite in {MAX_ATTEMPTS} attempts, the first is "
-            f"sample {int(indices[todo[0]])}; lower the guidance, use rule 'stable', or bound the log-scale"
-        )
-
-    def _decode(
-        self, which: Tensor, labels: Tensor | None, attempt: int, solvers: Sequence[Solver], captured: Captured
-    ) -> Iterator[Solution]:
-        """What each block leaves of the images `which`; the images of a first attempt report their progress."""
-        noise = self.noise
-        noise = draw_noise(self.flow, self.first + which, self.seed, attempt) if noise is None else noise[which]
-        report = self._report(int(which[0]), len(which)) if attempt == 0 else None
-        return decode(self.flow, noise, labels, self.guidance, solvers, report, captured)
-
-    def _report(self, before: int, count: int) -> Report | None:
-        """Progress of a batch of `count` images, as that of all n after the `before` that are done."""
-        if self.progress is None:
-            return None
-        progress, patches = self.progress, len(self.flow.blocks) * self.flow.sequence.tokens
-        return lambda done: progress(before * patches + count * done, self.n * patches)
+def check_finite(images: Tensor, what: str, advice: str) -> Tensor:
+    """The images (B, C, H, W), or a SamplingError where one of them is not finite. `what` has its number for {}."""
+    finite = torch.isfinite(images).flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        raise SamplingError(f"{what.format(int((~finite).nonzero()[0]))} is not finite; {advice}")
+    return images
