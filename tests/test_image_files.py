@@ -13,7 +13,7 @@ from torch import Tensor
 from flow_cases import build
 from tarflow.checkpoint import Run
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
-from tarflow.image_files import ImageWriter
+from tarflow.drawing import ImageWriter
 from tarflow.measure import Measure, requantize
 from tarflow.pictures import grid
 

@@ -33,7 +33,6 @@ ROOMS = [
     "pictures",
     "recipes",
     "checkpoint",
-    "image_files",
     "drawing",
     "interop",
     "evaluation",

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import torch
 
 from flow_cases import build
-from tarflow.report.architecture import block_inside, parameters_of, short, stack
+from tarflow.report.facts import block_inside, parameters_of, short, stack
 
 
 def texts(svg: str) -> list[str]:

@@ -13,8 +13,7 @@ from tarflow.checkpoint import open_run
 from tarflow.evaluation.quality.ratios import novelty
 from tarflow.measure import Measure, to_8bit
 from tarflow.report import samples
-from tarflow.report.build import subjects_of
-from tarflow.report.compared import resolutions
+from tarflow.report.build import resolutions, subjects_of
 from tarflow.report.parts import Figure, Parts, Strip
 from tarflow.report.subject import Settings, Subject
 from tarflow.sampling.denoise import denoise

@@ -1,4 +1,7 @@
-"""The command line: one function a command, imported when it is called, and one line for whatever goes wrong."""
+"""The command line: a module a command, imported when it is called, and one line for whatever goes wrong.
+
+A command's module has `run`, and the dataclass of its options, by its name, or a function `options` of the words.
+"""
 
 from __future__ import annotations
 
@@ -88,8 +91,9 @@ def _run(argv: list[str]) -> int:
 
     command = importlib.import_module(f"tarflow.cli.{argv[0]}")
     with _warnings_in_one_line():
-        options = parse(command.options(argv[1:]), argv[1:], f"tarflow {argv[0]}")
-        command.run(options)
+        follow = getattr(command, "options", None)  # of a command whose options depend on the words
+        options = follow(argv[1:]) if follow else getattr(command, argv[0].capitalize())
+        command.run(parse(options, argv[1:], f"tarflow {argv[0]}"))
     return 0
 
 

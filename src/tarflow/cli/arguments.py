@@ -6,10 +6,36 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, NoReturn, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+from pathlib import Path
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NoReturn,
+    TypeAlias,
+    TypedDict,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 import tyro
 from tyro import _errors  # its hook for errors has no public name: pyproject.toml pins the minor version
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from tarflow.fields import integer
+
+# Options that several commands have.
+Flag: TypeAlias = FlagCreatePairsOff[bool]
+RunPath: TypeAlias = Annotated[
+    Positional[Path], arg(help="a run, a directory with a model, or one step-N", metavar="RUN")
+]
+Device: TypeAlias = Annotated[Literal["auto", "cpu", "cuda", "mps"], arg(help="where to compute")]
+SkipBad: TypeAlias = Annotated[Flag, arg(help="leave out files that cannot be read")]
+Precision: TypeAlias = Annotated[
+    Literal["auto", "float32"], arg(help="of products on CUDA; auto: tf32, to 6e-5 bits/dim, and faster")
+]
 
 
 def parse(options: Any, argv: Sequence[str], prog: str) -> Any:
@@ -41,6 +67,13 @@ def _problem(event: _errors.ParseErrorEvent, options: Any) -> str:
     if isinstance(event, _errors.InstantiationFailure):
         return f"{event.argument.display_name() if event.argument else 'options'}: {event.message}"
     return "Unrecognized options: " + ", ".join(unknown)
+
+
+def check_positive(args: Any, *names: str) -> None:
+    """Raise ValueError that names the first of these options that was given and is no positive number."""
+    for name in names:
+        if (value := getattr(args, name)) is not None:
+            integer(f"--{name.replace('_', '-')}", value, 1)
 
 
 def option_names(options: Any) -> list[str]:
@@ -79,7 +112,7 @@ def typed_fields(cls: type, shown: Mapping[str, Any], names: Collection[str] | N
         words = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         fields[entry.name] = Annotated[
             hints[entry.name],
-            tyro.conf.arg(
+            arg(
                 help=entry.metadata["help"],
                 name=entry.metadata["option"] or entry.name.replace("_", "-"),
                 help_behavior_hint=f"(default: {words})" if known else "(not given by default)",

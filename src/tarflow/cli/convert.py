@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import tyro
+from tyro.conf import Positional, arg
 
 
 @dataclasses.dataclass
@@ -23,22 +22,13 @@ class Convert:
     The architecture is read from the shapes in the file, the noise of its training from the file's name.
     """
 
-    checkpoint: Annotated[
-        tyro.conf.Positional[Path], tyro.conf.arg(help="the official .pth file", metavar="OFFICIAL.pth")
-    ]
-    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="the directory to write", metavar="DIR")]
+    checkpoint: Annotated[Positional[Path], arg(help="the official .pth file", metavar="OFFICIAL.pth")]
+    out: Annotated[Positional[Path], arg(help="the directory to write", metavar="DIR")]
     noise_std: Annotated[
-        float | None,
-        tyro.conf.arg(help="σ of the noise in training, 0 for uniform; from the file's name when not given"),
+        float | None, arg(help="σ of the noise in training, 0 for uniform; from the file's name when not given")
     ] = None
-    image_size: Annotated[
-        int | tuple[int, int] | None, tyro.conf.arg(help="height and width; square when not given")
-    ] = None
-    class_names: Annotated[tuple[str, ...], tyro.conf.arg(help="names of the classes, in the order of the labels")] = ()
-
-
-def options(argv: Sequence[str]) -> type:
-    return Convert
+    image_size: Annotated[int | tuple[int, int] | None, arg(help="height and width; square when not given")] = None
+    class_names: Annotated[tuple[str, ...], arg(help="names of the classes, in the order of the labels")] = ()
 
 
 def run(args: Convert) -> None:

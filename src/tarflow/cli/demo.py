@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import platform
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
+from tyro.conf import arg
+
+from tarflow.cli.arguments import Device
 
 if TYPE_CHECKING:
     import torch
@@ -35,14 +36,10 @@ class Demo:
       tarflow demo --out somewhere --guidance 2
     """
 
-    out: Annotated[Path, tyro.conf.arg(help="the directory to write")] = Path("demo")
-    guidance: Annotated[float, tyro.conf.arg(help="scale of the guided samples")] = 1.0
-    seed: Annotated[int, tyro.conf.arg(help="seed of the samples")] = 0
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
-
-
-def options(argv: Sequence[str]) -> type:
-    return Demo
+    out: Annotated[Path, arg(help="the directory to write")] = Path("demo")
+    guidance: Annotated[float, arg(help="scale of the guided samples")] = 1.0
+    seed: Annotated[int, arg(help="seed of the samples")] = 0
+    device: Device = "auto"
 
 
 def run(args: Demo) -> None:

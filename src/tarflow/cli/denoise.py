@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-import tyro
+from tyro.conf import Positional, arg
+
+from tarflow.cli.arguments import Device, Flag, RunPath, SkipBad, check_positive
 
 
 @dataclasses.dataclass
@@ -24,32 +25,19 @@ class Denoise:
     to hold noise of the σ stored with the run, in units where pixels span -1 to 1.
     """
 
-    run: Annotated[
-        tyro.conf.Positional[Path], tyro.conf.arg(help="a run, a directory with a model, or one step-N", metavar="RUN")
-    ]
-    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="the noisy images", metavar="PATH")]
-    out: Annotated[Path, tyro.conf.arg(help="a new directory, sheet.png or images.npz")]
-    noise_std: Annotated[float | None, tyro.conf.arg(help="σ, instead of the one stored with the model")] = None
+    run: RunPath
+    path: Annotated[Positional[str], arg(help="the noisy images", metavar="PATH")]
+    out: Annotated[Path, arg(help="a new directory, sheet.png or images.npz")]
+    noise_std: Annotated[float | None, arg(help="σ, instead of the one stored with the model")] = None
     label: Annotated[
-        str,
-        tyro.conf.arg(
-            name="class", help="`data` (the labels of PATH, null where it has none), `null`, or one class for all"
-        ),
+        str, arg(name="class", help="`data` (the labels of PATH, null where it has none), `null`, or one class for all")
     ] = "data"
-    add_noise: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="add that noise first, to clean images")
-    ] = False
-    limit: Annotated[int | None, tyro.conf.arg(help="only the first so many images")] = None
-    seed: Annotated[int, tyro.conf.arg(help="seed of the added noise")] = 0
-    batch_size: Annotated[int | None, tyro.conf.arg(help="images differentiated at once")] = None
-    skip_bad: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="leave out files that cannot be read")
-    ] = False
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
-
-
-def options(argv: Sequence[str]) -> type:
-    return Denoise
+    add_noise: Annotated[Flag, arg(help="add that noise first, to clean images")] = False
+    limit: Annotated[int | None, arg(help="only the first so many images")] = None
+    seed: Annotated[int, arg(help="seed of the added noise")] = 0
+    batch_size: Annotated[int | None, arg(help="images differentiated at once")] = None
+    skip_bad: SkipBad = False
+    device: Device = "auto"
 
 
 def run(args: Denoise) -> None:
@@ -60,11 +48,10 @@ def run(args: Denoise) -> None:
     from tarflow.data.load import load_all
     from tarflow.data.options import LoadOptions
     from tarflow.devices import pick_device
-    from tarflow.drawing import class_number
+    from tarflow.drawing import ImageWriter, check_out, class_number
     from tarflow.evaluation.quality.psnr import psnr
     from tarflow.evaluation.run_data import check_output
-    from tarflow.fields import integer, real
-    from tarflow.image_files import ImageWriter, check_out
+    from tarflow.fields import real
     from tarflow.sampling.denoise import denoise
     from tarflow.seeding import seeded_generator
 
@@ -77,9 +64,7 @@ def run(args: Denoise) -> None:
             f"{args.run}: not trained with gaussian noise, so there is none that it could remove; give --noise-std"
         )
     real("--noise-std", sigma, "a positive sigma", lambda value: value > 0)
-    for name, value in (("--limit", args.limit), ("--batch-size", args.batch_size)):
-        if value is not None:
-            integer(name, value, 1)
+    check_positive(args, "limit", "batch_size")
     if args.out.suffix.lower() != ".npz":
         check_output(run, "--out", args.out, args.path)
     model = run.config.model

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
+from tyro.conf import arg
 
+from tarflow.cli.arguments import Device, Flag, Precision, RunPath, SkipBad, check_positive
 from tarflow.jsontext import to_json
 
 if TYPE_CHECKING:
@@ -45,61 +44,36 @@ class Evaluate:
     the run's own held-out images, the best of the three is kept in RUN/detector.json, and `tarflow score` ranks by it.
     """
 
-    run: Annotated[
-        tyro.conf.Positional[Path], tyro.conf.arg(help="a run, a directory with a model, or one step-N", metavar="RUN")
-    ]
-    data: Annotated[str | None, tyro.conf.arg(help="name or path of the images; those of the run when not given")] = (
-        None
-    )
-    split: Annotated[Literal["held-out", "train", "all"], tyro.conf.arg(help="which images are scored")] = "held-out"
+    run: RunPath
+    data: Annotated[str | None, arg(help="name or path of the images; those of the run when not given")] = None
+    split: Annotated[Literal["held-out", "train", "all"], arg(help="which images are scored")] = "held-out"
     labels: Annotated[
         Literal["auto", "given", "null", "marginal"],
-        tyro.conf.arg(
+        arg(
             help="p(x|y) of the given labels, of the null class, or log mean_y p(x|y); "
             "auto: given where there are any, else marginal"
         ),
     ] = "auto"
-    draws: Annotated[int, tyro.conf.arg(help="draws of the noise for each image")] = 4
-    limit: Annotated[int | None, tyro.conf.arg(help="only so many images, chosen by the seed")] = None
-    seed: Annotated[int, tyro.conf.arg(help="seed of the noise")] = 0
-    batch_size: Annotated[int | None, tyro.conf.arg(help="images scored at once")] = None
+    draws: Annotated[int, arg(help="draws of the noise for each image")] = 4
+    limit: Annotated[int | None, arg(help="only so many images, chosen by the seed")] = None
+    seed: Annotated[int, arg(help="seed of the noise")] = 0
+    batch_size: Annotated[int | None, arg(help="images scored at once")] = None
     no_classify: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool],
-        tyro.conf.arg(help="leave out the classification by Bayes' rule, which takes a pass for each class"),
+        Flag, arg(help="leave out the classification by Bayes' rule, which takes a pass for each class")
     ] = False
-    float64: Annotated[int, tyro.conf.arg(help="images scored again in float64; 0 scores none")] = 16
-    by_patch: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="the score of each patch, too")] = False
+    float64: Annotated[int, arg(help="images scored again in float64; 0 scores none")] = 16
+    by_patch: Annotated[Flag, arg(help="the score of each patch, too")] = False
     against: Annotated[
         tuple[str, ...],
-        tyro.conf.arg(
+        arg(
             help="images that do not belong: names or paths, `inverted` (the negatives of the scored images), or "
             "`shuffled` (their pixels in another order)"
         ),
     ] = ()
-    no_save: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="do not keep what --against finds best")
-    ] = False
-    skip_bad: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="leave out files that cannot be read")
-    ] = False
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
-    precision: Annotated[
-        Literal["auto", "float32"], tyro.conf.arg(help="of products on CUDA; auto: tf32, to 6e-5 bits/dim, and faster")
-    ] = "auto"
-
-
-def options(argv: Sequence[str]) -> type:
-    return Evaluate
-
-
-def _check(args: Evaluate) -> None:
-    """Raise ValueError naming the option, before anything is read."""
-    if args.float64 < 0:
-        raise ValueError(f"--float64: expected 0 or more images, got {args.float64}")
-    for name in ("draws", "limit", "batch_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {value}")
+    no_save: Annotated[Flag, arg(help="do not keep what --against finds best")] = False
+    skip_bad: SkipBad = False
+    device: Device = "auto"
+    precision: Precision = "auto"
 
 
 def run(args: Evaluate) -> None:
@@ -110,7 +84,9 @@ def run(args: Evaluate) -> None:
     from tarflow.evaluation.likelihood.gaussian import NoYardstick, fit_yardstick
     from tarflow.evaluation.likelihood.scoring import Scoring
 
-    _check(args)
+    if args.float64 < 0:
+        raise ValueError(f"--float64: expected 0 or more images, got {args.float64}")
+    check_positive(args, "draws", "limit", "batch_size")
     run = open_run(args.run, pick_device(args.device))
     data, classes = run.config.data, run.config.model.num_classes
     if data is None or run.config.training is None:
@@ -166,7 +142,7 @@ def _others(args: Evaluate, run: Run, images: ImageSet, name: str, progress: Pro
 
 def _keep_best(args: Evaluate, run: Run, found: Evaluation, progress: Progress) -> None:
     """Keep the detector that did best with the run, and say so; or why it is not kept."""
-    from tarflow.evaluation.likelihood.detector import best_detector, save_detector
+    from tarflow.evaluation.likelihood.anomalies import best_detector, save_detector
 
     best = best_detector(run, found.against_labels, found.against)
     kept = "not kept"

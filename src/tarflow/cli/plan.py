@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
+from tyro.conf import Positional, arg
 
-from tarflow.cli.arguments import typed_fields
+from tarflow.cli.arguments import Flag, typed_fields
 from tarflow.config import ConfigError, DataConfig, RunConfig, TarFlowConfig, TrainingConfig, from_dict
 from tarflow.jsontext import to_json
 
@@ -34,31 +34,28 @@ class Plan:
     docs/planning.md.
     """
 
-    recipe: Annotated[
-        tyro.conf.Positional[str], tyro.conf.arg(help="name of a recipe, or the path of a .toml file", metavar="RECIPE")
-    ]
+    recipe: Annotated[Positional[str], arg(help="name of a recipe, or the path of a .toml file", metavar="RECIPE")]
     device: Annotated[
-        str, tyro.conf.arg(help="a100, h100, h200, l40s, rtx4090, mi300x; cpu or cuda: measured on this machine")
+        str, arg(help="a100, h100, h200, l40s, rtx4090, mi300x; cpu or cuda: measured on this machine")
     ] = "cpu"
-    devices: Annotated[int, tyro.conf.arg(help="devices that share each step, in one machine")] = 1
+    devices: Annotated[int, arg(help="devices that share each step, in one machine")] = 1
     strategy: Annotated[
         Literal["ddp", "fsdp"],
-        tyro.conf.arg(help="ddp: everything on every device; fsdp: weights and all that belongs to them in shares"),
+        arg(help="ddp: everything on every device; fsdp: weights and all that belongs to them in shares"),
     ] = "ddp"
     share: Annotated[
-        float | None,
-        tyro.conf.arg(help="of the device's rate that a step reaches, up to 1, in place of the assumed one"),
+        float | None, arg(help="of the device's rate that a step reaches, up to 1, in place of the assumed one")
     ] = None
-    data: Annotated[str | None, tyro.conf.arg(help="name or path of the images: read, to know their number")] = None
-    images: Annotated[int | None, tyro.conf.arg(help="number of training images")] = None
-    num_classes: Annotated[int | None, tyro.conf.arg(help="classes of a conditional model")] = None
-    json: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="print one JSON object instead")] = False
+    data: Annotated[str | None, arg(help="name or path of the images: read, to know their number")] = None
+    images: Annotated[int | None, arg(help="number of training images")] = None
+    num_classes: Annotated[int | None, arg(help="classes of a conditional model")] = None
+    json: Annotated[Flag, arg(help="print one JSON object instead")] = False
 
 
 def options(argv: Sequence[str]) -> type:
     fields = [
-        ("model", Annotated[typed_fields(TarFlowConfig, {}, OF_MODEL), tyro.conf.arg(name="")]),
-        ("training", Annotated[typed_fields(TrainingConfig, {}, OF_TRAINING), tyro.conf.arg(name="")]),
+        ("model", Annotated[typed_fields(TarFlowConfig, {}, OF_MODEL), arg(name="")]),
+        ("training", Annotated[typed_fields(TrainingConfig, {}, OF_TRAINING), arg(name="")]),
     ]
     cls = dataclasses.make_dataclass("Plan", fields, bases=(Plan,), kw_only=True)
     cls.__doc__ = Plan.__doc__
@@ -71,12 +68,7 @@ def run(args: Any) -> None:
 
     config, images = _config(args)
     plan = make_plan(
-        config,
-        find_device(args.device),
-        devices=args.devices,
-        strategy=args.strategy,
-        images=images,
-        share=args.share,
+        config, find_device(args.device), devices=args.devices, strategy=args.strategy, images=images, share=args.share
     )
     print(to_json({"recipe": args.recipe, **plan.to_dict()}, indent=2) if args.json else as_text(args.recipe, plan))
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
+from tyro.conf import Positional, arg
 
+from tarflow.cli.arguments import Flag
 from tarflow.config import DataConfig, ValueRange
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def _as_trained(field: str, more: str = "") -> Any:
     """The help of the field of this name that a training has."""
     (entry,) = (entry for entry in dataclasses.fields(DataConfig) if entry.name == field)
-    return tyro.conf.arg(help=entry.metadata["help"] + more)
+    return arg(help=entry.metadata["help"] + more)
 
 
 @dataclasses.dataclass
@@ -37,14 +38,14 @@ class Prepare:
     what was written.
     """
 
-    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="the images", metavar="SOURCE")]
-    out: Annotated[Path, tyro.conf.arg(help="the directory to make", metavar="DIR")]
+    source: Annotated[Positional[str], arg(help="the images", metavar="SOURCE")]
+    out: Annotated[Path, arg(help="the directory to make", metavar="DIR")]
     image_size: Annotated[
         int | tuple[int, int] | None,
-        tyro.conf.arg(help="height and width in pixels, one number for a square; the images' own when not given"),
+        arg(help="height and width in pixels, one number for a square; the images' own when not given"),
     ] = None
     channels: Annotated[
-        Literal[1, 3] | None, tyro.conf.arg(help="1 is grey, 3 is RGB; grey where all images are, when not given")
+        Literal[1, 3] | None, arg(help="1 is grey, 3 is RGB; grey where all images are, when not given")
     ] = None
     levels: Annotated[int | None, _as_trained("levels", "; the images' own when not given")] = None
     held_out_fraction: Annotated[float, _as_trained("held_out_fraction")] = 0.1
@@ -53,11 +54,8 @@ class Prepare:
     label_column: Annotated[str, _as_trained("label_column")] = ""
     value_range: Annotated[ValueRange, _as_trained("value_range")] = "full"
     variant: Annotated[str, _as_trained("variant")] = ""
-    skip_bad: Annotated[tyro.conf.FlagCreatePairsOff[bool], _as_trained("skip_bad")] = False
-    force: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool],
-        tyro.conf.arg(help="replace a directory that was prepared from other files, or otherwise"),
-    ] = False
+    skip_bad: Annotated[Flag, _as_trained("skip_bad")] = False
+    force: Annotated[Flag, arg(help="replace a directory that was prepared from other files, or otherwise")] = False
 
 
 @dataclasses.dataclass
@@ -71,7 +69,7 @@ class Check:
     in DIR/digests.json, and names those that differ.
     """
 
-    check: Annotated[Path, tyro.conf.arg(help="the directory to check", metavar="DIR")]
+    check: Annotated[Path, arg(help="the directory to check", metavar="DIR")]
 
 
 def options(argv: Sequence[str]) -> type:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-import tyro
+from tyro.conf import arg
 
-from tarflow.cli.drawing import Drawing, Solving, setting_of
-from tarflow.cli.real_images import Judging, check_samples, opened_judge
+from tarflow.cli.arguments import Device, RunPath
+from tarflow.cli.drawing import Drawing, Judging, Solving, check_samples, opened_judge, setting_of
 from tarflow.jsontext import to_json
 
 
@@ -34,19 +32,13 @@ class Quality:
     measured is kept in RUN/quality.json, for the report.
     """
 
-    run: Annotated[
-        tyro.conf.Positional[Path], tyro.conf.arg(help="a run, a directory with a model, or one step-N", metavar="RUN")
-    ]
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"], help="how many samples; distances depend on it")] = 1000
-    judging: Annotated[Judging, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Judging)
-    drawing: Annotated[Drawing, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Drawing)
-    seed: Annotated[int, tyro.conf.arg(help="seed of the samples")] = 0
-    solving: Annotated[Solving, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Solving)
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
-
-
-def options(argv: Sequence[str]) -> type:
-    return Quality
+    run: RunPath
+    n: Annotated[int, arg(aliases=["-n"], help="how many samples; distances depend on it")] = 1000
+    judging: Annotated[Judging, arg(name="")] = dataclasses.field(default_factory=Judging)
+    drawing: Annotated[Drawing, arg(name="")] = dataclasses.field(default_factory=Drawing)
+    seed: Annotated[int, arg(help="seed of the samples")] = 0
+    solving: Annotated[Solving, arg(name="")] = dataclasses.field(default_factory=Solving)
+    device: Device = "auto"
 
 
 def run(args: Quality) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-import tyro
+from tyro.conf import Positional, arg
+
+from tarflow.cli.arguments import Device
 
 
 @dataclasses.dataclass
@@ -25,27 +26,20 @@ class Report:
     """
 
     runs: Annotated[
-        tyro.conf.Positional[tuple[Path, ...]],
-        tyro.conf.arg(help="runs, directories with a model, or single step-N", metavar="RUN [RUN ...]"),
+        Positional[tuple[Path, ...]],
+        arg(help="runs, directories with a model, or single step-N", metavar="RUN [RUN ...]"),
     ]
     out: Annotated[
         Path | None,
-        tyro.conf.arg(
-            help="the directory to write, `report` in the first RUN when not given; an older report there is replaced"
-        ),
+        arg(help="the directory to write, `report` in the first RUN when not given; an older report there is replaced"),
     ] = None
     data: Annotated[
-        str | None,
-        tyro.conf.arg(help="where the images of the runs' training are now; where they were then when not given"),
+        str | None, arg(help="where the images of the runs' training are now; where they were then when not given")
     ] = None
-    images: Annotated[int, tyro.conf.arg(help="images in a row of a figure; fewer is faster")] = 10
-    limit: Annotated[int, tyro.conf.arg(help="held-out images that are scored; of more, a seeded choice")] = 1000
-    seed: Annotated[int, tyro.conf.arg(help="seed of the samples and of the noise")] = 0
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
-
-
-def options(argv: Sequence[str]) -> type:
-    return Report
+    images: Annotated[int, arg(help="images in a row of a figure; fewer is faster")] = 10
+    limit: Annotated[int, arg(help="held-out images that are scored; of more, a seeded choice")] = 1000
+    seed: Annotated[int, arg(help="seed of the samples and of the noise")] = 0
+    device: Device = "auto"
 
 
 def run(args: Report) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-import tyro
+from tyro.conf import arg
 
+from tarflow.cli.arguments import Device, RunPath
 from tarflow.cli.drawing import Drawing, Solving, setting_of
 
 
@@ -28,34 +28,25 @@ class Sample:
     `tarflow sweep` has found the best guidance and denoising, those are the default, and a line on stderr says so.
     """
 
-    run: Annotated[
-        tyro.conf.Positional[Path], tyro.conf.arg(help="a run, a directory with a model, or one step-N", metavar="RUN")
-    ]
-    out: Annotated[Path, tyro.conf.arg(help="sheet.png, samples.npz, or a new directory")]
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"], help="how many")] = 64
+    run: RunPath
+    out: Annotated[Path, arg(help="sheet.png, samples.npz, or a new directory")]
+    n: Annotated[int, arg(aliases=["-n"], help="how many")] = 64
     classes: Annotated[
-        tuple[str, ...],
-        tyro.conf.arg(help="names or numbers of classes to go through, or `null`; all of them when not given"),
+        tuple[str, ...], arg(help="names or numbers of classes to go through, or `null`; all of them when not given")
     ] = ()
-    drawing: Annotated[Drawing, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Drawing)
-    seed: Annotated[int, tyro.conf.arg(help="image k is the same for the same seed, however many are drawn")] = 0
-    solving: Annotated[Solving, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Solving)
-    columns: Annotated[
-        int | None, tyro.conf.arg(help="columns of a sheet; the number of classes where there are any")
-    ] = None
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
-
-
-def options(argv: Sequence[str]) -> type:
-    return Sample
+    drawing: Annotated[Drawing, arg(name="")] = dataclasses.field(default_factory=Drawing)
+    seed: Annotated[int, arg(help="image k is the same for the same seed, however many are drawn")] = 0
+    solving: Annotated[Solving, arg(name="")] = dataclasses.field(default_factory=Solving)
+    columns: Annotated[int | None, arg(help="columns of a sheet; the number of classes where there are any")] = None
+    device: Device = "auto"
 
 
 def run(args: Sample) -> None:
     from tarflow.checkpoint import open_run
     from tarflow.cli.progress import Progress
     from tarflow.devices import pick_device
+    from tarflow.drawing import check_out
     from tarflow.evaluation.run_data import check_output
-    from tarflow.image_files import check_out
 
     if args.n < 1:
         raise ValueError(f"-n: expected a positive number, got {args.n}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
+from tyro.conf import Positional, arg
+
+from tarflow.cli.arguments import Device, Flag, Precision, RunPath, check_positive
 
 MANY_CLASSES = 10  # from which on it is worth saying what a score under each of them costs
 
@@ -32,18 +33,15 @@ class Score:
     formula, or is no UTF-8 is percent-encoded, as in a URL, and `%` itself is %25.
     """
 
-    run: Annotated[
-        tyro.conf.Positional[Path], tyro.conf.arg(help="a run, a directory with a model, or one step-N", metavar="RUN")
-    ]
-    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="the images", metavar="PATH")]
-    out: Annotated[Path, tyro.conf.arg(help="the CSV file")]
+    run: RunPath
+    path: Annotated[Positional[str], arg(help="the images", metavar="PATH")]
+    out: Annotated[Path, arg(help="the CSV file")]
     label: Annotated[
-        str | None,
-        tyro.conf.arg(name="class", help="p(x|y) of this class for all images, or of `null`, not log mean_y p(x|y)"),
+        str | None, arg(name="class", help="p(x|y) of this class for all images, or of `null`, not log mean_y p(x|y)")
     ] = None
     maps: Annotated[
         Path | None,
-        tyro.conf.arg(
+        arg(
             help="a new directory: each image beside its patches' log-likelihoods, from the least likely (red) over "
             "their mean (white) to the most likely (blue), each on its own scale (the first and the last patch, which "
             "some blocks leave as they are, stand apart)"
@@ -51,31 +49,20 @@ class Score:
     ] = None
     by: Annotated[
         Literal["likelihood", "complexity", "typicality"] | None,
-        tyro.conf.arg(
-            help="what images are ranked by. Not given: what `evaluate --against` found best, else likelihood"
-        ),
+        arg(help="what images are ranked by. Not given: what `evaluate --against` found best, else likelihood"),
     ] = None
     data: Annotated[
         str | None,
-        tyro.conf.arg(
-            help="where the images of the run's training are now, for the percentiles; where they were when not given"
-        ),
+        arg(help="where the images of the run's training are now, for the percentiles; where they were when not given"),
     ] = None
     raw_names: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool],
-        tyro.conf.arg(help="write names byte for byte, in quotes, also where they are no UTF-8 or hold ends of lines"),
+        Flag, arg(help="write names byte for byte, in quotes, also where they are no UTF-8 or hold ends of lines")
     ] = False
-    draws: Annotated[int, tyro.conf.arg(help="draws of the noise for each image")] = 4
-    seed: Annotated[int, tyro.conf.arg(help="seed of the noise")] = 0
-    batch_size: Annotated[int | None, tyro.conf.arg(help="images scored at once")] = None
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
-    precision: Annotated[
-        Literal["auto", "float32"], tyro.conf.arg(help="of products on CUDA; auto: tf32, to 6e-5 bits/dim, and faster")
-    ] = "auto"
-
-
-def options(argv: Sequence[str]) -> type:
-    return Score
+    draws: Annotated[int, arg(help="draws of the noise for each image")] = 4
+    seed: Annotated[int, arg(help="seed of the noise")] = 0
+    batch_size: Annotated[int | None, arg(help="images scored at once")] = None
+    device: Device = "auto"
+    precision: Precision = "auto"
 
 
 def run(args: Score) -> None:
@@ -137,9 +124,7 @@ def _check(args: Score) -> None:
 
     if args.out.suffix.lower() != ".csv" or args.out.is_dir():
         raise ValueError(f"--out {args.out}: expected the name of a .csv file")
-    for name, value in (("draws", args.draws), ("batch-size", args.batch_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"--{name}: expected a positive number, got {value}")
+    check_positive(args, "draws", "batch_size")
     if args.maps is not None:
         check_vacant(args.maps, "--maps")
         if not args.maps.parent.is_dir():

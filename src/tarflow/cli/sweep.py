@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
+from tyro.conf import arg
 
-from tarflow.cli.drawing import Solving
-from tarflow.cli.real_images import Judging, check_samples, opened_judge
+from tarflow.cli.arguments import Device, Flag, RunPath
+from tarflow.cli.drawing import Judging, Solving, check_samples, opened_judge
 from tarflow.jsontext import to_json
 
 if TYPE_CHECKING:
@@ -39,44 +38,34 @@ class Sweep:
     settings is replaced, which a line on stderr says.
     """
 
-    run: Annotated[
-        tyro.conf.Positional[Path], tyro.conf.arg(help="a run, a directory with a model, or one step-N", metavar="RUN")
-    ]
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"], help="how many samples of each setting")] = 1000
+    run: RunPath
+    n: Annotated[int, arg(aliases=["-n"], help="how many samples of each setting")] = 1000
     guidance: Annotated[
-        tuple[float, ...], tyro.conf.arg(help="scales; 0 0.5 1 2 3 when not given, 0 0.1 0.2 0.5 without classes")
+        tuple[float, ...], arg(help="scales; 0 0.5 1 2 3 when not given, 0 0.1 0.2 0.5 without classes")
     ] = ()
-    schedule: Annotated[
-        tuple[Literal["linear", "constant"], ...], tyro.conf.arg(help="how guidance grows along the patches")
-    ] = ("linear",)
+    schedule: Annotated[tuple[Literal["linear", "constant"], ...], arg(help="how guidance grows along the patches")] = (
+        "linear",
+    )
     temperature: Annotated[
         tuple[float, ...],
-        tyro.conf.arg(help="attention temperatures of the unguided branch; 1 when not given, 0.3 without classes"),
+        arg(help="attention temperatures of the unguided branch; 1 when not given, 0.3 without classes"),
     ] = ()
-    rule: Annotated[tuple[Literal["paper", "stable"], ...], tyro.conf.arg(help="how the branches are combined")] = (
-        "paper",
-    )
+    rule: Annotated[tuple[Literal["paper", "stable"], ...], arg(help="how the branches are combined")] = ("paper",)
     strength: Annotated[
-        tuple[float, ...],
-        tyro.conf.arg(help="of denoising, as multiples of the σ of training; 0 is none; 1 when not given"),
+        tuple[float, ...], arg(help="of denoising, as multiples of the σ of training; 0 is none; 1 when not given")
     ] = ()
     by: Annotated[
         Literal["FD", "KD", "precision", "recall", "density", "coverage"],
-        tyro.conf.arg(help="the figure that decides which setting is the best"),
+        arg(help="the figure that decides which setting is the best"),
     ] = "FD"
-    judging: Annotated[Judging, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Judging)
+    judging: Annotated[Judging, arg(name="")] = dataclasses.field(default_factory=Judging)
     no_save: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool],
-        tyro.conf.arg(help="leave RUN/sampling.json as it is, instead of keeping the best setting there"),
+        Flag, arg(help="leave RUN/sampling.json as it is, instead of keeping the best setting there")
     ] = False
-    out: Annotated[Path | None, tyro.conf.arg(help="directory for table and plot; RUN/sweep when not given")] = None
-    seed: Annotated[int, tyro.conf.arg(help="seed of the samples")] = 0
-    solving: Annotated[Solving, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Solving)
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
-
-
-def options(argv: Sequence[str]) -> type:
-    return Sweep
+    out: Annotated[Path | None, arg(help="directory for table and plot; RUN/sweep when not given")] = None
+    seed: Annotated[int, arg(help="seed of the samples")] = 0
+    solving: Annotated[Solving, arg(name="")] = dataclasses.field(default_factory=Solving)
+    device: Device = "auto"
 
 
 def _check_places(args: Sweep, run: Run, out: Path) -> None:

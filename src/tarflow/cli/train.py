@@ -7,12 +7,12 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import tyro
+from tyro.conf import arg
 
 from tarflow import recipes
-from tarflow.cli.arguments import typed_fields
+from tarflow.cli.arguments import Device, Flag, typed_fields
 from tarflow.config import ConfigError, RunConfig, from_dict, to_dict
 from tarflow.recipes import Sections
 
@@ -36,15 +36,13 @@ class Train:
     their defaults.
     """
 
-    out: Annotated[Path, tyro.conf.arg(help="the run directory")]
-    recipe: Annotated[str | None, tyro.conf.arg(help="name of a recipe, or the path of a .toml file")] = None
-    resume: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="continue the run in --out, on a CPU bit for bit")
-    ] = False
-    init: Annotated[
-        str | None, tyro.conf.arg(help="start from the weights of a run, a directory or an official .pth file")
-    ] = None
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="where to compute")] = "auto"
+    out: Annotated[Path, arg(help="the run directory")]
+    recipe: Annotated[str | None, arg(help="name of a recipe, or the path of a .toml file")] = None
+    resume: Annotated[Flag, arg(help="continue the run in --out, on a CPU bit for bit")] = False
+    init: Annotated[str | None, arg(help="start from the weights of a run, a directory or an official .pth file")] = (
+        None
+    )
+    device: Device = "auto"
 
 
 def options(argv: Sequence[str]) -> type:
@@ -58,7 +56,7 @@ def options(argv: Sequence[str]) -> type:
         words, _ = parser.parse_known_args(argv)
         shown = _base(_stored(words.out) if words.resume else None, words.recipe, words.out)
     fields = [
-        (name, Annotated[typed_fields(section, shown.get(name, {})), tyro.conf.arg(name="")])
+        (name, Annotated[typed_fields(section, shown.get(name, {})), arg(name="")])
         for name, section in recipes.SECTIONS.items()
     ]
     cls = dataclasses.make_dataclass("Train", fields, bases=(Train,), kw_only=True)

@@ -1,4 +1,6 @@
-"""From runs to a report on disk: every section computed, or the reason why there is none, then page and pictures."""
+"""From runs to a report on disk: every section computed, or the reason why there is none, then page and pictures.
+
+The sections on several runs, their figures side by side and samples of each, are here, too."""
 
 from __future__ import annotations
 
@@ -12,10 +14,15 @@ from markupsafe import Markup
 
 from tarflow import __version__, storage
 from tarflow.checkpoint import Run, open_run
+from tarflow.evaluation.quality.judge import kept_quality
 from tarflow.evaluation.run_data import check_output
-from tarflow.report import compared, facts, likelihood, quality, samples, sweep
-from tarflow.report.parts import TEMPLATES, Figure, Parts, Section, png, sheet
+from tarflow.report import facts, likelihood, samples, sweep
+from tarflow.report.facts import parameters_of
+from tarflow.report.likelihood import LABELS, advantage, unit_of
+from tarflow.report.parts import TEMPLATES, Figure, Parts, Section, Strip, Table, png, sheet
+from tarflow.report.samples import spread
 from tarflow.report.subject import Settings, Subject, Unavailable, Watch
+from tarflow.report.words import duration, quoted
 from tarflow.storage import check_vacant
 
 Asked = TypeVar("Asked", Subject, list[Subject])  # what a section is about
@@ -31,7 +38,7 @@ SECTIONS: Sequence[tuple[str, str, Callable[[Subject], Parts]]] = (
     ("curves", "Training curves", facts.curves),
     ("likelihood", "Held-out likelihood", likelihood.likelihood),
     ("samples", "Samples", samples.samples),
-    ("quality", "What samples are worth", quality.quality),
+    ("quality", "What samples are worth", sweep.quality),
     ("sweep", "Guidance and denoising, measured", sweep.sweep),
     ("guidance", "Guidance", samples.guidance),
     ("denoising", "Noisy and denoised", samples.denoising),
@@ -84,8 +91,8 @@ def write_report(
     chapters = [(subject, _sections(subject)) for subject in subjects]
     opening, closing = [], []
     if len(subjects) > 1:
-        opening = [_section("runs", "The runs side by side", compared.runs, subjects)]
-        closing = [_section("resolutions", "Samples at several resolutions", compared.resolutions, subjects)]
+        opening = [_section("runs", "The runs side by side", compared_runs, subjects)]
+        closing = [_section("resolutions", "Samples at several resolutions", resolutions, subjects)]
     with storage.replacing_directory(out / PICTURES) as pictures:
         for prefix, sections in [("", closing), *((subject.prefix, sections) for subject, sections in chapters)]:
             for figure in (part for section in sections for part in section.parts if isinstance(part, Figure)):
@@ -139,3 +146,62 @@ def _section(name: str, title: str, compute: Callable[[Asked], Parts], asked: As
         return Section(name, title, compute(asked))
     except Unavailable as reason:
         return Section(name, title, [str(reason)])
+
+
+def compared_runs(subjects: Sequence[Subject]) -> Parts:
+    """A column a run: what it is, how well it scores, what its samples are worth."""
+    columns = [_column(subject) for subject in subjects]
+    rows = [[name, *(column.get(name, "—") for column in columns)] for name in _ROWS]
+    measures = {str(subject.likelihood.scoring.measure) for subject in subjects if subject.likelihood}
+    sources = {subject.run.config.data.source for subject in subjects if subject.run.config.data}
+    text = (
+        "Scores have their standard errors. Samples have the first figure that “tarflow quality” measured, if it did."
+    )
+    if len(measures) > 1:
+        text += f" The scores are not comparable: they are of different measures ({'; '.join(sorted(measures))})."
+    if len(sources) > 1:
+        text += " The runs are of different data: no figure of one is better or worse than that of another."
+    return [Table(f"{len(subjects)} runs", ["run", *(subject.name for subject in subjects)], rows), text]
+
+
+_ROWS = ("data", "images", "parameters", "trained for", "held out", "scored by", "beside the Gaussian", "samples")
+
+
+def _column(subject: Subject) -> dict[str, str]:
+    """What stands in the rows `_ROWS`, as far as it is known."""
+    model, data = subject.run.config.model, subject.run.config.data
+    height, width = model.image_shape
+    found = {"images": f"{model.channels}×{height}×{width}", "parameters": f"{parameters_of(subject.run.flow):,}"}
+    if data:
+        found["data"] = data.source
+    timed = [entry for entry in subject.metrics if "seconds" in entry]
+    if timed:
+        found["trained for"] = f"{timed[-1]['step']:,} steps, {duration(timed[-1]['seconds'])}"
+    if (best := subject.likelihood) is not None:
+        found["held out"] = f"{quoted(best.mean, best.standard_error)} {unit_of(best.scoring.measure.figure)}"
+        found |= {"scored by": LABELS[best.scoring.policy], "beside the Gaussian": advantage(best)}
+    figures = [(name, f) for entry in kept_quality(subject.run).values() for name, f in entry["figures"].items()]
+    if figures:
+        name, figure = figures[0]
+        found["samples"] = f"{name} {figure['value']:.4g} (N = {figure['samples']})"
+    return found
+
+
+def resolutions(subjects: Sequence[Subject]) -> Parts:
+    """Figure 1 of the paper: samples of every run, the smallest images first."""
+    strips, missing = [], []
+    for subject in sorted(subjects, key=lambda s: s.run.config.model.image_shape):
+        height, width = subject.run.config.model.image_shape
+        try:
+            chosen = spread(subject.samples, subject.settings.images)
+        except Unavailable as reason:
+            missing.append(f"{subject.name}: {reason}")
+            continue
+        alt = f"{len(chosen)} samples of {subject.name}, {height} by {width} pixels."
+        strips.append(Strip(f"{subject.name}, {height}×{width}, {subject.setting}", subject.shown(chosen), alt))
+    if not strips:
+        raise Unavailable(" ".join(missing))
+    sizes = {s.run.config.model.image_shape for s in subjects}
+    caption = f"Samples of {len(strips)} models, seed {subjects[0].settings.seed}, "
+    caption += "the smallest images first." if len(sizes) > 1 else "all of one size here."
+    return [Figure("resolutions", strips, caption), *missing]

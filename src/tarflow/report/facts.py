@@ -1,4 +1,8 @@
-"""The sections on the training: what was trained on what, the architecture, and the curves."""
+"""The sections on the training: what was trained on what, the architecture, and the curves.
+
+The architecture is drawn from the modules of the flow, not from what the config promises: the stack of blocks, and the
+inside of one (figure 2 of the paper), with the lines in `templates/architecture.svg`.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,16 @@ import platform
 from typing import Any
 
 import torch
+from markupsafe import Markup
 
 from tarflow import __version__
 from tarflow.config import DataConfig, TrainingConfig
-from tarflow.report.architecture import block_inside, parameters_of, stack
+from tarflow.model.flow import TarFlow
 from tarflow.report.charts import Series, finite, line_chart
 from tarflow.report.likelihood import unit_of
-from tarflow.report.parts import Drawing, Parts, Table
+from tarflow.report.parts import TEMPLATES, Drawing, Parts, Table
 from tarflow.report.subject import Subject, Unavailable
-from tarflow.report.words import duration, quoted
+from tarflow.report.words import duration, plural, quoted, short
 
 KINDS = {1: "grey", 3: "RGB"}  # by channels
 Rows = dict[str, str]
@@ -143,3 +148,55 @@ def curves(subject: Subject) -> Parts:
         raise Unavailable("No line of metrics.jsonl holds a finite number.")
     text += " Training values are those of single batches with the weights of that step; held-out ones are those of "
     return [Drawing(drawings, text + "the averaged weights.")]
+
+
+def stack(name: str, flow: TarFlow) -> Markup:
+    """The image cut into patches, every block with its direction, and the latent below. `name` prefixes the ids."""
+    blocks = [
+        {
+            "layers": len(b.layers),
+            "weights": short(sum(p.numel() for p in b.parameters())),
+            "flipped": b.order.is_flipped,
+        }
+        for b in flow.blocks
+    ]
+    return _drawn("stack", name, flow.config, blocks, "V" if flow.base.follows else "I")
+
+
+def block_inside(name: str, flow: TarFlow) -> Markup:
+    """One block from its sequence to shift and log-scale. `name` prefixes the ids."""
+    config, block = flow.config, flow.blocks[0]
+    layers = sorted({len(b.layers) for b in flow.blocks})
+    depth = "" if len(layers) == 1 else f"{layers[0]} to "
+    affine = block.proj_out.out_features == 2 * config.patch_dim
+    width, heads = config.width, plural(config.width // config.head_dim, "head")
+    boxes = [  # (what it is, in detail, its style)
+        ("patches before i, in the block's order", f"{config.patch_dim} numbers each", "latent"),
+        (
+            f"linear, {config.patch_dim} → {width}",
+            "+ position" if block.embedding is None else "+ position + class",
+            "part",
+        ),
+        (
+            f"{depth}{plural(layers[-1], 'causal Transformer layer')}",
+            f"width {width}, {heads} of {config.head_dim}, MLP {config.expansion * width}",
+            "part",
+        ),
+        (f"linear, {width} → {block.proj_out.out_features}", "moved on by one patch", "part"),
+        ("shift, log-scale" if affine else "shift (volume-preserving)", "of patch i", "latent"),
+        (
+            "z = (x − shift) · exp(−log-scale)" if affine else "z = x − shift",
+            "of patch i; the first is left as it is",
+            "block",
+        ),
+    ]
+    return _drawn("inside", name, boxes)
+
+
+def _drawn(macro: str, *values: Any) -> Markup:
+    return Markup(getattr(TEMPLATES.get_template("architecture.svg").module, macro)(*values))
+
+
+def parameters_of(flow: TarFlow) -> int:
+    """How many numbers were learned."""
+    return sum(parameter.numel() for parameter in flow.parameters())

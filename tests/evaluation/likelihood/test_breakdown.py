@@ -11,8 +11,7 @@ import torch
 
 from flow_cases import build
 from tarflow import NULL_CLASS
-from tarflow.evaluation.likelihood.breakdown import by_class, by_patch, precision_difference
-from tarflow.evaluation.likelihood.evaluate import summary
+from tarflow.evaluation.likelihood.evaluate import by_class, by_patch, precision_difference, summary
 from tarflow.evaluation.likelihood.scores import class_scores, log_likelihood
 from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.measure import Measure

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from flow_cases import randomise
 from tarflow import TarFlow, TarFlowConfig
-from tarflow.evaluation.likelihood.evaluate import summary
-from tarflow.evaluation.likelihood.importance import importance_bound, log_mean
+from tarflow.evaluation.likelihood.evaluate import importance_bound, log_mean, summary
 from tarflow.evaluation.likelihood.scores import class_scores
 from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.measure import Measure

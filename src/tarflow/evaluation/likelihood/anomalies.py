@@ -10,16 +10,19 @@ from __future__ import annotations
 import io
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
+from tarflow.checkpoint import Run, keep, open_kept, weights_digest
 from tarflow.data.images import from_array
 from tarflow.evaluation.shares import standard_error
+from tarflow.fields import coerce_fields
 from tarflow.jsontext import finite
 from tarflow.measure import Measure
 from tarflow.seeding import seeded_generator
@@ -191,3 +194,50 @@ def share_below(scores: Tensor, reference: Tensor) -> Tensor:
     ordered = reference.double().sort().values
     lower, upto = (torch.searchsorted(ordered, scores.double(), side=side) for side in ("left", "right"))
     return (lower + upto).double() / (2 * len(ordered))
+
+
+DETECTOR_FILE = "detector.json"
+
+
+@dataclass(frozen=True)
+class StoredDetector:
+    """What `tarflow evaluate --against` found best: the contents of RUN/detector.json.
+
+    Attributes:
+        weights: a digest of the weights that it was found for. labels: the label policy of the scores.
+        detector: the choice. auroc: its area under the ROC curve, the mean over the sets `against` which it was tried.
+    """
+
+    weights: str
+    labels: str
+    detector: Detector
+    auroc: float
+    against: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        coerce_fields(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.detector}, the best of {len(DETECTORS)} against {', '.join(self.against)} (AUROC {self.auroc:.3f})"
+        )
+
+
+def best_detector(run: Run, labels: str, found: Mapping[str, Anomalies]) -> StoredDetector:
+    """The detector with the highest mean AUROC over the sets; of equals the first of `DETECTORS`."""
+    means = {name: sum(each.detections[name].auroc for each in found.values()) / len(found) for name in DETECTORS}
+    best = max(DETECTORS, key=lambda name: means[name])
+    return StoredDetector(weights_digest(run.path), labels, best, means[best], tuple(found))
+
+
+def save_detector(run: Run, stored: StoredDetector) -> Path:
+    """Keep it beside the weights. Raises OSError where they cannot be written to."""
+    return keep(run, DETECTOR_FILE, stored)
+
+
+def open_detector(run: Run) -> StoredDetector | None:
+    """What `save_detector` left; None where nothing is. Raises ConfigError naming the file where it is damaged.
+
+    Its `weights` are to be compared with `weights_digest`: training may have gone on since.
+    """
+    return open_kept(run, DETECTOR_FILE, StoredDetector, "`tarflow evaluate --against` again")

@@ -12,18 +12,22 @@ from tarflow.checkpoint import Run
 from tarflow.data.load import ImageSet, Splits
 from tarflow.evaluation.likelihood.anomalies import Anomalies, detect
 from tarflow.evaluation.likelihood.bayes import BAYES_KEYS, BayesClassification, classification
-from tarflow.evaluation.likelihood.breakdown import (
+from tarflow.evaluation.likelihood.evaluate import (
+    IMPORTANCE_KEYS,
     PRECISION_KEYS,
     ClassScore,
+    ImportanceBound,
+    Likelihood,
     PrecisionDifference,
     by_class,
     by_patch,
+    fitted_yardstick,
+    importance_bound,
     precision_difference,
+    summary,
 )
-from tarflow.evaluation.likelihood.evaluate import Likelihood, fitted_yardstick, summary
 from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, NoYardstick
 from tarflow.evaluation.likelihood.held_out import image_scores
-from tarflow.evaluation.likelihood.importance import IMPORTANCE_KEYS, ImportanceBound, importance_bound
 from tarflow.evaluation.likelihood.scores import Progress, class_scores
 from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.evaluation.run_data import open_all, open_given, open_splits, own_source

@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import tempfile
+import unicodedata
 import warnings
 from array import array
 from collections.abc import Iterator, Sequence
@@ -24,9 +25,15 @@ from tarflow import storage
 from tarflow.checkpoint import Run, weights_digest
 from tarflow.data.load import ScannedImage, open_scan
 from tarflow.data.options import LoadOptions
-from tarflow.evaluation.likelihood.anomalies import DETECTORS, Detector, ImageScores, code_bits, share_below
-from tarflow.evaluation.likelihood.csv_text import escaped
-from tarflow.evaluation.likelihood.detector import DETECTOR_FILE, open_detector
+from tarflow.evaluation.likelihood.anomalies import (
+    DETECTOR_FILE,
+    DETECTORS,
+    Detector,
+    ImageScores,
+    code_bits,
+    open_detector,
+    share_below,
+)
 from tarflow.evaluation.likelihood.held_out import held_out_scores
 from tarflow.evaluation.likelihood.patch_maps import heat_map
 from tarflow.evaluation.likelihood.scores import Progress, beyond, class_scores, default_batch_size
@@ -72,7 +79,7 @@ def score_files(
         scoring: from `run_scoring`. by: what images are ranked by.
         maps: a new directory for pictures of what each patch adds.
         data: where the images of the run's training are now, if they have moved; percentiles go by them.
-        raw_names: names byte for byte, in quotes, instead of `csv_text.escaped`.
+        raw_names: names byte for byte, in quotes, instead of `escaped`.
         batch_size: images scored at once. loading, progress, held_out: of reading the run's images, of scoring those of
             the source, and of scoring the run's held-out ones.
 
@@ -274,3 +281,35 @@ def _room_for(out: Path) -> Iterator[None]:
         if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OSError(error.errno, os.strerror(error.errno), str(out)) from None
         raise
+
+
+_FORMULA = "=+-@＝＋－＠"  # some spreadsheets take the wide ones, too
+_ENDS = "\x85\u2028\u2029"  # of lines, for some programs
+
+
+def escaped(text: str) -> str:
+    r"""`text` with every `%`, control character, end of a line, and byte that is no UTF-8 as %XX, as in a URL; and the
+    first character where it would begin a formula, or a space at either end. Every program reads the same cells, and
+    `os.fsdecode(urllib.parse.unquote_to_bytes(cell))` is the name again.
+
+    >>> escaped("cat.png"), escaped("=1+1.png"), escaped("a\rb.png"), escaped("50%.png")
+    ('cat.png', '%3D1+1.png', 'a%0Db.png', '50%25.png')
+    """
+    last = len(text) - 1
+    return "".join(
+        _encoded(c)
+        if c == "%"
+        or c in _ENDS
+        or unicodedata.category(c) in ("Cc", "Cs")
+        or (k == 0 and c in _FORMULA)
+        or (k in (0, last) and c.isspace())
+        else c
+        for k, c in enumerate(text)
+    )
+
+
+def _encoded(character: str) -> str:
+    of_bytes = "\udc80" <= character <= "\udcff"  # what Python has for bytes that are no UTF-8
+    return "".join(
+        f"%{byte:02X}" for byte in character.encode(errors="surrogateescape" if of_bytes else "surrogatepass")
+    )
