@@ -6,7 +6,7 @@ import torch
 
 from tarflow.config import TarFlowConfig
 from tarflow.devices import synchronise
-from tarflow.planning.rates import matmul_rate, read_rate, square_rates
+from tarflow.planning.devices import matmul_rate, read_rate, square_rates
 
 __all__ = ["layer_rates", "read_rate", "square_rates", "synchronise"]
 

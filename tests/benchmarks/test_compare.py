@@ -20,7 +20,7 @@ from benchmarks.options import PRESETS, command, parse
 from benchmarks.sampling import Settings, prepare
 from benchmarks.timing import Budget
 from tarflow.interop import to_official
-from tarflow.planning import rates as planning_rates
+from tarflow.planning import devices as planning_rates
 
 MODEL = ["--image-size", "8", "--width", "64", "--layers", "1", "1", "--classes", "3", "--threads", "1"]
 QUICK = ["--official", str(STAND_INS), "--pairs", "2", "--device", "cpu", "--memory"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.timing import Budget, interleave, summary, timed
-from tarflow.planning import rates
+from tarflow.planning import devices as rates
 
 CPU = torch.device("cpu")
 

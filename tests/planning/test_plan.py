@@ -140,7 +140,7 @@ def test_a_cpu_is_one_device() -> None:
 
 def test_the_cpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "LARGE", 1 << 22)
-    monkeypatch.setattr("tarflow.planning.rates.SQUARES", {"cpu": (128,)})
+    monkeypatch.setattr(devices, "SQUARES", {"cpu": (128,)})
     found = find_device("cpu", seconds=0.05)
     assert found.name == "cpu" and not found.assumed and found.link == 0
     assert found.float32 > 1e8 and found.bf16 > 1e6 and found.bandwidth > 1e7 and found.memory > 1e8

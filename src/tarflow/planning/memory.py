@@ -25,7 +25,7 @@ from typing import Literal
 
 from tarflow.config import TRANSFORMS, Recompute, TarFlowConfig
 from tarflow.model.transformer import CPU_QUERIES
-from tarflow.planning.work import block_parameters, inner_weights, layer_parameters, outputs, parameters
+from tarflow.planning.work import inner_weights, layer_parameters, parameters
 from tarflow.training.layers import LEAST_NUMBERS
 
 Strategy = Literal["ddp", "fsdp"]
@@ -107,7 +107,9 @@ def training_memory(
     working = tokens * _backward(config, recompute, narrow, on_cpu=on_cpu)
     if strategy == "fsdp" and devices > 1:
         working += 3 * FLOAT * layer_parameters(config)  # a layer, the one that arrives, and the gradients of one
-    casts = 2 * _matrices(config) if bf16 else 0
+    # Of what leads into a block and of the matrices within its layers; what leads out of it stays in float32.
+    matrices = len(config.layers) * config.patch_dim * config.width + inner_weights(config)
+    casts = 2 * matrices if bf16 else 0
     buckets = FLOAT * numbers if strategy == "ddp" and devices > 1 else 0
     return Memory(
         weights=FLOAT * share + casts,
@@ -147,15 +149,3 @@ def _backward(config: TarFlowConfig, recompute: Recompute, narrow: int, *, on_cp
     if recompute == "layers":
         return gradients + layer_activations(config, "nothing", narrow, on_cpu=on_cpu)
     return gradients
-
-
-def _matrices(config: TarFlowConfig) -> int:
-    """Numbers in the matrices of which autocast makes narrow copies: all but those that lead out of a block.
-
-    Biases, norms, positions and classes stay as they are, too.
-    """
-    width, expansion = config.width, config.expansion
-    # The biases of what leads into a block, and all of what leads out of it.
-    outer = len(config.layers) * (width + (width + 1) * outputs(config))
-    vectors = sum(config.layers) * (9 + expansion) * width
-    return sum(block_parameters(config, layers) for layers in config.layers) - outer - vectors

@@ -47,14 +47,11 @@ def decode(
     x = latents_of(flow, noise)
     for number, block in enumerate(reversed(flow.blocks)):
         solver = solvers[number] if solvers else Sequential()
-        block_report = None if report is None else functools.partial(_add, report, number * x.shape[1])
+        before = number * x.shape[1]
+        block_report = None if report is None else lambda done, before=before: report(before + done)
         solution = invert(block, x, y, guidance, solver, block_report, captured)
         x = solution.x
         yield solution
-
-
-def _add(report: Report, before: int, done: int) -> None:
-    report(before + done)
 
 
 def latents_of(flow: SequenceFlow, noise: Tensor) -> Tensor:
@@ -78,22 +75,18 @@ def invert(
     recorded goes with `captured`, or where there is none, too. None is the sequential solver.
     """
     z = block.order.forward(z)
+    rows = guided_rows(guidance, len(z))
     if _on_gpu(block, z):
         replay = BlockReplay(captured or Captured(), block, y, guidance, len(z))
-        plain = functools.cache(lambda: _predict(block, y, guidance, len(z)))  # its cache, where anybody needs one
+        plain = functools.cache(lambda: predictor(block, y, guidance, block.new_cache(rows)))  # where anybody needs it
         predict = Predict(lambda x, start: plain()(x, start), block.transform, replay=replay)
     else:
-        predict = _predict(block, y, guidance, len(z))
+        predict = predictor(block, y, guidance, block.new_cache(rows))
     predict = dataclasses.replace(predict, dtype=_network_dtype(block), report=report)
     solution = (solver or Sequential()).solve(predict, z)
     if report is not None:
         report(z.shape[1])
     return dataclasses.replace(solution, x=block.order.inverse(solution.x))
-
-
-def _predict(block: Block, y: Tensor | None, guidance: Guidance | None, batch: int) -> Predict:
-    """`predictor` with a cache of its own."""
-    return predictor(block, y, guidance, block.new_cache(guided_rows(guidance, batch)))
 
 
 def _on_gpu(block: Block, z: Tensor) -> bool:

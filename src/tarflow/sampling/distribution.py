@@ -115,7 +115,6 @@ class FlowDistribution(Distribution):
         return sample(self.flow, shape.numel(), self._labels(shape), seed=seed).reshape(*shape, *self.event_shape)
 
     def _labels(self, shape: torch.Size) -> Tensor | None:
-        """The labels, one for each of `shape`, flat."""
         return None if self.y is None else self.y.expand(shape).reshape(shape.numel())
 
     def __repr__(self) -> str:

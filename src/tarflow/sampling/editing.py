@@ -112,14 +112,11 @@ def interpolate(
         spherical   z(t) = (sin((1-t)θ) z_0 + sin(tθ) z_1) / sin θ      θ the angle between z_0 and z_1
         linear      z(t) = (1-t) z_0 + t z_1
 
-    Why spherical: nearly all of a Gaussian in N = T·D dimensions lies at |z| ≈ √N, and two draws are nearly orthogonal.
-    Halfway along the straight line |z| is only √(N/2), where the model has seen nothing; along the arc it stays √N. For
-    the additive variant this is measured in units of the base's standard deviation. Where z_0 and z_1 lie on one line,
-    no arc is defined, and the walk is linear.
+    On the arc |z| stays √(T·D), where the model has seen latents (in units of the base's standard deviation); halfway
+    along the straight line it is √(T·D/2). Where z_0 and z_1 lie on one line, the walk is linear.
 
-    Labels: with one label for both images, or none, the walk is continuous. With two different labels each step is
-    decoded under that of the nearer end (halfway, of the second), so both ends come back exactly, and the picture jumps
-    in the middle; the null class for both (None) is the smooth alternative.
+    With two different labels each step is decoded under that of the nearer end (halfway, of the second): both ends come
+    back exactly, and the picture jumps in the middle.
 
     Args:
         x0, x1: (C, H, W), the ends. Not written to.
@@ -172,18 +169,13 @@ def resample(
         w' = decode of fresh noise by the blocks after it    what the model draws in its place
         x̂  = decode by blocks block … 0 of (w_<keep, w'_≥keep), in that block's own order
 
-    Even blocks walk from the top left patch on, odd ones from the bottom right patch back.
+    Even blocks walk from the top left patch on, odd ones from the bottom right patch back. What is kept are the first
+    `keep` patches of what goes into the block:
 
-    What is kept depends on the block:
-
-    - `block=0`: the first `keep` patches of the *picture*, in raster order, stay as they are (up to rounding), because
-      this block makes each patch from those before it. The others are drawn by it in view of the kept ones. The blocks
-      after it do not see those, so with more than one block this is not a draw from p(x_≥keep | x_<keep), which the
-      flow does not have in closed form, and seams can show.
-    - `block=-1`, the last: the first `keep` *latents* are kept, and as latents are independent this is an exact draw
-      from p(x | z_<keep). Every pixel may change, for the other blocks mix the patches.
-    - Between them: the first `keep` patches of what goes into that block.
-    - With a single block the two are one: pixels are kept, and the draw is from p(x_≥keep | x_<keep).
+    - `block=0`: of the *picture*, in raster order, up to rounding. The blocks after it do not see them, so with more
+      than one block this is not a draw from p(x_≥keep | x_<keep), and seams can show.
+    - `block=-1`, the last: `keep` *latents* stay, too, and as latents are independent this is an exact draw from
+      p(x | z_<keep). Every pixel may change, for the other blocks mix the patches.
 
     Args:
         x: (B, C, H, W). Not written to.

@@ -21,15 +21,7 @@ class Sequential(Solver):
 
 
 def sequential(predict: Predict, z: Tensor) -> Solution:
-    """Solve x_i = predict.inverse(z_i, params_i(x_<i)) patch by patch.
-
-    Args:
-        predict: the block, as `tarflow.sampling.guidance.predictor` wraps it.
-        z: (B, T, D), in the block's own order. Not written to.
-
-    Returns:
-        x (B, T, D) in the block's own order, after T-1 iterations, with no residual.
-    """
+    """Solve x_i = predict.inverse(z_i, params_i(x_<i)) patch by patch: T-1 iterations, no residual."""
     x = z.clone()  # x_0 = z_0, and every other z_i is replaced in its turn
     patches = x.split(1, dim=1)  # views of x
     for i, (known, following) in enumerate(itertools.pairwise(patches)):

@@ -59,7 +59,7 @@ def library() -> ctypes.CDLL | None:
     libraries = ("-nodefaultlibs", str(threads[0]), "-lm", "-lc", "-lgcc", "-Wl,-z,defs")
     for compiler in compilers:
         try:
-            return _opened(_compiled((compiler, *FLAGS, str(SOURCE), *libraries)))
+            return _typed(_compiled((compiler, *FLAGS, str(SOURCE), *libraries)))
         except (OSError, subprocess.SubprocessError) as error:
             log.info("no native code: %s %s", error, getattr(error, "stderr", None) or "")
     return None
@@ -139,7 +139,7 @@ def _processor() -> bytes:
     return f"{platform.machine()} {platform.processor()}".encode()
 
 
-def _opened(result: ctypes.CDLL) -> ctypes.CDLL:
+def _typed(result: ctypes.CDLL) -> ctypes.CDLL:
     """The library with the types of its functions."""
     result.tarflow_panel.restype = ctypes.c_int
     block = ctypes.POINTER(_Block)
