@@ -45,9 +45,8 @@ from tarflow.measure import Measure
 from tarflow.model.condition import Classes
 from tarflow.model.flow import TarFlow
 from tarflow.training.ema import EMA
-from tarflow.training.objective import training_batch
 from tarflow.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from tarflow.training.step import TrainingStep
+from tarflow.training.step import TrainingStep, training_batch
 
 OFFICIAL = "official code"
 WARMUP = 0.1  # share of the steps; the official epoch is longer than these runs

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.mutations import Mutation, places
-from tarflow import caching
+from tarflow import digests
 
 DEEP = 100_000
 RAW = (  # of JSON, as no `json.dumps` writes it
@@ -75,7 +75,7 @@ def table_value(data: bytes, rng: random.Random) -> bytes:
         table = json.loads(data)
     except ValueError:
         return data + b" "
-    was_sealed = caching.is_sealed(table)
+    was_sealed = digests.is_sealed(table)
     if was_sealed:
         table.pop("blake2b")
     raw: dict[str, str] = {}
@@ -101,7 +101,7 @@ def table_value(data: bytes, rng: random.Random) -> bytes:
         else:
             holder[key] = copy.deepcopy(rng.choice(VALUES))
     if was_sealed and isinstance(table, dict) and not raw:
-        table = caching.sealed(table)
+        table = digests.sealed(table)
     text = json.dumps(table)
     for mark, value in raw.items():
         text = text.replace(f'"{mark}"', value)

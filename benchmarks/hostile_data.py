@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import hostile
-from tarflow import caching
+from tarflow import digests
 
 # --- NumPy -----------------------------------------------------------------------------------------------------------
 
@@ -74,7 +74,7 @@ def npy_header(data: bytes, rng: random.Random) -> bytes:
 def sealed_npy(data: bytes, rng: random.Random) -> bytes:
     """As `npy_header`, of a file with a digest behind it."""
     contents = npy_header(data[:-16], rng)
-    return contents + caching.seal(contents)
+    return contents + digests.seal(contents)
 
 
 def npz_archive(data: bytes, rng: random.Random) -> bytes:

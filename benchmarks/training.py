@@ -38,7 +38,7 @@ from benchmarks.training_sides import ROWS, Job, Step, build, compare
 from tarflow.config import TarFlowConfig, TrainingConfig
 from tarflow.data.batches import batch_indices
 from tarflow.model.condition import Classes
-from tarflow.training.objective import training_batch
+from tarflow.training.step import training_batch
 
 WARM_UP = 3  # steps before the first that counts: moments are made in the first, compilation takes two
 

@@ -16,11 +16,10 @@ from tarflow.config import TarFlowConfig, TrainingConfig
 from tarflow.interop import to_official
 from tarflow.model.flow import TarFlow
 from tarflow.planning.work import training_flops
-from tarflow.training.compiling import compile_layers, wants_compilation
 from tarflow.training.ema import EMA
-from tarflow.training.objective import objective
+from tarflow.training.layers import compile_layers, wants_compilation
 from tarflow.training.optimizer import build_optimizer
-from tarflow.training.step import TrainingStep
+from tarflow.training.step import TrainingStep, objective
 
 Step = Callable[[], object]
 

@@ -30,8 +30,8 @@ from tarflow.sampling.cuda import graph as captured_module
 from tarflow.sampling.cuda.graph import Captured
 from tarflow.sampling.decode import invert
 from tarflow.sampling.jacobi import Jacobi
-from tarflow.training.objective import objective
-from tarflow.training.recompute import recompute_layers
+from tarflow.training.layers import recompute_layers
+from tarflow.training.step import objective
 
 CUDA = torch.device("cuda:0")
 CASES = names()

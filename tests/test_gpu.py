@@ -33,8 +33,8 @@ from tarflow.sampling.cuda import step as device_step
 from tarflow.sampling.cuda.graph import Captured
 from tarflow.training import build as build_module
 from tarflow.training.engine import Engine
-from tarflow.training.objective import objective, training_batch
-from tarflow.training.recompute import recompute_layers
+from tarflow.training.layers import recompute_layers
+from tarflow.training.step import objective, training_batch
 from tarflow.training.trainer import train
 from training_cases import images as image_set
 from training_cases import run_config, splits

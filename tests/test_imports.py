@@ -22,7 +22,6 @@ ROOMS = [
     "locks",
     "storage",
     "digests",
-    "caching",
     "tensor_files",
     "seeding",
     "devices",
@@ -54,13 +53,10 @@ PORTABLE = [
     "sampling",
     "measure.py",
     "data/batches.py",
-    "training/objective.py",
-    "training/muon.py",
     "training/optimizer.py",
     "training/ema.py",
     "training/step.py",
-    "training/compiling.py",
-    "training/recompute.py",
+    "training/layers.py",
     "planning",
 ]
 # Kernels that only torch's builds for CUDA import, which bring what they are written in.

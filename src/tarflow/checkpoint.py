@@ -27,7 +27,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from tarflow import caching, digests, storage
+from tarflow import digests, storage
 from tarflow.config import ConfigError, RunConfig, from_dict, to_dict
 from tarflow.digests import DIGESTS_FILE as DIGESTS_FILE
 from tarflow.jsontext import to_json
@@ -131,7 +131,7 @@ def save_setting(run: Run, stored: StoredSetting) -> Path:
 
 def keep(run: Run, name: str, value: Any) -> Path:
     """Keep a dataclass in a file beside the weights, with a digest of it; gives the file."""
-    storage.write_json(run.path / name, caching.sealed(to_dict(value)))
+    storage.write_json(run.path / name, digests.sealed(to_dict(value)))
     return run.path / name
 
 
@@ -141,7 +141,7 @@ def open_kept(run: Run, name: str, cls: type[T], remedy: str) -> T | None:
     if not file.exists():
         return None
     stored = read_json(file)
-    if caching.is_sealed(stored) and (stored := caching.unsealed(stored)) is None:
+    if digests.is_sealed(stored) and (stored := digests.unsealed(stored)) is None:
         raise ConfigError(f"{file}: damaged, its digest is not that of what was written; {remedy}")
     return from_dict(cls, stored, str(file))
 

@@ -17,6 +17,7 @@ from tarflow.fields import from_dict as from_dict
 from tarflow.fields import to_dict as to_dict
 from tarflow.measure import MAX_LEVELS, NOISES, Measure
 
+ValueRange: TypeAlias = tuple[float, float] | Literal["full", "auto", "percentile"]
 Recompute: TypeAlias = Literal["nothing", "elementwise", "layers"]
 """What the backward pass computes again instead of keeping it: norms and GELUs, or all of each Transformer layer."""
 
@@ -162,9 +163,7 @@ class DataConfig:
     class_names: tuple[str, ...] = derived((), help="names of the classes, in the order of the labels")
     conditional: bool = option(True, help="learn p(x|y) where the data have labels")
     flip: bool = option(False, help="mirror half of the training images from left to right")
-    held_out_fraction: float = option(
-        0.1, help="share of the images held out where the data have no split of their own"
-    )
+    held_out_fraction: float = option(0.1, help="share of images held out where the data have no split of their own")
     split_seed: int = option(0, help="seed of that split")
     skip_bad: bool = option(False, help="leave out files that cannot be read, instead of stopping")
     variant: str = option("", help="which of several versions of the data set; what its files tell when not given")
@@ -172,7 +171,7 @@ class DataConfig:
     label_column: str = option(
         "", help="column of Parquet files with the labels, or none; found by its name when not given"
     )
-    value_range: tuple[float, float] | Literal["full", "auto", "percentile"] = option(
+    value_range: ValueRange = option(  # noqa: RUF009 - an alias hides from ruff that it cannot change
         "full",
         help="of images of more than 8 bits, which values become black and white: two numbers; full, all of 16 bits; "
         "auto, the least and the greatest that there are; percentile, all but one in a thousand at either end",

@@ -1,15 +1,26 @@
-"""Is a file what was written? `file_facts` and `Digesting` take size and digest, `difference` compares them later."""
+"""Is what is read what was written? Digests of files, and of results that are kept to save time.
+
+What is kept holds its own digest, and is computed again where it is damaged. A cache that cannot be written to is
+reported in one line, and the command goes on without it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tarflow import storage
+from tarflow.jsontext import to_json
+
 DIGESTS_FILE = "digests.json"  # what a directory keeps of its files: {name: `file_facts`}
 _READ_BYTES = 1 << 18  # digested at a time
+_SIZE = 16  # bytes of a digest
+_SEAL = "blake2b"  # its name in a table
 
 
 def file_facts(path: str | Path, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
@@ -17,7 +28,7 @@ def file_facts(path: str | Path, progress: Callable[[int], None] | None = None) 
 
     `progress` is called with the number of bytes of each piece that was read.
     """
-    digest, count = _new_digest(), 0
+    digest, count = hashlib.blake2b(digest_size=_SIZE), 0
     with open(path, "rb", buffering=0) as file:
         piece = memoryview(bytearray(_READ_BYTES))
         while size := file.readinto(piece):
@@ -50,7 +61,7 @@ class Digesting:
     """Writes to an open file, and digests what goes there: `facts` are its `file_facts`, without reading it again."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._digest, self._count = file, _new_digest(), 0
+        self._file, self._digest, self._count = file, hashlib.blake2b(digest_size=_SIZE), 0
 
     def write(self, data: Any) -> int:
         """Write bytes, or the buffer of an array (contiguous, in C's order); how many bytes that were."""
@@ -66,5 +77,68 @@ class Digesting:
         return {"bytes": self._count, "blake2b": self._digest.hexdigest()}
 
 
-def _new_digest() -> Any:
-    return hashlib.blake2b(digest_size=16)
+class CacheWarning(UserWarning):
+    """A result could not be kept, and will be computed again."""
+
+
+def seal(contents: bytes) -> bytes:
+    """The digest that stands behind `contents` in a file."""
+    return hashlib.blake2b(contents, digest_size=_SIZE).digest()
+
+
+def opened(data: bytes) -> bytes | None:
+    """The contents of a sealed file with these bytes; None where the digest does not fit."""
+    contents, digest = data[:-_SIZE], data[-_SIZE:]
+    return contents if len(data) >= _SIZE and seal(contents) == digest else None
+
+
+def kept(path: Path) -> bytes | None:
+    """The contents that `keep` wrote to a file; None where there is no file, or it is damaged."""
+    try:
+        return opened(path.read_bytes())
+    except OSError:
+        return None
+
+
+def keep(path: Path, contents: bytes) -> None:
+    """Keep `contents`, sealed, whole or not at all. Raises OSError where that is not possible."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with storage.replacing_file(path) as temporary:
+        temporary.write_bytes(contents + seal(contents))
+
+
+def sealed(table: dict[str, Any]) -> dict[str, Any]:
+    """A table for JSON with a digest of its entries among them."""
+    return table | {_SEAL: _of_table(table)}
+
+
+def is_sealed(table: Any) -> bool:
+    """Whether a table has a digest, right or wrong; one that was written by hand has none."""
+    return isinstance(table, dict) and _SEAL in table
+
+
+def unsealed(table: Any) -> dict[str, Any] | None:
+    """The table without its digest; None where there is none, or it does not fit."""
+    if not is_sealed(table):
+        return None
+    entries = {name: value for name, value in table.items() if name != _SEAL}
+    with contextlib.suppress(ValueError, RecursionError):
+        return entries if table[_SEAL] == _of_table(entries) else None
+    return None
+
+
+@contextlib.contextmanager
+def optional(cache: Path) -> Iterator[None]:
+    """Turn an OSError of writing to `cache` into a `CacheWarning`."""
+    try:
+        yield
+    except storage.InUse:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        warnings.warn(f"{cache}: {reason}; nothing is kept there, and it takes as long next time", CacheWarning, 1)
+
+
+def _of_table(table: dict[str, Any]) -> str:
+    text = to_json(dict(sorted(table.items())))  # as it will be written, whatever is null there
+    return hashlib.blake2b(text.encode(), digest_size=_SIZE).hexdigest()

@@ -23,7 +23,7 @@ from PIL import Image
 import tarflow
 from benchmarks.memory import peak, reset_peak
 from flow_cases import BASE, build, randomise
-from tarflow import caching, checkpoint
+from tarflow import checkpoint, digests
 from tarflow.checkpoint import write_config
 from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
@@ -495,7 +495,7 @@ def test_kept_scores_that_are_no_numbers_are_computed_again(place: Path, spoilt:
     table = json.loads(file.read_text())
     table["scores"][1] = spoilt
     table.pop("blake2b")
-    file.write_text(json.dumps(caching.sealed(table) if right_digest else table))
+    file.write_text(json.dumps(digests.sealed(table) if right_digest else table))
     assert score(place, "uniform", place / "photos", "--draws", "1") == before
 
 

@@ -16,7 +16,7 @@ from tarflow.cli import main
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.pictures import CAPTION
 from tarflow.ranks import ALONE
-from tarflow.training import sheets
+from tarflow.training import monitoring as sheets
 
 
 def configured(classes: int) -> tuple[Any, RunConfig]:

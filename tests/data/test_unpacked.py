@@ -20,11 +20,11 @@ from PIL import Image
 from benchmarks.memory import peak, reset_peak
 from tarflow.data import assemble, errors, images
 from tarflow.data.errors import DataError, check_unpacked
+from tarflow.data.images import Values
 from tarflow.data.load import load, load_all
 from tarflow.data.options import LoadOptions
 from tarflow.data.readers.idx import read_idx
 from tarflow.data.store.write import prepare
-from tarflow.data.value_range import Values
 
 ZEROS = np.zeros((300, 20, 20), np.uint8)  # which deflate makes some hundred times smaller
 

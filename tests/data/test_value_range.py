@@ -13,12 +13,11 @@ from PIL import Image
 from small_runs import evaluate, resume, train
 from tarflow import checkpoint
 from tarflow.cli import main
-from tarflow.config import ConfigError, DataConfig
+from tarflow.config import ConfigError, DataConfig, ValueRange
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.load import load, load_all, open_scan
 from tarflow.data.options import LoadOptions
 from tarflow.data.store.read import read_manifest
-from tarflow.data.value_range import ValueRange
 
 
 def write(folder: Path, count: int, low: float, high: float, kind: str = "png", seed: int = 0) -> Path:

@@ -14,12 +14,10 @@ from tarflow.config import Recompute, TarFlowConfig, TrainingConfig
 from tarflow.model.flow import TarFlow
 from tarflow.planning.memory import Memory, training_memory
 from tarflow.planning.work import parameters
-from tarflow.training.compiling import compile_layers
 from tarflow.training.ema import EMA
-from tarflow.training.objective import objective
+from tarflow.training.layers import compile_layers, recompute_layers
 from tarflow.training.optimizer import build_optimizer
-from tarflow.training.recompute import recompute_layers
-from tarflow.training.step import TrainingStep
+from tarflow.training.step import TrainingStep, objective
 
 MODELS: dict[str, dict[str, Any]] = {
     "few patches": {"image_size": 8, "layers": (1, 2), "num_classes": 3},
@@ -62,7 +60,7 @@ def saved_bytes(flow: TarFlow, x: Tensor, recompute: Recompute, bf16: bool) -> t
 def test_activations_are_what_the_graph_holds(
     changes: dict[str, Any], bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("tarflow.training.recompute", "tarflow.planning.memory"):
+    for module in ("tarflow.training.layers", "tarflow.planning.memory"):
         monkeypatch.setattr(f"{module}.LEAST_NUMBERS", 1 << 16)
     config = model(**changes)
     images = -(-(1 << 16) // ((config.num_patches - 1) * config.width))  # enough to compute norms and GELUs again

@@ -21,10 +21,9 @@ from tarflow.planning.work import (
     recomputed_flops,
     training_flops,
 )
-from tarflow.training.muon import orthogonalized
-from tarflow.training.objective import objective
-from tarflow.training.optimizer import build_optimizer
-from tarflow.training.recompute import recompute_layers
+from tarflow.training.layers import recompute_layers
+from tarflow.training.optimizer import build_optimizer, orthogonalized
+from tarflow.training.step import objective
 
 every_case = pytest.mark.parametrize("name", CASES)
 
@@ -73,7 +72,7 @@ def test_a_forward_pass_multiplies_as_often_as_pytorch_counts(name: str) -> None
 def test_a_step_multiplies_as_often_as_pytorch_counts(
     name: str, recompute: Recompute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tarflow.training.recompute.LEAST_NUMBERS", 0)
+    monkeypatch.setattr("tarflow.training.layers.LEAST_NUMBERS", 0)
     config = config_of(name)
     flow, x = randomise(TarFlow(config)), torch.zeros(3, config.channels, *config.image_shape)
     if config.num_patches == 1:

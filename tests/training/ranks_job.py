@@ -29,9 +29,9 @@ from tarflow.config import ConfigError
 from tarflow.data import load
 from tarflow.ranks import FirstRankFailed
 from tarflow.training import build, trainer
-from tarflow.training.compiling import compile_layers
 from tarflow.training.engine import Engine  # noqa: F401 - imported once, before forking
 from tarflow.training.interrupt import Interrupted
+from tarflow.training.layers import compile_layers
 from tarflow.training.setup import open_data, resolve
 from tarflow.training.trainer import train
 from training_cases import images, run_config, splits

@@ -18,10 +18,9 @@ from flow_cases import build, images, labels
 from tarflow import TarFlow, TarFlowConfig, checkpoint
 from tarflow.config import ConfigError
 from tarflow.training import build as build_module
-from tarflow.training.compiling import compile_layers, wants_compilation
 from tarflow.training.interrupt import Interrupted
-from tarflow.training.objective import objective
-from tarflow.training.recompute import recompute_layers
+from tarflow.training.layers import compile_layers, recompute_layers, wants_compilation
+from tarflow.training.step import objective
 from tarflow.training.trainer import train
 from training_cases import assert_bitwise_equal, run_config, run_weights, splits
 

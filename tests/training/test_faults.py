@@ -21,8 +21,8 @@ from tarflow import checkpoint
 from tarflow.cli import main
 from tarflow.config import ConfigError
 from tarflow.storage import DamageWarning, InUse
+from tarflow.training.directory import check_state
 from tarflow.training.interrupt import Interrupted
-from tarflow.training.resuming import check_state
 from tarflow.training.trainer import train
 from training_cases import assert_bitwise_equal, digest_again, run_config, run_weights, splits
 

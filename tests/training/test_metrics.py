@@ -17,10 +17,10 @@ from tarflow.evaluation.likelihood.evaluate import Likelihood, evaluate_likeliho
 from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.measure import Measure
 from tarflow.model.condition import NULL_CLASS, Classes
-from tarflow.training import scoring as scoring_module
+from tarflow.training import monitoring as scoring_module
 from tarflow.training import trainer as trainer_module
 from tarflow.training.interrupt import Interrupted
-from tarflow.training.objective import training_batch
+from tarflow.training.step import training_batch
 from tarflow.training.trainer import Diverged, train
 from training_cases import poison_batches, run_config, splits
 

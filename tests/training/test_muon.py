@@ -12,8 +12,7 @@ from flow_cases import BASE
 from tarflow import TarFlow, TarFlowConfig
 from tarflow.config import ConfigError, TrainingConfig
 from tarflow.model.transformer import Layer
-from tarflow.training.muon import Muon, orthogonalized
-from tarflow.training.optimizer import build_optimizer, moments_of, set_learning_rate
+from tarflow.training.optimizer import Muon, build_optimizer, moments_of, orthogonalized, set_learning_rate
 
 MUON = TrainingConfig(optimizer="muon", lr=0.01, weight_decay=0.1)
 

@@ -14,7 +14,7 @@ from tarflow.data.batches import batch_indices
 from tarflow.model.base import VARIANCE_RATE
 from tarflow.model.condition import Classes
 from tarflow.ranks import Ranks
-from tarflow.training.objective import objective, training_batch
+from tarflow.training.step import objective, training_batch
 
 IMAGES = torch.randint(0, 17, (40, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 LABELS = torch.arange(40) % 3

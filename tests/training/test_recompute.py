@@ -10,8 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flow_cases import build, images, labels, names
 from tarflow import TarFlow
 from tarflow.config import Recompute
-from tarflow.training import recompute as recomputing
-from tarflow.training.recompute import recompute_layers
+from tarflow.training import layers as recomputing
+from tarflow.training.layers import recompute_layers
 
 
 def loss_and_gradients(flow: TarFlow, recompute: Recompute = "nothing") -> list[Tensor]:

@@ -12,8 +12,8 @@ from tarflow import checkpoint
 from tarflow.data.batches import batch_indices
 from tarflow.model.condition import Classes
 from tarflow.model.flow import TarFlow
-from tarflow.training.objective import training_batch
-from tarflow.training.scoring import measure_base_variance, one_pass
+from tarflow.training.monitoring import measure_base_variance, one_pass
+from tarflow.training.step import training_batch
 from tarflow.training.trainer import train
 from training_cases import run_config, splits
 

@@ -19,9 +19,9 @@ from tarflow.measure import Measure, to_8bit
 from tarflow.pictures import grid
 from tarflow.ranks import ALONE, Ranks
 from tarflow.sampling.sample import sample
-from tarflow.training import scoring as scoring_module
-from tarflow.training import sheets as sheets_module
-from tarflow.training.sheets import draw_sheet
+from tarflow.training import monitoring as scoring_module
+from tarflow.training import monitoring as sheets_module
+from tarflow.training.monitoring import draw_sheet
 from tarflow.training.trainer import train
 from training_cases import run_config, splits
 

@@ -14,12 +14,11 @@ from flow_cases import build, images, labels
 from tarflow.config import TrainingConfig
 from tarflow.model.condition import Classes
 from tarflow.model.flow import TarFlow
-from tarflow.training import recompute as recomputing
+from tarflow.training import layers as recomputing
 from tarflow.training.ema import EMA
-from tarflow.training.objective import objective, training_batch
+from tarflow.training.layers import recompute_layers
 from tarflow.training.optimizer import build_optimizer
-from tarflow.training.recompute import recompute_layers
-from tarflow.training.step import TrainingStep
+from tarflow.training.step import TrainingStep, objective, training_batch
 
 BATCH = 8
 

@@ -14,9 +14,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tarflow.caching import CacheWarning
 from tarflow.cli.streams import standard_streams
 from tarflow.data.errors import DataWarning
+from tarflow.digests import CacheWarning
 from tarflow.storage import DamageWarning
 from tarflow.training.interrupt import Interrupted, leave_when_interrupted
 

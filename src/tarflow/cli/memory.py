@@ -10,12 +10,11 @@ import torch
 # What memory is spent on, by the innermost of these places in a traceback.
 SPENT_ON = {
     "torch/optim": "weights",
-    "tarflow/training/muon.py": "weights",
+    "tarflow/training/optimizer.py": "weights",
     "tarflow/training/ema.py": "weights",
     "tarflow/training/sharding.py": "weights",
     "tarflow/training/build.py": "weights",
     "tarflow/training/step.py": "activations",
-    "tarflow/training/objective.py": "activations",
     "tarflow/sampling": "samples",
     "tarflow/model/cache.py": "samples",
     "tarflow/evaluation": "scores",

@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from tarflow.cli.arguments import Flag
-from tarflow.config import DataConfig
+from tarflow.config import DataConfig, ValueRange
 
 if TYPE_CHECKING:
     from tarflow.data.store.read import Manifest
-
-
-ValueRange: TypeAlias = tuple[float, float] | Literal["full", "auto", "percentile"]
 
 
 def _as_trained(field: str, more: str = "") -> Any:

@@ -72,9 +72,9 @@ def run(args: Any) -> None:
     from tarflow.evaluation.run_data import known_images
     from tarflow.ranks import Ranks
     from tarflow.report.words import duration
+    from tarflow.training.directory import check_resumable
     from tarflow.training.engine import check_device
     from tarflow.training.initial import open_initial
-    from tarflow.training.resuming import check_resumable
     from tarflow.training.setup import check_sections, follow_data, open_data, resolve
     from tarflow.training.trainer import train
 

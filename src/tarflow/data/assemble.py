@@ -18,12 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from tarflow.data.errors import DataError
-from tarflow.data.images import convert, decode, fit, from_array, to_array
+from tarflow.data.images import Values, convert, decode, fit, from_array, to_array
 from tarflow.data.labels import label_tensors
 from tarflow.data.options import LoadOptions
 from tarflow.data.records import Content, Records, Source
 from tarflow.data.sets import seeded_split
-from tarflow.data.value_range import Values
 from tarflow.measure import requantize
 
 _CHUNK = 16  # records a thread decodes before the next hand-over: small images take less time than that

@@ -3,7 +3,7 @@
 Whatever a file holds becomes 8-bit grey (mode L) or RGB:
 
 - 16-bit grey is divided by 257 and rounded, so that white stays white (Pillow's `convert` saturates instead), or
-  spread over a range of values that was asked for (`value_range`);
+  spread over a range of values that was asked for (`Values`);
 - transparency is laid over white, the paper that drawings and logos on a transparent ground are made for (black ink
   over black would vanish);
 - RGB to grey is luma (ITU-R 601-2), grey to RGB repeats the value;
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import math
 import threading
 import warnings
 from pathlib import Path
@@ -23,8 +24,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tarflow.data.errors import DataError
-from tarflow.data.value_range import Values
+from tarflow.config import ValueRange
+from tarflow.data.errors import DataError, DataWarning
 
 # The formats tried, by content and not by suffix. A list, because Pillow knows others that run programs (EPS).
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
@@ -37,6 +38,8 @@ LARGE = 1 << 22  # pixels from which on images are decoded one after the other: 
 MOST_SIDE = 1 << 20  # Pillow takes eight bytes a row besides, at each step of what is done here
 _ONE_LARGE = threading.Lock()
 _ROWS = 256  # of an image, looked at together
+FULL = (0.0, 65535.0)
+_EMPTY = 4  # times as many values as are used: fewer than a quarter is what 14 bits of 16 are
 _TOO_LARGE = "{} pixels: expected at most Pillow's limit of {} (Image.MAX_IMAGE_PIXELS)"
 
 
@@ -186,3 +189,61 @@ def _check_size(image: Image.Image) -> int:
     if max(width, height) > MOST_SIDE:
         raise DataError(f"{height}x{width} pixels: expected at most {MOST_SIDE} a side")
     return width * height
+
+
+class Values:
+    """How values of more than 8 bits become levels, and which of them were met."""
+
+    def __init__(self, value_range: ValueRange) -> None:
+        self.full = isinstance(value_range, str)
+        self.low, self.high = FULL if isinstance(value_range, str) else value_range
+        self.least, self.greatest = math.inf, -math.inf
+        self._lock = threading.Lock()
+
+    def to_levels(self, values: Any) -> Any:
+        """`round(255 (v - low)/(high - low))`, clipped, uint8. Raises `DataError` where "full" has no meaning."""
+        least, greatest = values.min(), values.max()
+        if not (np.isfinite(least) and np.isfinite(greatest)):
+            raise DataError("values that are not finite")
+        hint = "; --value-range gives one"
+        if self.full and np.issubdtype(values.dtype, np.floating):
+            raise DataError(f"floating-point pixels, which have no fixed range: expected whole numbers{hint}")
+        if self.full and (least < 0 or greatest > FULL[1]):
+            raise DataError(f"whole numbers from {least} to {greatest}: expected at most 16 bits{hint}")
+        with self._lock:
+            self.least, self.greatest = min(self.least, float(least)), max(self.greatest, float(greatest))
+        levels = np.empty(values.shape, np.uint8)
+        for top in range(0, len(values), _ROWS):  # wider numbers of a few rows, not of all
+            rows = values[top : top + _ROWS]
+            if self.full:
+                levels[top : top + _ROWS] = (rows.astype(np.int32) + 128) // 257  # exact, and white stays white
+            else:
+                scaled = np.rint((rows.astype(np.float64) - self.low) * (255 / (self.high - self.low)))
+                levels[top : top + _ROWS] = scaled.clip(0, 255)
+        return levels
+
+    def say(self, where: str) -> None:
+        """A `DataWarning` where the values that were met use little of the range, or much is outside of it."""
+        if self.least > self.greatest:
+            return
+        least, greatest = number_text(self.least), number_text(self.greatest)
+        slack = (self.high - self.low) / 10
+        if self.full and (self.greatest - self.least) * _EMPTY < FULL[1]:
+            first, last = (int(v + 128) // 257 for v in (self.least, self.greatest))
+            found = (
+                f"values of 16 bits from {least} to {greatest} become levels {first} to {last} of 0 to 255; "
+                f"--value-range {least} {greatest}, auto or percentile spreads them"
+            )
+        elif not self.full and (self.least < self.low - slack or self.greatest > self.high + slack):
+            found = (
+                f"values from {least} to {greatest}, of which those outside of {number_text(self.low)} to "
+                f"{number_text(self.high)} (--value-range) are clipped"
+            )
+        else:
+            return
+        warnings.warn(f"{where}: {found}", DataWarning, stacklevel=3)
+
+
+def number_text(value: float) -> str:
+    """A value of a pixel, as it is typed."""
+    return f"{value:.0f}" if value == value // 1 else f"{value:.6g}"

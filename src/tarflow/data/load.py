@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tarflow.data.assemble import THREADS, Layout, assemble, in_order, read_one, requantizing_table
 from tarflow.data.errors import DataError
+from tarflow.data.images import Values
 from tarflow.data.options import LoadOptions
 from tarflow.data.records import Content, Source
 from tarflow.data.sets import ImageSet as ImageSet
@@ -22,7 +23,6 @@ from tarflow.data.sets import Splits as Splits
 from tarflow.data.sources import common_shape, open_measured, open_source
 from tarflow.data.store.read import is_prepared, open_prepared, open_whole
 from tarflow.data.store.write import open_cached
-from tarflow.data.value_range import Values
 
 MEMORY_SHARE = 0.5  # of the machine's memory that images may take; more are kept in a file, which is mapped
 

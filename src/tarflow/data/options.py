@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tarflow.config import DataConfig
+from tarflow.config import DataConfig, ValueRange
 from tarflow.data.errors import DataError
-from tarflow.data.value_range import ValueRange
 from tarflow.fields import integer, real
 from tarflow.measure import check_levels
 
@@ -30,7 +29,7 @@ class LoadOptions:
         skip_bad: leave out records that cannot be read, and list them in `skipped`, instead of an error.
         progress: called with (images decoded, of how many) every few images.
         image_column, label_column: of Parquet files; "" finds out, and "none" reads no labels.
-        value_range: of images of more than 8 bits, see `data.value_range`.
+        value_range: of images of more than 8 bits, see docs/data.md.
         strict: whether such a column must be there; a run's columns are only looked for in other data.
         unlabelled: neither labels nor splits are looked for, nor errors in them.
         split_by_name: whether a record is held out, by its name; others are not seen. None sees all, split as above.

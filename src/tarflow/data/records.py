@@ -14,8 +14,8 @@ from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
 
+from tarflow.config import ValueRange
 from tarflow.data.errors import DataError
-from tarflow.data.value_range import ValueRange
 
 Split: TypeAlias = Literal["train", "validation", "test", "all"]
 SPLIT_ORDER: tuple[Split, ...] = ("train", "validation", "test", "all")

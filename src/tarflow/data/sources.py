@@ -6,18 +6,20 @@ import difflib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from tarflow.config import ValueRange
 from tarflow.data.errors import DataError, DataWarning
-from tarflow.data.images import head_of, raw_values
+from tarflow.data.images import head_of, number_text, raw_values
 from tarflow.data.options import NO_COLUMN, LoadOptions
 from tarflow.data.readers import digits, folder, hub, idx, imagenet, npz, parquet
 from tarflow.data.records import Source
 from tarflow.data.store import read as store
-from tarflow.data.value_range import measured
 
+IMAGES, PIXELS = 1000, 4096  # that "auto" and "percentile" look at, and of each of them, spread over all
+PERCENTILES = (0.1, 99.9)
 PROBED, RUNS = 512, 32  # images whose heads are read to learn the size of all, in so many runs of neighbours
 
 
@@ -85,8 +87,28 @@ def open_measured(source: str, options: LoadOptions) -> Source:
     if store.is_prepared(source):
         return opened  # which has its own
     if value_range in ("auto", "percentile"):
-        value_range = measured(source, opened, value_range, raw_values)
+        value_range = _measured(source, opened, value_range)
     return opened.replace(value_range=value_range)
+
+
+def _measured(where: str, source: Source, kind: Literal["auto", "percentile"]) -> ValueRange:
+    """What "auto" or "percentile" comes to; "full", with a `DataWarning`, where no image has more than 8 bits."""
+    found = []
+    for content in source.spread(IMAGES, IMAGES):
+        if (values := raw_values(content)) is not None:
+            flat = values.reshape(-1)
+            ends = [flat.min(), flat.max()] if kind == "auto" else []
+            found.append(np.concatenate([flat[:: max(1, flat.size // PIXELS)], np.array(ends, flat.dtype)]))
+    if not found:
+        warnings.warn(f"{where}: --value-range {kind}: no image has more than 8 bits", DataWarning, stacklevel=3)
+        return "full"
+    every = np.concatenate([values.astype(np.float64) for values in found])
+    low, high = (every.min(), every.max()) if kind == "auto" else np.percentile(every, PERCENTILES)
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise DataError(
+            f"{where}: --value-range {kind}: the values are from {number_text(low)} to {number_text(high)}: no range"
+        )
+    return float(low), float(high)
 
 
 def common_shape(opened: Source) -> tuple[int, int, int] | None:

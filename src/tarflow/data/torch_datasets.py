@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from tarflow.data.errors import DataError
+from tarflow.data.labels import label_tensors
 from tarflow.data.options import LoadOptions
+from tarflow.data.records import Records, Source
 from tarflow.data.sets import ImageSet, Splits, seeded_split
 from tarflow.fields import integer
 from tarflow.measure import check_levels
@@ -70,17 +72,10 @@ def dataset_images(
             raise DataError(f"{name}: expected every item to have a label, or none")
     if not pixels:
         raise DataError(f"{where}: expected at least one image, got an empty data set")
-    names = tuple(class_names or getattr(dataset, "classes", None) or ()) if labels else ()
-    names = tuple(map(str, names)) or tuple(str(k) for k in range(max(labels, default=-1) + 1))
-    if labels and max(labels) >= len(names):
-        raise DataError(f"{where}: label {max(labels)}: expected 0 to {len(names) - 1}, for {len(names)} classes")
-    return ImageSet(
-        torch.stack(pixels),
-        torch.tensor(labels, device="cpu", dtype=torch.int64) if labels else None,
-        tuple(f"{where}:{index}" for index in range(len(pixels))),
-        levels,
-        names,
-    )
+    names = tuple(map(str, class_names or getattr(dataset, "classes", None) or ()))
+    part = Records("all", [f"{where}:{index}" for index in range(len(pixels))], labels or None, lambda rows: iter(()))
+    (found,), classes = label_tensors(where, Source((part,), names or None), (part,), [range(len(part))], None)
+    return ImageSet(torch.stack(pixels), found, tuple(part.names), levels, classes)
 
 
 def _pixels(image: Any, name: str, levels: int) -> Tensor:

@@ -26,7 +26,7 @@ from typing import Literal
 from tarflow.config import TRANSFORMS, Recompute, TarFlowConfig
 from tarflow.model.transformer import CPU_QUERIES
 from tarflow.planning.work import inner_weights, layer_parameters, parameters
-from tarflow.training.recompute import LEAST_NUMBERS
+from tarflow.training.layers import LEAST_NUMBERS
 
 Strategy = Literal["ddp", "fsdp"]
 FLOAT = 4  # bytes of a float32

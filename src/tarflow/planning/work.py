@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from tarflow.config import Recompute, TarFlowConfig
 from tarflow.model.transform import transform_class
-from tarflow.training.muon import ITERATIONS
+from tarflow.training.optimizer import ITERATIONS
 
 
 def token_flops(config: TarFlowConfig, layers: int) -> int:

@@ -9,11 +9,10 @@ import torch
 
 from tarflow.config import RunConfig
 from tarflow.model.flow import TarFlow
-from tarflow.training.compiling import compile_layers, wants_compilation
 from tarflow.training.ema import EMA
 from tarflow.training.initial import start_from
+from tarflow.training.layers import compile_layers, recompute_layers, wants_compilation
 from tarflow.training.optimizer import build_optimizer
-from tarflow.training.recompute import recompute_layers
 from tarflow.training.step import TrainingStep
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from tarflow.config import (
     RunConfig,
     TarFlowConfig,
     TrainingConfig,
+    ValueRange,
     from_dict,
 )
 from tarflow.data.errors import DataWarning
@@ -25,7 +26,6 @@ from tarflow.data.options import LoadOptions
 from tarflow.data.sets import ImageSet
 from tarflow.data.sources import common_shape, open_measured, open_source
 from tarflow.data.store.read import is_prepared, read_manifest
-from tarflow.data.value_range import ValueRange
 from tarflow.recipes import Sections
 
 

@@ -20,15 +20,13 @@ from tarflow.model.flow import TarFlow
 from tarflow.model.saving import WEIGHTS_FILE, load_weights
 from tarflow.tensor_files import read_tensors
 from tarflow.training.build import build_step
-from tarflow.training.directory import RunDirectory
+from tarflow.training.directory import RunDirectory, check_state
 from tarflow.training.engine import Engine, check_device
 from tarflow.training.interrupt import Interrupted, Stop, collect_signals
-from tarflow.training.objective import training_batch
+from tarflow.training.monitoring import draw_sheet, one_pass, score_held_out, settle
 from tarflow.training.optimizer import learning_rate, set_learning_rate
-from tarflow.training.resuming import check_state
-from tarflow.training.scoring import one_pass, score_held_out, settle
 from tarflow.training.sharding import assembled, gathered, split_moments, split_weights
-from tarflow.training.sheets import draw_sheet
+from tarflow.training.step import training_batch
 
 SKIPS_ALLOWED = 100  # steps in a row without a finite gradient: no later batch will mend the weights
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from small_runs import write_images
-from tarflow.caching import CacheWarning
 from tarflow.data import load as load_module
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.load import load, load_held_out
 from tarflow.data.options import LoadOptions
 from tarflow.data.store import write
 from tarflow.data.store.read import MANIFEST_FILE, NAMES_FILE, PIXELS_FILE
+from tarflow.digests import CacheWarning
 
 ONCE = r"photos: 40 images are decoded once, into .*images/[0-9a-f]{32} \(0.0 GB\)"
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from tarflow import caching
-from tarflow.caching import CacheWarning
+from tarflow import digests
 from tarflow.data.load import ImageSet, Splits
+from tarflow.digests import CacheWarning
 from tarflow.evaluation.quality import reference as module
 from tarflow.evaluation.quality.extractors.extractor import Extractor, unit_pixels
 from tarflow.evaluation.quality.reference import open_reference, real_features
@@ -106,7 +106,7 @@ def test_a_cache_that_is_full_is_filled_no_further(tmp_path, monkeypatch):
     def full(path, contents):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(caching, "keep", full)
+    monkeypatch.setattr(digests, "keep", full)
     with pytest.warns(CacheWarning, match="No space left on device") as told:
         found = real_features(images(25), pixels(), tmp_path)
     assert len(told) == 1
@@ -121,7 +121,7 @@ def test_whatever_is_in_a_file_it_is_made_again(header, tmp_path):
     (folder,) = (tmp_path / "features").iterdir()
     text = header.ljust(117) + b"\n"
     contents = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
-    (folder / "00001.npy").write_bytes(contents + caching.seal(contents))
+    (folder / "00001.npy").write_bytes(contents + digests.seal(contents))
     again = pixels()
     assert torch.equal(real_features(images(25), again, tmp_path), found)
     assert again.network.seen == 10
@@ -211,7 +211,7 @@ def _keep(file: Path, values: np.ndarray) -> None:
     """Keep an array with the right seal, so that only its shape and dtype tell it from features."""
     buffer = io.BytesIO()
     np.save(buffer, values)
-    caching.keep(file, buffer.getvalue())
+    digests.keep(file, buffer.getvalue())
 
 
 @pytest.mark.parametrize("shape", [(10, 8), (9, 16), (10, 16, 1), (160,)])

@@ -18,7 +18,7 @@ from torch import nn
 
 import tarflow
 from flow_cases import assert_close, build, latents, randomise
-from tarflow import SequenceFlow, TarFlow, TarFlowConfig, caching
+from tarflow import SequenceFlow, TarFlow, TarFlowConfig, digests
 from tarflow.model.block import Block
 from tarflow.sampling.cpu import native
 from tarflow.sampling.cpu.step import HostStep
@@ -154,12 +154,12 @@ SPOILT: dict[str, Callable[[Path], object]] = {
     "a bit": lambda file: file.write_bytes(bytes([*(data := file.read_bytes())[:3000], data[3000] ^ 1, *data[3001:]])),
     "replaced": lambda file: file.write_bytes(planted(file.parent.parent)),
     "replaced, and sealed": lambda file: (
-        file.write_bytes((code := planted(file.parent.parent)) + caching.seal(code)),
+        file.write_bytes((code := planted(file.parent.parent)) + digests.seal(code)),
         file.chmod(0o666),
     ),
     "a link": lambda file: (file.rename(file.with_name("x")), file.symlink_to(file.with_name("x"))),
     "of another user": lambda file: (
-        file.write_bytes((code := planted(file.parent.parent)) + caching.seal(code)),
+        file.write_bytes((code := planted(file.parent.parent)) + digests.seal(code)),
         change_owner(file),
     ),
 }
@@ -187,7 +187,7 @@ def test_what_is_not_what_this_user_compiled_is_compiled_again(
     (line,) = caplog.messages
     assert line.startswith(str(file)) and line.endswith("; compiled again")
     assert not (file.parent.parent / "ran").exists()
-    assert caching.opened(file.read_bytes()) is not None and len(file.read_bytes()) == len(good)
+    assert digests.opened(file.read_bytes()) is not None and len(file.read_bytes()) == len(good)
     native.library.cache_clear()
     caplog.clear()
     assert native.library() is not None and not caplog.messages

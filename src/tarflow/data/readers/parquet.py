@@ -1,16 +1,17 @@
 """Parquet files in the layout of the Hugging Face `datasets` library: one file, or a folder of them.
 
 Column `image` is a struct with a field `bytes`, or plain bytes: the encoded file. Column `label`, whole numbers, is
-optional; the names of the classes are in the schema's metadata under `huggingface`. Columns of other names are found by
-`parquet_columns`. Files are of the split that their name, or that of their folder, speaks of. A record's name is
-`file.parquet:row`, rows from 0.
+optional; the names of the classes are in the schema's metadata under `huggingface`. Files are of the split that their
+name, or that of their folder, speaks of. A record's name is `file.parquet:row`, rows from 0.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from tarflow.data.errors import DataError, DataWarning, check_unpacked
-from tarflow.data.options import LoadOptions
+from tarflow.data.options import NO_COLUMN, LoadOptions
 from tarflow.data.readers.folder import image_names
 from tarflow.data.readers.imagenet import oord_variant
-from tarflow.data.readers.parquet_columns import Columns, choose_columns
 from tarflow.data.records import SPLIT_ORDER, Content, Location, Records, Source, Split, records_in_files, rows_within
 from tarflow.data.split_names import split_of
 
+_LIKELY = frozenset({"label", "labels", "class", "classes", "category", "categories", "target", "targets", "cls", "y"})
 _BATCH_ROWS = 256  # encoded images held in memory at a time
 ATTEMPTS, PAUSE = 4, 1.0  # at reading from far away; seconds before the second, and four times that before the next
 
@@ -37,7 +38,10 @@ class _File:
     path: Location
     name: str  # that its records have
     metadata: Any  # of Parquet's: read once, which matters where the file is far away
-    columns: Columns
+    image: str  # the column
+    label: str | None
+    class_names: tuple[str, ...] | None
+    passed_over: str  # of a likely column, why it is none of labels
     labels: list[int | None] | None
 
 
@@ -74,20 +78,19 @@ def open_splits(
         if not heads[split]:
             raise DataError(f"{groups[split][0]}: {'' if split == 'all' else f'the {split} split '}holds no images")
     every = [head for group in heads.values() for head in group]
-    for said in dict.fromkeys(head.columns.passed_over for head in every if head.columns.passed_over):
+    for said in dict.fromkeys(head.passed_over for head in every if head.passed_over):
         warnings.warn(f"{every[0].path}: {said}", DataWarning, stacklevel=2)
-    first, labelled = every[0], next((head for head in every if head.columns.label), None)
+    first, labelled = every[0], next((head for head in every if head.label), None)
     for head in every:
-        columns, others = (f"columns {h.columns.image} and {h.columns.label or 'no label'}" for h in (head, first))
-        if labelled and head.columns.label is None:
+        columns, others = (f"columns {h.image} and {h.label or 'no label'}" for h in (head, first))
+        if labelled and head.label is None:
             raise DataError(f"{head.path}: has no labels, but {labelled.path.name} has: expected both to be alike")
-        if head.columns.class_names != first.columns.class_names:
+        if head.class_names != first.class_names:
             raise DataError(f"{head.path}: its class names differ from those of {first.path.name}")
         if columns != others:
             raise DataError(f"{head.path}: {columns}, and {first.path.name}: {others}: expected the same")
-    files = tuple(head.path for head in every)
-    parts = tuple(_records(split, group) for split, group in heads.items())
-    return Source(parts, first.columns.class_names, files=files, variant=oord_variant([file.name for file in files]))
+    files, parts = tuple(head.path for head in every), tuple(_records(*entry) for entry in heads.items())
+    return Source(parts, first.class_names, files=files, variant=oord_variant([file.name for file in files]))
 
 
 def _files(root: Path) -> list[Path]:
@@ -145,11 +148,12 @@ def _head(path: Location, options: LoadOptions, place: Path | None) -> _File | N
             columns = [group.column(k) for k in range(group.num_columns)]
             packed = sum(column.total_compressed_size for column in columns)
             check_unpacked(str(path), packed, sum(column.total_uncompressed_size for column in columns))
-        chosen, labels = choose_columns(file.schema_arrow, options, path), None
-        if (label := chosen.label) is not None:
+        image, label, names, passed_over = _columns_of(file.schema_arrow, options, path)
+        labels = None
+        if label is not None:
             labels = _read(path, lambda: file.read(columns=[label])[label].to_pylist())
         name = path.relative_to(place).as_posix() if place is not None and isinstance(path, Path) else path.name
-        return _File(path, name, metadata, chosen, labels)
+        return _File(path, name, metadata, image, label, names, passed_over, labels)
 
 
 def _records(split: Split, files: Sequence[_File]) -> Records:
@@ -179,7 +183,7 @@ def _contents(file: _File, labelled: bool, rows: Any) -> Iterator[Content]:
 
 def _columns(file: _File, number: int) -> Iterator[Any]:
     """The images of a row group, some at a time. Of what is far away the group is fetched, again if need be."""
-    image, here = [file.columns.image], isinstance(file.path, Path)
+    image, here = [file.image], isinstance(file.path, Path)
     for attempt in range(1 if here else ATTEMPTS):
         try:
             with _open(file.path, file.metadata) as opened:
@@ -198,7 +202,7 @@ def _columns(file: _File, number: int) -> Iterator[Any]:
 
 
 def _label_problem(file: _File, row: int) -> str | None:
-    label, names = (file.labels or [])[row], file.columns.class_names
+    label, names = (file.labels or [])[row], file.class_names
     if label is None or label < 0 or (names is not None and label >= len(names)):
         return f"label {label}: expected a whole number from 0{'' if names is None else f' to {len(names) - 1}'}"
     return None
@@ -213,12 +217,11 @@ def _bytes(column: Any) -> list[bytes | DataError]:
         if column.type.get_field_index("path") >= 0:
             paths = pc.struct_field(column, "path").to_pylist()
         column = pc.struct_field(column, "bytes")  # and not .field, which gives b"" where the struct is null
-    return [_missing(path) if data is None else data for data, path in zip(column.to_pylist(), paths, strict=True)]
-
-
-def _missing(path: Any) -> DataError:
-    only = f", only the path {str(path)!r}, which is not followed: expected the image in the file"
-    return DataError(f"no bytes{'' if path is None else only}")
+    only = ", only the path {!r}, which is not followed: expected the image in the file"
+    return [
+        DataError(f"no bytes{'' if path is None else only.format(str(path))}") if data is None else data
+        for data, path in zip(column.to_pylist(), paths, strict=True)
+    ]
 
 
 @contextlib.contextmanager
@@ -238,3 +241,80 @@ def _read(path: Location, action: Callable[[], Any]) -> Any:
         return action()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {' '.join(str(error).split())}") from None
+
+
+def _columns_of(schema: Any, options: LoadOptions, path: Location) -> tuple[str, str | None, Any, str]:
+    """The columns of images and labels, the names of the classes, and why a likely column is none of labels, or "".
+
+    The image is `image`; else the only column that `datasets` says to be an image. The label is `label`; else what
+    `datasets` says to be classes, or whole numbers under a name such as `labels`, where there is one such column.
+    Raises `DataError` naming the file: none, several, or of another type.
+    """
+    try:
+        features = _features(schema)
+        images, classes = (
+            [key for key in schema.names if features.get(key, {}).get("_type") == kind]  # such as CIFAR-10's `img`
+            for kind in ("Image", "ClassLabel")
+        )
+        image = _named(schema, "image", options.image_column, options.strict) or _only("image", images)
+        if image is None:
+            others = [key for key in schema.names if _has_bytes(schema.field(key).type)]
+            hint = f"; --image-column {others[0]} takes another" if others else ""
+            raise DataError(f"expected a column 'image', got {', '.join(schema.names) or 'no columns'}{hint}")
+        if not _has_bytes(kind := schema.field(image).type):
+            raise DataError(f"column '{image}': expected bytes, or a struct with a field 'bytes', got {kind}")
+        label, passed_over = None, ""
+        if not options.unlabelled and options.label_column != NO_COLUMN:
+            label = _named(schema, "label", options.label_column, options.strict)
+            if label is not None and not _is_whole(kind := schema.field(label).type):
+                hint = f"; --label-column {NO_COLUMN} learns without classes"
+                raise DataError(f"column '{label}': expected whole numbers, got {kind}{hint}")
+            likely = [key for key in schema.names if _LIKELY.intersection(re.findall(r"[a-z]+", key.lower()))]
+            whole = [key for key in likely if _is_whole(schema.field(key).type)]
+            label = label or _only("label", [key for key in schema.names if key in classes + whole])
+            if label is None and likely:
+                kind = schema.field(likely[0]).type
+                passed_over = f"column '{likely[0]}' is not used: expected whole numbers for classes, got {kind}"
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    names = features.get(label or "label", {}).get("names")
+    return image, label, tuple(map(str, names)) or None if isinstance(names, list) else None, passed_over
+
+
+def _named(schema: Any, what: str, asked: str, strict: bool) -> str | None:
+    """The column that was asked for, or else that of the usual name. A run's need not be there in other data."""
+    if asked and asked not in schema.names and strict:
+        raise DataError(f"expected a column '{asked}', got {', '.join(schema.names) or 'no columns'}")
+    return next((name for name in (asked or what, what) if name in schema.names), None)
+
+
+def _only(what: str, found: list[str]) -> str | None:
+    if len(found) > 1:
+        none = f", or none by --label-column {NO_COLUMN}" if what == "label" else ""
+        raise DataError(f"columns {', '.join(found)} may be the {what}: choose one by --{what}-column{none}")
+    return found[0] if found else None
+
+
+def _is_whole(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_integer(kind) or pa.types.is_null(kind))  # a shard without any label has no type
+
+
+def _has_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _features(schema: Any) -> dict[str, dict[str, Any]]:
+    """What `datasets` writes of the columns into the metadata: info.features."""
+    try:
+        node = json.loads((schema.metadata or {}).get(b"huggingface", "{}"))
+        for key in ("info", "features"):
+            node = node.get(key) or {}
+        return {key: feature for key, feature in node.items() if isinstance(feature, dict)}
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise DataError(f"unreadable 'huggingface' metadata in its schema: {error}") from None

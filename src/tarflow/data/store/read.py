@@ -24,13 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tarflow.config import ConfigError, check_value, from_dict
+from tarflow.config import ConfigError, ValueRange, check_value, from_dict
 from tarflow.data.errors import DataError
 from tarflow.data.labels import label_tensors
 from tarflow.data.options import LoadOptions
 from tarflow.data.records import Records, Source, Split
 from tarflow.data.sets import ImageSet, Splits
-from tarflow.data.value_range import ValueRange
 from tarflow.digests import DIGESTS_FILE, difference
 
 MANIFEST_FILE, PIXELS_FILE, LABELS_FILE = "prepared.json", "pixels.bin", "labels.bin"

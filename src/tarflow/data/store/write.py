@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from tarflow import __version__, caching, digests, storage
+from tarflow import __version__, digests, storage
 from tarflow.config import to_dict
 from tarflow.data.assemble import Layout, assemble
 from tarflow.data.errors import DataError, DataWarning
@@ -277,7 +277,7 @@ def open_cached(
             place.unlink()
         _build(place, known, lambda folder: _fill(folder, where, source, layout, wanted, _asked(options), files))
 
-    with caching.optional(cache):
+    with digests.optional(cache):
         while True:
             try:
                 if _sound(place) is None:

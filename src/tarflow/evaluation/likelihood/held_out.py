@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tarflow import caching, storage
+from tarflow import digests, storage
 from tarflow.checkpoint import Run, weights_digest
 from tarflow.data.batches import seeded_permutation
 from tarflow.data.identity import located, place_of
@@ -103,7 +103,7 @@ def held_out_scores(
     for path in places:
         with contextlib.suppress(OSError):  # someone else's run: kept in the cache
             path.parent.mkdir(parents=True, exist_ok=True)
-            storage.write_json(path, caching.sealed(newest | {"earlier": kept[: MAX_SCORINGS - 1]}))
+            storage.write_json(path, digests.sealed(newest | {"earlier": kept[: MAX_SCORINGS - 1]}))
             break
     return scores(values, code)
 
@@ -132,7 +132,7 @@ def _files(source: str, options: LoadOptions) -> str | None:
 def _read(path: Any) -> list[dict[str, Any]]:
     """What was kept, the newest first; empty where there is nothing, or nothing that can be used."""
     try:
-        known = caching.unsealed(json.loads(path.read_text(encoding="utf-8")))
+        known = digests.unsealed(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
         return []
     if known is None or not isinstance(known.get("earlier"), list):

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tarflow import caching, storage
+from tarflow import digests, storage
 from tarflow.data.sets import ImageSet, Splits
 from tarflow.evaluation.quality.distances import Moments, moments
 from tarflow.evaluation.quality.extractors.extractor import Extractor
@@ -87,7 +87,7 @@ def real_features(
     parts = []
     with contextlib.ExitStack() as held:
         keep = False
-        with contextlib.suppress(storage.InUse), caching.optional(cache):
+        with contextlib.suppress(storage.InUse), digests.optional(cache):
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(storage.exclusive(folder))
             storage.remove_leftovers(folder)
@@ -103,8 +103,8 @@ def real_features(
                     buffer = io.BytesIO()
                     np.save(buffer, part.numpy())
                     keep = False
-                    with caching.optional(cache):
-                        caching.keep(file, buffer.getvalue())
+                    with digests.optional(cache):
+                        digests.keep(file, buffer.getvalue())
                         keep = True
             parts.append(part)
     return torch.cat(parts)
@@ -123,7 +123,7 @@ def _digest(images: ImageSet, extractor: Extractor) -> str:
 
 def _kept(file: Path, shape: tuple[int, int]) -> Tensor | None:
     """The features in a file; None where there is none, or it is not what was written."""
-    if (contents := caching.kept(file)) is None:
+    if (contents := digests.kept(file)) is None:
         return None
     try:
         values = np.load(io.BytesIO(contents), allow_pickle=False)

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from tarflow import caching, storage
+from tarflow import digests, storage
 from tarflow.checkpoint import Run, weights_digest
 from tarflow.config import TarFlowConfig, from_dict, to_dict
 from tarflow.evaluation.quality.judge import LOWER_IS_BETTER, Figure, Judge, Kind
@@ -249,7 +249,7 @@ def read_sweep(path: Path) -> StoredSweep | None:
     if not path.is_file():
         return None
     try:
-        stored = caching.unsealed(read_json(path))
+        stored = digests.unsealed(read_json(path))
         if stored is None:
             return None
         rows = [
@@ -267,4 +267,4 @@ def read_sweep(path: Path) -> StoredSweep | None:
 
 def write_rows(path: Path, key: dict[str, Any], rows: Sequence[Row], **more: Any) -> None:
     """Write rows with what they depend on, whole or not at all."""
-    storage.write_json(path, caching.sealed({"key": key, "rows": [row.to_dict() for row in rows], **more}))
+    storage.write_json(path, digests.sealed({"key": key, "rows": [row.to_dict() for row in rows], **more}))

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tarflow import caching, storage
+from tarflow import digests, storage
 from tarflow.model.block import Block
 from tarflow.model.transformer import Layer
 
@@ -77,7 +77,7 @@ def _compiled(command: Sequence[str]) -> ctypes.CDLL:
     with storage.replacing_file(file) as unfinished:  # whoever looks for it finds all of it
         subprocess.run([*command, "-o", str(unfinished)], check=True, capture_output=True, text=True, timeout=SECONDS)
         contents = unfinished.read_bytes()
-        unfinished.write_bytes(contents + caching.seal(contents))  # behind it, which the loader passes over
+        unfinished.write_bytes(contents + digests.seal(contents))  # behind it, which the loader passes over
     with contextlib.suppress(OSError):
         file.chmod(0o600)  # a compiler leaves what the umask allows
     return _trusted(file)
@@ -92,7 +92,7 @@ def _trusted(file: Path) -> ctypes.CDLL:
     with open(descriptor, "rb", closefd=False) as opened:
         contents = opened.read()
     problem = _open_to_others(os.fstat(descriptor))
-    if problem is None and caching.opened(contents) is None:
+    if problem is None and digests.opened(contents) is None:
         problem = "damaged"
     if problem is not None:
         os.close(descriptor)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tarflow import caching
+from tarflow import digests
 from tarflow.data.batches import batch_indices
 from tarflow.data.sets import ImageSet
 from tarflow.evaluation.quality.extractors.extractor import FLOAT32, Extractor, unit_pixels
@@ -86,7 +86,7 @@ def trained_network(images: ImageSet, cache: Path | None = None) -> SmallNetwork
         else:
             train(network, images)
             if cache is not None and file is not None:
-                with caching.optional(cache):
+                with digests.optional(cache):
                     file.parent.mkdir(parents=True, exist_ok=True)
                     save_tensors(file, network.state_dict())
     return network.eval().requires_grad_(False)
