@@ -173,7 +173,9 @@ def requantizing_table(levels: int, new_levels: int | None) -> Any:
     """The new level of each level, uint8; None where they stay."""
     if new_levels in (None, levels):
         return None
-    return requantize(torch.arange(levels, dtype=torch.int64, device="cpu").to(torch.uint8), levels, new_levels or levels).numpy()
+    return requantize(
+        torch.arange(levels, dtype=torch.int64, device="cpu").to(torch.uint8), levels, new_levels or levels
+    ).numpy()
 
 
 def read_one(

@@ -146,7 +146,8 @@ class Conditions:
         is the price of not knowing the class, and belongs to no place.
         """
         if self.own is not None:
-            return tokens[torch.arange(len(tokens), dtype=torch.int64, device=tokens.device), self.own.to(tokens.device)]
+            rows = torch.arange(len(tokens), dtype=torch.int64, device=tokens.device)
+            return tokens[rows, self.own.to(tokens.device)]
         log_posterior = self.log_posterior(tokens.sum(dim=2))  # (N, K)
         posterior = log_posterior.exp()
         divergence = (posterior * log_posterior).nan_to_num(nan=0.0).sum(dim=1) + math.log(self.classes)
