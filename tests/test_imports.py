@@ -193,6 +193,42 @@ def test_a_planted_violation_is_found(tmp_path: Path, file: str, line: str, mess
     assert message in violation
 
 
+def circles(root: Path) -> list[str]:
+    """Circles of modules, each of which imports the next one when it is imported."""
+    known = modules(root)
+    imports: dict[str, set[str]] = {}
+    for module, path in known.items():
+        named = [name for name, _ in imported(ast.parse(path.read_text()), anywhere=False)]
+        inside = (name.removeprefix("tarflow.") for name in named if name.startswith("tarflow."))
+        imports[module] = {_module_of(known, name) for name in inside} - {module, "__init__"}
+    found, done = [], set()
+
+    def walk(module: str, path: list[str]) -> None:
+        if module in path:
+            found.append(" -> ".join([*path[path.index(module) :], module]))
+        elif module not in done:
+            for target in sorted(imports[module]):
+                walk(target, [*path, module])
+            done.add(module)
+
+    for module in imports:
+        walk(module, [])
+    return found
+
+
+def test_no_modules_import_each_other() -> None:
+    assert circles(SOURCE) == []
+
+
+def test_a_planted_circle_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("from tarflow.b import f\n")
+    (tmp_path / "b.py").write_text("import tarflow.c\n")
+    (tmp_path / "c.py").write_text("def g():\n    from tarflow.a import f\n")
+    assert circles(tmp_path) == []
+    (tmp_path / "c.py").write_text("from tarflow import a\n")
+    assert circles(tmp_path) == ["a -> b -> c -> a"]
+
+
 def test_a_convenience_may_be_imported_at_the_call_and_is_one_that_exists(tmp_path: Path) -> None:
     for module, name in CONVENIENCES:
         path = tmp_path / (module.replace(".", "/") + ".py")
