@@ -62,7 +62,7 @@ CASES: dict[str, tuple[str, Any, str, list[str], list[str]]] = {
     "moments": ("train", MOMENTS, "torch/optim", ["moments", "--width", "fsdp"], ["--batch-size", "--accumulate"]),
     "weights": ("train", (torch.nn, "Linear"), "training/build.py", ["weights", "--width"], ["--batch-size"]),
     "evaluation": ("train", ATTENTION, "evaluation/", ["evaluation", "--width"], ["--batch-size", "--accumulate"]),
-    "sheet": ("train", ATTENTION, "training/sheets.py", ["--sample-every 0"], ["--batch-size"]),
+    "sheet": ("train", ATTENTION, "sampling/", ["--sample-every 0"], ["--batch-size"]),
     "samples": ("sample {run} -n 2 --out {out}.png", ATTENTION, "sampling/", ["samples", "--batch-size"], ["--width"]),
     "scores": ("evaluate {run} --draws 1", ATTENTION, "evaluation/", ["--batch-size"], ["--width"]),
     "report": ("report {run} --out {out}", ATTENTION, "report/", ["--images", "--limit"], ["--batch-size"]),

@@ -85,7 +85,7 @@ def training_memory(
 
     Args:
         images: of a micro-batch on one device. micro_batches: that a device takes in a step.
-        compiled: by `training.compiling`; then "nothing" and "elementwise" are the same.
+        compiled: by `training.layers`; then "nothing" and "elementwise" are the same.
         muon: the matrices within the layers have one moment, where AdamW has two.
         stored: bytes of training images that are kept on the device.
     """
