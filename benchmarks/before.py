@@ -13,7 +13,8 @@ What is called has the same name on both sides, so that the script runs on eithe
 - `import`: `tarflow --help`.
 
 Every measurement is made `--pairs` times on each side. Reported are the medians of seconds and of the peak of the
-resident memory, and the median of the ratios pair by pair, this tree over the other. A ratio below 1 is a gain.
+resident memory, and the median of the ratios pair by pair, this tree over the other. A ratio below 1 is a gain. `--out`
+is written after each measurement; with `--only` the others in it stay.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +113,16 @@ def colours(path: Path, count: int) -> None:
     np.savez(path, images=pixels.astype(np.uint8).transpose(0, 2, 3, 1), labels=labels)
 
 
-def measure(sides: dict[str, Path], pairs: int, threads: int, work: Path, only: str | None) -> dict[str, Any]:
-    """All measurements, each side in turn."""
+def measure(
+    sides: dict[str, Path], pairs: int, threads: int, work: Path, only: str | None, keep: Callable[[str, Any], None]
+) -> None:
+    """All measurements, each side in turn; `keep` gets the name and the row of each."""
     colours(work / "colours.npz", 2_000)
     digits = ["train", "--recipe", "digits", "--steps", "60"]
     cifar = ["train", "--recipe", "cifar10", "--data", str(work / "colours.npz"), "--steps", "4", "--batch-size", "16"]
     trained = {name: work / f"run-{name}" for name in sides}
     for name, tree in sides.items():
         command(tree, [*digits, "--out", str(trained[name])], threads, work)
-    results: dict[str, Any] = {}
 
     def pair(what: str, of: Any) -> None:
         if only and only not in what:
@@ -128,14 +132,14 @@ def measure(sides: dict[str, Path], pairs: int, threads: int, work: Path, only: 
             for name in sides if turn % 2 == 0 else reversed(sides):
                 values[name].append(of(name, sides[name], turn))
         now, before = values["now"], values["before"]
-        results[what] = {
+        row = {
             "seconds": {name: statistics.median(seconds for seconds, _ in values[name]) for name in sides},
             "peak_mb": {name: statistics.median(peak for _, peak in values[name]) for name in sides},
             "ratio": statistics.median(a / b for (a, _), (b, _) in zip(now, before, strict=True)),
             "memory_ratio": statistics.median(a / b for (_, a), (_, b) in zip(now, before, strict=True)),
             "all_seconds": {name: [round(seconds, 4) for seconds, _ in values[name]] for name in sides},
         }
-        row = results[what]
+        keep(what, row)
         print(f"{what:<24} {row['ratio']:6.3f} of the time, {row['memory_ratio']:6.3f} of the memory", flush=True)
 
     def training(arguments: list[str]) -> Any:
@@ -158,7 +162,6 @@ def measure(sides: dict[str, Path], pairs: int, threads: int, work: Path, only: 
     pair("train cifar10", training([*cifar]))
     pair("evaluate digits", on_run(["evaluate"]))
     pair("score digits", on_run(["score", "digits", "--out", "{work}/{name}-{turn}.csv"]))
-    return results
 
 
 def main() -> None:
@@ -173,25 +176,29 @@ def main() -> None:
     if not (options.before / "src" / "tarflow").is_dir():
         parser.error(f"--before: expected a directory with src/tarflow, got {options.before}")
     sides = {"now": ROOT, "before": options.before.resolve()}
-    with tempfile.TemporaryDirectory() as work:
-        results = measure(sides, options.pairs, options.threads, Path(work), options.only)
-    import torch
-
     commits = {
         name: subprocess.run(
             ["git", "-C", str(tree), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
         ).stdout.strip()
         for name, tree in sides.items()
     }
-    if options.out:
-        about = {
-            "command": "python -m benchmarks.before --before DIR " + f"--pairs {options.pairs}",
-            "commits": commits,
-            "device": f"{platform.processor() or platform.machine()}, {options.threads} thread",
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "pairs": options.pairs,
-        }
-        options.out.write_text(json.dumps({**about, "measurements": results}, indent=1) + "\n", encoding="utf-8")
+    about = {
+        "command": f"python -m benchmarks.before --before DIR --pairs {options.pairs}",
+        "commits": commits,
+        "device": f"{platform.processor() or platform.machine()}, {options.threads} thread",
+        "versions": {"python": platform.python_version(), "torch": version("torch")},
+    }
+    known = options.out is not None and options.out.exists()
+    measurements = json.loads(options.out.read_text(encoding="utf-8"))["measurements"] if known else {}
+
+    def keep(what: str, row: Any) -> None:
+        measurements[what] = row
+        if options.out:
+            text = json.dumps({**about, "measurements": measurements}, indent=1)
+            options.out.write_text(text + "\n", encoding="utf-8")
+
+    with tempfile.TemporaryDirectory() as work:
+        measure(sides, options.pairs, options.threads, Path(work), options.only, keep)
 
 
 if __name__ == "__main__":
