@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from abc import ABC, abstractmethod
 from typing import Literal, cast
 
 import torch
@@ -20,7 +21,7 @@ SHARE_OF_RANGE = 0.9
 """Of the exponents that a dtype has: an unbounded log-scale ends at ±80 in float32, beyond which e^±v is no number."""
 
 
-class Transform:
+class Transform(ABC):
     """An elementwise invertible map z = t(x; params) with `params_per_number` parameters k for each number.
 
     Parameters are what the block's network gave, (B, n, k·D): all first ones, then all second ones. Where they are all
@@ -35,13 +36,13 @@ class Transform:
     def __init__(self, bound: float | None = None) -> None:
         self.bound = bound
 
+    @abstractmethod
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, n, D) to z (B, n, D) and ladj = Σ_d log|∂z/∂x| (B, n), nats."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inverse(self, z: Tensor, params: Tensor) -> Tensor:
         """z (B, n, D) to x (B, n, D)."""
-        raise NotImplementedError
 
     def combine(self, conditional: Tensor, unguided: Tensor, strength: Tensor | float, rule: Rule) -> Tensor:
         """The parameters of guidance from those of its two branches; `sampling.guidance` has the formulas."""
