@@ -76,7 +76,7 @@ class Run(checkpoint.Run):
             seed, options: as for `tarflow.sample`.
         """
         how = self.setting if setting is None else setting
-        n = max(1, len(self._several(classes))) if n is None else integer("n", n, 1)
+        n = self._number(classes, n)
         if options.get("solver", "auto") == "auto":
             options["solver"] = Auto(checkpoint.open_calibration(self))
         return sample(self.flow, n, self.labels(classes, n), how.guidance, seed, how.denoise, **options)
@@ -100,7 +100,7 @@ class Run(checkpoint.Run):
             options: of `tarflow.drawing.Sampler`.
         """
         names = () if classes is None else self._several(classes)
-        n = max(1, len(self._several(classes))) if n is None else integer("n", n, 1)
+        n = self._number(classes, n)
         Sampler(self, **options).write(Path(out), n, names, setting or self.setting, seed, columns)
 
     def images(self, source: str | None = None) -> Splits:
@@ -183,6 +183,10 @@ class Run(checkpoint.Run):
         if classes is None:
             return list(range(self.config.model.num_classes))
         return list(classes) if isinstance(classes, list | tuple | range) else [classes]  # type: ignore[list-item]
+
+    def _number(self, classes: str | int | Sequence[str | int] | None, n: int | None) -> int:
+        """n, checked; where it is None one image a class, or one where there are none."""
+        return max(1, len(self._several(classes))) if n is None else integer("n", n, 1)
 
     def _training(self) -> TrainingConfig:
         if self.config.training is None:
