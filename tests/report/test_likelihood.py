@@ -6,54 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from report_cases import make_run
+from subject_cases import SETTINGS, strips_of
 from tarflow.checkpoint import open_run
 from tarflow.evaluation.likelihood.patch_maps import heat_map
 from tarflow.evaluation.likelihood.scores import class_scores
 from tarflow.evaluation.likelihood.scoring import Scoring
-from tarflow.measure import Measure, to_8bit
+from tarflow.measure import to_8bit
 from tarflow.report import likelihood
-from tarflow.report.parts import Figure, Parts, Strip
-from tarflow.report.subject import DRAWS, Settings, Subject, Unavailable
-
-SETTINGS = Settings(images=4, limit=40, seed=5)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("likelihood")
-    return {
-        "noisy": make_run(root / "noisy", classes=True, noise="gaussian"),
-        "exact": make_run(root / "exact", classes=False, noise="uniform"),
-    }
-
-
-@pytest.fixture
-def noisy(runs: dict[str, Path]) -> Subject:
-    return Subject(open_run(runs["noisy"]), SETTINGS)
-
-
-@pytest.fixture
-def exact(runs: dict[str, Path]) -> Subject:
-    return Subject(open_run(runs["exact"]), SETTINGS)
-
-
-def strips_of(parts: Parts, number: int = 0) -> dict[str, Strip]:
-    figure = [part for part in parts if isinstance(part, Figure)][number]
-    return {strip.label: strip for strip in figure.strips}
-
-
-def caption_of(parts: Parts, number: int = 0) -> str:
-    return [part for part in parts if isinstance(part, Figure)][number].caption
-
-
-def seen_as(subject: Subject, pixels: Tensor) -> Tensor:
-    """Pixels as values of the model's, which `subject.pixels` takes back to these pixels."""
-    if subject.training.noise == "uniform":
-        return Measure(subject.run.levels).clean(pixels)
-    return Measure(subject.run.levels, "gaussian", 1.0).clean(pixels)
+from tarflow.report.subject import DRAWS, Subject, Unavailable
 
 
 def test_what_has_no_likelihood_is_the_least_likely_and_no_image_is_in_both_rows(exact: Subject) -> None:

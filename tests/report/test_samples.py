@@ -6,58 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from report_cases import make_run
+from subject_cases import SETTINGS, caption_of, seen_as, strips_of
 from tarflow.checkpoint import open_run
 from tarflow.evaluation.quality.ratios import novelty
 from tarflow.measure import Measure, to_8bit
 from tarflow.report import samples
 from tarflow.report.build import resolutions, subjects_of
-from tarflow.report.parts import Figure, Parts, Strip
-from tarflow.report.subject import Settings, Subject
+from tarflow.report.subject import Subject
 from tarflow.sampling.denoise import denoise
 from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.sample import sample
 from tarflow.seeding import seeded_generator
-
-SETTINGS = Settings(images=4, limit=40, seed=5)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("samples")
-    return {
-        "noisy": make_run(root / "noisy", classes=True, noise="gaussian"),
-        "exact": make_run(root / "exact", classes=False, noise="uniform"),
-    }
-
-
-@pytest.fixture
-def noisy(runs: dict[str, Path]) -> Subject:
-    return Subject(open_run(runs["noisy"]), SETTINGS)
-
-
-@pytest.fixture
-def exact(runs: dict[str, Path]) -> Subject:
-    return Subject(open_run(runs["exact"]), SETTINGS)
-
-
-def strips_of(parts: Parts, number: int = 0) -> dict[str, Strip]:
-    figure = [part for part in parts if isinstance(part, Figure)][number]
-    return {strip.label: strip for strip in figure.strips}
-
-
-def caption_of(parts: Parts, number: int = 0) -> str:
-    return [part for part in parts if isinstance(part, Figure)][number].caption
-
-
-def seen_as(subject: Subject, pixels: Tensor) -> Tensor:
-    """Pixels as values of the model's, which `subject.pixels` takes back to these pixels."""
-    if subject.training.noise == "uniform":
-        return Measure(subject.run.levels).clean(pixels)
-    return Measure(subject.run.levels, "gaussian", 1.0).clean(pixels)
-
 
 # --- nearest training images ----------------------------------------------------------------------------------------
 
