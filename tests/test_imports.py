@@ -26,6 +26,7 @@ ROOMS = [
     "seeding",
     "devices",
     "ranks",
+    "native",
     "model",
     "sampling",
     "data",
@@ -49,6 +50,7 @@ NOT_ROOMS = {"__init__", "__main__"}  # the front door, whose names are lazy, an
 
 # What must run from source wherever torch is: nothing else compiled when it is imported.
 PORTABLE = [
+    "native",
     "model",
     "sampling",
     "measure.py",

@@ -1,4 +1,4 @@
-"""The compiled step: shapes that fill no vector, numbers that are not finite, threads, and machines without a compiler.
+"""The compiled step: shapes that fill no vector, numbers that are not finite, and threads.
 
 That it is the conditioner for every flow of the table, in any windows, is shown in `test_step.py`.
 """
@@ -6,43 +6,25 @@ That it is the conditioner for every flow of the table, in any windows, is shown
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import nn
 
-import tarflow
-from flow_cases import assert_close, build, latents, randomise
-from tarflow import SequenceFlow, TarFlow, TarFlowConfig, digests
+from flow_cases import assert_close, randomise
+from tarflow import SequenceFlow, TarFlow, TarFlowConfig
 from tarflow.model.block import Block
-from tarflow.sampling.cpu import native
+from tarflow.sampling.cpu.native import library
 from tarflow.sampling.cpu.step import HostStep
 
-needs_compiler = pytest.mark.skipif(native.library() is None, reason="needs GCC and a PyTorch with libgomp")
+needs_compiler = pytest.mark.skipif(library() is None, reason="needs GCC and a PyTorch with libgomp")
 
 
 @pytest.fixture(autouse=True)
 def no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """A process that has compiled nothing yet, and whose cache is empty; the cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("TARFLOW_NATIVE", "TARFLOW_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    for remembered in (native.library, native._folder):
-        remembered.cache_clear()
-    yield tmp_path / "cache"
-    for remembered in (native.library, native._folder):
-        remembered.cache_clear()
 
 
 def block_of(width: int, head_dim: int, patch: int = 2, expansion: int = 4) -> Block:
@@ -119,143 +101,6 @@ def test_the_number_of_threads_changes_no_bit(rows: int) -> None:
         step.native.threads = threads
         results.append(torch.cat([step(x[:, i : i + 1], i) for i in range(35)], dim=1))
     assert all(torch.equal(result, results[0]) for result in results)
-
-
-@needs_compiler
-def test_it_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert native.library() is not None
-    (made,) = (fresh / "tarflow").iterdir()
-    native.library.cache_clear()
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it was compiled again"))
-    assert native.library() is not None
-    assert list((fresh / "tarflow").iterdir()) == [made]
-
-
-def planted(place: Path) -> bytes:
-    """A library that leaves a file where it is loaded."""
-    code = place / "planted.c"
-    code.write_text(
-        f'#include <stdio.h>\n__attribute__((constructor)) void run(void) {{ fclose(fopen("{place}/ran", "w")); }}\n'
-    )
-    subprocess.run(["gcc", "-shared", "-fPIC", str(code), "-o", str(place / "planted.so")], check=True)
-    return (place / "planted.so").read_bytes()
-
-
-def change_owner(path: Path) -> None:
-    try:
-        os.chown(path, 12345, 12345)
-    except OSError:
-        pytest.skip("only root can give a file away")
-
-
-SPOILT: dict[str, Callable[[Path], object]] = {
-    "cut off": lambda file: file.write_bytes(file.read_bytes()[:-1000]),
-    "empty": lambda file: file.write_bytes(b""),
-    "a bit": lambda file: file.write_bytes(bytes([*(data := file.read_bytes())[:3000], data[3000] ^ 1, *data[3001:]])),
-    "replaced": lambda file: file.write_bytes(planted(file.parent.parent)),
-    "replaced, and sealed": lambda file: (
-        file.write_bytes((code := planted(file.parent.parent)) + digests.seal(code)),
-        file.chmod(0o666),
-    ),
-    "a link": lambda file: (file.rename(file.with_name("x")), file.symlink_to(file.with_name("x"))),
-    "of another user": lambda file: (
-        file.write_bytes((code := planted(file.parent.parent)) + digests.seal(code)),
-        change_owner(file),
-    ),
-}
-
-
-@pytest.fixture
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled without much ado: what it computes is not asked."""
-    monkeypatch.setattr(native, "FLAGS", tuple(flag.replace("-O2", "-O0") for flag in native.FLAGS))
-
-
-@needs_compiler
-@pytest.mark.usefixtures("quickly")
-@pytest.mark.parametrize("name", SPOILT)
-def test_what_is_not_what_this_user_compiled_is_compiled_again(
-    name: str, fresh: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert native.library() is not None
-    (file,) = (fresh / "tarflow" / f"native-{os.geteuid()}").glob("step-*.so")
-    good = file.read_bytes()
-    SPOILT[name](file)
-    native.library.cache_clear()
-    with caplog.at_level("WARNING"):
-        assert native.library() is not None
-    (line,) = caplog.messages
-    assert line.startswith(str(file)) and line.endswith("; compiled again")
-    assert not (file.parent.parent / "ran").exists()
-    assert digests.opened(file.read_bytes()) is not None and len(file.read_bytes()) == len(good)
-    native.library.cache_clear()
-    caplog.clear()
-    assert native.library() is not None and not caplog.messages
-
-
-@needs_compiler
-@pytest.mark.usefixtures("quickly")
-@pytest.mark.parametrize("how", ["writable", "of another user", "a link", "a file"])
-def test_a_folder_that_others_may_write_to_is_not_used(how: str, fresh: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = fresh / "tarflow" / f"native-{os.geteuid()}"
-    if how == "a file":
-        folder.parent.mkdir(parents=True)
-        folder.write_text("")
-    else:
-        folder.mkdir(parents=True)
-    if how == "writable":
-        folder.chmod(0o777)
-    elif how == "of another user":
-        change_owner(folder)
-    elif how == "a link":
-        folder.rename(fresh / "elsewhere")
-        folder.symlink_to(fresh / "elsewhere")
-    with caplog.at_level("INFO"):
-        assert native.library() is not None
-    assert str(folder) in caplog.text
-    assert not list(fresh.rglob("*.so"))
-
-
-@needs_compiler
-@pytest.mark.usefixtures("quickly")
-def test_it_does_without_a_home(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-    assert native.library() is not None
-
-
-@needs_compiler
-def test_it_does_without_a_cache(fresh: Path) -> None:
-    fresh.write_text("a file where the folder would be")
-    loaded = native.library()
-    assert loaded is not None and Path(loaded._name).exists()
-
-
-@pytest.mark.usefixtures("fresh")
-@pytest.mark.parametrize("compiler", ["none", "one that fails", "one that does nothing"])
-def test_without_a_compiler_samples_are_the_same(
-    compiler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    if compiler != "none":
-        (tools / "cc").write_text(f"#!{sys.executable}\nraise SystemExit({int(compiler == 'one that fails')})\n")
-        (tools / "cc").chmod(0o755)
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setenv("PATH", str(tools))
-    assert native.library() is None
-    flow = build("bounded_conditional", torch.float32)
-    noise = latents(flow, 2, dtype=torch.float32)
-    got = tarflow.sample(flow, 2, noise=noise, solver="sequential")
-    assert_close(got, flow.decode(noise), 1e-4)
-
-
-@pytest.mark.usefixtures("fresh")
-def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TARFLOW_NATIVE", "0")
-    assert native.library() is None
-    block = block_of(16, 8)
-    assert HostStep(block, None, block.new_cache(1)).native is None
 
 
 def test_only_float32_is_native() -> None:

@@ -1,32 +1,18 @@
-/* The Transformer of one block in float32 on a CPU: what `step.py` says with PyTorch's operations, in one call.
+/* The Transformer of one block in float32 on a CPU: what `sampling/cpu/step.py` says with PyTorch's operations, in one
+ * call.
  *
  * Products of few rows are bound by how weights come in, and what lies between them by being called at all. Here the
  * weights lie in panels of PANEL columns, (N/PANEL, K, PANEL), each of which is read once from end to end and multiplied
  * with all rows while it is in the cache; all else happens in passing. Threads share the columns of the products and the
  * heads of the attention, and meet five times a layer. How many there are changes no bit of the result.
  *
- * `native.py` compiles this file and calls it. Vectors are those that GCC and Clang know on every processor.
+ * `sampling/cpu/native.py` calls it.
  */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "vectors.h"
 
-extern int omp_get_thread_num(void); /* omp.h belongs to a compiler, the library to PyTorch */
-extern int omp_get_num_threads(void);
-
-#ifdef __AVX512F__
-#define LANES 16
-#else
-#define LANES 8
-#endif
 #define PANEL (2 * LANES)
 #define ROWS 6 /* rows times two vectors of sums, two of weights and one factor: the registers of AVX2 */
-#define INLINE static inline __attribute__((always_inline))
-
-typedef float vec __attribute__((vector_size(4 * LANES)));
-typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
-typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias)); /* anywhere in memory */
 
 typedef struct {
     const float *norm1_weight, *norm1_bias, *qkv_weight, *qkv_bias, *out_weight, *out_bias;
@@ -48,30 +34,6 @@ typedef struct {
 } block_t;
 
 int tarflow_panel(void) { return PANEL; }
-
-/* --- vectors ------------------------------------------------------------------------------------------------------ */
-
-INLINE vec load(const float *p) { return *(const loose *)p; }
-INLINE void store(float *p, vec v) { *(loose *)p = v; }
-INLINE vec choose(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
-
-INLINE float sum(vec v) {
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += v[i];
-    return total;
-}
-
-/* e^x for x <= 88, within two units in the last place; NaN stays NaN. e^x = 2^n e^r with |r| <= ln(2)/2. */
-INLINE vec exponential(vec x) {
-    const float magic = 12582912.0f; /* 1.5·2^23: adding it leaves the nearest whole number in the last bits */
-    x = choose(x < -87.0f, (vec){0} - 87.0f, x);
-    vec n = (x * 1.44269504f + magic) - magic;
-    vec r = x - n * 0.693359375f + n * 2.12194440e-4f; /* ln 2 in two parts, the first of which has few bits */
-    vec p = 1.0f + r * (1.0f + r * (0.5f + r * (1.6666667e-1f + r * (4.1666668e-2f + r * (8.3333338e-3f
-          + r * (1.3888889e-3f + r * 1.9841270e-4f))))));
-    ivec exponent = (__builtin_convertvector(n, ivec) + 127) << 23;
-    return p * (vec)exponent;
-}
 
 /* x·Φ(x). The tail of Φ is e^(-x²/2)/2 times a polynomial in 1/(1 + 0.3275911 |x|/√2), within 1e-7: Abramowitz and
  * Stegun, Handbook of Mathematical Functions, 7.1.26. */
