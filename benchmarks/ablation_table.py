@@ -5,7 +5,8 @@
 Differences are pair by pair, to the baseline at the same seed: their median, and with several seeds their spread. Of
 one seed the spread is taken to be √2 times that of the baseline over its seeds. A variant helps, or harms, where its
 difference is more than twice the spread. Spread is the median absolute deviation times 1.48, which for a normal
-distribution is its standard deviation: one run that blows up would otherwise hide everything.
+distribution is its standard deviation: one run that blows up would otherwise hide everything. Each budget of a file has
+columns of its own, and is held against the baseline at that budget.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bench import budget_of
 from benchmarks.variants import BASELINE
 
 FAR = 100.0  # bits/dim: of what is so far away no digit means anything
@@ -72,6 +74,19 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, Difference]:
     return found
 
 
+def by_budget(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same results, one for each budget, which stands in its `set` and its `steps_of_the_baseline`."""
+    found = []
+    for result in results:
+        budgets = sorted({budget_of(row) for row in result["rows"]})
+        for budget in budgets:
+            name = result["set"] if budgets == [1.0] else f"{result['set']} x{budget:g}"
+            rows = [row for row in result["rows"] if budget_of(row) == budget]
+            steps = round(result["steps_of_the_baseline"] * budget)
+            found.append({**result, "set": name, "steps_of_the_baseline": steps, "rows": rows})
+    return found
+
+
 def table(results: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a row an idea, for each data set its cost, its difference and the verdict."""
     sets = [result["set"] for result in results]
@@ -107,7 +122,7 @@ def main(argv: Sequence[str]) -> int:
         print("usage: python -m benchmarks.ablation_table FILE.json [FILE.json ...]", file=sys.stderr)
         return 2
     try:
-        results = [json.loads(Path(name).read_text()) for name in argv]
+        results = by_budget([json.loads(Path(name).read_text()) for name in argv])
         print(baselines(results) + "\n" + table(results), end="")
     except (OSError, ValueError, KeyError) as error:
         print(error, file=sys.stderr)

@@ -5,12 +5,14 @@
 Each variant of `benchmarks.ablations` is trained with Gaussian noise for what the baseline's steps cost. Guidance is
 then chosen among `--scales`, for each training by itself, by the Fréchet distance of `--choose` samples; `-n` others
 are drawn with it, denoised and measured against training images, by features of EffNetLite0 unless told otherwise, and
-so are as many held-out images (`floor`). `--sheets DIR` writes the first samples of the first seed, a column a class.
+so are as many held-out images (`floor`). `--sheets DIR` writes the first samples of the first seed at the first
+budget, a column a class.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.ablations import Bench, describe, open_bench, parser_of, read, write
+from benchmarks.bench import Bench, budget_of, describe, open_bench, parser_of, read, write
 from benchmarks.variants import BASELINE, VARIANTS, together
 from tarflow.evaluation.quality.extractors import open_extractor
 from tarflow.evaluation.quality.judge import Judge
@@ -43,22 +45,22 @@ def draw(flow: TarFlow, setting: Setting, n: int, seed: int, levels: int) -> Ten
     return Measure(levels, "gaussian", 1.0).pixels(x)
 
 
-def run(bench: Bench, judge: Judge, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One row: a variant trained at one seed."""
+def run(bench: Bench, judge: Judge, name: str, budget: float, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One row: a variant trained for one budget at one seed."""
     variant = together(name.split("+"))
     cost = bench.cost(variant, seed)
-    steps = round(bench.steps / cost)
+    steps = round(bench.steps * budget / cost)
     trained = bench.train(variant, steps, seed, noise="gaussian", noise_std=NOISE_STD)
     flow, levels = trained.flow.eval().requires_grad_(False), bench.splits.train.levels
     settings = grid(flow.config, NOISE_STD, scales=options.scales)
     rows = sweep(settings, lambda s, k: draw(flow, s, options.choose, k, levels), judge, levels, seed=1000)
-    row: dict[str, Any] = {"variant": name, "seed": seed, "cost": cost, "steps": steps}
+    row: dict[str, Any] = {"variant": name, "budget": budget, "seed": seed, "cost": cost, "steps": steps}
     if not any(each.figures for each in rows):  # weights that blew up
         return row | {"setting": None, "failed": rows[0].failed, "figures": {}}
     setting = best_row(rows, judge).setting
     pixels = draw(flow, setting, options.n, seed, levels)
     figures = judge.figures(pixels, levels)
-    if options.sheets is not None and seed == options.seeds[0]:
+    if options.sheets is not None and (budget, seed) == (options.budgets[0], options.seeds[0]):
         options.sheets.mkdir(parents=True, exist_ok=True)
         classes = flow.config.num_classes
         kind = "baseline" if name == BASELINE else "best"
@@ -103,15 +105,15 @@ def main(argv: Sequence[str]) -> int:
         return 2
     judge = Judge(extractor, reference)
     result = read(options.out) or describe(bench, options) | {"noise_std": NOISE_STD}
-    for seed in options.seeds:
-        for name in options.variants:
-            if any(row["variant"] == name and row["seed"] == seed for row in result["rows"]):
-                continue
-            row = run(bench, judge, name, seed, options)
-            result["rows"].append(row)
-            write(options.out, result)
-            print(json.dumps({key: row[key] for key in ("variant", "seed", "steps", "setting")}), flush=True)
-            print({kind: round(value["value"], 4) for kind, value in row["figures"].items()}, flush=True)
+    done = {(row["variant"], budget_of(row), row["seed"]) for row in result["rows"]}
+    for budget, seed, name in itertools.product(options.budgets, options.seeds, options.variants):
+        if (name, budget, seed) in done:
+            continue
+        row = run(bench, judge, name, budget, seed, options)
+        result["rows"].append(row)
+        write(options.out, result)
+        print(json.dumps({key: row[key] for key in ("variant", "budget", "seed", "steps", "setting")}), flush=True)
+        print({kind: round(value["value"], 4) for kind, value in row["figures"].items()}, flush=True)
     return 0
 
 

@@ -65,8 +65,8 @@ PORTABLE = [
 KERNELS = {"sampling.cuda.kernels": "triton"}
 # Of benchmarks/: they read images, or measure or damage how they are read, or run the tests.
 READ_IMAGES = {
-    *("loader", "killing", "fuzz", "corpus", "ablations", "peers", "recipe_samples"),
-    *("planted", "precision", "timed_training"),
+    *("loader", "killing", "fuzz", "corpus", "bench", "ablations", "peers", "recipe_samples"),
+    *("long_run", "planted", "precision", "timed_training"),
 }
 MAX_LINES = 320
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from benchmark_cases import STAND_INS
-from benchmarks import ablation_table, ablations
-from benchmarks.ablations import OFFICIAL, SETUPS, Bench
+from benchmarks import ablation_table, ablations, bench
+from benchmarks.ablations import OFFICIAL
+from benchmarks.bench import SETUPS, Bench
 from benchmarks.variants import BASELINE, ORDERS, VARIANTS, Network, Parts, TriedBlock, patch_order, together
 from flow_cases import BASE, randomise
 from tarflow import TarFlow, TarFlowConfig
@@ -79,7 +80,7 @@ def tiny() -> Iterator[Bench]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SETUPS, "digits", setup)
         for name, value in {"TIMED": 1, "FINAL_IMAGES": 8, "CURVE_IMAGES": 8}.items():
-            patch.setattr(ablations, name, value)
+            patch.setattr(bench, name, value)
         yield Bench("digits", None, None, torch.device("cpu"))
 
 
@@ -113,6 +114,23 @@ def test_rows_are_kept_and_not_done_again(tiny: Bench, tmp_path: Path, capsys: p
     assert "moon" in capsys.readouterr().err
     assert ablation_table.main([str(out)]) == 0
     assert "| together | muon 2e-3+clip 1@0.5 |" in capsys.readouterr().out
+
+
+def test_a_budget_is_a_factor_of_the_steps_with_columns_of_its_own(
+    tiny: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "rows.json"
+    command = ["--set", "digits", "--out", str(out), "--seeds", "0", "1", "--variants", BASELINE, "lr 2e-3"]
+    assert ablations.main([*command, "--budgets", "1", "2"]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["variant"], row["budget"], row["seed"], row["steps"]) for row in rows] == [
+        (name, budget, seed, 8 * budget) for budget in (1, 2) for seed in (0, 1) for name in (BASELINE, "lr 2e-3")
+    ]
+    assert all(row["curve"][-1]["seconds"] == row["seconds"] > 0 for row in rows)
+    capsys.readouterr()
+    assert ablation_table.main([str(out)]) == 0
+    table = capsys.readouterr().out
+    assert "digits x1: cost" in table and "digits x2: cost" in table and "16 steps of 4" in table
 
 
 def test_the_table_says_what_is_beyond_the_spread() -> None:
