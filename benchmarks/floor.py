@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tarflow.config import TarFlowConfig
-from tarflow.planning.work import block_parameters, forward_flops, token_flops
+from tarflow.planning.work import block_parameters, fed_tokens, forward_flops, token_flops
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,18 @@ class Work:
 def decoding_work(config: TarFlowConfig, images: int, *, guided: bool, itemsize: int) -> Work:
     """The work of the cached loop for a batch of `images`, with weights and cache of `itemsize` bytes a number."""
     rows = images * (2 if guided else 1)
-    steps, pairs = config.num_patches - 1, config.num_patches * (config.num_patches - 1) // 2  # Σ_{i<T-1} (i+1)
+    steps = fed_tokens(config)
+    pairs = steps * (steps + 1) // 2  # Σ_{i<T-1} (i+1)
     weight_bytes = cache_bytes = 0
-    for layers in config.layers:
-        weight_bytes += steps * block_parameters(config, layers) * itemsize
+    for block, layers in enumerate(config.layers):
+        weight_bytes += steps * block_parameters(config, block) * itemsize
         cache_bytes += rows * layers * 2 * config.width * pairs * itemsize
     deepest = max(config.layers)
     return Work(
         forward_flops(config, rows),
         weight_bytes,
         cache_bytes,
-        weight_set=block_parameters(config, deepest) * itemsize,
+        weight_set=max(block_parameters(config, block) for block in range(len(config.layers))) * itemsize,
         cache_set=rows * deepest * 2 * config.width * steps * itemsize,
     )
 
@@ -76,8 +77,9 @@ def reference_flops(config: TarFlowConfig, images: int) -> int:
     Step i = 1 … T-1 puts i tokens through the block, with i² pairs in its attention (i²/2 where the kernel skips what
     is masked; this is the estimate that decides whether to wait for it).
     """
-    steps = config.num_patches - 1
+    steps = fed_tokens(config)
     tokens, squares = steps * (steps + 1) // 2, steps * (steps + 1) * (2 * steps + 1) // 6
     return images * sum(
-        tokens * token_flops(config, layers) + layers * 4 * config.width * squares for layers in config.layers
+        tokens * token_flops(config, block) + layers * 4 * config.width * squares
+        for block, layers in enumerate(config.layers)
     )

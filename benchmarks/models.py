@@ -92,13 +92,13 @@ def harden(flow: TarFlow) -> None:
     for index, block in reversed(list(enumerate(flow.blocks))):
         nn.init.normal_(block.proj_out.weight, std=config.width**-0.5)
         direction = block.proj_out.weight.clone()
-        if config.transform == "affine":
+        if config.block_transforms[index] == "affine":
             direction[: config.patch_dim] *= HARD_LOG_SCALES
         bounds = [math.log(0.03), math.log(3)]
         for _ in range(12):
             middle = sum(bounds) / 2
             block.proj_out.weight.copy_(direction * math.exp(middle))
-            solution, iterations = _jacobi(block, block.order.forward(x), y, at_most=high)
+            solution, iterations = _jacobi(block, block.enter(x), y, at_most=high)
             if low <= iterations <= high:
                 break
             bounds[0 if iterations < low else 1] = middle
@@ -107,7 +107,7 @@ def harden(flow: TarFlow) -> None:
                 f"weights hard: no outputs of block {index} need {low} to {high} iterations with {config.num_patches} "
                 "patches; expected more patches, or another width"
             )
-        x = block.order.inverse(solution)
+        x = block.leave(solution)
 
 
 def _jacobi(block: Block, z: Tensor, y: Tensor | None, at_most: int) -> tuple[Tensor, int]:

@@ -91,8 +91,8 @@ def build(code: str, module: types.ModuleType, flow: TarFlow) -> nn.Module:
     config = flow.config
     if config.expansion != EXPANSION:
         raise ValueError(f"expansion: the {code} code has {EXPANSION}, got {config.expansion}")
-    if code == GS_JACOBI and config.transform != "affine":
-        raise ValueError(f"transform: the {code} code has the affine one only, got {config.transform!r}")
+    if code == GS_JACOBI and set(config.block_transforms) != {"affine"}:
+        raise ValueError(f"transform: the {code} code has the affine one only, got {config.block_transforms}")
     state = to_official(flow)
     arguments: dict[str, Any] = {
         "in_channels": config.channels,
@@ -102,7 +102,7 @@ def build(code: str, module: types.ModuleType, flow: TarFlow) -> nn.Module:
         "num_classes": config.num_classes,
     }
     if code == OFFICIAL:
-        arguments["nvp"] = config.transform == "affine"
+        arguments["nvp"] = config.block_transforms[0] == "affine"
     try:
         with torch.device("meta"):  # every value comes from the state
             model: nn.Module = module.Model(num_blocks=1, layers_per_block=1, **arguments)

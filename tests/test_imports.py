@@ -16,6 +16,7 @@ BENCHMARKS = SOURCE.parent.parent / "benchmarks"
 ROOMS = [
     "fields",
     "measure",
+    "architecture",
     "config",
     "unfinished",
     "jsontext",

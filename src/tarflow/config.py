@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
+from tarflow.architecture import LARGEST, TRANSFORMS, bound_of, check_network, check_transforms
 from tarflow.fields import ConfigError as ConfigError
 from tarflow.fields import check, coerce_fields, derived, option
 from tarflow.fields import check_value as check_value
@@ -20,25 +21,6 @@ from tarflow.measure import MAX_LEVELS, NOISES, Measure
 ValueRange: TypeAlias = tuple[float, float] | Literal["full", "auto", "percentile"]
 Recompute: TypeAlias = Literal["nothing", "elementwise", "layers"]
 """What the backward pass computes again instead of keeping it: norms and GELUs, or all of each Transformer layer."""
-
-BOUND = 4.0
-"""The bound of the log-scale where nothing is said: a factor of 55 a block. Trained models stay well within it."""
-
-
-class TransformEntry(NamedTuple):
-    """Where the class of a transform is, "module:class", and whether it changes volumes."""
-
-    place: str
-    scales: bool
-
-
-TRANSFORMS = {  # names only, so that the command line knows them without importing torch
-    "affine": TransformEntry("tarflow.model.transform:Affine", scales=True),
-    "additive": TransformEntry("tarflow.model.transform:Additive", scales=False),
-}
-
-# Beyond what anybody trains, and within what PyTorch can count: a damaged number is an error, not a day of waiting.
-LARGEST, MOST_LAYERS = 1 << 20, 4096
 
 
 @dataclass(frozen=True)
@@ -58,6 +40,12 @@ class TarFlowConfig:
     channels: int = option(3, help="channels of the images: 1 is grey, 3 is RGB; those of the data when not given")
     num_classes: int = derived(0, help="number of classes, 0 for an unconditional model")
     transform: str = option("affine", help="affine (shift and scale) or additive (the volume-preserving variant)")
+    transforms: tuple[str, ...] = option(
+        (), help="transforms of the first blocks, that next to the pixels first; the others have `transform`"
+    )
+    bins: int = option(8, help="bins of a spline")
+    interval: float = option(1.0, help="a spline bends numbers from -interval to interval; pixels lie within 1")
+    start_token: bool = option(False, help="predict the first patch too, from a learned start token; not the paper's")
     log_scale_bound: float | Literal["auto", "none"] | None = option(  # None is "none", which TOML has no word for
         "auto",
         help="bound a of the log-scale, a*tanh(v/a); auto: 4 where there is a log-scale; none: unbounded, the paper's, "
@@ -81,22 +69,31 @@ class TarFlowConfig:
         check(divides, "patch_size", f"a divisor of the image size {height}x{width}", self.patch_size)
         check_network(self)
         check(self.transform in TRANSFORMS, "transform", f"one of {', '.join(TRANSFORMS)}", self.transform)
+        check_transforms(self)
+        blocks = len(self.layers)
+        check(len(self.transforms) <= blocks, "transforms", f"at most one for each of {blocks} blocks", self.transforms)
         turns = not self.rotary or self.head_dim % 4 == 0
         check(turns, "head_dim", "a multiple of 4 with rotary positions", self.head_dim)
         check(0 <= self.num_classes <= LARGEST, "num_classes", f"0 to {LARGEST}", self.num_classes)
         check(
-            self.num_patches >= 2,
+            self.start_token or self.num_patches >= 2,
             "patch_size",
-            "two patches at least (the first is not transformed, and one alone would be N(0, 1), whatever its class)",
+            "two patches at least (the first is not transformed without start_token, and one alone would be N(0, 1))",
             self.patch_size,
         )
-        object.__setattr__(self, "log_scale_bound", bound_of(self.log_scale_bound, TRANSFORMS[self.transform].scales))
+        scales = any(TRANSFORMS[name].scales for name in self.block_transforms)
+        object.__setattr__(self, "log_scale_bound", bound_of(self.log_scale_bound, scales))
 
     @property
     def bound(self) -> float | None:
         """The bound a of the log-scale, None where there is none: `log_scale_bound`, whose words are numbers by now."""
         assert not isinstance(self.log_scale_bound, str)
         return self.log_scale_bound
+
+    @property
+    def block_transforms(self) -> tuple[str, ...]:
+        """The transform of each block: `transforms`, and `transform` for the rest."""
+        return (*self.transforms, *(self.transform,) * (len(self.layers) - len(self.transforms)))
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -125,29 +122,6 @@ class TarFlowConfig:
     def num_dims(self) -> int:
         """T·D, the numbers in an image."""
         return self.num_patches * self.patch_dim
-
-
-def check_network(config: Any) -> None:
-    """Raise ConfigError unless the fields that any flow's Transformers have fit each other."""
-    for name in ("width", "head_dim", "expansion"):
-        check(1 <= getattr(config, name) <= LARGEST, name, f"1 to {LARGEST}", getattr(config, name))
-    check(config.width % config.head_dim == 0, "width", f"a multiple of head_dim {config.head_dim}", config.width)
-    layers = config.layers
-    check(bool(layers) and min(layers) >= 1, "layers", "at least one block, each of at least one layer", layers)
-    check(sum(layers) <= MOST_LAYERS, "layers", f"at most {MOST_LAYERS} layers in all", layers)
-
-
-def bound_of(value: float | str | None, scales: bool) -> float | None:
-    """The bound that "auto", "none" or a number comes to, where some transform `scales` or none does."""
-    if value == "auto":
-        return BOUND if scales else None
-    if value is None or value == "none":
-        return None
-    assert not isinstance(value, str)
-    check(value > 0 and math.isfinite(value), "log_scale_bound", "a positive number", value)
-    if not scales:
-        raise ConfigError("log_scale_bound: the additive transform has no log-scale to bound")
-    return value
 
 
 @dataclass(frozen=True)

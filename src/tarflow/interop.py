@@ -35,6 +35,7 @@ KEY_MAP = (
 """Every tensor of a TarFlow, by its name in an official checkpoint and its name here."""
 
 HEAD_DIM = 64  # the one number that changes the result and that no shape tells; fixed in the official code
+OFFICIAL = {"affine", "additive"}  # transforms
 _WRAPPERS = ("module", "_orig_mod")  # what DistributedDataParallel and torch.compile put into names
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _EXPECTED = "expected the state dict of an apple/ml-tarflow Model, names to tensors, as train.py saves in *_model_*.pth"
@@ -104,9 +105,12 @@ def to_official(flow: TarFlow) -> dict[str, Tensor]:
     """
     config = flow.config
     height, width = config.image_shape
+    kinds = set(config.block_transforms)
     for fits, field, expected, got in (
         (config.log_scale_bound is None, "log_scale_bound", "an unbounded log-scale", config.log_scale_bound),
         (not config.rotary, "rotary", "learned positions alone", config.rotary),
+        (not config.start_token, "start_token", "none", config.start_token),
+        (len(kinds) == 1 and kinds <= OFFICIAL, "transforms", "affine or additive blocks, all alike", sorted(kinds)),
         (config.head_dim == HEAD_DIM, "head_dim", f"heads of {HEAD_DIM} channels", config.head_dim),
         (height == width, "image_size", "square images", f"{height}x{width}"),
         # the checkpoint keeps C·P² only, which for another C says another C and P, or none
@@ -172,7 +176,7 @@ def _constants(config: TarFlowConfig) -> dict[str, Tensor]:
     kind: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
     mask = torch.ones(config.num_patches, config.num_patches, **kind).tril()
     constants = {f"blocks.{block}.attn_mask": mask for block in range(len(config.layers))}
-    if config.transform == "affine":
+    if config.block_transforms[0] == "affine":
         constants["var"] = torch.ones(config.num_patches, config.patch_dim, **kind)
     return constants
 
@@ -263,7 +267,9 @@ def _check_values(tensors: dict[str, Tensor], flow: TarFlow, origin: str) -> Non
                 meaning = "1 everywhere" if name == "var" else "the causal mask"
                 raise ValueError(f"{origin}: tensor {name}: expected {meaning}, of shape {tuple(expected.shape)}")
         elif name not in shapes:
-            raise ValueError(f"{origin}: tensor {name} is not one of an official {flow.config.transform} model's")
+            raise ValueError(
+                f"{origin}: tensor {name} is not one of an official {flow.config.block_transforms[0]} model's"
+            )
         elif got.shape != shapes[name]:
             raise ValueError(f"{origin}: tensor {name}: expected shape {tuple(shapes[name])}, got {tuple(got.shape)}")
         elif not bool(torch.isfinite(got).all()):

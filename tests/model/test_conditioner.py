@@ -22,10 +22,10 @@ BATCH = 3
 
 
 def setting(name: str, index: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Block, Tensor, Tensor | None]:
-    """A block, the patches 0 … T-2 of three sequences in its own order, and its context."""
+    """A block, all slots but the last of three sequences in its own order, and its context."""
     flow = build(name, dtype)
     block = flow.blocks[index]
-    return block, latents(flow, BATCH, dtype=dtype)[:, :-1], block.context(labels(flow, BATCH))
+    return block, block.enter(latents(flow, BATCH, dtype=dtype))[:, :-1], block.context(labels(flow, BATCH))
 
 
 def by_windows(
@@ -50,7 +50,8 @@ def cut_sequences(draw: st.DrawFn) -> tuple[str, int, list[int]]:
     """A case, one of its blocks, and where its sequence is cut."""
     name = draw(st.sampled_from(SEEING))
     index = draw(st.integers(0, len(sequence_of(name).layers) - 1))
-    inner = st.sampled_from(range(1, sequence_of(name).tokens - 1)) if sequence_of(name).tokens > 2 else st.nothing()
+    slots = sequence_of(name).slots
+    inner = st.sampled_from(range(1, slots - 1)) if slots > 2 else st.nothing()
     return name, index, draw(st.lists(inner, unique=True))
 
 
@@ -84,7 +85,7 @@ def test_positions_in_the_cache_can_be_written_again(cut: tuple[str, int, list[i
     name, index, cuts = cut
     block, x, context = setting(name, index)
     cache = block.new_cache(BATCH)
-    junk = latents(build(name), BATCH, seed)[:, :-1]
+    junk = block.enter(latents(build(name), BATCH, seed))[:, :-1]
     with torch.no_grad():
         by_windows(block, junk * 10, context, [], cache)
         got = by_windows(block, x, context, cuts, cache)
@@ -110,16 +111,19 @@ def test_a_window_reads_the_prefix_from_the_cache(name: str) -> None:
 def test_the_conditioner_is_the_formula(name: str) -> None:
     """Against a slow Transformer written from the paper: order of positions, heads, causality, temperature, GELU."""
     flow = build(name)
-    x, y = latents(flow, BATCH)[:, :-1], labels(flow, BATCH)
+    tokens, y, lead = latents(flow, BATCH), labels(flow, BATCH), int(flow.sequence.start_token)
     temperatures, weights = [1.0, 0.3, 2.5], slow_flow.weights_of(flow)
     for index, block in enumerate(flow.blocks):
+        x = block.enter(tokens)[:, :-1]
         with torch.no_grad():
             params = block.conditioner(x, block.context(y), temperature=torch.tensor(temperatures, dtype=torch.float64))
         for row, temperature in enumerate(temperatures):
             for i in range(x.shape[1]):
                 label = slow_flow.NULL if y is None else int(y[row])
                 with torch.no_grad():
-                    want = slow_flow.predict(flow.sequence, weights[index], index, x[row, : i + 1], label, temperature)
+                    want = slow_flow.predict(
+                        flow.sequence, weights[index], index, x[row, lead : i + 1], label, temperature
+                    )
                 assert_close(params[row, i], want)
 
 

@@ -17,8 +17,8 @@ from torch.autograd.functional import jacobian
 import tarflow
 from flow_cases import BASE, assert_close, build, images, latents, randomise
 from tarflow import SequenceConfig, SequenceFlow, TarFlow, TarFlowConfig
+from tarflow.architecture import TRANSFORMS, TransformEntry
 from tarflow.cli import main
-from tarflow.config import TRANSFORMS, TransformEntry
 from tarflow.model.base import BASES, Normal
 from tarflow.model.condition import CONDITIONS, Condition
 from tarflow.model.order import ORDERS

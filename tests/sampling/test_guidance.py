@@ -9,10 +9,9 @@ import torch
 
 import slow_flow
 import tarflow
-from flow_cases import assert_close, build, labels, latents, names, unchanged
+from flow_cases import assert_close, build, labels, latents, names, transform_of, unchanged
 from tarflow import NULL_CLASS, Guidance, TarFlow
 from tarflow.model.events import patchify
-from tarflow.model.transform import Affine
 from tarflow.sampling.guidance import guided_rows, predictor
 
 BATCH = 4
@@ -121,11 +120,11 @@ def test_the_stable_rule_never_widens_beyond_the_guided_branch() -> None:
     one = torch.ones(1, 1, 1, dtype=torch.float64)
     conditional = torch.cat([0.5 * one, 2 * one], dim=-1)
     unguided = torch.cat([-4 * one, one], dim=-1)
-    log_scale, shift = Affine().combine(conditional, unguided, 3.0, "stable").chunk(2, dim=-1)
+    log_scale, shift = transform_of("affine").combine(conditional, unguided, 3.0, "stable").chunk(2, dim=-1)
     assert_close(shift, 5 * one)
     assert_close(log_scale, 0.5 * one)
     unguided = torch.cat([400 * one, one], dim=-1)
-    log_scale, shift = Affine().combine(conditional, unguided, 3.0, "stable").chunk(2, dim=-1)
+    log_scale, shift = transform_of("affine").combine(conditional, unguided, 3.0, "stable").chunk(2, dim=-1)
     assert_close(shift, 2 * one)
     assert_close(log_scale.exp(), (0.5 * one).exp() / 2)
 

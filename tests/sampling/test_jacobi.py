@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tarflow
-from flow_cases import build, every_flow, labels, latents, randomise, unchanged
+from flow_cases import build, every_flow, labels, latents, randomise, transform_of, unchanged
 from tarflow import Guidance, TarFlow, TarFlowConfig
-from tarflow.model.transform import Additive
 from tarflow.sampling.guidance import Predict, guided_rows, predictor
 from tarflow.sampling.jacobi import Jacobi, Solution, jacobi
 from tarflow.sampling.sequential import sequential
@@ -77,7 +76,7 @@ def chain(rate: float) -> tuple[Predict, list[int]]:
         calls.append(start)
         return rate * x.square()
 
-    return Predict(evaluate, Additive()), calls
+    return Predict(evaluate, transform_of("additive")), calls
 
 
 def test_overflow_on_the_way_is_survived() -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flow_cases import build, labels, latents
-from tarflow.model.transform import Additive
+from flow_cases import build, labels, latents, transform_of
 from tarflow.sampling.guidance import Predict, predictor
 from tarflow.sampling.jacobi import default_tolerance, jacobi
 
@@ -33,7 +32,7 @@ def test_the_residual_is_that_of_the_worst_patch_of_the_worst_iteration() -> Non
     z = torch.zeros(1, 5, 1, dtype=torch.float64)
     shifts = torch.tensor([0.02, 0.04, 0.01, 0.03], dtype=torch.float64).view(1, 4, 1)
 
-    predict = Predict(lambda x, start: shifts[:, start : start + x.shape[1]], Additive())
+    predict = Predict(lambda x, start: shifts[:, start : start + x.shape[1]], transform_of("additive"))
     for window in (None, 2, 3, 4):
         found = jacobi(predict, z, window=window, tol=0.1)
         left_over = (found.x[:, 1:] - shifts).abs()
@@ -48,5 +47,5 @@ def test_the_default_tolerance_is_a_thirtieth_of_a_level() -> None:
     for below, solved in ((0.9, True), (1.1, False)):
         tol = default_tolerance(torch.float64)
         z = torch.zeros(1, 3, 1, dtype=torch.float64)
-        predict = Predict(lambda x, _, shift=below * tol: torch.full_like(x, shift), Additive())
+        predict = Predict(lambda x, _, shift=below * tol: torch.full_like(x, shift), transform_of("additive"))
         assert (jacobi(predict, z).iterations == 1) == solved

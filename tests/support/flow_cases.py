@@ -21,6 +21,7 @@ from torch import Tensor
 from tarflow import NULL_CLASS, SequenceConfig, SequenceFlow, TarFlow, TarFlowConfig
 from tarflow.model.condition import make_condition
 from tarflow.model.flow import sequence_config
+from tarflow.model.transform import Transform, make_transform
 
 Flow = TypeVar("Flow", bound=SequenceFlow)
 
@@ -51,6 +52,10 @@ CASES: dict[str, dict[str, Any]] = {
     "rotary": {"rotary": True, "image_size": (4, 6), "num_classes": 2},
     "rotary_additive": {"rotary": True, "transform": "additive", "head_dim": 4},
     "four_channels": {"image_size": (2, 3), "channels": 4, "patch_size": 1, "num_classes": 2},
+    "start_token": {"start_token": True, "num_classes": 3},
+    "start_token_rotary": {"start_token": True, "rotary": True, "image_size": (4, 6), "layers": (1, 2)},
+    "start_token_additive": {"start_token": True, "transform": "additive"},
+    "first_block_additive": {"transforms": ("additive",), "layers": (1, 1, 1), "num_classes": 2},
     "one_pixel_patches": {"image_size": (3, 2), "patch_size": 1, "head_dim": 16, "expansion": 1},  # D=1, one head
 }
 
@@ -70,6 +75,8 @@ SEQUENCES: dict[str, dict[str, Any]] = {  # flows on sequences: what images do n
     "rotary_box": {
         **{"tokens": 6, "lattice": (1, 3, 2), "rotary": True, "width": 24, "head_dim": 12, "log_scale_bound": 0.6},
     },
+    "permuted_start": {"start_token": True, "orders": ((2, 0, 3, 1), "random:7"), "condition": "classes:3"},
+    "one_token": {"start_token": True, "tokens": 1, "dim": 4, "condition": "classes:2"},
     "two_transforms": {"transforms": ("additive", "affine"), "log_scale_bound": 0.6, "condition": "classes:2"},
     "affine_on_a_followed_variance": {"base": "followed", "orders": ("raster", "random:6")},
     "additive_on_a_fixed_variance": {"base": "normal", "transforms": ("additive",) * 2, "dim": 1},
@@ -86,6 +93,11 @@ def config_of(name: str) -> TarFlowConfig:
 def sequence_of(name: str) -> SequenceConfig:
     """The architecture of any case as that of a flow on sequences."""
     return SequenceConfig(**SEQUENCE | SEQUENCES[name]) if name in SEQUENCES else sequence_config(config_of(name))
+
+
+def transform_of(name: str) -> Transform:
+    """A transform of the table, on tokens of three numbers and without a bound."""
+    return make_transform(name, SequenceConfig(**SEQUENCE))
 
 
 def names(*, sequences: bool = False, **conditions: bool) -> list[str]:

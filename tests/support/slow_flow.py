@@ -37,6 +37,8 @@ def predict(
 ) -> Tensor:
     """The parameters of the patch after those in x (n, D), in block `index` and its own order.
 
+    With a start token n may be 0.
+
     They are the raw log-scale and the shift (2D,), or the shift alone (D,).
     """
 
@@ -48,9 +50,12 @@ def predict(
         scaled = centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
         return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
-    count, size = len(x), config.head_dim
-    places = permutation(config, index)[:count]
-    h = linear("proj_in", x) + weights["position"][places] + embedding(weights, label)  # (n, W)
+    size = config.head_dim
+    places = permutation(config, index)[: len(x)]
+    h = linear("proj_in", x) + weights["position"][places]  # (n, W)
+    if config.start_token:  # it is the projection of zeros, with a place of its own
+        h = torch.cat([weights["start"] + weights["proj_in.bias"], h])
+    count, h = len(h), h + embedding(weights, label)
     for layer in range(config.layers[index]):
         at = f"layers.{layer}."
         q, k, v = (
@@ -58,7 +63,7 @@ def predict(
             for part in linear(at + "attention.qkv", norm(at + "attention.norm", h)).chunk(3, -1)
         )
         if config.rotary:
-            q, k = (torch.stack([turned(config, *each) for each in zip(places, part, strict=True)]) for part in (q, k))
+            q, k = (rotated(config, places, part) for part in (q, k))
         seen = []
         for i in range(count):
             logits = (q[i] * k[: i + 1]).sum(dim=-1) / math.sqrt(size) / temperature  # (i+1, H)
@@ -86,6 +91,12 @@ def permutation(config: SequenceConfig, index: int) -> list[int]:
     if name == "random":
         return sorted(tokens, key=lambda token: hashlib.blake2b(f"{seed} {token}".encode()).digest())
     return tokens[::-1] if name == "flipped" else tokens
+
+
+def rotated(config: SequenceConfig, places: list[int], heads: Tensor) -> Tensor:
+    """Queries or keys (n, H, K) of all tokens, turned but for the start token."""
+    tokens = zip(places, heads[len(heads) - len(places) :], strict=True)
+    return torch.cat([heads[: len(heads) - len(places)], *(turned(config, *each).unsqueeze(0) for each in tokens)])
 
 
 def turned(config: SequenceConfig, place: int, heads: Tensor) -> Tensor:
@@ -137,12 +148,13 @@ def decode(
         for index in reversed(range(len(weights))):
             order = permutation(config, index)
             ordered = [patches[token] for token in order]
-            x = [ordered[0]]
-            for i in range(1, length):
-                shift, log_scale = parts(config, predict(config, weights[index], index, torch.stack(x), label))
+            x = [] if config.start_token else [ordered[0]]
+            for i in range(len(x), length):
+                known = torch.stack(x) if x else ordered[0][None][:0]
+                shift, log_scale = parts(config, predict(config, weights[index], index, known, label))
                 if scale:
-                    g = scale * i / (length - 1) if schedule == "linear" else scale
-                    other = predict(config, weights[index], index, torch.stack(x), NULL, temperature)
+                    g = scale * i / (length - 1) if schedule == "linear" and length > 1 else scale
+                    other = predict(config, weights[index], index, known, NULL, temperature)
                     shift, log_scale = guided((shift, log_scale), parts(config, other), g, rule)
                 if bound is not None and config.transforms[index] == "affine":
                     log_scale = bound * torch.tanh(log_scale / bound)

@@ -23,8 +23,9 @@ def residual(block: Block, x: Tensor, z: Tensor, y: Tensor | None, guidance: Gui
     if guidance is not None:
         warmth = torch.full((len(x),), guidance.temperature, dtype=x.dtype)
         unguided = block.conditioner(x[:, :-1], block.context(None), temperature=warmth)
-        places = torch.arange(1, x.shape[1], dtype=x.dtype).unsqueeze(1)
-        g = guidance.strength(places, x.shape[1])
+        lead, tokens = int(block.config.start_token), block.config.tokens
+        places = torch.arange(1 - lead, tokens, dtype=x.dtype).unsqueeze(1)
+        g = guidance.strength(places, tokens)
         params = block.transform.combine(params, unguided, g, guidance.rule)
     want = torch.cat([z[:, :1], block.transform.inverse(z[:, 1:], params)], dim=1)
     finite = torch.isfinite(x).flatten(1).all(dim=1)
@@ -35,14 +36,15 @@ def assert_solves(
     solver: Solver, flow: TarFlow, guidance: Guidance | None, batch: int, seed: int, tol: float, replayed: bool = False
 ) -> None:
     """A solver inverts every block of a flow within its tolerance, also with what a GPU replays."""
-    y, z, length = labels(flow, batch), latents(flow, batch, seed), flow.config.num_patches
+    y, tokens, slots = labels(flow, batch), latents(flow, batch, seed), flow.sequence.slots
     with torch.no_grad():
         for block in flow.blocks:
+            z = block.enter(tokens)
             predict = predictor(block, y, guidance, block.new_cache(guided_rows(guidance, batch)))
             if replayed:  # as on a GPU
                 predict = replace(predict, replay=BlockReplay(Captured(repeated), block, y, guidance, batch))
             found = solver.solve(predict, z)
-            assert found.iterations <= max(0, length - 1)
+            assert found.iterations <= max(0, slots - 1)
             assert found.residual <= tol
             # A tolerance is that of one evaluation; what a patch depends on has moved by as much since.
             assert residual(block, found.x, z, y, guidance) <= 30 * tol + 1e-9

@@ -61,6 +61,6 @@ def run(args: Convert) -> None:
     kind = f"{noise} noise" + (f" σ={sigma}" if sigma else "")
     print(
         f"{args.out}: {c.channels}x{c.image_shape[0]}x{c.image_shape[1]}, patch {c.patch_size}, width {c.width}, "
-        f"layers {'-'.join(map(str, c.layers))}, {c.num_classes} classes, {c.transform}, {kind}",
+        f"layers {'-'.join(map(str, c.layers))}, {c.num_classes} classes, {c.block_transforms[0]}, {kind}",
         file=sys.stderr,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tarflow.devices import without_autocast
@@ -13,7 +14,7 @@ from tarflow.model.condition import Condition, small_normal
 from tarflow.model.config import SequenceConfig
 from tarflow.model.order import make_order
 from tarflow.model.rotary import Rotation, rotation_table
-from tarflow.model.transform import transform_class
+from tarflow.model.transform import make_transform
 from tarflow.model.transformer import Layer
 
 
@@ -23,8 +24,9 @@ class Block(nn.Module):
         encode   z_i, ladj_i = transform.forward(x_i, params_i),   params_i = f(x_<i, y),   z_0 = x_0
         decode   x_i = transform.inverse(z_i, params_i)
 
-    Sequences come and go in their own order; inside, tokens are in that of the block (`order`). Source: TarFlow,
-    arXiv 2412.06329, section 3.
+    Sequences come and go in their own order; inside, tokens are in that of the block (`order`). A start token is a slot
+    of zeros in front of them, with a learned position: everything inside knows it as the token that is never
+    transformed, and so the first token of the sequence is. Source: TarFlow, arXiv 2412.06329, section 3.
 
     Args:
         config, index: of the flow, and which of its blocks this is. condition: that of the flow.
@@ -34,14 +36,15 @@ class Block(nn.Module):
         super().__init__()
         self.config = config
         self.order = make_order(config.orders[index], config.tokens)
-        self.transform = transform_class(config.transforms[index])(config.bound)
+        self.transform = make_transform(config.transforms[index], config, **made)
         width = config.width
         self.proj_in = nn.Linear(config.dim, width, **made)
         self.position = nn.Parameter(small_normal(config.tokens, width, **made))  # in the order of the sequence
+        self.start = nn.Parameter(small_normal(1, width, **made)) if config.start_token else None
         self.embedding = condition.embedding(width, **made)
         layers = (Layer(width, config.head_dim, config.expansion, **made) for _ in range(config.layers[index]))
         self.layers = cast("list[Layer]", nn.ModuleList(layers))  # which has no type for its elements
-        self.proj_out = nn.Linear(width, config.dim * self.transform.params_per_number, **made)
+        self.proj_out = nn.Linear(width, self.transform.size, **made)
         nn.init.zeros_(self.proj_out.weight)  # every block starts as a constant map
 
     @property
@@ -67,7 +70,7 @@ class Block(nn.Module):
     def new_cache(self, batch: int, device: torch.device | None = None, dtype: torch.dtype | None = None) -> KVCache:
         """A cache for decoding `batch` sequences with this block."""
         config = self.config
-        heads, length = config.width // config.head_dim, max(1, config.tokens - 1)  # the last token is never read
+        heads, length = config.width // config.head_dim, max(1, config.slots - 1)  # the last token is never read
         device = device or self.position.device
         return KVCache(
             len(self.layers), batch, heads, length, config.head_dim, device=device, dtype=dtype or self.product_dtype
@@ -95,7 +98,7 @@ class Block(nn.Module):
             params (B, n, k·D) of `self.transform`, float32 at least.
         """
         assert cache is not None or start == 0, "start > 0 needs the cache of what is before"
-        h = self.proj_in(x.to(self.dtype)) + self.order.rows(self.position, start, x.shape[1])  # (B, n, W)
+        h = self.proj_in(x.to(self.dtype)) + self.places(start, x.shape[1])  # (B, n, W)
         if context is not None:
             h = h + context
         rotation = self.rotation()
@@ -109,10 +112,10 @@ class Block(nn.Module):
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (B, T, D) and checked y to z (B, T, D) and ladj by token (B, T), nats; in the order of the sequence."""
-        x = self.order.forward(x)
+        x = self.enter(x)
         z, ladj = self.transform.forward(x[:, 1:], self.conditioner(x[:, :-1], self.context(y)))
-        z, ladj = torch.cat([x[:, :1], z], dim=1), nn.functional.pad(ladj, (1, 0))
-        return self.order.inverse(z), self.order.inverse(ladj)
+        z, ladj = torch.cat([x[:, :1], z], dim=1), F.pad(ladj, (1, 0))
+        return self.leave(z), self.leave(ladj)
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """z (B, T, D) to x (B, T, D): the inverse of `encode`, one token after the other, without a cache.
@@ -120,20 +123,41 @@ class Block(nn.Module):
         This is the reference that reads like the mathematics, at T times the cost of `encode`;
         `tarflow.sampling` holds the fast ones.
         """
-        z = self.order.forward(z)
+        z = self.enter(z)
         context = self.context(y)
         x = z[:, :1]
         for i in range(1, z.shape[1]):
             params = self.conditioner(x, context)[:, -1:]
             x = torch.cat([x, self.transform.inverse(z[:, i : i + 1], params)], dim=1)
-        return self.order.inverse(x)
+        return self.leave(x)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """x (B, T, D) in the order of the sequence to (B, S, D) in the block's own, the start token in front."""
+        x = self.order.forward(x)
+        return x if self.start is None else F.pad(x, (0, 0, 1, 0))
+
+    def leave(self, x: Tensor) -> Tensor:
+        """(B, S, …) in the block's own order to (B, T, …) in that of the sequence: the inverse of `enter`."""
+        return self.order.inverse(x if self.start is None else x[:, 1:])
+
+    def places(self, start: int = 0, count: int | None = None) -> Tensor:
+        """The learned positions of slots start … start+count-1, (count, W), in the block's own order; of all slots."""
+        count = self.config.slots - start if count is None else count
+        if self.start is None:
+            return self.order.rows(self.position, start, count)
+        if start > 0:
+            return self.order.rows(self.position, start - 1, count)
+        return torch.cat([self.start, self.order.rows(self.position, 0, count - 1)])
 
     def rotation(self) -> Rotation | None:
-        """cos and sin (T, K/2) of the angles of all tokens, in the block's own order; None without rotary positions.
+        """cos and sin (S, K/2) of the angles of all slots, in the block's own order; None without rotary positions.
+
+        The start token lies nowhere, and is not turned.
 
         float32 at least: under autocast they are not rounded to what the products are.
         """
         config = self.config
         if not config.rotary:
             return None
-        return rotation_table(config.lattice, config.head_dim, self.order, self.position.device, self.state_dtype)
+        table = rotation_table(config.lattice, config.head_dim, self.order, self.position.device, self.state_dtype)
+        return table if self.start is None else (F.pad(table[0], (0, 0, 1, 0), value=1), F.pad(table[1], (0, 0, 1, 0)))

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tarflow.config import LARGEST, TRANSFORMS, bound_of, check_network
+from tarflow.architecture import LARGEST, TRANSFORMS, bound_of, check_network, check_transforms
 from tarflow.fields import check, coerce_fields, option
 from tarflow.model.base import BASES
 from tarflow.model.condition import make_condition
@@ -22,7 +22,7 @@ class SequenceConfig:
     (('raster', 'random:3'), ('affine', 'affine'), 'normal')
     """
 
-    tokens: int = option(help="tokens T of a sequence, at least 2: the first one is not transformed")
+    tokens: int = option(help="tokens T of a sequence; at least 2 without start_token, as the first is not transformed")
     dim: int = option(help="numbers D in a token")
     width: int = option(help="channels of the Transformers, a multiple of the head dimension")
     layers: tuple[int, ...] = option(help="Transformer layers of each block, one entry a block")
@@ -30,10 +30,13 @@ class SequenceConfig:
     orders: tuple[str | tuple[int, ...], ...] = option(
         (), help="order of each block: raster, flipped, random:SEED or a permutation; raster and flipped in turn"
     )
-    transforms: tuple[str, ...] = option((), help="transform of each block, affine or additive; affine for all")
+    transforms: tuple[str, ...] = option((), help="transform of each block, such as affine or additive; affine for all")
     log_scale_bound: float | Literal["auto", "none"] | None = option(
         "auto", help="bound a of the log-scale, a*tanh(v/a); auto: 4 where there is a log-scale; none: unbounded"
     )
+    bins: int = option(8, help="bins of a spline")
+    interval: float = option(1.0, help="a spline bends numbers from -interval to interval")
+    start_token: bool = option(False, help="predict the first token too, from a learned start token")
     base: str = option(
         "auto", help="normal, or followed (the variance follows the latents); auto: followed where nothing scales"
     )
@@ -47,15 +50,15 @@ class SequenceConfig:
         blocks = len(self.layers)
         set_field = object.__setattr__
         check_network(self)
-        check(2 <= self.tokens <= LARGEST, "tokens", f"2 to {LARGEST}", self.tokens)
+        least = 1 if self.start_token else 2
+        check(least <= self.tokens <= LARGEST, "tokens", f"{least} to {LARGEST}", self.tokens)
         check(1 <= self.dim <= LARGEST, "dim", f"1 to {LARGEST}", self.dim)
         set_field(self, "orders", self.orders or tuple(("raster", "flipped")[i % 2] for i in range(blocks)))
         set_field(self, "transforms", self.transforms or ("affine",) * blocks)
         set_field(self, "lattice", self.lattice or (self.tokens,))
         for name in ("orders", "transforms"):
             check(len(getattr(self, name)) == blocks, name, f"one for each of {blocks} blocks", getattr(self, name))
-        for transform in self.transforms:
-            check(transform in TRANSFORMS, "transforms", f"each one of {', '.join(TRANSFORMS)}", transform)
+        check_transforms(self)
         for order in self.orders:
             make_order(order, self.tokens)
         make_condition(self.condition)
@@ -71,6 +74,11 @@ class SequenceConfig:
         set_field(self, "base", ("normal" if scales else "followed") if self.base == "auto" else self.base)
         check(self.base in BASES, "base", f"auto or one of {', '.join(BASES)}", self.base)
         set_field(self, "log_scale_bound", bound_of(self.log_scale_bound, scales))
+
+    @property
+    def slots(self) -> int:
+        """Places of the sequence that a block works on: the tokens, after the start token where there is one."""
+        return self.tokens + self.start_token
 
     @property
     def bound(self) -> float | None:

@@ -1,6 +1,6 @@
 """What the parameters that a block predicts do to a number of a token: the invertible map, and its inverse.
 
-A new transform is a class here, or in a file of its own, and one line in `config.TRANSFORMS`.
+A new transform is a class here, or in a file of its own, and one line in `architecture.TRANSFORMS`.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import importlib
 import math
 from abc import ABC, abstractmethod
-from typing import Literal, cast
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tarflow.config import TRANSFORMS
+from tarflow.architecture import TRANSFORMS
+from tarflow.model.config import SequenceConfig
 
 Rule = Literal["paper", "stable"]
 
@@ -21,20 +22,27 @@ SHARE_OF_RANGE = 0.9
 """Of the exponents that a dtype has: an unbounded log-scale ends at ±80 in float32, beyond which e^±v is no number."""
 
 
-class Transform(ABC):
-    """An elementwise invertible map z = t(x; params) with `params_per_number` parameters k for each number.
+class Transform(nn.Module, ABC):
+    """An invertible map of a token, z = t(x; params), whose derivative is triangular in the order of its numbers.
 
-    Parameters are what the block's network gave, (B, n, k·D): all first ones, then all second ones. Where they are all
-    zero, t is the identity. Guidance extrapolates them as they are; what bounds them is part of t, and comes after it.
+    Parameters are what the block's network gave, (B, n, size). An elementwise transform has k for each of D numbers:
+    all first ones, then all second ones. Where they are all zero, t is the identity. Guidance extrapolates them as they
+    are; what bounds them is part of t, and comes after it.
 
     Args:
-        bound: of the log-scale, where the transform has one; None is unbounded.
+        config: of the flow. Its bound is that of the log-scale, where the transform has one.
+        made: the device and the dtype of weights, for a transform that has some.
+
+    Attributes:
+        size: how many parameters a token takes.
     """
 
     params_per_number: int
 
-    def __init__(self, bound: float | None = None) -> None:
-        self.bound = bound
+    def __init__(self, config: SequenceConfig, **made: Any) -> None:
+        super().__init__()
+        self.bound = config.bound
+        self.size = self.params_per_number * config.dim
 
     @abstractmethod
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +109,8 @@ class Additive(Transform):
         return super().combine(conditional, unguided, strength, "paper")
 
 
-def transform_class(name: str) -> type[Transform]:
-    """The class of a transform that a config names."""
+def make_transform(name: str, config: SequenceConfig, **made: Any) -> Transform:
+    """A new transform of a name in the table, for a block of a flow; `made` is the device and the dtype of weights."""
     module, _, found = TRANSFORMS[name].place.partition(":")
-    return cast("type[Transform]", getattr(importlib.import_module(module), found))
+    transform: Transform = getattr(importlib.import_module(module), found)(config, **made)
+    return transform

@@ -23,9 +23,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tarflow.config import TRANSFORMS, Recompute, TarFlowConfig
+from tarflow.architecture import TRANSFORMS
+from tarflow.config import Recompute, TarFlowConfig
 from tarflow.model.transformer import CPU_QUERIES
-from tarflow.planning.work import inner_weights, layer_parameters, parameters
+from tarflow.planning.work import fed_tokens, inner_weights, layer_parameters, outputs, parameters
 from tarflow.training.layers import LEAST_NUMBERS
 
 Strategy = Literal["ddp", "fsdp"]
@@ -91,7 +92,7 @@ def training_memory(
     """
     numbers = parameters(config)
     share = -(-numbers // devices) if strategy == "fsdp" else numbers
-    tokens = images * (config.num_patches - 1)
+    tokens = images * fed_tokens(config)
     if recompute == "elementwise" and not compiled and tokens * config.width < LEAST_NUMBERS:
         recompute = "nothing"  # as the layer itself decides
     if compiled and recompute == "nothing":
@@ -100,9 +101,10 @@ def training_memory(
     layer = layer_activations(config, recompute, narrow, on_cpu=on_cpu, compiled=compiled)
     block = FLOAT * config.width
     # x - shift, exp(-log_scale) and the log-scale before its bound, by which it goes; a sum keeps nothing
-    factors = 3 if TRANSFORMS[config.transform].scales else 0
-    affine = (narrow + factors * FLOAT) * config.patch_dim
-    activations = tokens * (sum(config.layers) * layer + len(config.layers) * (block + affine))
+    factors = sum(3 * TRANSFORMS[name].scales for name in config.block_transforms)
+    more = sum(max(0, outputs(config, b) - 2 * config.patch_dim) for b in range(len(config.layers)))  # of a spline
+    affine = (len(config.layers) * narrow + factors * FLOAT) * config.patch_dim + more * FLOAT
+    activations = tokens * (sum(config.layers) * layer + len(config.layers) * block + affine)
     activations += images * config.num_dims * FLOAT  # the latents
     working = tokens * _backward(config, recompute, narrow, on_cpu=on_cpu)
     if strategy == "fsdp" and devices > 1:
@@ -130,7 +132,7 @@ def layer_activations(
     width, expansion = config.width, config.expansion
     if recompute == "layers":
         return FLOAT * width
-    pieces = 1 if on_cpu and config.num_patches - 1 > CPU_QUERIES else 0
+    pieces = 1 if on_cpu and fed_tokens(config) > CPU_QUERIES else 0
     kept = 6 + 2 * expansion if recompute == "nothing" else 4 + expansion
     kept += 2 if config.rotary else 0  # queries and keys as they were turned; the others are views that the values keep
     small = FLOAT * (4 + width // config.head_dim)  # mean and deviation of two norms; a softmax's normaliser

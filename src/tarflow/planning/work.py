@@ -1,8 +1,8 @@
 """How many numbers a flow has, and how many of them are multiplied: the one place where that is counted.
 
 Counted are the products of matrices, a multiplication and an addition being two operations; norms, activations and the
-affine step are left out. With W the width, L the layers of a block, E the expansion of the MLP, D the numbers in a
-patch, T the patches, O = 2D outputs (affine) or D (additive):
+transform are left out. With W the width, L the layers of a block, E the expansion of the MLP, D the numbers in a
+patch, T the patches (one more with a start token), O the outputs, such as 2D (affine) or D (additive):
 
     one token            F = 2DW + 2WO + L·2W²(4 + 2E)           in, out, and per layer qkv 3W², out W², MLP 2EW²
     its attention        L·4W·(i+1)                              token i sees i+1 keys: q·k and the sum of values
@@ -16,20 +16,23 @@ pass computes again is counted apart: it is work that the machine does, and none
 from __future__ import annotations
 
 from tarflow.config import Recompute, TarFlowConfig
-from tarflow.model.transform import transform_class
+from tarflow.model.flow import sequence_config
+from tarflow.model.transform import Transform, make_transform
 from tarflow.training.optimizer import ITERATIONS
 
 
-def token_flops(config: TarFlowConfig, layers: int) -> int:
+def token_flops(config: TarFlowConfig, block: int) -> int:
     """F of the module's docstring: one token through one block, without its attention to others."""
     width, dim = config.width, config.patch_dim
-    return 2 * dim * width + 2 * width * outputs(config) + layers * _layer_flops(config)
+    return 2 * dim * width + 2 * width * outputs(config, block) + config.layers[block] * _layer_flops(config)
 
 
-def block_parameters(config: TarFlowConfig, layers: int) -> int:
+def block_parameters(config: TarFlowConfig, block: int) -> int:
     """Numbers in the matrices, biases and norms of a block; positions and classes are read by the row and left out."""
-    width, dim, out = config.width, config.patch_dim, outputs(config)
-    return dim * width + width + width * out + out + layers * layer_parameters(config)
+    width, dim, transform = config.width, config.patch_dim, _transform(config, block)
+    own = sum(parameter.numel() for parameter in transform.parameters())
+    layers = config.layers[block] * layer_parameters(config)
+    return dim * width + width + width * transform.size + transform.size + own + layers
 
 
 def layer_parameters(config: TarFlowConfig) -> int:
@@ -56,22 +59,23 @@ def parameters(config: TarFlowConfig) -> int:
     >>> parameters(TarFlowConfig(image_size=64, patch_size=2, width=768, layers=(8,) * 8, num_classes=1000))
     466286784
     """
-    rows = (config.num_patches + config.num_classes) * config.width
-    return sum(block_parameters(config, layers) + rows for layers in config.layers)
+    rows = (config.num_patches + config.start_token + config.num_classes) * config.width
+    return sum(block_parameters(config, block) + rows for block in range(len(config.layers)))
 
 
 def forward_flops(config: TarFlowConfig, images: int = 1) -> int:
     """`encode` of so many images."""
-    count = config.num_patches - 1
+    count = fed_tokens(config)
     pairs = count * (count + 1) // 2  # token i of the T-1 that are fed sees i+1 keys
     return images * sum(
-        count * token_flops(config, layers) + layers * 4 * config.width * pairs for layers in config.layers
+        count * token_flops(config, block) + layers * 4 * config.width * pairs
+        for block, layers in enumerate(config.layers)
     )
 
 
 def training_flops(config: TarFlowConfig, images: int) -> int:
     """Forward and backward of a step of so many images, with nothing computed twice."""
-    unused = 2 * (config.num_patches - 1) * config.patch_dim * config.width  # the gradient of the images
+    unused = 2 * fed_tokens(config) * config.patch_dim * config.width  # the gradient of the images
     return 3 * forward_flops(config, images) - images * unused
 
 
@@ -79,7 +83,7 @@ def recomputed_flops(config: TarFlowConfig, images: int, recompute: Recompute) -
     """What a step of so many images computes once more: of each layer all but its last product, or no product."""
     if recompute != "layers":
         return 0
-    count = config.num_patches - 1
+    count = fed_tokens(config)
     last = 2 * config.expansion * config.width**2  # what comes out of it is not needed, and torch stops before it
     layer = count * (_layer_flops(config) - last) + 4 * config.width * (count * (count + 1) // 2)
     return images * sum(config.layers) * layer
@@ -89,6 +93,16 @@ def _layer_flops(config: TarFlowConfig) -> int:
     return 2 * config.width**2 * (4 + 2 * config.expansion)
 
 
-def outputs(config: TarFlowConfig) -> int:
+def fed_tokens(config: TarFlowConfig) -> int:
+    """Tokens of an image that go through a Transformer: all but the last, and the start token."""
+    return config.num_patches - 1 + config.start_token
+
+
+def outputs(config: TarFlowConfig, block: int) -> int:
     """Numbers that a block predicts for a patch."""
-    return config.patch_dim * transform_class(config.transform).params_per_number
+    return _transform(config, block).size
+
+
+def _transform(config: TarFlowConfig, block: int) -> Transform:
+    """That of a block, without memory."""
+    return make_transform(config.block_transforms[block], sequence_config(config), device="meta")

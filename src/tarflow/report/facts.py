@@ -49,8 +49,9 @@ def trained(subject: Subject) -> Parts:
     rows["Classes"] = f"{model.num_classes}: {names}" if model.num_classes else "none: p(x) is learned"
     rows |= {"Training": "not stored with the model"} if training is None else _training(training, model.num_classes)
     rows |= _progress(subject)
+    kinds = " and ".join(dict.fromkeys(model.block_transforms))
     rows["Model"] = (
-        f"{model.transform} TarFlow, {model.num_patches} patches of {model.patch_size}×{model.patch_size}, width "
+        f"{kinds} TarFlow, {model.num_patches} patches of {model.patch_size}×{model.patch_size}, width "
         f"{model.width}, layers {'-'.join(map(str, model.layers))}, {parameters_of(run.flow):,} parameters"
     )
     rows["This report"] = (

@@ -154,7 +154,7 @@ class Auto(Solver):
     def by_block(self, flow: SequenceFlow, guidance: Guidance | None, batch: int, batches: float) -> list[Solver]:
         known = remembered(flow) if self.calibration is None else self.calibration
         key = calibration_key(flow, batch, guidance, self.tol)
-        choices, affordable = known.choices.get(key, ()), _affordable(flow.sequence.tokens - 1, flow.device, batches)
+        choices, affordable = known.choices.get(key, ()), _affordable(flow.sequence.slots - 1, flow.device, batches)
         complete = len(choices) == len(flow.blocks)  # else it is from a damaged file
         if complete and (not affordable or any(choice.seconds for choice in choices)):
             return [choice.solver_of(self.tol) for choice in choices]

@@ -74,7 +74,7 @@ def invert(
     Its cache is gone when it returns, also when a step fails: there is never more than one block's. What a GPU has
     recorded goes with `captured`, or where there is none, too. None is the sequential solver.
     """
-    z = block.order.forward(z)
+    z = block.enter(z)
     rows = guided_rows(guidance, len(z))
     if _on_gpu(block, z):
         replay = BlockReplay(captured or Captured(), block, y, guidance, len(z))
@@ -85,8 +85,8 @@ def invert(
     predict = dataclasses.replace(predict, dtype=_network_dtype(block), report=report)
     solution = (solver or Sequential()).solve(predict, z)
     if report is not None:
-        report(z.shape[1])
-    return dataclasses.replace(solution, x=block.order.inverse(solution.x))
+        report(block.config.tokens)
+    return dataclasses.replace(solution, x=block.leave(solution.x))
 
 
 def _on_gpu(block: Block, z: Tensor) -> bool:
@@ -116,7 +116,7 @@ def default_batch_size(flow: SequenceFlow, guidance: Guidance | None) -> int:
     if flow.device.type == "cuda":
         room = max(room, int(CACHE_SHARE * (free_bytes(flow.device) or 0)))
     per_row = max(
-        KVCache.bytes_needed(len(block.layers), 1, flow.sequence.width, flow.sequence.tokens, block.dtype)
+        KVCache.bytes_needed(len(block.layers), 1, flow.sequence.width, flow.sequence.slots, block.dtype)
         for block in flow.blocks
     )
     rows = room // per_row

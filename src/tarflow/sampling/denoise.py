@@ -61,11 +61,12 @@ def graph_bytes(flow: SequenceFlow) -> int:
     """Bytes of the activations that the gradient of one image's log-density needs, about: 16·T·W numbers a layer.
 
     They are what goes into the norms and the products, the queries, keys and values, and the wide inner layer of the
-    MLP twice (W + W + 3W + W, W + W + 4W + 4W).
+    MLP twice (W + W + 3W + W, W + W + 4W + 4W); and the parameters of each transform.
     """
     config = flow.sequence
     inner = 8 + 2 * config.expansion
-    return sum(config.layers) * inner * config.tokens * config.width * flow.dtype.itemsize
+    numbers = sum(config.layers) * inner * config.width + sum(block.transform.size for block in flow.blocks)
+    return numbers * config.tokens * flow.dtype.itemsize
 
 
 def check_sigma(sigma: float) -> None:

@@ -56,15 +56,15 @@ class Guidance:
         if self.rule not in ("paper", "stable"):
             raise ValueError(f"guidance rule: expected 'paper' or 'stable', got {self.rule!r}")
 
-    def check(self, y: Tensor | None, condition: Condition, tokens: int) -> None:
+    def check(self, y: Tensor | None, condition: Condition, slots: int) -> None:
         """Raise ValueError where the two branches coincide, so that guidance would do nothing, silently.
 
         Args:
-            y: checked values of the `condition`. tokens: of a sequence.
+            y: checked values of the `condition`. slots: of a block, its tokens and its start token.
         """
         if self.scale == 0:
             return
-        by_temperature = self.temperature != 1.0 and tokens > 2  # a softmax over one key has none
+        by_temperature = self.temperature != 1.0 and slots > 2  # a softmax over one key has none
         if not (condition.differs(y) or by_temperature):
             raise ValueError(
                 f"guidance scale {self.scale}: both branches are the same here and nothing is guided; it takes a model "
@@ -72,8 +72,8 @@ class Guidance:
             )
 
     def strength(self, places: Tensor, tokens: int) -> Tensor | float:
-        """g_i for patches at `places` of the block's own order."""
-        if self.schedule == "constant":
+        """g_i for patches at `places` of the block's own order; of a single one it is w."""
+        if self.schedule == "constant" or tokens == 1:
             return self.scale
         return self.scale * places / (tokens - 1)
 
@@ -106,10 +106,11 @@ def branches(
 
 
 def guided(block: Block, params: Tensor, guidance: Guidance | None, places: Tensor) -> Tensor:
-    """Parameters (R, n, k·D) of all branches to those that are used, (B, n, k·D), of tokens at `places` (n,)."""
+    """Parameters (R, n, k·D) of all branches to those that are used, (B, n, k·D), of slots `places` (n,)."""
     if guidance is None or guidance.scale == 0:
         return params
-    g = guidance.strength(places.to(params.dtype).unsqueeze(1), block.config.tokens)
+    tokens = places.to(params.dtype).unsqueeze(1) - int(block.config.start_token)
+    g = guidance.strength(tokens, block.config.tokens)
     conditional, unguided = params.chunk(2)
     return block.transform.combine(conditional, unguided, g, guidance.rule)
 

@@ -184,7 +184,7 @@ def check_arguments(
     if guidance is not None:
         if not isinstance(guidance, Guidance):
             raise ValueError(f"guidance: expected tarflow.Guidance(scale=…) or None, got {guidance!r}")
-        guidance.check(y, flow.condition, flow.sequence.tokens)
+        guidance.check(y, flow.condition, flow.sequence.slots)
     if noise is not None:
         flow.check_latents(noise, "noise")
         if len(noise) != n:

@@ -93,5 +93,6 @@ def start_from(flow: TarFlow, source: TarFlow) -> None:
             if new:
                 tensors[name] = null.expand(new, -1).clone()
             else:
-                tensors[f"blocks.{index}.position"] = tensors[f"blocks.{index}.position"] + null
+                for table in {f"blocks.{index}.position", f"blocks.{index}.start"} & tensors.keys():
+                    tensors[table] = tensors[table] + null
     flow.load_state_dict(tensors)

@@ -43,7 +43,7 @@ def test_it_is_the_conditioner_in_any_windows(name: str, dtype: torch.dtype, bat
     y, tolerance = labels(flow, batch), 1e-4 if dtype == torch.float32 else 1e-11
     temperature = torch.linspace(0.3, 1.5, batch, dtype=dtype)
     for block, warmth in itertools.product(flow.blocks, (None, temperature)):
-        x, context = latents(flow, batch, dtype=dtype)[:, :-1], block.context(y)
+        x, context = block.enter(latents(flow, batch, dtype=dtype))[:, :-1], block.context(y)
         caches = [block.new_cache(batch) for _ in range(2)]
         assert HostStep.fits(block, caches[0])
         step = HostStep(block, context, caches[0], warmth)

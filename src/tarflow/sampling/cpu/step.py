@@ -43,9 +43,9 @@ class HostStep:
     def __init__(self, block: Block, context: Tensor | None, cache: KVCache, temperature: Tensor | None = None) -> None:
         self.dtype = block.dtype
         self.scale = None if temperature is None else (1 / temperature).to(block.dtype).view(-1, 1, 1, 1)
-        places = block.order.rows(block.position, 0, len(block.position))  # (T, W), in the block's own order
+        places = block.places()  # (S, W), in the block's own order
         self.entry = places + block.proj_in.bias if context is None else places + block.proj_in.bias + context
-        self.entry = self.entry.expand(cache.store.shape[2], -1, -1)  # (B, T, W): what does not depend on x
+        self.entry = self.entry.expand(cache.store.shape[2], -1, -1)  # (B, S, W): what does not depend on x
         compiled = library() if self.dtype == torch.float32 else None
         self.native = None if compiled is None else NativeBlock(compiled, block, self.entry, cache.store, self.scale)
         self.into, self.proj_out = block.proj_in.weight.t().contiguous(), block.proj_out
@@ -155,6 +155,6 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def is_plain_block(block: Block) -> bool:
-    """Whether all that the conditioner calls is plain; what makes its context may be anything."""
-    others = set() if block.embedding is None else set(block.embedding.modules())
+    """Whether all that the conditioner calls is plain; what makes its context, and the transform, may be anything."""
+    others = {*block.transform.modules(), *(() if block.embedding is None else block.embedding.modules())}
     return all(is_plain(module) for module in block.modules() if module not in others)

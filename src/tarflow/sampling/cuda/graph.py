@@ -122,10 +122,10 @@ class Captured:
         rows = guided_rows(guidance, batch)
         key = (block, guidance, batch)
         if key not in self.windows:
-            length, size = block.config.tokens - 1, block.config.dim
+            length, size = block.config.slots - 1, block.config.dim
             dtype = block.state_dtype
             x = torch.empty(batch, length, size, dtype=dtype, device=block.position.device)
-            params = x.new_empty(batch, length, size * block.transform.params_per_number)
+            params = x.new_empty(batch, length, block.transform.size)
             context, temperature = branches(block, y, guidance, batch)
             self.windows[key] = _Windows(x, params, context, temperature, block.new_cache(rows))
         windows = self.windows[key]
@@ -190,7 +190,7 @@ class Captured:
         """A cache for the block, in memory that all of its size share: they are decoded one after the other."""
         rows = guided_rows(guidance, self.batch)
         config = block.config
-        heads, length = config.width // config.head_dim, -(-max(1, config.tokens - 1) // ALIGNED) * ALIGNED
+        heads, length = config.width // config.head_dim, -(-max(1, config.slots - 1) // ALIGNED) * ALIGNED
         shape = (len(block.layers), 2, rows, heads, length, config.head_dim)
         key = (rows, block.product_dtype)
         size = len(block.layers) * 2 * rows * heads * length * config.head_dim
@@ -218,7 +218,7 @@ class BlockReplay:
         return self.captured.solve(self.block, z, self.y, self.guidance).x
 
     def windows(self) -> Callable[[Tensor, int], Tensor] | None:
-        if guided_rows(self.guidance, self.batch) * self.block.config.tokens > WINDOW_TOKENS:
+        if guided_rows(self.guidance, self.batch) * self.block.config.slots > WINDOW_TOKENS:
             return None
         return self.captured.predictor(self.block, self.y, self.guidance, self.batch)
 

@@ -51,8 +51,7 @@ class DeviceStep:
         self.kernels = kernels_for(store.device, store.dtype)
         self.context = None if context is None else context.flatten(0, 1).clone()  # (R, W) or (1, W)
         self.scale = None if temperature is None else 1 / temperature
-        places = block.order.rows(block.position, 0, len(block.position))
-        self.entry = places + block.proj_in.bias  # (T, W), in the block's own order
+        self.entry = block.places() + block.proj_in.bias  # (S, W), in the block's own order
         self.rotation = block.rotation()
         self.places = torch.arange(store.shape[4], dtype=torch.int64, device=store.device)
         self.hidden = torch.tensor([0.0, float("-inf")], dtype=store.dtype, device=store.device)

@@ -1,0 +1,61 @@
+"""What the networks of any flow may be: the table of transforms, and the checks that every kind of config shares.
+
+It waits for no library, so that the command line knows the names without importing torch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from tarflow.fields import ConfigError, check
+
+BOUND = 4.0
+"""The bound of the log-scale where nothing is said: a factor of 55 a block. Trained models stay well within it."""
+
+
+class TransformEntry(NamedTuple):
+    """Where the class of a transform is, "module:class", and whether it changes volumes."""
+
+    place: str
+    scales: bool
+
+
+TRANSFORMS = {  # names only, so that the command line knows them without importing torch
+    "affine": TransformEntry("tarflow.model.transform:Affine", scales=True),
+    "additive": TransformEntry("tarflow.model.transform:Additive", scales=False),
+}
+
+# Beyond what anybody trains, and within what PyTorch can count: a damaged number is an error, not a day of waiting.
+LARGEST, MOST_LAYERS, MOST_BINS = 1 << 20, 4096, 256
+
+
+def check_network(config: Any) -> None:
+    """Raise ConfigError unless the fields that any flow's Transformers have fit each other."""
+    for name in ("width", "head_dim", "expansion"):
+        check(1 <= getattr(config, name) <= LARGEST, name, f"1 to {LARGEST}", getattr(config, name))
+    check(config.width % config.head_dim == 0, "width", f"a multiple of head_dim {config.head_dim}", config.width)
+    layers = config.layers
+    check(bool(layers) and min(layers) >= 1, "layers", "at least one block, each of at least one layer", layers)
+    check(sum(layers) <= MOST_LAYERS, "layers", f"at most {MOST_LAYERS} layers in all", layers)
+
+
+def check_transforms(config: Any) -> None:
+    """Raise ConfigError unless the transforms of any flow's blocks are known, and their fields make sense."""
+    for name in config.transforms:
+        check(name in TRANSFORMS, "transforms", f"each one of {', '.join(TRANSFORMS)}", name)
+    check(1 <= config.bins <= MOST_BINS, "bins", f"1 to {MOST_BINS}", config.bins)
+    check(0 < config.interval < math.inf, "interval", "a positive number", config.interval)
+
+
+def bound_of(value: float | str | None, scales: bool) -> float | None:
+    """The bound that "auto", "none" or a number comes to, where some transform `scales` or none does."""
+    if value == "auto":
+        return BOUND if scales else None
+    if value is None or value == "none":
+        return None
+    assert not isinstance(value, str)
+    check(value > 0 and math.isfinite(value), "log_scale_bound", "a positive number", value)
+    if not scales:
+        raise ConfigError("log_scale_bound: the additive transform has no log-scale to bound")
+    return value
