@@ -1,7 +1,7 @@
 """The ideas that `benchmarks.ablations` tries: fields of the config where there are any, own networks where not.
 
-What has not been shown to help enough does not get into the library: normalised queries and keys, a start token, rotary
-positions without the learned ones, and other orders of the patches live here, for training and scoring only.
+What has not been shown to help enough does not get into the library: normalised queries and keys, rotary positions
+without the learned ones, and other orders of the patches live here, for training and scoring only.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ VARIANTS: dict[str, Variant] = {
     "rotary": Variant("positions", {"rotary": True}),
     "rotary alone": _part("positions", "rotary alone"),
     "qk norm": _part("query/key norm", "qk norm"),
-    "start token": _part("start token", "start token"),
+    "start token": Variant("start token", {"start_token": True}),
     "always raster": _part("order", "raster only"),
     "four orders": _part("order", "four orders"),
     "label drop 0": _training("label drop", label_drop=0.0),
@@ -128,29 +128,10 @@ class TriedBlock(Block):
 
     def __init__(self, config: SequenceConfig, index: int, condition: Condition, parts: Parts) -> None:
         super().__init__(config, index, condition)
-        self.parts = parts
         if "rotary alone" in parts:
             self.position.requires_grad_(False).zero_()
-        if "start token" in parts:
-            self.start = nn.Parameter(torch.randn(1, 1, config.width) * 1e-2)
         for layer in self.layers:
             layer.attention = TriedAttention(config, parts)
-
-    def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if "start token" not in self.parts:
-            return super().encode(x, y)
-        x = self.order.forward(x)
-        h = self.proj_in(x[:, :-1]) + self.order.rows(self.position, 0, x.shape[1] - 1)
-        h = torch.cat([self.start.expand(len(x), -1, -1), h], dim=1)
-        context = self.context(y)
-        h = h if context is None else h + context
-        rotation = self.rotation()
-        if rotation is not None:  # the start token is not turned
-            rotation = F.pad(rotation[0][:-1], (0, 0, 1, 0), value=1.0), F.pad(rotation[1][:-1], (0, 0, 1, 0))
-        for layer in self.layers:
-            h = layer(h, rotation)
-        z, ladj = self.transform.forward(x, self.proj_out(h))  # of patches 0 … T-1
-        return self.order.inverse(z), self.order.inverse(ladj)
 
 
 class TriedAttention(Attention):

@@ -19,7 +19,7 @@ from benchmarks.variants import BASELINE, ORDERS, VARIANTS, Network, Parts, Trie
 from flow_cases import BASE, randomise
 from tarflow import TarFlow, TarFlowConfig
 
-PARTS = [*(v.parts for v in VARIANTS.values() if v.parts), frozenset({"rotary alone", "qk norm", "start token"})]
+PARTS = [*(v.parts for v in VARIANTS.values() if v.parts), frozenset({"rotary alone", "qk norm"})]
 every_part = pytest.mark.parametrize("parts", PARTS, ids=lambda parts: "+".join(sorted(parts)))
 
 
