@@ -26,8 +26,16 @@ TRANSFORMS = {  # names only, so that the command line knows them without import
     "additive": TransformEntry("tarflow.model.transform:Additive", scales=False),
 }
 
+BY_NUMBER = "-by-number"
+"""Behind the name of a transform: the numbers of a token one after the other (`model.by_number`)."""
+
 # Beyond what anybody trains, and within what PyTorch can count: a damaged number is an error, not a day of waiting.
 LARGEST, MOST_LAYERS, MOST_BINS = 1 << 20, 4096, 256
+
+
+def transform_entry(name: str) -> TransformEntry:
+    """The line of the table that the name of a transform stands for; KeyError where there is none."""
+    return TRANSFORMS[name.removesuffix(BY_NUMBER)]
 
 
 def check_network(config: Any) -> None:
@@ -43,9 +51,15 @@ def check_network(config: Any) -> None:
 def check_transforms(config: Any) -> None:
     """Raise ConfigError unless the transforms of any flow's blocks are known, and their fields make sense."""
     for name in config.transforms:
-        check(name in TRANSFORMS, "transforms", f"each one of {', '.join(TRANSFORMS)}", name)
+        check_transform("transforms", name)
     check(1 <= config.bins <= MOST_BINS, "bins", f"1 to {MOST_BINS}", config.bins)
     check(0 < config.interval < math.inf, "interval", "a positive number", config.interval)
+
+
+def check_transform(field: str, name: str) -> None:
+    """Raise ConfigError unless there is a transform of that name."""
+    known = name.removesuffix(BY_NUMBER) in TRANSFORMS
+    check(known, field, f"one of {', '.join(TRANSFORMS)}, which {BY_NUMBER} may follow", name)
 
 
 def bound_of(value: float | str | None, scales: bool) -> float | None:

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, TypeAlias
 
-from tarflow.architecture import LARGEST, TRANSFORMS, bound_of, check_network, check_transforms
+from tarflow.architecture import (
+    LARGEST,
+    bound_of,
+    check_network,
+    check_transform,
+    check_transforms,
+    transform_entry,
+)
 from tarflow.fields import ConfigError as ConfigError
 from tarflow.fields import check, coerce_fields, derived, option
 from tarflow.fields import check_value as check_value
@@ -39,7 +46,11 @@ class TarFlowConfig:
     layers: tuple[int, ...] = option(help="Transformer layers of each block, one entry a block")
     channels: int = option(3, help="channels of the images: 1 is grey, 3 is RGB; those of the data when not given")
     num_classes: int = derived(0, help="number of classes, 0 for an unconditional model")
-    transform: str = option("affine", help="affine (shift and scale) or additive (the volume-preserving variant)")
+    transform: str = option(
+        "affine",
+        help="affine (shift and scale), additive (the volume-preserving variant) or spline (bends each number before "
+        "it is shifted); with -by-number behind it, the numbers of a patch see those before them",
+    )
     transforms: tuple[str, ...] = option(
         (), help="transforms of the first blocks, that next to the pixels first; the others have `transform`"
     )
@@ -68,7 +79,7 @@ class TarFlowConfig:
         divides = height % self.patch_size == 0 and width % self.patch_size == 0
         check(divides, "patch_size", f"a divisor of the image size {height}x{width}", self.patch_size)
         check_network(self)
-        check(self.transform in TRANSFORMS, "transform", f"one of {', '.join(TRANSFORMS)}", self.transform)
+        check_transform("transform", self.transform)
         check_transforms(self)
         blocks = len(self.layers)
         check(len(self.transforms) <= blocks, "transforms", f"at most one for each of {blocks} blocks", self.transforms)
@@ -81,7 +92,7 @@ class TarFlowConfig:
             "two patches at least (the first is not transformed without start_token, and one alone would be N(0, 1))",
             self.patch_size,
         )
-        scales = any(TRANSFORMS[name].scales for name in self.block_transforms)
+        scales = any(transform_entry(name).scales for name in self.block_transforms)
         object.__setattr__(self, "log_scale_bound", bound_of(self.log_scale_bound, scales))
 
     @property

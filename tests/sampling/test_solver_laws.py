@@ -115,11 +115,17 @@ def test_weights_on_which_iterates_overflow(scale: float | None, window: int | N
     def watched(x: Tensor, start: int) -> Tensor:
         assert bool((x[:, 1:].abs() <= LARGEST_GUESS).all()), "a guess that overflows was fed back"
         params = predict_block(x, start)
-        overflows.append(not bool(torch.isfinite(torch.exp(params.chunk(2, dim=-1)[0])).all()))
+        overflows.append(not bool(torch.isfinite(torch.exp(combined(params).chunk(2, dim=-1)[0])).all()))
         return params
 
+    def combined(params: Tensor) -> Tensor:
+        if scale is None:
+            return params
+        conditional, unguided, strength = params.split([2, 2, 1], dim=-1)
+        return block.transform.combine(conditional, unguided, strength, "paper")
+
     with torch.no_grad():
-        log_scale, shift = predict()(x[:, :-1], 0).chunk(2, dim=-1)
+        log_scale, shift = combined(predict()(x[:, :-1], 0)).chunk(2, dim=-1)
         z = torch.cat([x[:, :1], (x[:, 1:] - shift) * torch.exp(-log_scale)], dim=1)
         assert bool(torch.isfinite(z).all())
         predict_block = predict()

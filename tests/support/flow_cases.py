@@ -56,6 +56,7 @@ CASES: dict[str, dict[str, Any]] = {
     "start_token_rotary": {"start_token": True, "rotary": True, "image_size": (4, 6), "layers": (1, 2)},
     "start_token_additive": {"start_token": True, "transform": "additive"},
     "first_block_additive": {"transforms": ("additive",), "layers": (1, 1, 1), "num_classes": 2},
+    "by_number": {"transforms": ("affine-by-number",), "num_classes": 3},
     "one_pixel_patches": {"image_size": (3, 2), "patch_size": 1, "head_dim": 16, "expansion": 1},  # D=1, one head
 }
 
@@ -77,6 +78,10 @@ SEQUENCES: dict[str, dict[str, Any]] = {  # flows on sequences: what images do n
     },
     "permuted_start": {"start_token": True, "orders": ((2, 0, 3, 1), "random:7"), "condition": "classes:3"},
     "one_token": {"start_token": True, "tokens": 1, "dim": 4, "condition": "classes:2"},
+    "by_number_from_a_start": {
+        **{"transforms": ("affine-by-number", "additive-by-number"), "orders": ("random:8", "raster")},
+        **{"start_token": True, "tokens": 3, "condition": "classes:2", "log_scale_bound": 0.6},
+    },
     "two_transforms": {"transforms": ("additive", "affine"), "log_scale_bound": 0.6, "condition": "classes:2"},
     "affine_on_a_followed_variance": {"base": "followed", "orders": ("raster", "random:6")},
     "additive_on_a_fixed_variance": {"base": "normal", "transforms": ("additive",) * 2, "dim": 1},

@@ -75,11 +75,23 @@ def predict(
     return linear("proj_out", h[-1])
 
 
-def parts(config: SequenceConfig, params: Tensor) -> tuple[Tensor, Tensor]:
-    """shift and raw log_scale (D,) of parameters, which have the log-scale first as the official ones do."""
-    if len(params) == config.dim:  # the additive transform
-        return params, torch.zeros_like(params)
-    return params[config.dim :], params[: config.dim]
+def number(config: SequenceConfig, weights: Weights, index: int, params: Tensor, x: list[Tensor]) -> list[Tensor]:
+    """The shift and the raw log-scale of the number of a token after the numbers x, from the token's parameters.
+
+    Of all numbers those have the log-scale first, as the official ones do; the additive transform has the shift alone.
+    """
+    name, dim, place = config.transforms[index], config.dim, len(x)
+    kinds = 1 if name.startswith("additive") else 2
+    found = [params[kind * dim + place] for kind in range(kinds)]
+    if name.endswith("-by-number"):
+        into, out, a = weights["transform.into"], weights["transform.out"], params[kinds * dim :]
+        for unit in range(len(a)):
+            degree = 1 + unit * (dim - 1) // len(a)
+            if degree <= place:
+                total = a[unit] + sum(into[unit, e] * x[e] for e in range(degree))
+                active = total * 0.5 * (1 + torch.erf(total / math.sqrt(2)))
+                found = [value + out[kind, place, unit] * active for kind, value in enumerate(found)]
+    return [found[0], torch.zeros_like(found[0])] if kinds == 1 else found[::-1]
 
 
 def permutation(config: SequenceConfig, index: int) -> list[int]:
@@ -151,14 +163,20 @@ def decode(
             x = [] if config.start_token else [ordered[0]]
             for i in range(len(x), length):
                 known = torch.stack(x) if x else ordered[0][None][:0]
-                shift, log_scale = parts(config, predict(config, weights[index], index, known, label))
+                params, other = predict(config, weights[index], index, known, label), None
+                g = scale * i / (length - 1) if schedule == "linear" and length > 1 else scale
                 if scale:
-                    g = scale * i / (length - 1) if schedule == "linear" and length > 1 else scale
                     other = predict(config, weights[index], index, known, NULL, temperature)
-                    shift, log_scale = guided((shift, log_scale), parts(config, other), g, rule)
-                if bound is not None and config.transforms[index] == "affine":
-                    log_scale = bound * torch.tanh(log_scale / bound)
-                x.append(ordered[i] * log_scale.exp() + shift)
+                numbers: list[Tensor] = []
+                for d in range(config.dim):
+                    shift, log_scale = number(config, weights[index], index, params, numbers)
+                    if other is not None:
+                        unguided = number(config, weights[index], index, other, numbers)
+                        shift, log_scale = guided((shift, log_scale), (unguided[0], unguided[1]), g, rule)
+                    if bound is not None and config.transforms[index].startswith("affine"):
+                        log_scale = bound * torch.tanh(log_scale / bound)
+                    numbers.append(ordered[i][d] * log_scale.exp() + shift)
+                x.append(torch.stack(numbers))
             patches = [x[order.index(token)] for token in range(length)]
         decoded.append(torch.stack(patches))
     return torch.stack(decoded)

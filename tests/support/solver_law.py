@@ -26,8 +26,10 @@ def residual(block: Block, x: Tensor, z: Tensor, y: Tensor | None, guidance: Gui
         lead, tokens = int(block.config.start_token), block.config.tokens
         places = torch.arange(1 - lead, tokens, dtype=x.dtype).unsqueeze(1)
         g = guidance.strength(places, tokens)
-        params = block.transform.combine(params, unguided, g, guidance.rule)
-    want = torch.cat([z[:, :1], block.transform.inverse(z[:, 1:], params)], dim=1)
+        inverted = block.transform.guided_inverse(z[:, 1:], params, unguided, g, guidance.rule)
+    else:
+        inverted = block.transform.inverse(z[:, 1:], params)
+    want = torch.cat([z[:, :1], inverted], dim=1)
     finite = torch.isfinite(x).flatten(1).all(dim=1)
     return float(((want - x).abs() / x.abs().clamp(min=1))[finite].amax()) if finite.any() else 0.0
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tarflow.architecture import LARGEST, TRANSFORMS, bound_of, check_network, check_transforms
+from tarflow.architecture import LARGEST, bound_of, check_network, check_transforms, transform_entry
 from tarflow.fields import check, coerce_fields, option
 from tarflow.model.base import BASES
 from tarflow.model.condition import make_condition
@@ -70,7 +70,7 @@ class SequenceConfig:
             f"a multiple of {part} with rotary positions",
             self.head_dim,
         )
-        scales = any(TRANSFORMS[name].scales for name in self.transforms)
+        scales = any(transform_entry(name).scales for name in self.transforms)
         set_field(self, "base", ("normal" if scales else "followed") if self.base == "auto" else self.base)
         check(self.base in BASES, "base", f"auto or one of {', '.join(BASES)}", self.base)
         set_field(self, "log_scale_bound", bound_of(self.log_scale_bound, scales))

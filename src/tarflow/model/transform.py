@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tarflow.architecture import TRANSFORMS
+from tarflow.architecture import BY_NUMBER, TRANSFORMS
 from tarflow.model.config import SequenceConfig
 
 Rule = Literal["paper", "stable"]
@@ -34,10 +34,11 @@ class Transform(nn.Module, ABC):
         made: the device and the dtype of weights, for a transform that has some.
 
     Attributes:
-        size: how many parameters a token takes.
+        size: how many parameters a token takes. reads: the rows of a matrix of its own that a token goes through.
     """
 
     params_per_number: int
+    reads = 0
 
     def __init__(self, config: SequenceConfig, **made: Any) -> None:
         super().__init__()
@@ -57,6 +58,12 @@ class Transform(nn.Module, ABC):
         if rule != "paper":
             raise ValueError(f"guidance rule: expected 'paper' for this transform, got {rule!r}")
         return conditional + strength * (conditional - unguided)
+
+    def guided_inverse(
+        self, z: Tensor, conditional: Tensor, unguided: Tensor, strength: Tensor | float, rule: Rule
+    ) -> Tensor:
+        """z (B, n, D) to x (B, n, D) with guidance between the parameters of two branches."""
+        return self.inverse(z, self.combine(conditional, unguided, strength, rule))
 
 
 class Affine(Transform):
@@ -111,6 +118,10 @@ class Additive(Transform):
 
 def make_transform(name: str, config: SequenceConfig, **made: Any) -> Transform:
     """A new transform of a name in the table, for a block of a flow; `made` is the device and the dtype of weights."""
+    if name.endswith(BY_NUMBER):
+        from tarflow.model.by_number import ByNumber  # which is made of others
+
+        return ByNumber(name.removesuffix(BY_NUMBER), config, **made)
     module, _, found = TRANSFORMS[name].place.partition(":")
     transform: Transform = getattr(importlib.import_module(module), found)(config, **made)
     return transform

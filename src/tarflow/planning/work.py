@@ -24,7 +24,8 @@ from tarflow.training.optimizer import ITERATIONS
 def token_flops(config: TarFlowConfig, block: int) -> int:
     """F of the module's docstring: one token through one block, without its attention to others."""
     width, dim = config.width, config.patch_dim
-    return 2 * dim * width + 2 * width * outputs(config, block) + config.layers[block] * _layer_flops(config)
+    own = sum(parameter.numel() for parameter in _transform(config, block).parameters())  # matrices
+    return 2 * (dim * width + width * outputs(config, block) + own) + config.layers[block] * _layer_flops(config)
 
 
 def block_parameters(config: TarFlowConfig, block: int) -> int:
@@ -75,7 +76,8 @@ def forward_flops(config: TarFlowConfig, images: int = 1) -> int:
 
 def training_flops(config: TarFlowConfig, images: int) -> int:
     """Forward and backward of a step of so many images, with nothing computed twice."""
-    unused = 2 * fed_tokens(config) * config.patch_dim * config.width  # the gradient of the images
+    read = config.patch_dim * (config.width + _transform(config, 0).reads)
+    unused = 2 * fed_tokens(config) * read  # the gradient of the images
     return 3 * forward_flops(config, images) - images * unused
 
 

@@ -15,7 +15,7 @@ from tarflow.model.cache import KVCache
 from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.cuda.graph import BlockReplay, Captured
 from tarflow.sampling.cuda.step import DeviceStep
-from tarflow.sampling.guidance import Guidance, guided_rows, predictor
+from tarflow.sampling.guidance import Guidance, guided_rows, inverse_of, predictor
 from tarflow.sampling.sequential import Sequential
 from tarflow.sampling.solver import Predict, Solution, Solver
 from tarflow.seeding import seeded_normal
@@ -79,7 +79,7 @@ def invert(
     if _on_gpu(block, z):
         replay = BlockReplay(captured or Captured(), block, y, guidance, len(z))
         plain = functools.cache(lambda: predictor(block, y, guidance, block.new_cache(rows)))  # where anybody needs it
-        predict = Predict(lambda x, start: plain()(x, start), block.transform, replay=replay)
+        predict = Predict(lambda x, start: plain()(x, start), inverse_of(block, guidance), replay=replay)
     else:
         predict = predictor(block, y, guidance, block.new_cache(rows))
     predict = dataclasses.replace(predict, dtype=_network_dtype(block), report=report)

@@ -18,6 +18,7 @@ from tarflow.fields import real
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
 from tarflow.model.condition import Condition
+from tarflow.model.transform import Rule, Transform
 from tarflow.sampling.cpu.step import HostStep
 from tarflow.sampling.solver import Predict
 
@@ -105,27 +106,53 @@ def branches(
     return context, temperature
 
 
-def guided(block: Block, params: Tensor, guidance: Guidance | None, places: Tensor) -> Tensor:
-    """Parameters (R, n, k·D) of all branches to those that are used, (B, n, k·D), of slots `places` (n,)."""
+@dataclass(frozen=True)
+class Guided:
+    """The inverse of a block under guidance, of the parameters of both branches and the strength side by side."""
+
+    transform: Transform
+    rule: Rule
+
+    @property
+    def size(self) -> int:
+        return 2 * self.transform.size + 1
+
+    def inverse(self, z: Tensor, params: Tensor) -> Tensor:
+        """z (B, n, D) and params (B, n, 2·size+1) to x (B, n, D)."""
+        size = self.transform.size
+        conditional, unguided, strength = params.split([size, size, 1], dim=-1)
+        return self.transform.guided_inverse(z, conditional, unguided, strength, self.rule)
+
+
+def inverse_of(block: Block, guidance: Guidance | None) -> Transform | Guided:
+    """What makes x of z and the parameters that `side_by_side` gives."""
+    if guidance is None or guidance.scale == 0:
+        return block.transform
+    return Guided(block.transform, guidance.rule)
+
+
+def side_by_side(block: Block, params: Tensor, guidance: Guidance | None, places: Tensor) -> Tensor:
+    """Parameters (R, n, size) of all branches to what `inverse_of` takes, (B, n, …), of slots `places` (n,)."""
     if guidance is None or guidance.scale == 0:
         return params
-    tokens = places.to(params.dtype).unsqueeze(1) - int(block.config.start_token)
-    g = guidance.strength(tokens, block.config.tokens)
     conditional, unguided = params.chunk(2)
-    return block.transform.combine(conditional, unguided, g, guidance.rule)
+    tokens = places.to(params.dtype).view(-1, 1) - int(block.config.start_token)
+    strength = torch.zeros_like(conditional[..., :1]) + guidance.strength(tokens, block.config.tokens)
+    return torch.cat([conditional, unguided, strength], dim=-1)
 
 
 def predictor_of(block: Block, conditioner: Callable[[Tensor, int], Tensor], guidance: Guidance | None) -> Predict:
-    """What a solver sees of a block, with what evaluates its conditioner for all branches, (R, n, D) to (R, n, k·D)."""
+    """What a solver sees of a block, with what evaluates its conditioner for all branches: (R, n, size)."""
+    inverse = inverse_of(block, guidance)
     if guidance is None or guidance.scale == 0:
-        return Predict(conditioner, block.transform)
+        return Predict(conditioner, inverse)
 
     def evaluate(x: Tensor, start: int) -> Tensor:
         params = conditioner(torch.cat([x, x]), start)
         places = torch.arange(start + 1, start + 1 + x.shape[1], device=x.device, dtype=params.dtype)
-        return guided(block, params, guidance, places)
+        return side_by_side(block, params, guidance, places)
 
-    return Predict(evaluate, block.transform)
+    return Predict(evaluate, inverse)
 
 
 def predictor(block: Block, y: Tensor | None, guidance: Guidance | None, cache: KVCache) -> Predict:

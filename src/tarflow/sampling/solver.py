@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tarflow.model.sequence import SequenceFlow
-    from tarflow.model.transform import Transform
     from tarflow.sampling.guidance import Guidance
 
 SOLVERS = {  # name: module and class. Names only, so that the command line knows them without importing torch
@@ -26,6 +25,12 @@ SOLVERS = {  # name: module and class. Names only, so that the command line know
     "sequential": "tarflow.sampling.sequential:Sequential",
     "jacobi": "tarflow.sampling.jacobi:Jacobi",
 }
+
+
+class Inverse(Protocol):
+    """What makes x (B, n, D) of z (B, n, D) and parameters (B, n, …): a transform, or one under guidance."""
+
+    def inverse(self, z: Tensor, params: Tensor) -> Tensor: ...
 
 
 class Replay(Protocol):
@@ -49,22 +54,22 @@ class Replay(Protocol):
 class Predict:
     """A block as a solver sees it: x_i = predict.inverse(z_i, params_i) is to be solved, with params_i = predict(x_<i).
 
-        params = predict(x, start)      of tokens start+1 … start+n, (B, n, k·D), from x (B, n, D), tokens start …
+        params = predict(x, start)      of tokens start+1 … start+n, (B, n, …), from x (B, n, D), tokens start …
         x = predict.inverse(z, params)  (B, n, D); of zeros as parameters, x = z
 
-    Guidance is in the parameters, and what bounds them in the inverse, so that a solver knows of neither. Tokens before
-    `start` are those that were given last, and are taken for final.
+    The parameters are the inverse's own affair, and under guidance those of both branches, so that a solver knows of no
+    guidance. Tokens before `start` are those that were given last, and are taken for final.
 
     Attributes:
         evaluate: what `predict` calls.
-        transform: of the block.
+        transform: that has the inverse.
         dtype: in which the network computes its products; None is the dtype of z.
         replay: what a GPU replays, for solvers that ask for it; None where nothing can be.
         report: called with `start` at every evaluation, to say how many tokens are final.
     """
 
     evaluate: Callable[[Tensor, int], Tensor]
-    transform: Transform
+    transform: Inverse
     dtype: torch.dtype | None = None
     replay: Replay | None = None
     report: Callable[[int], None] | None = None

@@ -21,7 +21,7 @@ from torch import Tensor
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
 from tarflow.sampling.cuda.step import ALIGNED, DeviceStep
-from tarflow.sampling.guidance import Guidance, branches, guided, guided_rows, predictor_of
+from tarflow.sampling.guidance import Guidance, branches, guided_rows, inverse_of, predictor_of, side_by_side
 from tarflow.sampling.solver import Predict, Solution
 
 Launch = Callable[[], None]
@@ -125,7 +125,7 @@ class Captured:
             length, size = block.config.slots - 1, block.config.dim
             dtype = block.state_dtype
             x = torch.empty(batch, length, size, dtype=dtype, device=block.position.device)
-            params = x.new_empty(batch, length, block.transform.size)
+            params = x.new_empty(batch, length, inverse_of(block, guidance).size)
             context, temperature = branches(block, y, guidance, batch)
             self.windows[key] = _Windows(x, params, context, temperature, block.new_cache(rows))
         windows = self.windows[key]
@@ -155,7 +155,7 @@ class Captured:
                     replay()
             return windows.params[place]
 
-        return Predict(evaluate, block.transform)
+        return Predict(evaluate, predict.transform)
 
     def _captured(self, step: Launch, device: torch.device) -> Launch:
         """Take a step, and capture it."""
@@ -181,8 +181,8 @@ class Captured:
         following = self.place + 1
         known = self.patches.index_select(1, self.place)
         known = known if guided_rows(guidance, 1) == 1 else torch.cat([known, known])
-        params = guided(block, conditioner(known, self.place), guidance, following)
-        fresh = block.transform.inverse(self.patches.index_select(1, following), params)
+        params = side_by_side(block, conditioner(known, self.place), guidance, following)
+        fresh = inverse_of(block, guidance).inverse(self.patches.index_select(1, following), params)
         self.patches.index_copy_(1, following, fresh)
         self.place.copy_(following)
 
