@@ -129,7 +129,10 @@ def test_weights_on_which_iterates_overflow(scale: float | None, window: int | N
         z = torch.cat([x[:, :1], (x[:, 1:] - shift) * torch.exp(-log_scale)], dim=1)
         assert bool(torch.isfinite(z).all())
         predict_block = predict()
-        found, exact = jacobi(Predict(watched, block.transform), z, window=window, tol=0.0), sequential(predict(), z)
+        found, exact = (
+            jacobi(Predict(watched, predict_block.transform), z, window=window, tol=0.0),
+            sequential(predict(), z),
+        )
     assert any(overflows) and found.iterations <= 63
     first = slice(0, 3)  # before rounding errors are multiplied some tenfold a patch
     torch.testing.assert_close(exact.x[:, first], x[:, first], rtol=1e-2, atol=1e-2)
