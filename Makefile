@@ -30,7 +30,7 @@ install: ## make .venv, or bring it up to date; PYTHON=python3.12 chooses the in
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,docs]'; \
 	echo "$(SIGNATURE)" > $(STAMP)
 
-demo: install ## train on the embedded digits, score, sample, denoise; results in demo/
+demo: install ## train on the embedded digits, score, sample, denoise, and draw what came along; results in demo/
 	$(BIN)/tarflow demo --out demo
 
 test: install ## every test but the slow ones

@@ -20,7 +20,7 @@ import tarflow
 from benchmarks import hostile, hostile_data, hostile_images, hostile_torch
 from benchmarks.killing import write_images
 from benchmarks.mutations import BYTES, JSON, JSON_LINES, STRANGE, TEXT, Mutation, places
-from tarflow import checkpoint
+from tarflow import checkpoint, kept
 from tarflow.data.options import LoadOptions
 from tarflow.data.store.write import prepare
 from tarflow.evaluation.likelihood.held_out import held_out_scores, run_scoring
@@ -132,6 +132,7 @@ def hostile_subjects() -> dict[str, Subject]:
     torch_ways = (hostile_torch.torch_content, hostile_torch.torch_content, hostile_torch.torch_archive)
     found = {
         "config.json": Subject("run", "config.json", tables, (sample, score, evaluate, report), writes=True),
+        "local.json": Subject("run", "local.json", tables, (score, evaluate, report), writes=True),
         "sampling.json": Subject("run", "sampling.json", tables, (sample, report), writes=True),
         "solvers.json": Subject("run", "solvers.json", tables, SAMPLE, writes=True),
         "held_out_scores.json": Subject("run", "held_out_scores.json", tables, score, writes=True),
@@ -200,10 +201,10 @@ def build(place: Path) -> None:
     run = checkpoint.open_run(place / "run")
     calibration = tarflow.Calibration()
     tarflow.sample(run.flow, 2, batch_size=2, solver=tarflow.Auto(calibration))
-    checkpoint.save_calibration(run, calibration)
+    kept.save_calibration(run, calibration)
     held_out_scores(run, run_scoring(run, draws=1))  # which leaves a file
     setting = Setting(denoise=0.05)
-    checkpoint.save_setting(run, StoredSetting(checkpoint.weights_digest(run.path), setting, "FD-X", 1.0, 100, 3))
+    kept.save_setting(run, StoredSetting(checkpoint.weights_digest(run.path), setting, "FD-X", 1.0, 100, 3))
     splits_of = open_splits(run)
     extractor = open_extractor("classifier", images=splits_of.train, cache=place / "features")
     open_reference(splits_of, extractor, place / "features")

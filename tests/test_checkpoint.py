@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from flow_cases import build
 from tarflow import checkpoint, digests, storage
 from tarflow.checkpoint import Run
 from tarflow.config import ConfigError, DataConfig, RunConfig, TrainingConfig
-from tarflow.sampling.auto import Calibration, Choice
 from tarflow.tensor_files import tensors_digest
 
 FLOW = build("conditional", torch.float32)
@@ -74,6 +74,52 @@ def test_sections_that_are_not_known_are_left_out(tmp_path: Path) -> None:
 def test_an_unknown_field_is_refused_with_its_file(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model": {"image_size": 4, "patchsize": 2}}')
     with pytest.raises(ConfigError, match=r"config\.json\.model\.patchsize.*patch_size"):
+        checkpoint.read_config(tmp_path)
+
+
+def test_a_hub_directory_says_nothing_of_the_machine_and_a_run_on_it_forgets_nothing(tmp_path: Path) -> None:
+    data = DataConfig("/home/someone/photos", levels=17, place="/home/someone/photos")
+    training = TrainingConfig(steps=9, init_from="/home/someone/runs/old (0123456789abcdef)")
+    config = RunConfig(FLOW.config, data, training)
+    checkpoint.write_config(tmp_path, config)
+    text = (tmp_path / "config.json").read_text()
+    assert "someone" not in text and json.loads(text)["data"]["source"] == "photos"
+    assert json.loads(text)["training"]["init_from"] == "old (0123456789abcdef)"
+    assert checkpoint.read_config(tmp_path) == config
+    (tmp_path / "local.json").unlink()
+    pushed = checkpoint.read_config(tmp_path)
+    assert pushed.data == replace(data, source="photos", place="")
+    assert pushed.training == replace(training, init_from="old (0123456789abcdef)")
+
+
+def test_names_and_relative_paths_stay_as_they_were_typed(tmp_path: Path) -> None:
+    for source, place in (("digits", ""), ("hub:owner/name", ""), ("data/photos", "/somewhere/data/photos")):
+        config = RunConfig(FLOW.config, DataConfig(source, place=place))
+        folder = tmp_path / source.replace("/", "-")
+        folder.mkdir()
+        checkpoint.write_config(folder, config)
+        assert json.loads((folder / "config.json").read_text())["data"]["source"] == source
+        assert (folder / "local.json").exists() == bool(place)
+        assert checkpoint.read_config(folder) == config
+
+
+def test_what_somebody_wrote_into_the_config_goes_before_what_was_kept_of_places(tmp_path: Path) -> None:
+    """config.json is there to be edited; and of before local.json, it has the place itself."""
+    config = RunConfig(FLOW.config, DataConfig("/old/photos", place="/old/photos"))
+    checkpoint.write_config(tmp_path, config)
+    for edited in ({"source": "/new/photos"}, {"source": "photos", "place": "/new/photos"}):
+        sections = json.loads((tmp_path / "config.json").read_text())
+        sections["data"] |= edited
+        (tmp_path / "config.json").write_text(json.dumps(sections))
+        found = checkpoint.read_config(tmp_path).data
+        assert (found.source, found.place) == (edited["source"], edited.get("place", ""))
+
+
+@pytest.mark.parametrize("text", ["[]", '{"source": 3}', '{"somewhere": "else"}', "{"])
+def test_places_that_cannot_be_read_are_named(text: str, tmp_path: Path) -> None:
+    checkpoint.write_config(tmp_path, CONFIG)
+    (tmp_path / "local.json").write_text(text)
+    with pytest.raises(ValueError, match=r"local\.json"):
         checkpoint.read_config(tmp_path)
 
 
@@ -271,17 +317,6 @@ def test_the_digest_of_weights_is_that_of_a_copy_and_of_no_others(tmp_path: Path
     data[-1] ^= 1
     file.write_bytes(data)
     assert checkpoint.weights_digest(tmp_path / "one") != foreign
-
-
-def test_solvers_that_were_measured_for_other_weights_of_the_same_size_are_forgotten(tmp_path: Path) -> None:
-    FLOW.save_pretrained(tmp_path)
-    run = checkpoint.open_run(tmp_path)
-    checkpoint.save_calibration(run, Calibration({"key": (Choice("sequential"),)}))
-    assert list(checkpoint.open_calibration(run).choices) == ["key"]
-    size = (tmp_path / "model.safetensors").stat().st_size
-    build("conditional", torch.float32, seed=1).save_weights(tmp_path / "model.safetensors")
-    assert (tmp_path / "model.safetensors").stat().st_size == size
-    assert checkpoint.open_calibration(run).choices == {}
 
 
 def test_the_noise_of_a_run_is_that_of_its_training_and_uniform_where_nothing_is_known() -> None:

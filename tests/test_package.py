@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import tarflow
+from tarflow import pretrained
 from tarflow.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,8 +79,8 @@ def test_the_command_line_answers_quickly(arguments: list[str]) -> None:
     pytest.fail(f"tarflow {' '.join(arguments)} took {seconds} s of CPU time, never less than a second")
 
 
-def test_the_wheel_carries_the_recipes_and_runs(tmp_path: Path) -> None:
-    python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT))
+def test_the_wheel_carries_recipes_and_models_and_runs(tmp_path: Path) -> None:
+    python("-m", "build", "--wheel", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(ROOT))
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name == f"tarflow-{tarflow.__version__}-py3-none-any.whl"
 
@@ -94,10 +96,16 @@ def test_the_wheel_carries_the_recipes_and_runs(tmp_path: Path) -> None:
     names = python("-c", code, cwd=tmp_path, PYTHONPATH=str(target)).stdout.split()
     assert names == sorted(path.stem for path in (ROOT / "src/tarflow/recipes").glob("*.toml"))
 
+    printed = python(str(target / "bin" / "tarflow"), "models", cwd=tmp_path, PYTHONPATH=str(target)).stdout
+    models = pretrained.names()
+    assert [line.split()[0] for line in printed.splitlines()[1:]] == models and models
+
     packed = set(zipfile.ZipFile(wheel).namelist())
     source = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*") if path.is_file()}
     expected = {name for name in source if "__pycache__" not in name}
     assert {name for name in packed if ".dist-info/" not in name} == expected, "the package and nothing else"
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        assert {f"tarflow-{tarflow.__version__}/src/{name}" for name in expected} <= set(archive.getnames())
 
 
 def test_every_requirement_is_pinned_to_a_version_it_allows() -> None:

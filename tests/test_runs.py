@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import tarflow
-from tarflow import checkpoint
+from tarflow import checkpoint, kept
 from tarflow.cli import main
 from tarflow.data.torch_datasets import dataset_images, dataset_splits
 from tarflow.sampling.guidance import Guidance
@@ -35,7 +35,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(path: Path) -> Iterator[tarflow.Run]:
     yield tarflow.open_run(path)
-    for file in (checkpoint.SETTING_FILE, checkpoint.SOLVERS_FILE):
+    for file in (kept.SETTING_FILE, kept.SOLVERS_FILE):
         (path / file).unlink(missing_ok=True)
 
 
@@ -66,13 +66,13 @@ def test_a_class_that_is_none_is_named(run: tarflow.Run, wrong: Any) -> None:
 
 def test_what_a_sweep_kept_is_the_default_as_long_as_it_is_of_these_weights(run: tarflow.Run) -> None:
     best = Setting(Guidance(1.5, rule="stable"), 0.1)
-    checkpoint.save_setting(run, StoredSetting(checkpoint.weights_digest(run.path), best, "FD", 1.0, 10, 3))
+    kept.save_setting(run, StoredSetting(checkpoint.weights_digest(run.path), best, "FD", 1.0, 10, 3))
     assert run.setting == best
     guided = tarflow.sample(run.flow, 1, [0], best.guidance, denoise=0.1, solver="sequential")
     assert torch.equal(run.sample("dark", solver="sequential"), guided)
     plain = run.sample("dark", setting=Setting(), solver="sequential")
     assert torch.equal(plain, tarflow.sample(run.flow, 1, [0], solver="sequential"))
-    checkpoint.save_setting(run, StoredSetting("others", best, "FD", 1.0, 10, 3))
+    kept.save_setting(run, StoredSetting("others", best, "FD", 1.0, 10, 3))
     assert run.setting == Setting(denoise=0.05)
 
 

@@ -2,50 +2,46 @@
 
     RUN/config.json           sections model, data, training (with the id of the run)
     RUN/model.safetensors     the averaged (EMA) weights with the best held-out likelihood so far
+    RUN/local.json            what the config says of places on this machine, where it says any
     RUN/metrics.jsonl         one JSON object a line
     RUN/samples/              sample sheets from fixed noise
-    RUN/solvers.json          which solver decodes each block fastest, as measured by `tarflow sample`
-    RUN/sampling.json         guidance and denoising that `tarflow sweep` found best, the defaults of `tarflow sample`
-    RUN/sweep/                what that sweep measured
     RUN/checkpoints/step-N/   config.json, model.safetensors (EMA weights of that step), state.pt (the rest, to resume),
                               digests.json (sizes and digests of the three, by which damage is found)
 
-A run directory is a hub directory: whoever has its `config.json` and `model.safetensors` has the model.
+A run directory is a hub directory: whoever has its `config.json` and `model.safetensors` has the model, and learns
+nothing of the machine. What commands find out of a model is in `kept`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
+import os
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 
 from tarflow import digests, storage
-from tarflow.config import ConfigError, RunConfig, from_dict, to_dict
+from tarflow.config import ConfigError, DataConfig, RunConfig, TrainingConfig, from_dict, to_dict
 from tarflow.digests import DIGESTS_FILE as DIGESTS_FILE
+from tarflow.fields import coerce_fields
 from tarflow.jsontext import to_json
 from tarflow.measure import Measure
 from tarflow.model.flow import TarFlow
 from tarflow.model.saving import CONFIG_FILE as CONFIG_FILE
 from tarflow.model.saving import WEIGHTS_FILE, read_json
-from tarflow.sampling.auto import Calibration
-from tarflow.sampling.setting import StoredSetting
+from tarflow.pretrained import located
 from tarflow.tensor_files import read_torch_file, stored_digest
 
-T = TypeVar("T")
-
 STATE_FILE = "state.pt"
+LOCAL_FILE = "local.json"
 MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 ALL_FILES = (*MODEL_FILES, STATE_FILE)
-SOLVERS_FILE = "solvers.json"
-SETTING_FILE = "sampling.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 SAMPLES = "samples"
@@ -88,8 +84,11 @@ class Run:
 
 
 def open_run(path: str | Path, device: torch.device | str = "cpu") -> Run:
-    """Open a run directory, a hub directory, or one `step-N` of a run. Raises naming the file that does not fit."""
-    path = Path(path)
+    """Open a run directory, a hub directory, one `step-N` of a run, or a model that comes with the package by its name.
+
+    Raises naming the file that does not fit.
+    """
+    path = located(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such directory; expected a run, or a directory with {CONFIG_FILE}")
     if not (path / WEIGHTS_FILE).exists():  # perhaps a run that has checkpoints but has not been evaluated yet
@@ -103,47 +102,6 @@ def open_run(path: str | Path, device: torch.device | str = "cpu") -> Run:
         if not sound:
             raise
         raise ValueError(f"{error}; {sound[-1]} is sound, and may be given in its place") from None
-
-
-def open_calibration(run: Run) -> Calibration:
-    """Which solvers were the fastest for this model, as far as that was measured before."""
-    return Calibration.load(run.path / SOLVERS_FILE, weights_digest(run.path))
-
-
-def save_calibration(run: Run, calibration: Calibration) -> None:
-    """Keep it beside the weights, where that may be written: a model in a read-only place is measured every time."""
-    with contextlib.suppress(OSError):
-        calibration.save(run.path / SOLVERS_FILE, weights_digest(run.path))
-
-
-def open_setting(run: Run) -> StoredSetting | None:
-    """What `save_setting` left beside the weights; None where nothing is. Raises ConfigError naming the file.
-
-    Its `weights` are to be compared with `weights_digest`: training may have gone on since.
-    """
-    return open_kept(run, SETTING_FILE, StoredSetting, "`tarflow sweep` again")
-
-
-def save_setting(run: Run, stored: StoredSetting) -> Path:
-    """Keep a setting beside the weights as the model's default."""
-    return keep(run, SETTING_FILE, stored)
-
-
-def keep(run: Run, name: str, value: Any) -> Path:
-    """Keep a dataclass in a file beside the weights, with a digest of it; gives the file."""
-    storage.write_json(run.path / name, digests.sealed(to_dict(value)))
-    return run.path / name
-
-
-def open_kept(run: Run, name: str, cls: type[T], remedy: str) -> T | None:
-    """What `keep` left, or somebody wrote by hand; None where nothing is. Raises ConfigError naming the file."""
-    file = run.path / name
-    if not file.exists():
-        return None
-    stored = read_json(file)
-    if digests.is_sealed(stored) and (stored := digests.unsealed(stored)) is None:
-        raise ConfigError(f"{file}: damaged, its digest is not that of what was written; {remedy}")
-    return from_dict(cls, stored, str(file))
 
 
 def weights_digest(path: str | Path) -> str:
@@ -172,15 +130,59 @@ def check_free(out: str | Path, *, resume: bool) -> None:
         raise FileNotFoundError(f"{out / CONFIG_FILE}: missing; copy that of {latest} to its place")
 
 
+@dataclass(frozen=True)
+class Places:
+    """What a config says of places on a machine, as `local.json` holds it; each is empty where it says none."""
+
+    source: str = ""
+    place: str = ""
+    init_from: str = ""
+
+    def __post_init__(self) -> None:
+        coerce_fields(self)
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Places:
+        """Those of a config."""
+        data, training = config.data or DataConfig(), config.training or TrainingConfig()
+        return cls(data.source, data.place, training.init_from)
+
+    def portable(self) -> Places:
+        """The same for everywhere: of an absolute path the last part, and no place."""
+        return Places(*(_last_part(path) for path in (self.source, "", self.init_from)))
+
+    def put_into(self, config: RunConfig) -> RunConfig:
+        """A config with these places."""
+        data, training = config.data, config.training
+        if data is not None:
+            data = replace(data, source=self.source, place=self.place)
+        if training is not None:
+            training = replace(training, init_from=self.init_from)
+        return replace(config, data=data, training=training)
+
+
+def _last_part(path: str) -> str:
+    return (Path(path).name or path) if os.path.isabs(os.path.expanduser(path)) else path
+
+
 def read_config(path: str | Path) -> RunConfig:
-    """The `config.json` of a directory."""
-    file = Path(path) / CONFIG_FILE
-    return from_dict(RunConfig, read_json(file), str(file))
+    """The `config.json` of a directory, with the places of its `local.json`, unless it says others itself."""
+    file, local = Path(path) / CONFIG_FILE, Path(path) / LOCAL_FILE
+    config = from_dict(RunConfig, read_json(file), str(file))
+    places = from_dict(Places, read_json(local), str(local)) if local.exists() else Places.of(config)
+    return places.put_into(config) if places.portable() == Places.of(config) else config
 
 
 def write_config(path: str | Path, config: RunConfig) -> None:
-    """Write the `config.json` of a directory, whole or not at all. Sections that are not known are left out."""
-    sections = {name: section for name, section in to_dict(config).items() if section is not None}
+    """Write the `config.json` of a directory, whole or not at all, and `local.json`, where it names places.
+
+    Sections that are not known are left out.
+    """
+    places = Places.of(config)
+    if places != places.portable():
+        storage.write_json(Path(path) / LOCAL_FILE, to_dict(places))
+    portable = to_dict(places.portable().put_into(config))
+    sections = {name: section for name, section in portable.items() if section is not None}
     storage.write_json(Path(path) / CONFIG_FILE, sections)
 
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from tarflow import storage
-from tarflow.checkpoint import Run, open_calibration, save_calibration
+from tarflow.checkpoint import Run
 from tarflow.data.labels import class_finder
 from tarflow.fields import integer
+from tarflow.kept import open_calibration, save_calibration
 from tarflow.measure import to_8bit
 from tarflow.model.condition import NULL_CLASS
 from tarflow.pictures import class_captions, columns_by_class, save_png, save_sheet

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tarflow import checkpoint, recipes
+from tarflow import checkpoint, kept, recipes
 from tarflow.config import TrainingConfig
 from tarflow.data.sets import Splits
 from tarflow.data.torch_datasets import dataset_splits
@@ -45,7 +45,7 @@ class Run(checkpoint.Run):
 
         Guidance and σ are `setting.guidance` and `setting.denoise`, as `tarflow.sample` takes them.
         """
-        stored = checkpoint.open_setting(self)
+        stored = kept.open_setting(self)
         if stored is not None and stored.weights == checkpoint.weights_digest(self.path):
             return stored.setting
         return Setting(denoise=self.sigma)
@@ -78,7 +78,7 @@ class Run(checkpoint.Run):
         how = self.setting if setting is None else setting
         n = self._number(classes, n)
         if options.get("solver", "auto") == "auto":
-            options["solver"] = Auto(checkpoint.open_calibration(self))
+            options["solver"] = Auto(kept.open_calibration(self))
         return sample(self.flow, n, self.labels(classes, n), how.guidance, seed, how.denoise, **options)
 
     def write_samples(

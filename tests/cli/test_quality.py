@@ -12,11 +12,12 @@ import torch
 
 import tarflow
 from report_cases import make_run
-from tarflow.checkpoint import open_run, open_setting, save_setting, weights_digest
+from tarflow.checkpoint import open_run, weights_digest
 from tarflow.cli import main
 from tarflow.config import from_dict
 from tarflow.evaluation.quality import ratios
 from tarflow.evaluation.quality.judge import KINDS
+from tarflow.kept import open_setting, save_setting
 from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.setting import Setting, StoredSetting
 

@@ -144,6 +144,7 @@ def scans(place: Path) -> None:
 STAND_INS: dict[str, list[Callable[[Path], None]]] = {
     "README.md": [photographs, noisy_digits, official_checkpoint],
     "docs/data.md": [photographs, downsampled_imagenet, scans],
+    "docs/models.md": [noisy_digits],
     "docs/official-checkpoints.md": [official_checkpoint],
     "docs/tutorials/own-images.md": [photographs],
     "docs/tutorials/guidance.md": [run_of_photographs, noisy_digits],

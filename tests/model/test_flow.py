@@ -124,7 +124,7 @@ def test_saved_and_loaded_is_the_same_bit_for_bit(name: str, dtype: torch.dtype,
     flow = build(name, dtype)
     flow.save_pretrained(tmp_path / "new" / "folder")
     assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == ["config.json", "model.safetensors"]
-    loaded = TarFlow.from_pretrained(tmp_path / "new" / "folder")
+    loaded = TarFlow.from_pretrained(tmp_path / "new" / "folder", dtype=dtype)
     assert loaded.config == flow.config and loaded.dtype == dtype and not loaded.training
     state, other = flow.state_dict(), loaded.state_dict()
     assert state.keys() == other.keys()
@@ -246,15 +246,28 @@ def test_deep_copies_and_pickles_are_the_same_flow_with_weights_of_their_own(nam
                 parameter.add_(1)
 
 
-def test_every_tensor_comes_back_in_its_own_dtype(tmp_path: Path) -> None:
-    flow = build("additive", torch.bfloat16)
-    flow.base.variance = flow.base.variance.float()
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_narrow_weights_are_loaded_as_float32_and_no_number_changes(stored: torch.dtype, tmp_path: Path) -> None:
+    """A narrow file saves room; a likelihood of it is that of the same weights in float32."""
+    flow = build("additive", stored)
+    flow.base.variance = flow.base.variance.to(torch.float32)
     flow.save_pretrained(tmp_path)
     before = torch.get_rng_state()
     loaded = TarFlow.from_pretrained(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
-    assert loaded.dtype == torch.bfloat16 and loaded.base.variance.dtype == torch.float32
+    wide = torch.promote_types(stored, torch.float32)
+    assert loaded.dtype == wide and loaded.base.variance.dtype == torch.float32
     assert all(p.requires_grad for p in loaded.parameters())
+    for name, tensor in flow.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor.to(wide)), name
+    x, y = images(flow, 2, dtype=torch.float32), labels(flow, 2)
+    assert torch.equal(loaded.log_prob(x, y), flow.to(wide).log_prob(x, y))
+
+
+def test_a_dtype_that_is_asked_for_is_that_of_every_tensor(tmp_path: Path) -> None:
+    build("additive", torch.float32).save_pretrained(tmp_path)
+    for dtype in (torch.bfloat16, torch.float64):
+        assert {t.dtype for t in TarFlow.from_pretrained(tmp_path, dtype=dtype).state_dict().values()} == {dtype}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from report_cases import Page, make_run
-from tarflow.checkpoint import open_run, save_setting, weights_digest
+from tarflow.checkpoint import open_run, weights_digest
 from tarflow.config import to_dict
 from tarflow.evaluation.likelihood.patch_maps import ends_of_a_map
 from tarflow.evaluation.quality.judge import QUALITY_FILE, Figure, keep_quality, kept_quality
 from tarflow.evaluation.quality.sweep import SWEEP, Row, edges, write_rows
+from tarflow.kept import save_setting
 from tarflow.report.build import write_report
 from tarflow.report.subject import Settings, Subject
 from tarflow.sampling.guidance import Guidance

@@ -298,7 +298,8 @@ def test_moved_data_are_asked_for_and_known_by_their_digest(tmp_path: Path, caps
     assert re.search(r"old'?: no such path.*name their new place by --data$", capsys.readouterr().err.strip())
     assert main([*command, "--resume", "--data", str(new)]) == 0
     assert_bitwise_equal(before, run_weights(run))
-    assert json.loads((run / "config.json").read_text())["data"]["source"] == str(new)
+    data = checkpoint.read_config(run).data
+    assert data is not None and data.source == data.place == str(new)
     other = tmp_path / "other"
     shutil.copytree(new, other)
     shutil.copy(other / "test-00000.parquet", other / "train-00001.parquet")

@@ -33,13 +33,15 @@ COMMANDS = {  # name: (module, what --help says of it)
     "sweep": "Find the best guidance and denoising of a flow, and keep it as its default.",
     "denoise": "Remove the noise that a flow was trained with from images.",
     "report": "Write one HTML page that shows a flow: scores, samples, maps, architecture.",
+    "models": "List the models that come with the package; any RUN may be one of their names.",
     "convert": "Turn a checkpoint of apple/ml-tarflow into a directory of ours.",
 }
 
 DESCRIPTION = """Normalizing flows on images (TarFlow, arXiv 2412.06329): exact likelihoods, samples, denoising.
 
-Start with `tarflow demo`, or `tarflow train --data PATH --out RUN`. Every RUN is a training run, a directory with
-config.json and model.safetensors, or one RUN/checkpoints/step-N. TARFLOW_DEBUG=1 shows the traceback of an error."""
+Start with `tarflow demo`, `tarflow sample digits --out digits.png`, or `tarflow train --data PATH --out RUN`. Every RUN
+is a training run, a directory with config.json and model.safetensors, one RUN/checkpoints/step-N, or the name of a
+model that came along (`tarflow models`). TARFLOW_DEBUG=1 shows the traceback of an error."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import (
     Annotated,
     Any,
@@ -28,8 +27,9 @@ from tarflow.fields import integer
 
 # Options that several commands have.
 Flag: TypeAlias = FlagCreatePairsOff[bool]
-RunPath: TypeAlias = Annotated[
-    Positional[Path], arg(help="a run, a directory with a model, or one step-N", metavar="RUN")
+RunPath: TypeAlias = Annotated[  # no Path, for which `./digits` would be the name of a model
+    Positional[str],
+    arg(help="a run, a directory with a model, one step-N, or a name of `tarflow models`", metavar="RUN"),
 ]
 Device: TypeAlias = Annotated[Literal["auto", "cpu", "cuda", "mps"], arg(help="where to compute")]
 SkipBad: TypeAlias = Annotated[Flag, arg(help="leave out files that cannot be read")]

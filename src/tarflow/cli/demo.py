@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SAMPLES = 500  # that are judged, guided and unguided
 SHOWN = 10  # of each class on a sheet
+CAME_ALONG = "came-along"  # where the models of the package are drawn
+DRAWN = 50  # images of each of them
 ZOOM = 6  # screen pixels a pixel: 8x8 would be too small to see
 
 
@@ -29,7 +31,8 @@ class Demo:
     and denoise, and check the samples by a classifier that saw only real digits. Takes a few minutes on two cores.
 
     Leaves report.html with its pictures, samples.png, denoising.png, figures.json and both runs in --out, a new
-    directory. Interrupted, it goes on where it was; done already, it makes all but the runs again.
+    directory; and in came-along/ what the models that come with the package draw (`tarflow models`). Interrupted, it
+    goes on where it was; done already, it makes all but the runs again.
 
     Examples:
       tarflow demo
@@ -79,6 +82,7 @@ def run(args: Demo) -> None:
         [args.out / name for name in figures["training_seconds"]], args.out, settings=settings, device=device
     )
     print(_summary(figures, args.out, page))
+    print(f"came along   {', '.join(_came_along(args, device))}, drawn in {args.out / CAME_ALONG}: tarflow models")
 
 
 def _train(recipe: str, out: Path, device: torch.device) -> tuple[Run, Splits, float]:
@@ -165,6 +169,17 @@ def _denoising(run: Run, splits: Splits, args: Demo) -> dict[str, Any]:
         "psnr_noisy_db": psnr(noisy, clean),
         "psnr_denoised_db": psnr(cleaned, clean),
     }
+
+
+def _came_along(args: Demo, device: torch.device) -> list[str]:
+    """Draw a sheet of each model that comes with the package; their names."""
+    from tarflow import pretrained
+    from tarflow.runs import open_run
+
+    for name in pretrained.names():
+        sheet = args.out / CAME_ALONG / f"{name}.png"
+        open_run(name, device=device).write_samples(sheet, n=DRAWN, seed=args.seed, solver="sequential")
+    return pretrained.names()
 
 
 def _summary(figures: dict[str, Any], out: Path, page: Path) -> str:

@@ -83,16 +83,17 @@ def setting_of(args: Drawing, run: Run) -> Setting:
     Any option of the guidance replaces all of the stored guidance; `--no-denoise` and `--noise-std` replace the stored
     denoising.
     """
-    from tarflow.checkpoint import open_setting, weights_digest
+    from tarflow.checkpoint import weights_digest
+    from tarflow.kept import SETTING_FILE, kept_file, open_setting
     from tarflow.sampling.guidance import Guidance
     from tarflow.sampling.setting import Setting
 
     given = (args.guidance, args.schedule, args.temperature, args.rule)
     if not args.guidance and any(value is not None for value in given[1:]):
         raise ValueError("--guidance: 0 guides nothing; --temperature, --rule and --schedule need a scale above 0")
-    stored = None if args.no_defaults else open_setting(run)
+    stored, file = None if args.no_defaults else open_setting(run), kept_file(run, SETTING_FILE)
     if stored is not None and stored.weights != weights_digest(run.path):
-        print(f"{run.path}/sampling.json: not used, found for other weights; `tarflow sweep` again", file=sys.stderr)
+        print(f"{file}: not used, found for other weights; `tarflow sweep` again", file=sys.stderr)
         stored = None
     if args.noise_std is not None or not args.denoise or stored is None:
         sigma = denoising_sigma(run, args.denoise, args.noise_std)
@@ -105,9 +106,9 @@ def setting_of(args: Drawing, run: Run) -> Setting:
         schedule, rule = args.schedule or "linear", args.rule or "paper"
         setting = Setting(Guidance(args.guidance or 0.0, schedule, temperature, rule), sigma)
     if stored is not None and setting == stored.setting:
-        print(f"{run.path}/sampling.json: {stored}; --no-defaults leaves it out", file=sys.stderr)
+        print(f"{file}: {stored}; --no-defaults leaves it out", file=sys.stderr)
     elif stored is not None and ((args.noise_std is None and args.denoise) or all(value is None for value in given)):
-        print(f"{run.path}/sampling.json: a part of it is used: {setting}", file=sys.stderr)
+        print(f"{file}: a part of it is used: {setting}", file=sys.stderr)
     return setting
 
 

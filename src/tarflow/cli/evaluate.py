@@ -122,7 +122,7 @@ def run(args: Evaluate) -> None:
         if found.against and own and split == "held-out":
             _keep_best(args, run, found, progress)
     variant = splits.variant or (data.variant if own else "")
-    values = found.to_dict() | {"data": source, "split": split, "run": str(args.run)}
+    values = found.to_dict() | {"data": source, "split": split, "run": args.run}
     values |= {"data_variant": variant or None, "trained_on_variant": data.variant or None}
     print(to_json(values, indent=2))
 
@@ -150,5 +150,5 @@ def _keep_best(args: Evaluate, run: Run, found: Evaluation, progress: Progress) 
         try:
             kept = f"kept in {save_detector(run, best)}: `tarflow score` ranks by it from now on"
         except OSError as error:  # someone else's run
-            kept = f"not kept, {run.path} cannot be written to ({error.strerror})"
+            kept = f"not kept, {run.path} cannot be written to ({error.strerror or error})"
     progress.say(f"{best}; {kept}")

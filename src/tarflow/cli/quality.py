@@ -66,7 +66,7 @@ def run(args: Quality) -> None:
         of_pixels = sample_quality(pixels, y, splits, network=network, cache=args.judging.cache or cache_directory())
     assert run.config.data is not None
     values = {
-        "run": str(args.run),
+        "run": args.run,
         "data": run.config.data.source,
         "samples": args.n,
         "seed": args.seed,

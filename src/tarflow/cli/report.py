@@ -26,8 +26,8 @@ class Report:
     """
 
     runs: Annotated[
-        Positional[tuple[Path, ...]],
-        arg(help="runs, directories with a model, or single step-N", metavar="RUN [RUN ...]"),
+        Positional[tuple[str, ...]],
+        arg(help="runs, models, single step-N, or names of `tarflow models`", metavar="RUN [RUN ...]"),
     ]
     out: Annotated[
         Path | None,

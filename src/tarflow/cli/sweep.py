@@ -71,7 +71,7 @@ class Sweep:
 def _check_places(args: Sweep, run: Run, out: Path) -> None:
     """Raise OSError before hours of measuring where nothing can be written to `out`; say where no default can be."""
     from tarflow import storage
-    from tarflow.checkpoint import SETTING_FILE
+    from tarflow.kept import SETTING_FILE, place_to_keep
 
     place = out / "sweep.json"
     while not place.parent.exists():  # nothing is made before it is filled
@@ -83,18 +83,20 @@ def _check_places(args: Sweep, run: Run, out: Path) -> None:
         raise OSError(f"{out}: {error.strerror}{hint}") from None
     if not args.no_save:
         try:
-            storage.check_writable(run.path / SETTING_FILE)
+            storage.check_writable(place_to_keep(run) / SETTING_FILE)
         except OSError as error:
-            print(f"{run.path}: {error.strerror}; the best setting will not be kept as its default", file=sys.stderr)
+            why = error.strerror or error
+            print(f"{run.path}: {why}; the best setting will not be kept as its default", file=sys.stderr)
 
 
 def run(args: Sweep) -> None:
     from tarflow import storage
-    from tarflow.checkpoint import open_run, save_setting, weights_digest
+    from tarflow.checkpoint import open_run, weights_digest
     from tarflow.cli.progress import Progress
     from tarflow.devices import pick_device
     from tarflow.drawing import labels_in_turn
     from tarflow.evaluation.quality.sweep import SWEEP, SWEEP_FILES, grid, sweep_run
+    from tarflow.kept import place_to_keep, save_setting
     from tarflow.report.sweep import sweep_chart, sweep_table
     from tarflow.sampling.setting import StoredSetting
     from tarflow.storage import check_vacant
@@ -111,7 +113,7 @@ def run(args: Sweep) -> None:
         strengths=args.strength,
     )
     y = labels_in_turn(run, (), args.n)
-    out = args.out or run.path / SWEEP
+    out = args.out or place_to_keep(run) / SWEEP
     check_vacant(out, "--out", ours=SWEEP_FILES)
     _check_places(args, run, out)
     with Progress() as progress:
@@ -149,10 +151,10 @@ def run(args: Sweep) -> None:
         try:
             kept = f"kept in {save_setting(run, stored)}"
         except OSError as error:  # what was measured is in the table all the same
-            kept = f"not kept: {error.filename}: {error.strerror}"
+            kept = f"not kept: {f'{error.filename}: {error.strerror}' if error.strerror else error}"
     print(*said, f"table and plot in {out}; default {kept}", sep="\n", file=sys.stderr)
     values = {
-        "run": str(args.run),
+        "run": args.run,
         "rows": [row.to_dict() for row in found.rows],
         **found.summary(judge),
         "clipped_pixels": sampler.clipped_pixels,

@@ -9,10 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from tarflow.config import ConfigError, from_dict
+from tarflow.pretrained import CONFIG_FILE as CONFIG_FILE
+from tarflow.pretrained import WEIGHTS_FILE as WEIGHTS_FILE
 from tarflow.tensor_files import read_tensors
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 
 
 def read_model(directory: Path, kind: type[Any]) -> tuple[Any, dict[str, Tensor]]:

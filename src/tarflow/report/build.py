@@ -16,6 +16,7 @@ from tarflow import __version__, storage
 from tarflow.checkpoint import Run, open_run
 from tarflow.evaluation.quality.judge import kept_quality
 from tarflow.evaluation.run_data import check_output
+from tarflow.pretrained import name_of
 from tarflow.report import facts, likelihood, samples, sweep
 from tarflow.report.facts import parameters_of
 from tarflow.report.likelihood import LABELS, advantage, unit_of
@@ -82,6 +83,8 @@ def write_report(
     subjects = subjects_of(runs, settings, watch)
     for subject in subjects:
         _ = subject.metrics  # what cannot be read is said before anything is written
+    if out is None and name_of(runs[0].path) is not None:
+        raise ValueError(f"{paths[0]}: comes with the package, which is not written to; give a directory by --out")
     out = Path(paths[0]) / "report" if out is None else Path(out)
     for run in runs:
         check_output(run, "--out", out)

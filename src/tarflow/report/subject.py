@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tarflow.checkpoint import CHECKPOINTS, Run, open_setting, read_metrics, weights_digest
+from tarflow.checkpoint import CHECKPOINTS, Run, read_metrics, weights_digest
 from tarflow.config import TrainingConfig
 from tarflow.data.load import ImageSet, Splits
 from tarflow.evaluation.likelihood.evaluate import Likelihood, summary
@@ -18,6 +18,7 @@ from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, NoYardstic
 from tarflow.evaluation.likelihood.scores import ClassScores, class_scores
 from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.evaluation.run_data import open_splits
+from tarflow.kept import open_setting
 from tarflow.measure import to_8bit
 from tarflow.sampling.denoise import denoise
 from tarflow.sampling.sample import SamplingError, sample

@@ -11,6 +11,7 @@ from tarflow.checkpoint import weights_digest
 from tarflow.config import from_dict
 from tarflow.evaluation.quality.judge import KINDS, LOWER_IS_BETTER, Figure, Kind, kept_quality
 from tarflow.evaluation.quality.sweep import SWEEP, Row, edges, read_sweep
+from tarflow.kept import kept_file
 from tarflow.report.charts import HEIGHT, WIDTH, Series, line_chart
 from tarflow.report.parts import TEMPLATES, Drawing, Parts, Table
 from tarflow.report.subject import Subject, Unavailable
@@ -24,7 +25,7 @@ KIND_OF = {"FID": "FD", "KID": "KD"}
 def sweep(subject: Subject) -> Parts:
     """The table and the plot of `tarflow sweep`, where it measured these weights."""
     run = subject.run
-    stored = read_sweep(run.path / SWEEP / "sweep.json")
+    stored = read_sweep(kept_file(run, f"{SWEEP}/sweep.json"))
     if stored is None or not any(row.figures for row in stored.rows):
         raise Unavailable("Nothing was measured: “tarflow sweep RUN” finds the best guidance and denoising.")
     if stored.key.get("weights") != weights_digest(run.path):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tarflow.checkpoint import open_run
+from tarflow.checkpoint import open_run, weights_digest
 from tarflow.config import ConfigError, TarFlowConfig, from_dict, to_dict
 from tarflow.interop import load_official, noise_from_name
 from tarflow.measure import NOISES
@@ -21,10 +21,11 @@ from tarflow.tensor_files import tensors_digest
 
 @dataclass(frozen=True)
 class Initial:
-    """A flow to start from, opened from `path`, and the fields of the noise that it was trained with, where known."""
+    """A flow to start from, opened from `path`, the digest of its weights, and the fields of its noise, where known."""
 
     path: str
     flow: TarFlow
+    digest: str
     noise: Mapping[str, Any]
 
     def apply(self, sections: Sections, typed: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -34,9 +35,8 @@ class Initial:
         """
         model = {name: value for name, value in to_dict(self.flow.config).items() if name != "num_classes"}
         inherited = {name: value for name, value in (model | dict(self.noise)).items() if name not in typed}
-        digest = tensors_digest(self.flow.state_dict())
         found = with_fields({**sections, "model": {}}, {name: typed[name] for name in model if name in typed})
-        found = with_fields(found, inherited | {"init_from": f"{self.path} ({digest[:16]})"})
+        found = with_fields(found, inherited | {"init_from": f"{self.path} ({self.digest[:16]})"})
         check_architecture(self.flow.config, from_dict(TarFlowConfig, found["model"], "model"))
         return found
 
@@ -56,10 +56,11 @@ def open_initial(path: str) -> Initial:
     """Open the weights of a run, a directory, or an official checkpoint (.pth, .pt), whose name may tell its noise."""
     if Path(path).suffix in (".pth", ".pt"):
         flow, named = load_official(path), noise_from_name(path)
-        return Initial(path, flow, {} if named is None else _noise_fields(*named))
+        return Initial(path, flow, tensors_digest(flow.state_dict()), {} if named is None else _noise_fields(*named))
     run = open_run(path)
     known = run.config.training is not None
-    return Initial(path, run.flow, _noise_fields(run.noise, run.measure.noise_std) if known else {})
+    noise = _noise_fields(run.noise, run.measure.noise_std) if known else {}
+    return Initial(path, run.flow, weights_digest(run.path), noise)
 
 
 def _noise_fields(noise: str, std: float) -> dict[str, Any]:

@@ -19,11 +19,12 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from tarflow.checkpoint import Run, keep, open_kept, weights_digest
+from tarflow.checkpoint import Run, weights_digest
 from tarflow.data.images import from_array
 from tarflow.evaluation.shares import standard_error
 from tarflow.fields import coerce_fields
 from tarflow.jsontext import finite
+from tarflow.kept import keep, open_kept
 from tarflow.measure import Measure
 from tarflow.seeding import seeded_generator
 
@@ -231,7 +232,7 @@ def best_detector(run: Run, labels: str, found: Mapping[str, Anomalies]) -> Stor
 
 
 def save_detector(run: Run, stored: StoredDetector) -> Path:
-    """Keep it beside the weights. Raises OSError where they cannot be written to."""
+    """Keep it with the run. Raises OSError where that cannot be written to."""
     return keep(run, DETECTOR_FILE, stored)
 
 

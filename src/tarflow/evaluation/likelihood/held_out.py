@@ -26,6 +26,7 @@ from tarflow.evaluation.likelihood.scores import ClassScores, Progress, class_sc
 from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.evaluation.run_data import open_held_out, stored_data
 from tarflow.jsontext import finite, to_json
+from tarflow.pretrained import name_of
 
 HELD_OUT_FILE = "held_out_scores.json"
 MAX_SCORINGS = 8  # that are kept: under no label, under the null class, under one class …
@@ -109,9 +110,10 @@ def held_out_scores(
 
 
 def _places(run: Run, origin: dict[str, Any]) -> list[Path]:
-    """Where scores are kept: with the run, or in the cache directory by what they depend on."""
+    """Where scores are kept: with a run that is not of the package; in the cache directory, by what they depend on."""
     cache, name = storage.cache_directory(), hashlib.blake2b(to_json(origin).encode(), digest_size=16).hexdigest()
-    return [run.path / HELD_OUT_FILE, *([] if cache is None else [cache / "held-out-scores" / f"{name}.json"])]
+    own = [] if name_of(run.path) else [run.path / HELD_OUT_FILE]
+    return [*own, *([] if cache is None else [cache / "held-out-scores" / f"{name}.json"])]
 
 
 def _files(source: str, options: LoadOptions) -> str | None:

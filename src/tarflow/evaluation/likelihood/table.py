@@ -38,6 +38,7 @@ from tarflow.evaluation.likelihood.held_out import held_out_scores
 from tarflow.evaluation.likelihood.patch_maps import heat_map
 from tarflow.evaluation.likelihood.scores import Progress, beyond, class_scores, default_batch_size
 from tarflow.evaluation.likelihood.scoring import Scoring
+from tarflow.kept import kept_file
 from tarflow.measure import to_8bit
 from tarflow.pictures import save_sheet
 
@@ -128,7 +129,7 @@ def labels_of(run: Run, scoring: Scoring) -> str:
 
 def ranked_by(run: Run, scoring: Scoring) -> tuple[Detector, str | None]:
     """What images are ranked by where nobody says, and why: the detector that the run keeps, where it fits."""
-    stored, file = open_detector(run), run.path / DETECTOR_FILE
+    stored, file = open_detector(run), kept_file(run, DETECTOR_FILE)
     if stored is None:
         return "likelihood", None
     if stored.weights != weights_digest(run.path):

@@ -20,6 +20,7 @@ from tarflow.evaluation.quality.extractors.extractor import Extractor
 from tarflow.evaluation.quality.manifolds import manifolds
 from tarflow.evaluation.quality.reference import MAX_REFERENCE, Progress, Reference, open_reference
 from tarflow.evaluation.run_data import open_splits, stored_data
+from tarflow.kept import kept_file, place_to_keep
 from tarflow.model.saving import read_json
 from tarflow.sampling.setting import Setting
 
@@ -190,7 +191,7 @@ def keep_quality(run: Run, measured: dict[str, Any]) -> None:
     known = {name: entry for name, entry in kept_quality(run).items() if name != measured["extractor"]["name"]}
     entries = known | {measured["extractor"]["name"]: measured}
     with contextlib.suppress(OSError):
-        storage.write_json(run.path / QUALITY_FILE, {"weights": weights, "measured": entries})
+        storage.write_json(place_to_keep(run) / QUALITY_FILE, {"weights": weights, "measured": entries})
 
 
 def kept_quality(run: Run) -> dict[str, dict[str, Any]]:
@@ -198,7 +199,7 @@ def kept_quality(run: Run) -> dict[str, dict[str, Any]]:
 
     A file that is damaged, or written by another version, counts as nothing: measuring again replaces it.
     """
-    file = run.path / QUALITY_FILE
+    file = kept_file(run, QUALITY_FILE)
     try:
         stored = read_json(file) if file.exists() else {}
         if stored.get("weights") != weights_digest(run.path):
