@@ -50,13 +50,33 @@ def test_what_a_user_found_of_a_model_of_the_package_goes_before_what_came_along
     assert stored is not None and stored.setting.denoise == 0.5
     own = StoredSetting(weights_digest(shipped.path), Setting(Guidance(2.0), 0.25), "FD", 0.5, 10, 2)
     file = kept.save_setting(shipped, own)
-    assert file == storage.cache_directory() / "models" / "small" / "sampling.json"
+    cache = storage.cache_directory()
+    assert cache is not None and file == cache / "models" / f"small-{own.weights[:8]}" / "sampling.json"
     assert kept.open_setting(shipped) == own and kept.kept_file(shipped, kept.SETTING_FILE) == file
     kept.save_calibration(shipped, Calibration({"key": (Choice("sequential"),)}))
     assert list(kept.open_calibration(shipped).choices) == ["key"]
     assert sorted(shipped.path.iterdir()) == before
     file.unlink()
     assert kept.open_setting(shipped) == stored
+
+
+def test_what_was_found_of_older_weights_does_not_hide_what_came_with_new_ones(shipped: checkpoint.Run) -> None:
+    old = StoredSetting(weights_digest(shipped.path), Setting(denoise=0.25), "FD", 0.5, 10, 2)
+    kept.save_setting(shipped, old)
+    assert kept.open_setting(shipped) == old
+    build("conditional", torch.float32, seed=1).save_weights(shipped.path / "model.safetensors")
+    came = kept.open_setting(shipped)
+    assert came is not None and came.setting.denoise == 0.5
+
+
+def test_a_run_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    FLOW.save_pretrained(tmp_path / "run")
+    run = checkpoint.open_run(tmp_path / "run")
+    stored = StoredSetting(weights_digest(run.path), Setting(), "FD", 0.5, 10, 2)
+    shutil.rmtree(run.path)
+    with pytest.raises(OSError, match="run"):
+        kept.save_setting(run, stored)
+    assert not run.path.exists()
 
 
 def no_cache(monkeypatch: pytest.MonkeyPatch) -> str:

@@ -92,16 +92,17 @@ def test_a_command_takes_the_name_and_writes_nothing_into_the_package(
     before = contents(package)
     assert main(line.split()) == 0, capsys.readouterr().err
     assert contents(package) == before
-    own = tmp_path / "cache" / "models" / line.split()[1]
-    assert {path.name for path in own.glob("*")} == COMMANDS[line]
+    own = (tmp_path / "cache" / "models").glob(f"{line.split()[1]}-{weights_digest(package / line.split()[1])[:8]}/*")
+    assert {path.name for path in own} == COMMANDS[line]
 
 
 def test_what_was_kept_is_used_by_the_next_command(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "digits", "-n", "12", "--extractor", "classifier", "--guidance", "3"]) == 0
     said = capsys.readouterr().err
-    assert "cache/models/digits/sampling.json" in said and "cache/models/digits/sweep" in said
+    own = f"cache/models/digits-{weights_digest(package / 'digits')[:8]}"
+    assert f"{own}/sampling.json" in said and f"{own}/sweep" in said
     assert main(["sample", "digits", "-n", "2", "--out", "drawn.png"]) == 0
-    assert "cache/models/digits/sampling.json: guidance 3" in capsys.readouterr().err
+    assert f"{own}/sampling.json: guidance 3" in capsys.readouterr().err
     assert main(["report", "digits", "--images", "2", "--limit", "4", "--out", "report"]) == 0
     assert "“tarflow sweep RUN”" not in Path("report/report.html").read_text(), "which it says where there was none"
 
