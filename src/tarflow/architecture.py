@@ -24,6 +24,7 @@ class TransformEntry(NamedTuple):
 TRANSFORMS = {  # names only, so that the command line knows them without importing torch
     "affine": TransformEntry("tarflow.model.transform:Affine", scales=True),
     "additive": TransformEntry("tarflow.model.transform:Additive", scales=False),
+    "spline": TransformEntry("tarflow.model.spline:Spline", scales=True),
 }
 
 BY_NUMBER = "-by-number"

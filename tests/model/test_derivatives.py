@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings(  # PyTorch's, on its way of doing what 
     "ignore:.*torch.jit.script. is deprecated:DeprecationWarning", "ignore:There is a performance drop:UserWarning"
 )
 
-NAMES = ["conditional", "additive", "rotary", "bounded_conditional"]
+NAMES = ["conditional", "additive", "rotary", "bounded_conditional", "spline"]
 
 
 def density(flow: tarflow.TarFlow) -> Callable[[Tensor], Tensor]:

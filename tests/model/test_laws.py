@@ -25,10 +25,12 @@ def test_the_flows_of_the_table_are_not_trivial(name: str) -> None:
     x, y = images(flow, 50), labels(flow, 50)
     z, ladj = flow.encode(x, y)
     patches, _ = flow.event.to_tokens(x)
+    dim = flow.sequence.dim
     assert (z - patches).square().mean().sqrt() > 0.1
-    for block in flow.blocks:
+    for name, block in zip(flow.sequence.transforms, flow.blocks, strict=True):
         params = block.conditioner(block.enter(patches)[:, :-1], block.context(y))[:, flow.sequence.start_token :]
-        log_scale, shift = params.split([params.shape[2] - flow.sequence.dim, flow.sequence.dim], dim=-1)
+        kinds = 0 if name.startswith("additive") else 1  # what a spline has, and what lies before a number, come behind
+        log_scale, shift, _ = params.split([kinds * dim, dim, params.shape[2] - (kinds + 1) * dim], dim=-1)
         if log_scale.shape[1]:
             assert shift.std(dim=0).min() > 0.05, "shifts do not depend on what was before"
         if log_scale.numel():
@@ -36,7 +38,7 @@ def test_the_flows_of_the_table_are_not_trivial(name: str) -> None:
             assert 0.2 < log_scale.square().mean().sqrt() < 1.5
     if "affine" in flow.sequence.transforms:
         assert ladj.std() > 0.1
-    if flow.sequence.log_scale_bound is not None:
+    if flow.sequence.log_scale_bound is not None and log_scale.numel():
         assert log_scale.abs().max() > flow.sequence.log_scale_bound, "the bound does not bite"
 
 
@@ -205,7 +207,8 @@ def test_a_new_flow_is_a_constant_map(name: str) -> None:
             assert_close(value, value[:1, :1].expand_as(value))
     x = images(flow, 4)
     _, ladj = flow.encode(x, y)
-    assert_close(ladj, ladj[:1].expand(4))
+    if not any(name.startswith("spline") for name in config.transforms):  # whose slope is not the same everywhere
+        assert_close(ladj, ladj[:1].expand(4))
     assert_close(flow.decode(flow.encode(x, y)[0], y), x)
 
 
@@ -216,7 +219,8 @@ def test_the_bound_bounds_the_log_scale_and_vanishes_when_wide(name: str) -> Non
     x, y = images(flow, 20) * 100, labels(flow, 20)
     changed = flow.sequence.slots - 1
     _, ladj = flow.encode(x, y)
-    assert (ladj.abs() <= bound * changed * flow.sequence.dim * len(flow.blocks)).all()
+    if not any(transform.startswith("spline") for transform in flow.sequence.transforms):  # which has slopes of its own
+        assert (ladj.abs() <= bound * changed * flow.sequence.dim * len(flow.blocks)).all()
     value = torch.linspace(-3, 3, 7, dtype=torch.float64)
     want = torch.tensor([bound * math.tanh(v / bound) for v in value.tolist()], dtype=torch.float64)
     affine = make_transform("affine", flow.sequence)

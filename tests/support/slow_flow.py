@@ -78,10 +78,11 @@ def predict(
 def number(config: SequenceConfig, weights: Weights, index: int, params: Tensor, x: list[Tensor]) -> list[Tensor]:
     """The shift and the raw log-scale of the number of a token after the numbers x, from the token's parameters.
 
-    Of all numbers those have the log-scale first, as the official ones do; the additive transform has the shift alone.
+    Behind them come the widths, heights and slopes of a spline, where there is one. The parameters have the log-scale
+    first, as the official ones do; those of the additive transform are the shift alone.
     """
     name, dim, place = config.transforms[index], config.dim, len(x)
-    kinds = 1 if name.startswith("additive") else 2
+    kinds = {"additive": 1, "affine": 2, "spline": 3 * config.bins + 1}[name.removesuffix("-by-number")]
     found = [params[kind * dim + place] for kind in range(kinds)]
     if name.endswith("-by-number"):
         into, out, a = weights["transform.into"], weights["transform.out"], params[kinds * dim :]
@@ -91,7 +92,38 @@ def number(config: SequenceConfig, weights: Weights, index: int, params: Tensor,
                 total = a[unit] + sum(into[unit, e] * x[e] for e in range(degree))
                 active = total * 0.5 * (1 + torch.erf(total / math.sqrt(2)))
                 found = [value + out[kind, place, unit] * active for kind, value in enumerate(found)]
-    return [found[0], torch.zeros_like(found[0])] if kinds == 1 else found[::-1]
+    return [found[0], torch.zeros_like(found[0])] if kinds == 1 else [found[1], found[0], *found[2:]]
+
+
+def spline(x: float, params: list[float], bins: int, b: float) -> tuple[float, float]:
+    """y and the slope ∂y/∂x of one number x, by equations 4 and 5 of arXiv 1906.04032."""
+    sizes = []
+    for logits in (params[:bins], params[bins : 2 * bins]):
+        total = sum(map(math.exp, logits))
+        sizes.append([2 * b * (0.001 + (1 - 0.001 * bins) * math.exp(logit) / total) for logit in logits])
+    steepest = math.log(1000)
+    slopes = [1.0, *(math.exp(steepest * math.tanh(v / steepest)) for v in params[2 * bins :]), 1.0]
+    left = bottom = -b
+    for width, height, low, high in zip(*sizes, slopes, slopes[1:], strict=False):
+        if left <= x < left + width:
+            s, xi = height / width, (x - left) / width
+            under = s + (high + low - 2 * s) * xi * (1 - xi)
+            y = bottom + height * (s * xi**2 + low * xi * (1 - xi)) / under
+            return y, s**2 * (high * xi**2 + 2 * s * xi * (1 - xi) + low * (1 - xi) ** 2) / under**2
+        left, bottom = left + width, bottom + height
+    return x, 1.0
+
+
+def unbent(config: SequenceConfig, y: Tensor, curve: list[Tensor]) -> Tensor:
+    """x of one number y under a spline, which is monotone: by halving the interval."""
+    low, high = -config.interval, config.interval
+    if not curve or not low < float(y) < high:
+        return y
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = spline(middle, [float(v) for v in curve], config.bins, config.interval)[0] < float(y)
+        low, high = (middle, high) if below else (low, middle)
+    return torch.full_like(y, (low + high) / 2)
 
 
 def permutation(config: SequenceConfig, index: int) -> list[int]:
@@ -126,17 +158,15 @@ def turned(config: SequenceConfig, place: int, heads: Tensor) -> Tensor:
     return torch.cat([points.real, points.imag], dim=1)
 
 
-def guided(
-    conditional: tuple[Tensor, Tensor], unconditional: tuple[Tensor, Tensor], g: float, rule: str
-) -> tuple[Tensor, Tensor]:
-    """shift and raw log_scale of both branches to the guided ones."""
-    (mu_c, v_c), (mu_u, v_u) = conditional, unconditional
+def guided(conditional: list[Tensor], unconditional: list[Tensor], g: float, rule: str) -> list[Tensor]:
+    """shift, raw log_scale and spline of both branches to the guided ones."""
     if rule == "paper":
-        return mu_c + g * (mu_c - mu_u), v_c + g * (v_c - v_u)
+        return [c + g * (c - u) for c, u in zip(conditional, unconditional, strict=True)]
+    (mu_c, v_c, *curve), (mu_u, v_u, *_) = conditional, unconditional
     sigma_c, sigma_u = v_c.exp(), v_u.exp()
     s = (sigma_c**2 / sigma_u**2).clip(0, 1)
     sigma = sigma_c / (1 + g - g * s).sqrt()
-    return ((1 + g) * mu_c - g * s * mu_u) / (1 + g - g * s), sigma.log()
+    return [((1 + g) * mu_c - g * s * mu_u) / (1 + g - g * s), sigma.log(), *curve]
 
 
 @torch.no_grad()
@@ -169,13 +199,13 @@ def decode(
                     other = predict(config, weights[index], index, known, NULL, temperature)
                 numbers: list[Tensor] = []
                 for d in range(config.dim):
-                    shift, log_scale = number(config, weights[index], index, params, numbers)
+                    found = number(config, weights[index], index, params, numbers)
                     if other is not None:
-                        unguided = number(config, weights[index], index, other, numbers)
-                        shift, log_scale = guided((shift, log_scale), (unguided[0], unguided[1]), g, rule)
-                    if bound is not None and config.transforms[index].startswith("affine"):
+                        found = guided(found, number(config, weights[index], index, other, numbers), g, rule)
+                    shift, log_scale, *curve = found
+                    if bound is not None and not config.transforms[index].startswith("additive"):
                         log_scale = bound * torch.tanh(log_scale / bound)
-                    numbers.append(ordered[i][d] * log_scale.exp() + shift)
+                    numbers.append(unbent(config, ordered[i][d] * log_scale.exp() + shift, curve))
                 x.append(torch.stack(numbers))
             patches = [x[order.index(token)] for token in range(length)]
         decoded.append(torch.stack(patches))

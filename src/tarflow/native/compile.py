@@ -33,7 +33,7 @@ from tarflow import digests, storage
 log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-FLAGS = ("-O2", "-march=native", "-fopenmp", "-fPIC", "-shared", "-std=gnu11")
+FLAGS = ("-O2", "-march=native", "-fopenmp", "-fno-math-errno", "-fPIC", "-shared", "-std=gnu11")
 SECONDS = 120  # that a compiler may take
 
 Pointer = ctypes.c_void_p
