@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tarflow.devices import without_autocast
 from tarflow.fields import ConfigError
+from tarflow.model import by_number_native
 from tarflow.model.config import SequenceConfig
 from tarflow.model.transform import Rule, Transform, make_transform
 
@@ -71,17 +72,23 @@ class ByNumber(Transform):
         return self.inner.forward(x, base)
 
     def inverse(self, z: Tensor, params: Tensor) -> Tensor:
+        if by_number_native.fits(self.inner, z, params, self.into, self.out):
+            return by_number_native.inverse(self.inner, self.into, self.out, self.ends, z, [params])
         return self._walk(z, [params], lambda branches: branches[0])
 
     def guided_inverse(
         self, z: Tensor, conditional: Tensor, unguided: Tensor, strength: Tensor | float, rule: Rule
     ) -> Tensor:
         """Each number guided in its turn: both branches see the guided numbers before it."""
+        branches = [conditional, unguided]
+        if by_number_native.fits(self.inner, z, *branches, self.into, self.out):
+            weights = (self.into, self.out, self.ends)
+            return by_number_native.inverse(self.inner, *weights, z, branches, strength, rule)
 
         def combine(branches: list[Tensor]) -> Tensor:
             return self.single.combine(branches[0], branches[1], strength, rule)
 
-        return self._walk(z, [conditional, unguided], combine)
+        return self._walk(z, branches, combine)
 
     def _walk(self, z: Tensor, branches: list[Tensor], combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
         """z to x, number by number, from the parameters of all branches and what makes one set of them."""

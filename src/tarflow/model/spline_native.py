@@ -24,8 +24,8 @@ PARALLEL = 1 << 13  # numbers from which on threads are worth waking
 Reference = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class _Spline(ctypes.Structure):
-    """spline_t of spline.c."""
+class SplineStruct(ctypes.Structure):
+    """spline_t of spline.h."""
 
     _fields_ = (
         *((name, Number) for name in ("rows", "dim", "bins")),
@@ -34,9 +34,19 @@ class _Spline(ctypes.Structure):
 
 
 FUNCTIONS = tuple(
-    Function(f"tarflow_spline_{name}", (ctypes.POINTER(_Spline), *[Pointer] * tensors, ctypes.c_int))
+    Function(f"tarflow_spline_{name}", (ctypes.POINTER(SplineStruct), *[Pointer] * tensors, ctypes.c_int))
     for name, tensors in (("forward", 4), ("inverse", 3), ("backward", 6))
 )
+
+
+def are_plain(*tensors: Tensor) -> bool:
+    """Whether these are numbers of float32 on a CPU, and nobody asks for the operations that they go through."""
+    kinds = (Tensor, torch.nn.Parameter)
+    if not all(type(t) in kinds and t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors):
+        return False
+    watched = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    watched = watched or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
+    return not watched and all(unpack_dual(t).tangent is None for t in tensors)  # forward mode
 
 
 @dataclass(frozen=True)
@@ -54,13 +64,12 @@ class NativeSpline:
 
     def fits(self, x: Tensor, params: Tensor) -> bool:
         """Whether these are numbers of float32 on a CPU, and nobody asks for the operations that they go through."""
-        if not all(type(t) is Tensor and t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, params)):
-            return False
-        watched = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        watched = watched or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
-        if watched or any(unpack_dual(t).tangent is not None for t in (x, params)):  # forward mode
-            return False
-        return compiled("spline", FUNCTIONS) is not None
+        return are_plain(x, params) and compiled("spline", FUNCTIONS) is not None
+
+    def struct(self, rows: int, dim: int) -> SplineStruct:
+        """What C is told of so many tokens of so many numbers."""
+        largest = self.largest if self.bound is None or self.bound > self.largest else 0.0
+        return SplineStruct(rows, dim, self.bins, self.interval, self.bound or 0.0, largest, LEAST_SHARE, STEEPEST)
 
     def forward(self, x: Tensor, params: Tensor, reference: Reference) -> tuple[Tensor, Tensor]:
         """x (…, D) and params (…, (3·bins+1)·D) to z (…, D) and ladj (…); `reference` has the second derivatives."""
@@ -80,13 +89,11 @@ class NativeSpline:
         assert params.shape == (*rows, (3 * self.bins + 1) * dim), (x.shape, params.shape)
         assert all(t.numel() in (math.prod(rows), x.numel(), params.numel()) for t in others)
         tensors = [x.contiguous(), params.contiguous(), *others]
-        largest = self.largest if self.bound is None or self.bound > self.largest else 0.0
-        shape = _Spline(
-            math.prod(rows), dim, self.bins, self.interval, self.bound or 0.0, largest, LEAST_SHARE, STEEPEST
-        )
         threads = torch.get_num_threads() if x.numel() >= PARALLEL else 1
         library = compiled("spline", FUNCTIONS)
-        getattr(library, f"tarflow_spline_{name}")(shape, *(t.data_ptr() for t in tensors), threads)
+        getattr(library, f"tarflow_spline_{name}")(
+            self.struct(math.prod(rows), dim), *(t.data_ptr() for t in tensors), threads
+        )
 
 
 class _Forward(torch.autograd.Function):

@@ -35,16 +35,6 @@ typedef struct {
 
 int tarflow_panel(void) { return PANEL; }
 
-/* x·Φ(x). The tail of Φ is e^(-x²/2)/2 times a polynomial in 1/(1 + 0.3275911 |x|/√2), within 1e-7: Abramowitz and
- * Stegun, Handbook of Mathematical Functions, 7.1.26. */
-INLINE vec gelu(vec x) {
-    vec a = choose(x < 0.0f, -x, x) * 0.70710678f;
-    vec t = 1.0f / (1.0f + 0.3275911f * a);
-    vec tail = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
-    tail *= 0.5f * exponential(-a * a);
-    return x * choose(x < 0.0f, tail, 1.0f - tail);
-}
-
 /* --- products ----------------------------------------------------------------------------------------------------- */
 
 enum { SET, ADD, GELU }; /* what becomes of a product: it replaces, is added to, or replaces after a GELU */

@@ -75,3 +75,13 @@ INLINE vec tangent(vec x) {
     vec near = x + x * q * (-0.33333333f + q * (0.13333333f + q * (-5.3968254e-2f + q * 2.1869489e-2f)));
     return choose(size < 0.25f, near, choose(x < 0.0f, -far, far));
 }
+
+/* x·Φ(x). The tail of Φ is e^(-x²/2)/2 times a polynomial in 1/(1 + 0.3275911 |x|/√2), within 1e-7: Abramowitz and
+ * Stegun, Handbook of Mathematical Functions, 7.1.26. */
+INLINE vec gelu(vec x) {
+    vec a = choose(x < 0.0f, -x, x) * 0.70710678f;
+    vec t = 1.0f / (1.0f + 0.3275911f * a);
+    vec tail = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+    tail *= 0.5f * exponential(-a * a);
+    return x * choose(x < 0.0f, tail, 1.0f - tail);
+}
