@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tarflow.devices import without_autocast
 from tarflow.fields import ConfigError
 from tarflow.model import by_number_native
+from tarflow.model.condition import small_normal
 from tarflow.model.config import SequenceConfig
 from tarflow.model.transform import Rule, Transform, make_transform
 
@@ -46,7 +47,7 @@ class ByNumber(Transform):
         dim = config.dim
         self.hidden = self.reads = config.width
         self.size = self.inner.size + self.hidden
-        self.into = nn.Parameter(torch.randn(self.hidden, dim, **made) * dim**-0.5)
+        self.into = nn.Parameter(small_normal(self.hidden, dim, dim**-0.5, **made))
         self.out = nn.Parameter(torch.zeros(self.single.size, dim, self.hidden, **made))
         # Hidden units in the order of their degrees, 1 … D-1, as many of each as can be.
         self.degrees = [1 + unit * (dim - 1) // self.hidden for unit in range(self.hidden)]

@@ -108,10 +108,10 @@ class ClassEmbedding(nn.Module):
         return table[torch.where(y == NULL_CLASS, len(self.classes), y)].unsqueeze(1)
 
 
-def small_normal(rows: int, width: int, **made: Any) -> Tensor:
-    """N(0, 0.01²), (rows, W). On the meta device without the product, for which PyTorch would import its compiler."""
-    table = torch.randn(rows, width, **made)
-    return table if table.is_meta else table * 1e-2
+def small_normal(rows: int, width: int, std: float = 1e-2, **made: Any) -> Tensor:
+    """N(0, std²), (rows, W). On the meta device nothing is drawn, for which PyTorch would import its compiler."""
+    table = torch.empty(rows, width, **made)
+    return table if table.is_meta else torch.randn(rows, width, **made) * std
 
 
 CONDITIONS: dict[str, Callable[..., Condition]] = {  # of what is behind colons
