@@ -67,6 +67,7 @@ class Model:
     draws: str
     about: str
     quality: str = ""  # options of `tarflow quality`; samples are not judged where it is empty
+    evaluate: str = ""  # options of `tarflow evaluate`
 
 
 MODELS = {
@@ -89,6 +90,7 @@ MODELS = {
         "clothes",
         "It draws clothes of a wanted class, and scores them.",
         "-n 1000 --extractor classifier",
+        "--no-classify",  # a pass for each class over 10,000 images
     ),
 }
 
@@ -156,9 +158,9 @@ def measured(command: str, out: Path, options: str = "") -> dict[str, Any]:
 
 def facts_of(out: Path, name: str, trained_by: Sequence[str]) -> dict[str, Any]:
     """What the card of the model in `out` says to programs, measured."""
-    run, options = open_run(out), MODELS[name].quality
+    run, options, judging = open_run(out), MODELS[name].evaluate, MODELS[name].quality
     assert run.config.data is not None
-    scores = measured("evaluate", out)
+    scores = measured("evaluate", out, options)
     figure = "noisy_bits_per_dim" if scores["bits_per_dim"] is None else "bits_per_dim"
     facts = {
         "license": "mit",
@@ -176,13 +178,13 @@ def facts_of(out: Path, name: str, trained_by: Sequence[str]) -> dict[str, Any]:
             "standard_error": scores["standard_error"],
             "images": scores["images"],
             "gaussian": scores["gaussian_yardstick"],
-            "command": f"tarflow evaluate {name}",
+            "command": f"tarflow evaluate {name} {options}".rstrip(),
         },
     }
-    if options:
-        samples = measured("quality", out, options)
+    if judging:
+        samples = measured("quality", out, judging)
         part = {key: samples[key] for key in ("setting", "figures", "agreement")}
-        facts["samples"] = part | {"command": f"tarflow quality {name} {options}"}
+        facts["samples"] = part | {"command": f"tarflow quality {name} {judging}"}
     return facts
 
 

@@ -16,6 +16,7 @@ from small_runs import write_images
 from tarflow import pretrained
 from tarflow.checkpoint import read_config, weights_digest
 from tarflow.cli import demo, main
+from tarflow.data.readers import idx
 
 pytestmark = pytest.mark.usefixtures("quick_network")
 
@@ -123,6 +124,20 @@ def test_training_starts_from_one(package: Path, tmp_path: Path) -> None:
     training = read_config("tuned").training
     digest = weights_digest(package / "digits")
     assert training is not None and training.init_from == f"digits ({digest[:16]})"
+
+
+def test_data_that_are_not_at_hand_are_one_line(
+    package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of Fashion-MNIST, which a Debian package brings."""
+    monkeypatch.setattr(idx, "FASHION_MNIST", Path("nowhere"))
+    config = package / "digits-likelihood" / "config.json"
+    config.write_text(config.read_text().replace('"source": "digits"', '"source": "fashion-mnist"'))
+    assert main(["evaluate", "digits-likelihood"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "fashion-mnist: nowhere does not exist; install Debian's package dataset-fashion-mnist" in line
+    assert line.endswith("name their new place by --data")
+    assert main(["sample", "digits-likelihood", "-n", "2", "--solver", "sequential", "--out", "drawn.png"]) == 0
 
 
 def test_a_run_that_is_nowhere_is_told_the_names(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
