@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import slow_flow
@@ -106,3 +107,38 @@ def test_fields_decide_what_is_computed() -> None:
     wide = make(4, interval=2.0)
     assert not torch.equal(wide(x, params)[0], z)
     assert dataclasses.replace(spline.native, interval=2.0) == wide.native
+
+
+def test_the_stable_rule_is_exact_where_both_branches_have_one_spline() -> None:
+    """ln p is (1+g) ln p_c - g ln p_u, but for a constant, at any x."""
+    spline, g = make(1, bound=None), 2.5
+    x, conditional = drawn(spline, 50)
+    conditional = conditional[:1, :1].expand(2, 50, -1)
+    unguided = conditional.clone()
+    unguided[..., 0] += 0.3  # wider, so that nothing is clipped
+    unguided[..., 1] -= 0.7
+
+    def log_density(params: Tensor) -> Tensor:
+        z, ladj = spline(x, params)
+        return ladj - 0.5 * z.square().sum(dim=-1)
+
+    guided = spline.combine(conditional, unguided, g, "stable")
+    constant = log_density(guided) - (1 + g) * log_density(conditional) + g * log_density(unguided)
+    assert_close(constant, constant[:1, :1].expand_as(constant))
+    assert not torch.allclose(guided, conditional)
+
+
+@pytest.mark.parametrize("strength", [0.5, 10.0, 1e3])
+@pytest.mark.parametrize("wild", [1.0, 30.0])
+def test_the_stable_rule_stays_bounded(strength: float, wild: float) -> None:
+    """No scale is larger than the conditional's, and no spline is bent further than the two branches are."""
+    spline = make(6)
+    z, conditional = drawn(spline, 100, wild)
+    _, unguided = drawn(spline, 100, wild)
+    for places in (strength, strength * torch.linspace(0, 1, 100, dtype=torch.float64).unsqueeze(1)):
+        guided = spline.combine(conditional, unguided, places, "stable")
+        (log_scale, shift), curve = guided[..., :12].chunk(2, dim=-1), guided[..., 12:]
+        assert bool((log_scale <= conditional[..., :6] + 1e-9).all()) and torch.equal(curve, conditional[..., 12:])
+        x = spline.inverse(z, guided)
+        y = z * spline.log_scale(log_scale).exp() + shift
+        assert bool(x.isfinite().all()) and bool((x.abs() <= 1.000001 * y.abs().clamp(min=spline.interval)).all())

@@ -15,7 +15,7 @@ from tarflow.model.transform import SHARE_OF_RANGE, Affine, Rule
 
 
 class Spline(Affine):
-    """z = (S(x) - shift)·exp(-log_scale) S a rational-quadratic spline of [-b, b] onto itself, and the identity beyond.
+    """z = (S(x) - shift)·exp(-log_scale), S a rational-quadratic spline of [-b, b] onto itself, the identity beyond.
 
     An affine map makes a Gaussian of every conditional. Pixels pile up at black and white, and have two peaks at an
     edge; S takes them apart. It is conditional as shift and log-scale are.
@@ -58,9 +58,9 @@ class Spline(Affine):
     def combine(self, conditional: Tensor, unguided: Tensor, strength: Tensor | float, rule: Rule) -> Tensor:
         """Rule "paper" extrapolates all parameters. "stable" is that of the affine map, after the conditional's spline.
 
-        Where both branches have one spline S, this is exact: p_c^(1+g)/p_u^g is that of the Gaussians of S(x), times
-        ∂S/∂x. Where they have not, to extrapolate the widths and the heights of bins that lie elsewhere leads away from
-        p_c^(1+g)/p_u^g, the further the larger g is.
+        Where both branches have one spline S, the second is exact: p_c^(1+g)/p_u^g is that of the Gaussians of S(x),
+        times ∂S/∂x. Where they have not, it is no further from p_c^(1+g)/p_u^g than p_c is, or hardly; widths and
+        heights of bins that lie elsewhere lead away from it when extrapolated (`benchmarks.spline_guidance`).
         """
         if rule == "paper":
             return super().combine(conditional, unguided, strength, rule)

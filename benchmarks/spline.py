@@ -1,0 +1,205 @@
+"""What the spline costs: beside the affine transform alone, in a training step of a block, and in decoding.
+
+    python -m benchmarks.spline --out benchmarks/results/spline-cpu.json
+
+A block of the cifar10 recipe's size and one of the best recipe's on CIFAR-10, with random output layers, each with the
+affine transform and with the spline, in C and in PyTorch's operations. Seconds are the processor's, of all threads, the
+sides take turns, and ratios are the median of those within a turn: other processes slow both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+import tarflow
+from benchmarks.bench import spent
+from tarflow.model import spline_native
+from tarflow.model.block import Block
+
+CPU = torch.device("cpu")
+SIZES: dict[str, dict[str, Any]] = {
+    "cifar10": dict(tokens=256, dim=12, width=256, layers=(6,)),
+    "best": dict(tokens=64, dim=48, width=64, layers=(1,)),
+}
+BATCH = {"cifar10": 4, "best": 32}
+DECODED = (1, 16)  # images
+LEAST = 0.02  # seconds of a timing, which is repeated until then
+
+Work = Callable[[], object]
+
+
+def flow_of(size: str, transform: str) -> tarflow.SequenceFlow:
+    """A flow of one block, whose output layer is not zero."""
+    torch.manual_seed(0)
+    flow = tarflow.SequenceFlow(tarflow.SequenceConfig(**SIZES[size], transforms=(transform,), log_scale_bound=4.0))
+    nn.init.normal_(flow.blocks[0].proj_out.weight, std=0.5 * flow.sequence.width**-0.5)
+    return flow
+
+
+def block_of(size: str, transform: str) -> Block:
+    """The one block of such a flow."""
+    block: Block = flow_of(size, transform).blocks[0]
+    return block
+
+
+@contextlib.contextmanager
+def operations() -> Iterator[None]:
+    """Within it a spline is computed by PyTorch's operations."""
+    with mock.patch.object(spline_native, "compiled", lambda *_: None):
+        yield
+
+
+def in_operations(work: Work) -> Work:
+    """The same work by PyTorch's operations."""
+
+    def slow() -> object:
+        with operations():
+            return work()
+
+    return slow
+
+
+def gradients(forward: Callable[..., tuple[Tensor, Tensor]], given: Sequence[Tensor], of: Sequence[Tensor]) -> Work:
+    """A forward pass of z and ladj, and the gradients of the objective."""
+
+    def work() -> object:
+        z, ladj = forward(*given)
+        return torch.autograd.grad(0.5 * z.square().sum() - ladj.sum(), of)
+
+    return work
+
+
+def transforms(size: str) -> dict[str, Work]:
+    """Forward and backward of the transform alone, and its inverse."""
+    work: dict[str, Work] = {}
+    for name in ("affine", "spline"):
+        block = block_of(size, name)
+        x = (torch.rand(BATCH[size], block.config.tokens - 1, block.config.dim) * 2 - 1).requires_grad_()
+        params = block.conditioner(x, None).detach().requires_grad_()
+        work[name] = gradients(block.transform, (x, params), (x, params))
+        with torch.no_grad():
+            z = block.transform(x, params)[0]
+        work[f"{name}, inverse"] = functools.partial(torch.no_grad()(block.transform.inverse), z, params)
+    for name in ("spline", "spline, inverse"):
+        work[f"{name}, operations"] = in_operations(work[name])
+    return work
+
+
+def output_layers(size: str) -> dict[str, Work]:
+    """Forward and backward of the layers that predict the parameters."""
+    work: dict[str, Work] = {}
+    for name in ("affine", "spline"):
+        layer = block_of(size, name).proj_out
+        h = torch.randn(BATCH[size] * (SIZES[size]["tokens"] - 1), layer.in_features, requires_grad=True)
+        work[name] = functools.partial(_product, layer, h, torch.randn(len(h), layer.out_features))
+    return work
+
+
+def _product(layer: nn.Module, h: Tensor, along: Tensor) -> object:
+    return torch.autograd.grad(layer(h), (h, *layer.parameters()), along)
+
+
+def training_steps(size: str) -> dict[str, Work]:
+    """A training step of a block, without the optimizer: forward, and all gradients."""
+    work: dict[str, Work] = {}
+    for name in ("affine", "spline"):
+        block = block_of(size, name)
+        x = torch.rand(BATCH[size], block.config.tokens, block.config.dim) * 2 - 1
+        work[name] = gradients(block.encode, (x,), tuple(block.parameters()))
+    work["spline, operations"] = in_operations(work["spline"])
+    return work
+
+
+def decoding(size: str, batch: int) -> dict[str, Work]:
+    """Decoding a block by the sequential solver."""
+    work: dict[str, Work] = {}
+    for name in ("affine", "spline"):
+        flow = flow_of(size, name)
+        noise = torch.randn(batch, flow.sequence.tokens, flow.sequence.dim)
+        work[name] = functools.partial(tarflow.sample, flow, batch, noise=noise, solver="sequential")
+    work["spline, operations"] = in_operations(work["spline"])
+    return work
+
+
+def paired(sides: Mapping[str, Work], turns: int) -> dict[str, Any]:
+    """Median milliseconds of each side, and of its ratios to the first one in the same turn."""
+    repeats = {}
+    for name, work in sides.items():
+        work()
+        repeats[name] = max(1, round(LEAST / max(1e-6, spent(work, CPU))))
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(turns):
+        for name, work in sides.items():
+            times[name].append(spent(functools.partial(_repeated, work, repeats[name]), CPU) / repeats[name])
+    first = next(iter(times.values()))
+    return {
+        name: {
+            "milliseconds": round(1e3 * statistics.median(found), 4),
+            "ratio": round(statistics.median(a / b for a, b in zip(found, first, strict=True)), 3),
+        }
+        for name, found in times.items()
+    }
+
+
+def _repeated(work: Work, count: int) -> None:
+    for _ in range(count):
+        work()
+
+
+def measure(turns: int, threads: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """A row for each size, number of threads, and thing that is measured."""
+    parts: dict[str, Callable[[str], dict[str, Work]]] = {
+        "transform": transforms,
+        "output layer": output_layers,
+        "training step": training_steps,
+        **{f"decoding {batch}": functools.partial(decoding, batch=batch) for batch in DECODED},
+    }
+    for size in SIZES:
+        for count in threads:
+            torch.set_num_threads(count)
+            for part, make in parts.items():
+                yield {"size": size, "threads": count, "what": part, "sides": paired(make(size), turns)}
+
+
+def as_text(row: Mapping[str, Any]) -> str:
+    """A row as a line."""
+    sides = ", ".join(f"{name} {side['milliseconds']:.3g} ({side['ratio']:.3g})" for name, side in row["sides"].items())
+    return f"{row['size']}, {row['threads']} thread(s), {row['what']}: {sides}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and write the file anew after each row."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.spline", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    options = parser.parse_args(argv)
+    result: dict[str, Any] = {
+        "sizes": {name: SIZES[name] | {"batch": BATCH[name]} for name in SIZES},
+        "device": f"cpu, a shared machine with {os.cpu_count()} cores",
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "rows": [],
+    }
+    for row in measure(options.turns, options.threads):
+        result["rows"].append(row)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        print(as_text(row), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
