@@ -1,10 +1,11 @@
 """What the spline costs: beside the affine transform alone, in a training step of a block, and in decoding.
 
-    python -m benchmarks.spline --out benchmarks/results/spline-cpu.json
+    OMP_WAIT_POLICY=passive python -m benchmarks.spline --out benchmarks/results/spline-cpu.json
 
 A block of the cifar10 recipe's size and one of the best recipe's on CIFAR-10, with random output layers, each with the
 affine transform and with the spline, in C and in PyTorch's operations. Seconds are the processor's, of all threads, the
-sides take turns, and ratios are the median of those within a turn: other processes slow both.
+sides take turns, and ratios are the median of those within a turn: other processes slow both. A thread that waits for
+another, with a passive policy, takes none.
 """
 
 from __future__ import annotations
@@ -37,22 +38,24 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 BATCH = {"cifar10": 4, "best": 32}
 DECODED = (1, 16)  # images
+FEWER = (3, 4)  # bins than the 8 of all others
 LEAST = 0.02  # seconds of a timing, which is repeated until then
 
 Work = Callable[[], object]
 
 
-def flow_of(size: str, transform: str) -> tarflow.SequenceFlow:
+def flow_of(size: str, transform: str, bins: int = 8) -> tarflow.SequenceFlow:
     """A flow of one block, whose output layer is not zero."""
     torch.manual_seed(0)
-    flow = tarflow.SequenceFlow(tarflow.SequenceConfig(**SIZES[size], transforms=(transform,), log_scale_bound=4.0))
+    fields: dict[str, Any] = dict(transforms=(transform,), bins=bins, log_scale_bound=4.0)
+    flow = tarflow.SequenceFlow(tarflow.SequenceConfig(**SIZES[size], **fields))
     nn.init.normal_(flow.blocks[0].proj_out.weight, std=0.5 * flow.sequence.width**-0.5)
     return flow
 
 
-def block_of(size: str, transform: str) -> Block:
+def block_of(size: str, transform: str, bins: int = 8) -> Block:
     """The one block of such a flow."""
-    block: Block = flow_of(size, transform).blocks[0]
+    block: Block = flow_of(size, transform, bins).blocks[0]
     return block
 
 
@@ -116,8 +119,8 @@ def _product(layer: nn.Module, h: Tensor, along: Tensor) -> object:
 def training_steps(size: str) -> dict[str, Work]:
     """A training step of a block, without the optimizer: forward, and all gradients."""
     work: dict[str, Work] = {}
-    for name in ("affine", "spline"):
-        block = block_of(size, name)
+    blocks = {name: block_of(size, name) for name in ("affine", "spline")}
+    for name, block in (blocks | {f"spline, {bins} bins": block_of(size, "spline", bins) for bins in FEWER}).items():
         x = torch.rand(BATCH[size], block.config.tokens, block.config.dim) * 2 - 1
         work[name] = gradients(block.encode, (x,), tuple(block.parameters()))
     work["spline, operations"] = in_operations(work["spline"])
@@ -168,9 +171,9 @@ def measure(turns: int, threads: Sequence[int]) -> Iterator[dict[str, Any]]:
         "training step": training_steps,
         **{f"decoding {batch}": functools.partial(decoding, batch=batch) for batch in DECODED},
     }
-    for size in SIZES:
-        for count in threads:
-            torch.set_num_threads(count)
+    for count in threads:
+        torch.set_num_threads(count)
+        for size in SIZES:
             for part, make in parts.items():
                 yield {"size": size, "threads": count, "what": part, "sides": paired(make(size), turns)}
 
