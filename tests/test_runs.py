@@ -16,7 +16,7 @@ from PIL import Image
 import tarflow
 from tarflow import checkpoint, kept
 from tarflow.cli import main
-from tarflow.data.torch_datasets import dataset_images, dataset_splits
+from tarflow.data.load import load_dataset
 from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.setting import Setting, StoredSetting
 from tarflow.training.trainer import train
@@ -143,17 +143,18 @@ def test_a_data_set_of_ones_own_reaches_the_trainer(tmp_path: Path) -> None:
 
 
 def test_images_may_come_in_many_forms() -> None:
-    right = dataset_images(Mine())
+    right = load_dataset(Mine(), Mine(5))
+    assert right.own_split and len(right.held_out) == 5 and right.held_out.class_names == right.train.class_names
     for kind in ("array", "picture"):
-        found = dataset_images(Mine(kind=kind))
-        assert torch.equal(found.images, right.images) and torch.equal(found.labels, right.labels)
-    assert dataset_images(Mine(kind="grey")).images.shape == (24, 1, 4, 4)
-    assert dataset_images(Mine(kind="unlabelled")).labels is None
-    assert dataset_images([(image, 1) for image in right.images]).class_names == ("0", "1")
-    split = dataset_splits(Mine(), Mine(5))
-    assert split.own_split and len(split.held_out) == 5
-    split = dataset_splits(Mine(20), held_out_fraction=0.25)
+        found = load_dataset(Mine(kind=kind), Mine(5, kind)).train
+        assert torch.equal(found.images, right.train.images) and torch.equal(found.labels, right.train.labels)
+    assert load_dataset(Mine(kind="grey"), Mine(5, "grey")).train.images.shape == (24, 1, 4, 4)
+    assert load_dataset(Mine(kind="unlabelled")).train.labels is None
+    assert load_dataset([(image, 1) for image in right.train.images]).train.class_names == ("0", "1")
+    split = load_dataset(Mine(20), held_out_fraction=0.25)
     assert not split.own_split and (len(split.train), len(split.held_out)) == (15, 5)
+    with pytest.raises(ValueError, match="data: the train split has labels and the validation split has none"):
+        load_dataset(Mine(), Mine(5, "unlabelled"))
 
 
 BYTES = torch.zeros(3, 4, 4, dtype=torch.uint8)
@@ -162,13 +163,13 @@ BYTES = torch.zeros(3, 4, 4, dtype=torch.uint8)
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        ([], "data: expected at least one image"),
+        ([], "data: holds no images"),
         (
             [BYTES.float()],
             r"data\[0\]: expected uint8 pixels of 1 or 3 channels, before they are scaled, got ",
         ),
         ([BYTES, "cat"], r"data\[1\]: expected a picture, an array or a tensor, got str"),
-        ([BYTES, BYTES[:, :2]], r"data\[1\]: expected \(3, 4, 4\) as data\[0\], got \(3, 2, 4\)"),
+        ([BYTES, BYTES[:, :2]], r"data\[0\] is 4x4 and data\[1\] is 2x4"),
         ([torch.zeros(4, 4, 4, dtype=torch.uint8)], r"data\[0\]: expected uint8 pixels of 1 or 3 channels"),
         ([(BYTES, 0), BYTES], r"data\[1\]: expected every item to have a label"),
         ([(BYTES, 0.5)], r"data\[0\]: label: expected a whole number, got 0.5"),
@@ -179,7 +180,7 @@ BYTES = torch.zeros(3, 4, 4, dtype=torch.uint8)
 )
 def test_an_item_that_is_something_else_is_named(items: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        dataset_images(items, levels=17)
+        load_dataset(items, levels=17)
 
 
 @pytest.mark.parametrize("page", sorted((DOCS / "tutorials").glob("*.md")), ids=lambda page: page.stem)

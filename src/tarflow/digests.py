@@ -23,12 +23,17 @@ _SIZE = 16  # bytes of a digest
 _SEAL = "blake2b"  # its name in a table
 
 
+def new_digest() -> Any:
+    """One of `hashlib`'s that has seen nothing yet, of the kind that is used throughout."""
+    return hashlib.blake2b(digest_size=_SIZE)
+
+
 def file_facts(path: str | Path, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
     """The size and a digest of a file: what it must still have when it is read again.
 
     `progress` is called with the number of bytes of each piece that was read.
     """
-    digest, count = hashlib.blake2b(digest_size=_SIZE), 0
+    digest, count = new_digest(), 0
     with open(path, "rb", buffering=0) as file:
         piece = memoryview(bytearray(_READ_BYTES))
         while size := file.readinto(piece):
@@ -58,23 +63,26 @@ def difference(path: str | Path, facts: dict[str, Any], progress: Callable[[int]
 
 
 class Digesting:
-    """Writes to an open file, and digests what goes there: `facts` are its `file_facts`, without reading it again."""
+    """Writes to an open file, and digests what goes there: `facts` are its `file_facts`, without reading it again.
+
+    `digest` is that of `hashlib` which has seen it.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._digest, self._count = file, hashlib.blake2b(digest_size=_SIZE), 0
+        self._file, self.digest, self._count = file, new_digest(), 0
 
     def write(self, data: Any) -> int:
         """Write bytes, or the buffer of an array (contiguous, in C's order); how many bytes that were."""
         size = memoryview(data).nbytes
         self._file.write(data)
-        self._digest.update(data)
+        self.digest.update(data)
         self._count += size
         return size
 
     @property
     def facts(self) -> dict[str, Any]:
         """Of what was written so far."""
-        return {"bytes": self._count, "blake2b": self._digest.hexdigest()}
+        return {"bytes": self._count, "blake2b": self.digest.hexdigest()}
 
 
 class CacheWarning(UserWarning):

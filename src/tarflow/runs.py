@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tarflow import checkpoint, kept, recipes
 from tarflow.config import TrainingConfig
+from tarflow.data.load import load_dataset
 from tarflow.data.sets import Splits
-from tarflow.data.torch_datasets import dataset_splits
 from tarflow.devices import pick_device
 from tarflow.drawing import Sampler, class_number, labels_in_turn
 from tarflow.evaluation.likelihood.evaluation import Evaluation, Split, choose_images, evaluate_images
@@ -230,11 +230,11 @@ def train(
 
     Args:
         data: a `torch.utils.data.Dataset`, or any sequence, of images or (image, label); see
-            `tarflow.data.torch_datasets.dataset_images`. It is read once, into memory. held_out: another one; None
-            holds out a seeded fraction.
+            `tarflow.data.readers.dataset.open_dataset`. It is read once, into memory. held_out: another one; None holds
+            out a seeded fraction.
         out: the run directory; must not hold a run unless `resume`, which goes on from its newest checkpoint.
         recipe: by name, or the path of a `.toml` file. Size, channels, levels and classes are those of the data.
-        levels, class_names: see `dataset_images`.
+        levels, class_names: see `open_dataset`.
         report: called after every step, with a dictionary of what was measured.
         fields: of the recipe to replace, such as `steps=1000` or `width=128`: those of the three sections of a run's
             config.json.
@@ -251,6 +251,6 @@ def train(
     sections["data"]["source"] = f"{type(data).__name__}, given to tarflow.train"
     sections = recipes.with_fields(sections, fields)
     options = {name: sections["data"][name] for name in ("held_out_fraction", "split_seed") if name in sections["data"]}
-    splits = dataset_splits(data, held_out, levels=levels, class_names=class_names, **options)
+    splits = load_dataset(data, held_out, levels=levels, class_names=class_names, **options)
     train_run(resolve(sections, splits), splits, out, resume=resume, device=pick_device(device), report=report)
     return open_run(out)

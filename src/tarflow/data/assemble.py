@@ -6,11 +6,11 @@ import itertools
 import os
 import warnings
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from tarflow.data.errors import DataError
 from tarflow.data.images import Values, convert, decode, fit, from_array, to_array
 from tarflow.data.labels import label_tensors
 from tarflow.data.options import LoadOptions
-from tarflow.data.records import Content, Records, Source
+from tarflow.data.records import Content, Records, Source, read_rows
 from tarflow.data.sets import seeded_split
 from tarflow.measure import requantize
 
@@ -38,24 +38,24 @@ class Layout:
     """Which records go to which set.
 
     Attributes:
-        parts: what is read, in this order. sets: for each part the number of the set of each record; -1 is left out.
+        parts: what is read, in this order. which: (N,) int8, the number of the set of each record, counted through all
+            parts; -1 is left out.
         own_split: whether the sets are the data's own training and held-out split. count: of the sets.
     """
 
     parts: tuple[Records, ...]
-    sets: tuple[Any, ...]
+    which: Any
     own_split: bool = False
     count: int = 1
 
     def sizes(self) -> list[int]:
         """How many records each set has."""
-        every = np.concatenate(self.sets)
-        return np.bincount(every[every >= 0], minlength=self.count).tolist()
+        return np.bincount(self.which[self.which >= 0], minlength=self.count).tolist()
 
     @classmethod
     def all_in_one(cls, parts: Sequence[Records]) -> Layout:
         """One set of all records."""
-        return cls(tuple(parts), tuple(np.zeros(len(part), np.int8) for part in parts))
+        return cls(tuple(parts), np.zeros(sum(map(len, parts)), np.int8))
 
     @classmethod
     def train_and_held_out(cls, where: str, source: Source, options: LoadOptions) -> Layout:
@@ -68,24 +68,16 @@ class Layout:
         for part in parts:
             if not len(part):
                 raise DataError(f"{where}: {f'the {part.split} split ' if own else ''}holds no images")
-        if own:
-            sets = [np.full(len(part), number, np.int8) for number, part in enumerate(parts)]
-        else:
-            total = sum(map(len, parts))
-            every = np.zeros(total, np.int8)
-            if known is None and total > 1:  # of one image it is said last that one is not enough
-                every[seeded_split(where, total, options.held_out_fraction, options.split_seed)[1].numpy()] = 1
-            sets = np.split(every, np.cumsum([len(part) for part in parts])[:-1])
+        which = np.repeat(np.arange(len(parts), dtype=np.int8) if own else np.int8(0), list(map(len, parts)))
         if known is not None:
-            for part, numbers in zip(parts, sets, strict=True):
-                for row, name in enumerate(part.names):
-                    held_out = known.get(name)
-                    numbers[row] = -1 if held_out is None else numbers[row] if own else int(held_out)
-        return cls(tuple(parts), tuple(sets), own is not None, 2)
+            found = np.array([known.get(name, -1) for part in parts for name in part.names], np.int8)
+            which = np.where(found < 0, found, which) if own else found
+        elif not own and len(which) > 1:  # of one image it is said last that one is not enough
+            which[seeded_split(where, len(which), options.held_out_fraction, options.split_seed)[1].numpy()] = 1
+        return cls(tuple(parts), which, own is not None, 2)
 
 
-@dataclass
-class Assembled:
+class Assembled(NamedTuple):
     """The sets, each as the sink that its images went to, its labels (N,) int64 or None, and its names."""
 
     sinks: list[Any]
@@ -111,98 +103,111 @@ def assemble(
     Raises `DataError` that begins with `where`: bad records, unless they may be skipped; images of several sizes
     without an `image_size`; a set of which nothing can be read.
     """
-    sizes, values, size = layout.sizes(), Values(source.value_range), options.size
-    total, done, channels = sum(sizes), 0, options.channels
+    sizes, names = layout.sizes(), [name for part in layout.parts for name in part.names]
+    rows = np.flatnonzero(layout.which >= 0)
     sinks: list[Any] = [None] * len(sizes)
     kept = [array("q") for _ in sizes]
-    bad: list[tuple[str, str]] = []
+    bad: dict[int, str] = {}
     first: tuple[str, tuple[int, int, int]] | None = None  # the name and the shape that the others must have
-    levels = requantizing_table(source.levels, options.levels)
+    with warnings.catch_warnings():
+        # Large images are errors of `decode`; Pillow's warning would say it twice. Set here, as filters are global.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        images = decoded(where, source, layout.parts, rows, options, alike=True)
+        for row, image in zip(rows.tolist(), images, strict=True):
+            if isinstance(image, DataError):
+                bad[row] = str(image)
+                continue
+            shape = image if isinstance(image, tuple) else image.shape
+            if first is None:
+                first = names[row], (options.channels or shape[0], *shape[1:])
+            if shape[1:] != first[1][1:]:
+                one, other = (f"{height}x{width}" for _, height, width in (first[1], shape))
+                raise DataError(
+                    f"{where}: {first[0]} is {one} and {names[row]} is {other} (height x width): "
+                    "give an image size, to which all are scaled and cropped"
+                )
+            if shape[0] > first[1][0]:  # in colour, after grey ones: from the start, where those become RGB
+                return assemble(where, source, layout, options.replace(channels=3), new_sink)
+            which = int(layout.which[row])
+            if sinks[which] is None:
+                sinks[which] = new_sink(which, sizes[which], first[1])
+            sinks[which](image)
+            kept[which].append(row)
+    skipped = tuple((names[row], reason) for row, reason in bad.items())
+    if bad and not options.skip_bad:
+        few = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
+        more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+        count = f"{len(bad)} of {len(rows)} images cannot be read"
+        raise DataError(f"{where}: {count} (skip_bad leaves them out): {few}{more}")
+    for which, size in enumerate(sizes):
+        if not kept[which]:
+            first_bad = next((f"{names[row]}: {bad[row]}" for row in bad if layout.which[row] == which), "")
+            raise DataError(_nothing(where, layout, which, size, first_bad))
+    labels, class_names = label_tensors(where, source, layout.parts, kept, options.class_names)
+    return Assembled(sinks, labels, [tuple(names[row] for row in some) for some in kept], class_names, skipped)
+
+
+def _nothing(where: str, layout: Layout, which: int, size: int, first_bad: str) -> str:
+    """What is said of a set of `size` records without an image that can be read."""
+    if size:
+        split = f"the {layout.parts[which].split} split: " if layout.own_split else ""
+        return f"{where}: {split}none of {size} images can be read; the first is {first_bad}"
+    total = sum(layout.sizes())
+    expected = "expected at least 2 images, one to train on and one to hold out, got"
+    return f"{where}: {expected} {total}" if total else f"{where}: holds no images"
+
+
+def decoded(
+    where: str, source: Source, parts: Sequence[Records], rows: Any, options: LoadOptions, *, alike: bool = False
+) -> Generator[Any, None, None]:
+    """Each of the sorted `rows`, counted through all parts: pixels (C, H, W) uint8, or the `DataError` that it is.
+
+    With `alike`, an image of another size than the first is given by its shape alone: it ends the reading, and hundreds
+    may be under way. `close` ends it, too.
+    """
+    values, levels = Values(source.value_range), options.levels or source.levels
+    first: tuple[int, int] | None = None
+    own = torch.from_numpy(np.arange(source.levels).astype(np.uint8))
+    requantized = requantize(own, source.levels, levels).numpy()  # of each level
 
     def read(content: Content) -> Any:
         try:
-            image = read_one(content, source.levels, size, channels, values)
+            image = _pixels(content, source, options, values)
         except DataError as error:
             return error
-        unlike = first is not None and image.shape[1:] != first[1][1:]
-        return image.shape if unlike else image  # which is all that is said of it
+        if alike and first is not None and image.shape[1:] != first:
+            return image.shape
+        return image if levels == source.levels else requantized[image]
 
-    with ThreadPoolExecutor(THREADS) as pool, warnings.catch_warnings():
-        # Large images are errors of `decode`; Pillow's warning would say it twice. Set here, as filters are global.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        start = 0
-        for part, numbers in zip(layout.parts, layout.sets, strict=True):
-            chosen = np.flatnonzero(numbers >= 0).tolist()
-            for row, image in zip(chosen, in_order(pool, read, part.read(chosen)), strict=True):
-                done += 1
-                if options.progress is not None and (done % _CHUNK == 0 or done == total):
-                    options.progress(done, total)
-                if isinstance(image, DataError):
-                    bad.append((part.names[row], str(image)))
-                    continue
-                if first is None:
-                    first = part.names[row], (channels or image.shape[0], *image.shape[1:])
-                shape = image if isinstance(image, tuple) else image.shape
-                if shape[1:] != first[1][1:]:
-                    one, other = (f"{height}x{width}" for _, height, width in (first[1], shape))
-                    raise DataError(
-                        f"{where}: {first[0]} is {one} and {part.names[row]} is {other} (height x width): "
-                        "give an image size, to which all are scaled and cropped"
-                    )
-                if len(image) > first[1][0]:  # in colour, after grey ones: from the start, where those become RGB
-                    return assemble(where, source, layout, options.replace(channels=3), new_sink)
-                which = int(numbers[row])
-                if sinks[which] is None:
-                    sinks[which] = new_sink(which, sizes[which], first[1])
-                sinks[which](image if levels is None else levels[image])
-                kept[which].append(start + row)
-            start += len(part)
+    contents = read_rows([(len(part), part.read) for part in parts], rows)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for done, image in enumerate(in_order(pool, read, contents), 1):
+            if first is None and isinstance(image, np.ndarray):
+                first = image.shape[1:]
+            if options.progress is not None and (done % _CHUNK == 0 or done == len(rows)):
+                options.progress(done, len(rows))
+            yield image
     values.say(where)
-    if bad and not options.skip_bad:
-        raise DataError(_bad_records(where, bad, total))
-    for which, rows in enumerate(kept):
-        if not rows:
-            raise DataError(_nothing(where, layout, which, bad))
-    labels, class_names = label_tensors(where, source, layout.parts, kept, options.class_names)
-    every = [name for part in layout.parts for name in part.names]
-    names = [tuple(every[row] for row in rows) for rows in kept]
-    return Assembled(sinks, labels, names, class_names, tuple(bad))
 
 
-def requantizing_table(levels: int, new_levels: int | None) -> Any:
-    """The new level of each level, uint8; None where they stay."""
-    if new_levels in (None, levels):
-        return None
-    return requantize(
-        torch.arange(levels, dtype=torch.int64, device="cpu").to(torch.uint8), levels, new_levels or levels
-    ).numpy()
-
-
-def read_one(
-    content: Content,
-    levels: int,
-    image_size: tuple[int, int] | None,
-    channels: int | None,
-    values: Values | None = None,
-) -> Any:
+def _pixels(content: Content, source: Source, options: LoadOptions, values: Values) -> Any:
     """The pixels (C, H, W) uint8 of one record, of the wanted size and channels where they are given."""
+    size, channels, levels = options.size, options.channels, source.levels
     if isinstance(content, DataError):
         raise content
     if isinstance(content, np.ndarray):
-        if channels in (None, len(content)) and image_size in (None, content.shape[1:]):
+        if channels in (None, len(content)) and size in (None, content.shape[1:]):
             return content
         image = convert(from_array(content), channels)
+        image = image if size is None else fit(image, size)
     else:
-        image = decode(_read_file(content) if isinstance(content, Path) else content, channels, image_size, values)
-    pixels = to_array(image if image_size is None else fit(image, image_size))
+        try:
+            data = content.read_bytes() if isinstance(content, Path) else content
+        except OSError as error:
+            raise DataError(error.strerror or str(error)) from None
+        image = decode(data, channels, size, values)
+    pixels = to_array(image)
     return pixels if levels == 256 else np.minimum(pixels, levels - 1)  # bicubic overshoots, Pillow clips at 255 only
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(error.strerror or str(error)) from None
 
 
 def in_order(pool: ThreadPoolExecutor, read: Callable[[Item], Any], items: Iterable[Item]) -> Iterator[Any]:
@@ -217,21 +222,3 @@ def in_order(pool: ThreadPoolExecutor, read: Callable[[Item], Any], items: Itera
             yield from images
         del images
         count = max(1, min(_CHUNK * _WINDOW, _WINDOW_BYTES // largest))
-
-
-def _bad_records(where: str, bad: Sequence[tuple[str, str]], total: int) -> str:
-    few = "; ".join(f"{name}: {reason}" for name, reason in bad[:3])
-    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-    return f"{where}: {len(bad)} of {total} images cannot be read (skip_bad leaves them out): {few}{more}"
-
-
-def _nothing(where: str, layout: Layout, which: int, bad: Sequence[tuple[str, str]]) -> str:
-    """What is said of a set without an image that can be read."""
-    if not layout.sizes()[which]:
-        total = sum(layout.sizes())
-        expected = "expected at least 2 images, one to train on and one to hold out, got"
-        return f"{where}: {expected} {total}" if total else f"{where}: holds no images"
-    split = f"the {layout.parts[which].split} split: " if layout.own_split else ""
-    total = layout.sizes()[which]
-    name, reason = next(entry for entry in bad if not layout.own_split or entry[0] in layout.parts[which].names)
-    return f"{where}: {split}none of {total} images can be read; the first is {name}: {reason}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tarflow.data.assemble import THREADS, Layout, assemble, in_order, read_one, requantizing_table
+from tarflow.data.assemble import Layout, assemble, decoded
 from tarflow.data.errors import DataError
-from tarflow.data.images import Values
 from tarflow.data.options import LoadOptions
-from tarflow.data.records import Content, Source
+from tarflow.data.readers.dataset import open_dataset
+from tarflow.data.records import Source
 from tarflow.data.sets import ImageSet as ImageSet
 from tarflow.data.sets import Splits as Splits
-from tarflow.data.sources import common_shape, open_measured, open_source
+from tarflow.data.sources import common_shape, open_measured
 from tarflow.data.store.read import is_prepared, open_prepared, open_whole
 from tarflow.data.store.write import open_cached
 
@@ -50,12 +50,11 @@ def load(source: str, options: LoadOptions | None = None, **fields: Any) -> Spli
         return open_prepared(source, options)
     opened = open_measured(source, options)
     layout = Layout.train_and_held_out(source, opened, options)
-    if (shape := _too_large(source, opened, layout, options)) is not None:
+    if (shape := _too_large(opened, layout, options)) is not None:
         stored = open_cached(source, opened, layout, options, shape)
         if stored is not None:
             return stored
-    (train, held_out), skipped = _in_memory(source, opened, layout, options)
-    return Splits(train, held_out, layout.own_split, skipped, opened.variant)
+    return _splits(source, opened, layout, options)
 
 
 def load_held_out(source: str, options: LoadOptions) -> ImageSet:
@@ -63,7 +62,7 @@ def load_held_out(source: str, options: LoadOptions) -> ImageSet:
     if not is_prepared(source):
         opened = open_measured(source, options)
         layout = Layout.train_and_held_out(source, opened, options)
-        if layout.own_split and _too_large(source, opened, layout, options) is None:
+        if layout.own_split and _too_large(opened, layout, options) is None:
             return _in_memory(source, opened, Layout.all_in_one(layout.parts[1:]), options)[0][0]
     return load(source, options).held_out
 
@@ -81,6 +80,22 @@ def load_all(
     opened = open_measured(source, options)
     sets, skipped = _in_memory(source, opened, Layout.all_in_one(opened.parts), options)
     return sets[0], skipped
+
+
+def load_dataset(
+    dataset: Any,
+    held_out: Any = None,
+    *,
+    levels: int = 256,
+    class_names: Sequence[str] | None = None,
+    **fields: Any,
+) -> Splits:
+    """`load` of data sets of the caller's own, in memory: see `readers.dataset`. `fields` are those of `LoadOptions`.
+
+    Without `held_out` a seeded fraction of `dataset` is held out.
+    """
+    opened, options = open_dataset(dataset, held_out, levels, class_names), LoadOptions(**fields)
+    return _splits("data", opened, Layout.train_and_held_out("data", opened, options), options)
 
 
 @dataclass(frozen=True)
@@ -114,23 +129,13 @@ class Scan:
 
     def __iter__(self) -> Generator[ScannedImage, None, None]:
         """Images in order, a few hundred ahead of what was asked for. `close` ends the reading."""
-        options, own_levels = self.options, self.opened.levels
-        values, levels = Values(options.value_range), requantizing_table(own_levels, options.levels)
-
-        def read(content: Content) -> Tensor | DataError:
-            try:
-                pixels = read_one(content, own_levels, options.size, options.channels, values)
-            except DataError as error:
-                return error
-            return torch.tensor(pixels if levels is None else levels[pixels], device="cpu", dtype=torch.uint8)
-
-        names = (name for part in self.opened.parts for name in part.names)
-        contents = (content for part in self.opened.parts for content in part)
-        with ThreadPoolExecutor(THREADS) as pool:
-            for index, (name, found) in enumerate(zip(names, in_order(pool, read, contents), strict=True)):
+        parts = self.opened.parts
+        names = (name for part in parts for name in part.names)
+        with contextlib.closing(decoded(self.source, self.opened, parts, range(self.total), self.options)) as images:
+            for index, (name, found) in enumerate(zip(names, images, strict=True)):
                 bad = isinstance(found, DataError)
-                yield ScannedImage(index, name, None if bad else found, str(found) if bad else None)
-        values.say(self.source)
+                pixels = None if bad else torch.tensor(found, device="cpu", dtype=torch.uint8)
+                yield ScannedImage(index, name, pixels, str(found) if bad else None)
 
 
 def open_scan(source: str, options: LoadOptions | None = None, **fields: Any) -> Scan:
@@ -144,7 +149,7 @@ def open_scan(source: str, options: LoadOptions | None = None, **fields: Any) ->
         DataError: no images, not a readable file, or options that cannot be honoured.
     """
     options = (options or LoadOptions()).replace(**fields)
-    scan = Scan(source, open_source(source, options.replace(unlabelled=True)), options)
+    scan = Scan(source, open_measured(source, options.replace(unlabelled=True)), options)
     if scan.total == 0:
         raise DataError(f"{source}: holds no images")
     return scan
@@ -182,7 +187,12 @@ def _in_memory(
     return sets, found.skipped
 
 
-def _too_large(where: str, source: Source, layout: Layout, options: LoadOptions) -> tuple[int, int, int] | None:
+def _splits(where: str, source: Source, layout: Layout, options: LoadOptions) -> Splits:
+    (train, held_out), skipped = _in_memory(where, source, layout, options)
+    return Splits(train, held_out, layout.own_split, skipped, source.variant)
+
+
+def _too_large(source: Source, layout: Layout, options: LoadOptions) -> tuple[int, int, int] | None:
     """The shape of images that are not to be held in memory; None of those that are."""
     room = 0.0 if source.remote else MEMORY_SHARE * _memory_bytes()
     total, channels = sum(layout.sizes()), options.channels or 3

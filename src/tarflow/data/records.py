@@ -108,19 +108,25 @@ class Records:
         return self.read(range(len(self)))
 
 
-def records_in_files(
-    split: Split, files: Sequence[tuple[str, int, Callable[[Sequence[int]], Iterator[Content]]]], labels: Any
-) -> Records:
-    """Those that lie in files one after the other, each with its name, how many it has, and how its rows are read."""
+def records_in_arrays(split: Split, files: Sequence[tuple[str, int, Callable[[], Any]]], labels: Any) -> Records:
+    """Those that lie in files one after the other, each with its name, how many it has, and what gives all of its
+    images, (N, C, H, W), when some of them are asked for."""
 
-    def read(rows: Sequence[int]) -> Iterator[Content]:
-        every, start = np.asarray(rows, np.int64), 0
-        for _, count, read_rows in files:
-            if len(inside := rows_within(every, start, count)):
-                yield from read_rows(inside)
-            start += count
+    def rows_of(images: Callable[[], Any]) -> Callable[[Any], Iterator[Content]]:
+        return lambda rows: map(images().__getitem__, rows)
 
-    return Records(split, RowNames([(name, count) for name, count, _ in files]), labels, read)
+    readers = [(count, rows_of(images)) for _, count, images in files]
+    names = RowNames([(name, count) for name, count, _ in files])
+    return Records(split, names, labels, lambda rows: read_rows(readers, rows))
+
+
+def read_rows(files: Sequence[tuple[int, Callable[[Any], Iterator[Content]]]], rows: Any) -> Iterator[Content]:
+    """The sorted `rows`, counted through files one after the other, of each of which is said how many it has."""
+    every, start = np.asarray(rows, np.int64), 0
+    for count, read in files:
+        if len(inside := rows_within(every, start, count)):
+            yield from read(inside)
+        start += count
 
 
 def rows_within(rows: Any, start: int, count: int) -> Any:

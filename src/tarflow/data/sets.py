@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,27 +11,18 @@ from torch import Tensor
 
 from tarflow.data.batches import seeded_permutation
 from tarflow.data.errors import DataError
+from tarflow.digests import new_digest
 
 _SLICE_BYTES = 1 << 24  # digested at a time, so that a mapped file passes through and does not stay
 
 
-class SetDigest:
-    """`ImageSet.digest` of images that come piece by piece."""
-
-    def __init__(self) -> None:
-        self._digest = hashlib.blake2b(digest_size=16)
-
-    def update(self, pixels: Any) -> None:
-        """The next images, (n, C, H, W) uint8 or any other buffer of their bytes."""
-        self._digest.update(pixels)
-
-    def result(self, shape: Sequence[int], labels: Any) -> str:
-        """Of all images, (N, C, H, W), and their labels: (N,) int64, or None."""
-        digest = self._digest.copy()
-        digest.update(str(tuple(shape)).encode())
-        if labels is not None:
-            digest.update(labels)
-        return digest.hexdigest()
+def set_digest(pixels: Any, shape: Sequence[int], labels: Any) -> str:
+    """`ImageSet.digest` of images (N, C, H, W), whose pixels a digest has seen, and labels: (N,) int64, or None."""
+    digest = pixels.copy()
+    digest.update(str(tuple(shape)).encode())
+    if labels is not None:
+        digest.update(labels)
+    return str(digest.hexdigest())
 
 
 @dataclass(frozen=True, eq=False)  # equality of tensors is no truth value
@@ -77,10 +67,10 @@ class ImageSet:
         """A digest of the images and labels: what resuming a run must find unchanged."""
         if self.known_digest is not None:
             return self.known_digest
-        digest = SetDigest()
+        pixels = new_digest()
         for part in self.images.view(-1).split(_SLICE_BYTES):
-            digest.update(part.numpy().data)
-        return digest.result(self.images.shape, None if self.labels is None else self.labels.numpy().data)
+            pixels.update(part.numpy().data)
+        return set_digest(pixels, self.images.shape, None if self.labels is None else self.labels.numpy().data)
 
 
 @dataclass(frozen=True, eq=False)

@@ -429,10 +429,11 @@ def test_digests_are_taken_while_writing_and_opening_takes_none(
 
     monkeypatch.setattr(digests, "file_facts", file_facts)
     prepare("digits", tmp_path / "out", LoadOptions())
-    assert read == [MANIFEST_FILE]
+    assert read and PIXELS_FILE not in read
+    read.clear()
     spoil(tmp_path / "out" / PIXELS_FILE, a_bit)
     load(str(tmp_path / "out"))
-    assert read == [MANIFEST_FILE]
+    assert read == []
 
 
 def test_the_command_says_whether_it_is_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

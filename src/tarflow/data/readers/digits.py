@@ -20,5 +20,5 @@ def open_digits(source: str = NAME, options: LoadOptions | None = None) -> Sourc
     digits = load_digits()
     images = digits.images.astype("uint8")[:, None]  # (N, 1, 8, 8), whole numbers 0..16
     names = [f"digits:{i}" for i in range(len(images))]
-    part = Records("all", names, digits.target.tolist(), lambda rows: (images[row] for row in rows))
+    part = Records("all", names, digits.target.tolist(), lambda rows: map(images.__getitem__, rows))
     return Source((part,), tuple(str(i) for i in range(10)), levels=17)

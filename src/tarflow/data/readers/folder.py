@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from collections import Counter
@@ -14,7 +15,7 @@ from tarflow.data.labels import composed
 from tarflow.data.options import LoadOptions
 from tarflow.data.readers.imagenet import oord_variant
 from tarflow.data.records import SPLIT_ORDER, Records, Source, Split
-from tarflow.data.split_names import named_split, split_folders, splits_inside
+from tarflow.data.split_names import Named, named_split
 
 _NO_PICTURES = frozenset(  # suffixes of what lies beside images and was hardly meant to be one
     {".txt", ".md", ".rst", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log"}
@@ -132,23 +133,47 @@ def _kind(name: str) -> str:
 
 
 def _split_folders(root: Path, names: Sequence[str]) -> dict[Split, str]:
-    """The folders under `root` that are splits; none where they are classes, or there are none."""
+    """The folders under `root` that are splits; none where they are classes, or there are none.
+
+    They are splits where their templates agree (`split_names`), and classes where none is a training folder beside one
+    held out and other folders hold images too. Where it could be either that is an error.
+    """
     _check_inside(root, names)
-    holders = {name.split("/", 1)[0] for name in names if "/" in name}
-    splits = split_folders(str(root), holders)
+    holders = sorted({name.split("/", 1)[0] for name in names if "/" in name})
+    found = [named for name in holders if (named := named_split(name))]
+    alike: dict[str, list[Named]] = {}
+    for named in found:
+        alike.setdefault(named.template, []).append(named)
+    several = [group for group in alike.values() if len({named.split for named in group}) > 1]
+    if len(found) < len(holders):  # a class may be called train
+        several = [group for group in several if any(named.split == "train" for named in group)]
+    splits = [named for group in several for named in group]
+    if not splits and len(found) == len(holders):
+        others = [named for named in found if named.split != found[0].split]
+        if others:
+            raise DataError(
+                f"{root}: {found[0].name}/ and {others[0].name}/ may be splits or classes: expected names that differ "
+                "in nothing else, as train/ and test/, or that speak of no split"
+            )
+        splits = found if len(alike) == 1 else []  # test-strips, test-tubes
     if not splits:
-        for name in sorted(holders):
-            if (named := named_split(name)) is not None and named.template == "*" and len(holders) == 2:
-                said = f"{root}: {name}/ is taken for a class, not for a split, as the folder beside it is none"
+        for named in found:
+            if named.template == "*" and len(holders) == 2:
+                said = f"{root}: {named.name}/ is taken for a class, not for a split, as the folder beside it is none"
                 warnings.warn(said, DataWarning, stacklevel=3)
         return {}
+    few = ", ".join(named.name for named in splits)
+    if beside := sorted(set(holders) - {named.name for named in splits}):
+        raise DataError(f"{root}: images in {beside[0]}/ beside the split folders {few}: expected them in those")
     if loose := [name for name in names if "/" not in name]:
-        few = ", ".join(named.name for named in splits)
         raise DataError(f"{root}: images beside the split folders {few} ({loose[0]}): expected them inside")
-    templates = {named.template for named in splits}
+    for one, other in itertools.combinations(splits, 2):
+        if one.split == other.split:
+            both = f"{one.name}/ and {other.name}/"
+            raise DataError(f"{root}: {both} are both the {one.split} split: expected one of them")
     for entry in sorted(root.iterdir()):
         empty = named_split(entry.name) if entry.is_dir() and entry.name not in holders else None
-        if empty is not None and empty.template in templates and not entry.name.startswith("."):
+        if empty is not None and empty.template in alike and not entry.name.startswith("."):
             raise DataError(f"{entry}: holds no images")
     return {named.split: named.name for named in splits}
 
@@ -162,11 +187,12 @@ def _check_inside(root: Path, names: Sequence[str]) -> None:
             if len(folder.parts) > 1:
                 folders.setdefault(folder.parent, set()).add(folder.name)
     for folder, inside in sorted(folders.items()):
-        if (found := splits_inside(sorted(inside))) is not None:
-            raise DataError(
-                f"{root / folder}: holds the splits {found[0]}/ and {found[1]}/: give it by its own path, or put the "
-                f"splits at the top, {root / found[0]}/{folder}/ and so on"
-            )
+        for one, other in itertools.permutations(filter(None, map(named_split, sorted(inside))), 2):
+            if one.split == "train" and other.split != "train" and one.template == other.template:
+                raise DataError(
+                    f"{root / folder}: holds the splits {one.name}/ and {other.name}/: give it by its own path, or put "
+                    f"the splits at the top, {root / one.name}/{folder}/ and so on"
+                )
 
 
 def _labels(names: Sequence[str], root: Path, depth: int) -> list[str] | None:

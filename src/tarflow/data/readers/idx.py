@@ -10,7 +10,7 @@ import dataclasses
 import gzip
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from tarflow.data.errors import DataError, check_unpacked
 from tarflow.data.options import LoadOptions
-from tarflow.data.records import SPLIT_ORDER, Source, Split, records_in_files
+from tarflow.data.records import SPLIT_ORDER, Source, Split, records_in_arrays
 from tarflow.data.split_names import split_of
 
 NAME = "fashion-mnist"
@@ -61,16 +61,15 @@ def open_idx(source: str, options: LoadOptions | None = None) -> Source:
             raise DataError(f"{path}: {found[split].name} and {file.name} are both the {split} split: expected one")
         found[split] = file
     parts, files = [], list[Path]()
-    for split in sorted(found, key=SPLIT_ORDER.index):
-        file, name = found[split], _stem(found[split]) + _LABELS
+    for split, file in sorted(found.items(), key=lambda entry: SPLIT_ORDER.index(entry[0])):
         files.append(file)
         images = read_idx(file, "images (N, H, W)", lambda shape: len(shape) == 3 and 0 not in shape[1:])
-        labels, count = None, len(images)
+        labels, count, name = None, len(images), _stem(file) + _LABELS
         beside = (path for path in (file.with_name(name), file.with_name(f"{name}.gz")) if path.is_file())
         if (label_file := next(beside, None)) is not None:
             files.append(label_file)
             labels = read_idx(label_file, f"{count} labels, one an image", (count,).__eq__).tolist()
-        parts.append(records_in_files(split, [(file.name, count, partial(_images, images))], labels))
+        parts.append(records_in_arrays(split, [(file.name, count, partial(np.expand_dims, images, 1))], labels))
     return Source(tuple(parts), files=tuple(files))
 
 
@@ -123,7 +122,3 @@ def _image_files(place: Path) -> list[Path]:
 
 def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(_IMAGES)
-
-
-def _images(images: Any, rows: Sequence[int]) -> Iterator[Any]:
-    return (images[row][None] for row in rows)

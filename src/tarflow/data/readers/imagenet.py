@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 from tarflow.data.errors import DataError
 from tarflow.data.options import LoadOptions
 from tarflow.data.readers.npz import Archive
-from tarflow.data.records import Source, Split, records_in_files
+from tarflow.data.records import Source, Split, records_in_arrays
 
 _BATCH = re.compile(r"(train_data_batch_(\d+)|val_data)(\.npz)?")
 CLASSES = 1000
@@ -52,29 +52,30 @@ def open_batches(source: str, options: LoadOptions | None = None) -> Source:
 
     Label k of the files is class k - 1 here. Raises `DataError` naming the file: a pickle, other keys, shapes, labels.
     """
-    groups: dict[Split, list[Path]] = {}
+    groups: dict[Split, list[Path]] = {"train": [], "validation": []}
     for path in _batches(Path(source)):
         if path.suffix != ".npz":
             raise DataError(
                 f"{path}: a pickle, which can run any code and is never loaded: expected the .npz form of this release"
             )
-        groups.setdefault("validation" if path.name.startswith("val") else "train", []).append(path)
+        groups["validation" if path.name.startswith("val") else "train"].append(path)
     parts, sides = [], dict[int, Path]()
-    for split in sorted(groups):  # train, validation
+    for split, paths in groups.items():
         files, labels = [], list[int]()
-        for archive in map(Archive, groups[split]):
+        for archive in map(Archive, paths):
             count, side = _shape(archive)
-            files.append((archive.path.name, count, partial(_images, archive)))
+            files.append((archive.path.name, count, partial(_images, archive, side)))
             labels += [k - 1 for k in archive.labels(count, 1, CLASSES, f"1 to {CLASSES}, as in this release")]
             sides.setdefault(side, archive.path)
-        parts.append(records_in_files(split, files, labels))
+        if paths:
+            parts.append(records_in_arrays(split, files, labels))
     if len(sides) > 1:
         (a, first), (b, second) = list(sides.items())[:2]
         raise DataError(f"{second}: images of {b}x{b}, and those of {first.name} are {a}x{a}: expected one size")
     return Source(
         tuple(parts),
         tuple(str(k) for k in range(CLASSES)),
-        files=tuple(path for split in sorted(groups) for path in groups[split]),
+        files=tuple(path for paths in groups.values() for path in paths),
         variant=f"imagenet{next(iter(sides))}-chrabaszcz2017",
     )
 
@@ -94,7 +95,5 @@ def _shape(archive: Archive) -> tuple[int, int]:
     return shape[0], side
 
 
-def _images(archive: Archive, rows: Sequence[int]) -> Iterator[Any]:
-    data = archive.read("data")  # all of one archive, in memory while it is gone through
-    side = math.isqrt(data.shape[1] // 3)
-    return (data[row].reshape(3, side, side) for row in rows)
+def _images(archive: Archive, side: int) -> Any:
+    return archive.read("data").reshape(-1, 3, side, side)  # all of one archive, in memory while it is gone through

@@ -13,7 +13,7 @@ import numpy as np
 
 from tarflow.data.errors import DataError, check_unpacked
 from tarflow.data.options import LoadOptions
-from tarflow.data.records import Records, RowNames, Source
+from tarflow.data.records import Source, records_in_arrays
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -98,9 +98,8 @@ def open_npz(source: str, options: LoadOptions | None = None) -> Source:
         raise DataError(f"{expected}, got {got}{', which could be either' if first else ''}")
     labels = archive.labels(shape[0], 0, 1 << 63) if "labels" in archive.keys else None
 
-    def read(rows: Any) -> Iterator[Any]:
-        images = archive.read("images")
-        images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2) if last else images
-        return (images[row] for row in rows)
+    def images() -> Any:
+        found = archive.read("images")
+        return found[:, None] if found.ndim == 3 else found.transpose(0, 3, 1, 2) if last else found
 
-    return Source((Records("all", RowNames([(path.name, shape[0])]), labels, read),), files=(path,))
+    return Source((records_in_arrays("all", [(path.name, shape[0], images)], labels),), files=(path,))

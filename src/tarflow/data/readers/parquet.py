@@ -14,16 +14,25 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tarflow.data.errors import DataError, DataWarning, check_unpacked
 from tarflow.data.options import NO_COLUMN, LoadOptions
 from tarflow.data.readers.folder import image_names
 from tarflow.data.readers.imagenet import oord_variant
-from tarflow.data.records import SPLIT_ORDER, Content, Location, Records, Source, Split, records_in_files, rows_within
+from tarflow.data.records import (
+    SPLIT_ORDER,
+    Content,
+    Location,
+    Records,
+    RowNames,
+    Source,
+    Split,
+    read_rows,
+    rows_within,
+)
 from tarflow.data.split_names import split_of
 
 _LIKELY = frozenset({"label", "labels", "class", "classes", "category", "categories", "target", "targets", "cls", "y"})
@@ -31,18 +40,27 @@ _BATCH_ROWS = 256  # encoded images held in memory at a time
 ATTEMPTS, PAUSE = 4, 1.0  # at reading from far away; seconds before the second, and four times that before the next
 
 
-@dataclass(frozen=True)
-class _File:
+class _Columns(NamedTuple):
+    """Those of images and labels, and the names of the classes."""
+
+    image: str
+    label: str | None
+    class_names: tuple[str, ...] | None
+
+    def __str__(self) -> str:
+        classes = "" if self.class_names is None else f", classes {', '.join(self.class_names[:10])}"
+        return f"columns {self.image} and {self.label or 'no label'}{classes}"
+
+
+class _File(NamedTuple):
     """What the head of a file and its column of labels say."""
 
     path: Location
     name: str  # that its records have
     metadata: Any  # of Parquet's: read once, which matters where the file is far away
-    image: str  # the column
-    label: str | None
-    class_names: tuple[str, ...] | None
+    columns: _Columns
     passed_over: str  # of a likely column, why it is none of labels
-    labels: list[int | None] | None
+    labels: list[int | None]
 
 
 def claims(source: str) -> bool:
@@ -73,24 +91,18 @@ def open_splits(
     """
     heads: dict[Split, list[_File]] = {}
     for split in sorted(groups, key=SPLIT_ORDER.index):
-        found = [_head(path, options or LoadOptions(), place) for path in groups[split]]
-        heads[split] = [head for head in found if head is not None]
+        heads[split] = [head for path in groups[split] if (head := _head(path, options or LoadOptions(), place))]
         if not heads[split]:
             raise DataError(f"{groups[split][0]}: {'' if split == 'all' else f'the {split} split '}holds no images")
     every = [head for group in heads.values() for head in group]
     for said in dict.fromkeys(head.passed_over for head in every if head.passed_over):
         warnings.warn(f"{every[0].path}: {said}", DataWarning, stacklevel=2)
-    first, labelled = every[0], next((head for head in every if head.label), None)
+    first = every[0]
     for head in every:
-        columns, others = (f"columns {h.image} and {h.label or 'no label'}" for h in (head, first))
-        if labelled and head.label is None:
-            raise DataError(f"{head.path}: has no labels, but {labelled.path.name} has: expected both to be alike")
-        if head.class_names != first.class_names:
-            raise DataError(f"{head.path}: its class names differ from those of {first.path.name}")
-        if columns != others:
-            raise DataError(f"{head.path}: {columns}, and {first.path.name}: {others}: expected the same")
+        if head.columns != first.columns:
+            raise DataError(f"{head.path}: {head.columns}, and {first.path.name}: {first.columns}: expected the same")
     files, parts = tuple(head.path for head in every), tuple(_records(*entry) for entry in heads.items())
-    return Source(parts, first.class_names, files=files, variant=oord_variant([file.name for file in files]))
+    return Source(parts, first.columns.class_names, files=files, variant=oord_variant([file.name for file in files]))
 
 
 def _files(root: Path) -> list[Path]:
@@ -145,67 +157,67 @@ def _head(path: Location, options: LoadOptions, place: Path | None) -> _File | N
         if isinstance(path, Path) and metadata.num_rows > (size := path.stat().st_size):
             raise DataError(f"{path}: {metadata.num_rows} rows in {size} bytes: expected an image a row")
         for group in map(metadata.row_group, range(metadata.num_row_groups)):
-            columns = [group.column(k) for k in range(group.num_columns)]
-            packed = sum(column.total_compressed_size for column in columns)
-            check_unpacked(str(path), packed, sum(column.total_uncompressed_size for column in columns))
-        image, label, names, passed_over = _columns_of(file.schema_arrow, options, path)
-        labels = None
-        if label is not None:
-            labels = _read(path, lambda: file.read(columns=[label])[label].to_pylist())
+            chunks = [group.column(k) for k in range(group.num_columns)]
+            packed = sum(chunk.total_compressed_size for chunk in chunks)
+            check_unpacked(str(path), packed, sum(chunk.total_uncompressed_size for chunk in chunks))
+        try:
+            columns, passed_over = _columns_of(file.schema_arrow, options)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+        labels = [] if columns.label is None else file.read(columns=[columns.label])[columns.label].to_pylist()
         name = path.relative_to(place).as_posix() if place is not None and isinstance(path, Path) else path.name
-        return _File(path, name, metadata, image, label, names, passed_over, labels)
+        return _File(path, name, metadata, columns, passed_over, labels)
 
 
 def _records(split: Split, files: Sequence[_File]) -> Records:
+    labels, names = [label for file in files for label in file.labels], files[0].columns.class_names
     # The Hugging Face convention for a test set without labels is -1 in every row.
-    labelled = any(label not in (None, -1) for file in files for label in file.labels or ())
-    labels = [-1 if x is None else x for file in files for x in file.labels or ()] if labelled else None
-    each = [(file.name, file.metadata.num_rows, functools.partial(_contents, file, labelled)) for file in files]
-    return records_in_files(split, each, labels)
+    labelled = any(label not in (None, -1) for label in labels)
+    groups = [
+        (file.metadata.row_group(number).num_rows, functools.partial(_group, file, number))
+        for file in files
+        for number in range(file.metadata.num_row_groups)  # a reader of all keeps the bytes of those it has read
+    ]
+    numbers = "a whole number from 0" + (f" to {len(names) - 1}" if names else "")
+
+    def read(rows: Sequence[int]) -> Iterator[Content]:
+        for row, content in zip(rows, read_rows(groups, rows), strict=True):
+            label = labels[row] if labelled else 0
+            if label is None or label < 0 or (names is not None and label >= len(names)):
+                content = DataError(f"label {label}: expected {numbers}")
+            yield content
+
+    own = [-1 if label is None else label for label in labels] if labelled else None
+    return Records(split, RowNames([(file.name, file.metadata.num_rows) for file in files]), own, read)
 
 
-def _contents(file: _File, labelled: bool, rows: Any) -> Iterator[Content]:
-    """The encoded images of these rows of a file, or what is wrong with the record."""
+def _group(file: _File, number: int, rows: Any) -> Iterator[Content]:
+    """The encoded images of these rows of a row group, or what is wrong with them."""
     start = 0
-    for number in range(file.metadata.num_row_groups):  # a reader of all keeps the bytes of those it has read
-        count = file.metadata.row_group(number).num_rows
-        if len(rows_within(rows, start, count)):
-            first = start
-            for column in _columns(file, number):
-                chosen = rows_within(rows, first, len(column))
-                data = _bytes(column if len(chosen) == len(column) else column.take(chosen))
-                for row, value in zip(chosen, data, strict=True):
-                    problem = _label_problem(file, first + int(row)) if labelled else None
-                    yield DataError(problem) if problem else value
-                first += len(column)
-        start += count
+    for column in _columns(file, number):
+        chosen = rows_within(rows, start, len(column))
+        yield from _bytes(column if len(chosen) == len(column) else column.take(chosen))
+        start += len(column)
 
 
 def _columns(file: _File, number: int) -> Iterator[Any]:
     """The images of a row group, some at a time. Of what is far away the group is fetched, again if need be."""
-    image, here = [file.image], isinstance(file.path, Path)
-    for attempt in range(1 if here else ATTEMPTS):
+    image = file.columns.image
+    if isinstance(file.path, Path):
+        with _open(file.path, file.metadata) as opened:
+            for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[number], columns=[image]):
+                yield batch.column(image)
+        return
+    for attempt in range(ATTEMPTS):
         try:
             with _open(file.path, file.metadata) as opened:
-                if here:
-                    batches = opened.iter_batches(_BATCH_ROWS, row_groups=[number], columns=image)
-                    while (batch := _read(file.path, functools.partial(next, batches, None))) is not None:
-                        yield batch.column(image[0])
-                    return
-                table = _read(file.path, functools.partial(opened.read_row_group, number, image, use_threads=False))
+                table = opened.read_row_group(number, [image], use_threads=False)
             break
         except DataError:
-            if here or attempt == ATTEMPTS - 1:
+            if attempt == ATTEMPTS - 1:
                 raise
             time.sleep(PAUSE * 4**attempt)  # a network that fails once often works a moment later
-    yield from table.column(image[0]).chunks
-
-
-def _label_problem(file: _File, row: int) -> str | None:
-    label, names = (file.labels or [])[row], file.class_names
-    if label is None or label < 0 or (names is not None and label >= len(names)):
-        return f"label {label}: expected a whole number from 0{'' if names is None else f' to {len(names) - 1}'}"
-    return None
+    yield from table.column(image).chunks
 
 
 def _bytes(column: Any) -> list[bytes | DataError]:
@@ -226,79 +238,63 @@ def _bytes(column: Any) -> list[bytes | DataError]:
 
 @contextlib.contextmanager
 def _open(path: Location, metadata: Any = None) -> Iterator[Any]:
+    """The file. An error of pyarrow's, then or later in the block, becomes one line that names it."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with contextlib.ExitStack() as closing:
-        where = path if isinstance(path, Path) else closing.enter_context(_read(path, path.open))
-        yield closing.enter_context(_read(path, lambda: pq.ParquetFile(where, metadata=metadata)))
-
-
-def _read(path: Location, action: Callable[[], Any]) -> Any:
-    """`action()`, where an error of pyarrow's becomes one line that names the file."""
-    import pyarrow as pa
-
     try:
-        return action()
+        with contextlib.ExitStack() as closing:
+            where = path if isinstance(path, Path) else closing.enter_context(path.open())
+            yield closing.enter_context(pq.ParquetFile(where, metadata=metadata))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {' '.join(str(error).split())}") from None
 
 
-def _columns_of(schema: Any, options: LoadOptions, path: Location) -> tuple[str, str | None, Any, str]:
-    """The columns of images and labels, the names of the classes, and why a likely column is none of labels, or "".
+def _columns_of(schema: Any, options: LoadOptions) -> tuple[_Columns, str]:
+    """The columns of images and labels, and why a likely column is none of labels, or "".
 
     The image is `image`; else the only column that `datasets` says to be an image. The label is `label`; else what
     `datasets` says to be classes, or whole numbers under a name such as `labels`, where there is one such column.
-    Raises `DataError` naming the file: none, several, or of another type.
+    Raises `DataError`: none, several, or of another type.
     """
-    try:
-        features = _features(schema)
-        images, classes = (
-            [key for key in schema.names if features.get(key, {}).get("_type") == kind]  # such as CIFAR-10's `img`
-            for kind in ("Image", "ClassLabel")
-        )
-        image = _named(schema, "image", options.image_column, options.strict) or _only("image", images)
-        if image is None:
-            others = [key for key in schema.names if _has_bytes(schema.field(key).type)]
-            hint = f"; --image-column {others[0]} takes another" if others else ""
-            raise DataError(f"expected a column 'image', got {', '.join(schema.names) or 'no columns'}{hint}")
-        if not _has_bytes(kind := schema.field(image).type):
-            raise DataError(f"column '{image}': expected bytes, or a struct with a field 'bytes', got {kind}")
-        label, passed_over = None, ""
-        if not options.unlabelled and options.label_column != NO_COLUMN:
-            label = _named(schema, "label", options.label_column, options.strict)
-            if label is not None and not _is_whole(kind := schema.field(label).type):
-                hint = f"; --label-column {NO_COLUMN} learns without classes"
-                raise DataError(f"column '{label}': expected whole numbers, got {kind}{hint}")
-            likely = [key for key in schema.names if _LIKELY.intersection(re.findall(r"[a-z]+", key.lower()))]
-            whole = [key for key in likely if _is_whole(schema.field(key).type)]
-            label = label or _only("label", [key for key in schema.names if key in classes + whole])
-            if label is None and likely:
-                kind = schema.field(likely[0]).type
-                passed_over = f"column '{likely[0]}' is not used: expected whole numbers for classes, got {kind}"
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-    names = features.get(label or "label", {}).get("names")
-    return image, label, tuple(map(str, names)) or None if isinstance(names, list) else None, passed_over
+    features, names, strict = _features(schema), schema.names, options.strict
+    images = [key for key in names if features.get(key, {}).get("_type") == "Image"]  # such as CIFAR-10's `img`
+    image = _chosen(names, "image", options.image_column, strict, images)
+    if image is None:
+        others = [key for key in names if _has_bytes(schema.field(key).type)]
+        hint = f"; --image-column {others[0]} takes another" if others else ""
+        raise DataError(f"expected a column 'image', got {', '.join(names) or 'no columns'}{hint}")
+    if not _has_bytes(kind := schema.field(image).type):
+        raise DataError(f"column '{image}': expected bytes, or a struct with a field 'bytes', got {kind}")
+    label, passed_over = None, ""
+    if not options.unlabelled and options.label_column != NO_COLUMN:
+        whole = {key for key in names if re.fullmatch(r"u?int\d+|null", str(schema.field(key).type))}
+        likely = [key for key in names if _LIKELY.intersection(re.findall(r"[a-z]+", key.lower()))]
+        declared = {key for key in names if features.get(key, {}).get("_type") == "ClassLabel"}
+        able = [key for key in names if key in declared or (key in likely and key in whole)]
+        label = _chosen(names, "label", options.label_column, strict, able)
+        if label is not None and label not in whole:
+            hint = f"; --label-column {NO_COLUMN} learns without classes"
+            raise DataError(f"column '{label}': expected whole numbers, got {schema.field(label).type}{hint}")
+        if label is None and likely:
+            kind = schema.field(likely[0]).type
+            passed_over = f"column '{likely[0]}' is not used: expected whole numbers for classes, got {kind}"
+    classes = features.get(label or "label", {}).get("names")
+    return _Columns(image, label, tuple(map(str, classes)) or None if isinstance(classes, list) else None), passed_over
 
 
-def _named(schema: Any, what: str, asked: str, strict: bool) -> str | None:
-    """The column that was asked for, or else that of the usual name. A run's need not be there in other data."""
-    if asked and asked not in schema.names and strict:
-        raise DataError(f"expected a column '{asked}', got {', '.join(schema.names) or 'no columns'}")
-    return next((name for name in (asked or what, what) if name in schema.names), None)
+def _chosen(names: Sequence[str], what: str, asked: str, strict: bool, others: Sequence[str]) -> str | None:
+    """The column that was asked for, else that of the usual name, else the only one of the others.
 
-
-def _only(what: str, found: list[str]) -> str | None:
-    if len(found) > 1:
+    A run's column need not be there in other data, which is not `strict`.
+    """
+    if asked and asked not in names and strict:
+        raise DataError(f"expected a column '{asked}', got {', '.join(names) or 'no columns'}")
+    usual = next((name for name in (asked, what) if name in names), None)
+    if usual is None and len(others) > 1:
         none = f", or none by --label-column {NO_COLUMN}" if what == "label" else ""
-        raise DataError(f"columns {', '.join(found)} may be the {what}: choose one by --{what}-column{none}")
-    return found[0] if found else None
-
-
-def _is_whole(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_integer(kind) or pa.types.is_null(kind))  # a shard without any label has no type
+        raise DataError(f"columns {', '.join(others)} may be the {what}: choose one by --{what}-column{none}")
+    return usual or next(iter(others), None)
 
 
 def _has_bytes(kind: Any) -> bool:

@@ -7,7 +7,6 @@ own; `open_cached` makes one in the cache directory, which may be deleted at any
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -15,13 +14,15 @@ import math
 import os
 import shutil
 import stat
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 
 from tarflow import __version__, digests, storage
 from tarflow.config import to_dict
@@ -29,7 +30,7 @@ from tarflow.data.assemble import Layout, assemble
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.options import LoadOptions
 from tarflow.data.records import Source
-from tarflow.data.sets import SetDigest, Splits
+from tarflow.data.sets import Splits, set_digest
 from tarflow.data.sources import open_measured
 from tarflow.data.store.read import (
     FILES,
@@ -93,13 +94,13 @@ def prepare(
 
     def known() -> Manifest | None:
         """That of what is there and may stay. FileExistsError where `out` may not be replaced."""
-        if out.exists() and not is_prepared(str(out)) and (not out.is_dir() or any(out.iterdir())):
-            raise FileExistsError(f"{out}: expected a new directory, or one that `tarflow prepare` made")
-        if is_prepared(str(out)) and force:
+        if is_prepared(str(out)):
+            if not force:
+                return _still_good(source, out, asked, files, wanted.skip_bad)
             check_vacant(out, ours=FILES)  # what somebody put beside them would go with them
-        if not is_prepared(str(out)) or force:
-            return None
-        return _still_good(source, out, asked, files, wanted.skip_bad)
+        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise FileExistsError(f"{out}: expected a new directory, or one that `tarflow prepare` made")
+        return None
 
     if (manifest := known()) is not None:  # before the lock, which takes a place where one may write
         return manifest, True
@@ -149,19 +150,19 @@ def _check_skipped(where: str | Path, manifest: Manifest, skip_bad: bool) -> Non
         raise DataError(f"{where}: {count} images were skipped (--skip-bad), the first is {name}: {reason}")
 
 
-class _Appended:
+class _Appended(digests.Digesting):
     """A set whose images are appended to a file."""
 
-    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
-        self.path, self.shape, self.digest, self.count = path, shape, SetDigest(), 0
-        self.file = open(path, "wb")  # noqa: SIM115 - closed by who made it
-        self.written = digests.Digesting(self.file)
+    def __init__(self, file: BinaryIO, shape: tuple[int, int, int]) -> None:
+        super().__init__(file)
+        self.shape = shape
 
     def __call__(self, image: Any) -> None:
-        data = np.broadcast_to(image, self.shape).tobytes()  # grey is repeated where the others are RGB
-        self.written.write(data)
-        self.digest.update(data)
-        self.count += 1
+        self.write(np.broadcast_to(image, self.shape).tobytes())  # grey is repeated where the others are RGB
+
+    @property
+    def count(self) -> int:
+        return int(self.facts["bytes"]) // math.prod(self.shape)
 
 
 def _fill(
@@ -177,37 +178,31 @@ def _fill(
 
     Raises `DataError`: as `load`; the source changed while it was read.
     """
-    made: dict[int, _Appended] = {}
-    with contextlib.ExitStack() as closing:
+    with open(folder / PIXELS_FILE, "wb") as pixels, tempfile.TemporaryFile(dir=folder) as behind:
 
         def new_sink(number: int, capacity: int, shape: tuple[int, int, int]) -> _Appended:
-            if number in made:  # of a first try
-                made[number].file.close()
-            made[number] = _Appended(folder / (PIXELS_FILE if number == 0 else "held_out"), shape)
-            closing.callback(made[number].file.close)
-            return made[number]
+            file: Any = (pixels, behind)[number]
+            file.seek(0)
+            file.truncate()  # of a first try
+            return _Appended(file, shape)
 
         found = assemble(source, opened, layout, options.replace(class_names=None), new_sink)
-        train, held_out = found.sinks
-        held_out.file.close()
-        with open(held_out.path, "rb") as file:
-            while piece := file.read(_COPY_BYTES):
-                train.written.write(piece)
-    held_out.path.unlink()
-    facts = {PIXELS_FILE: train.written.facts}
-    labels = found.labels
+        (train, held_out), labels = found.sinks, found.labels
+        sets = [
+            set_digest(sink.digest, (sink.count, *sink.shape), None if own is None else own.numpy().data)
+            for sink, own in zip(found.sinks, labels, strict=True)
+        ]
+        counts = train.count, held_out.count
+        behind.seek(0)
+        while piece := behind.read(_COPY_BYTES):
+            train.write(piece)
     if labels[0] is not None and labels[1] is not None:
-        every = np.concatenate([labels[0].numpy(), labels[1].numpy()])
-        facts[LABELS_FILE] = _write(folder / LABELS_FILE, every.astype("<i8"))
+        (folder / LABELS_FILE).write_bytes(torch.cat([labels[0], labels[1]]).numpy().astype("<i8").tobytes())
     text = "".join(f"{name}\0" for names in found.names for name in names)
-    facts[NAMES_FILE] = _write(folder / NAMES_FILE, text.encode(errors="surrogateescape"))
+    (folder / NAMES_FILE).write_bytes(text.encode(errors="surrogateescape"))
     if opened.files_digest() != files:
         raise DataError(f"{source}: changed while it was read; prepare it again")
 
-    sets = [
-        sink.digest.result((sink.count, *sink.shape), None if own is None else own.numpy().data)
-        for sink, own in zip((train, held_out), labels, strict=True)
-    ]
     manifest = Manifest(
         format=FORMAT,
         tarflow=__version__,
@@ -219,8 +214,8 @@ def _fill(
         labelled=labels[0] is not None,
         class_names=found.class_names,
         variant=opened.variant,
-        train=train.count,
-        held_out=held_out.count,
+        train=counts[0],
+        held_out=counts[1],
         train_digest=sets[0],
         held_out_digest=sets[1],
         own_split=layout.own_split,
@@ -229,17 +224,10 @@ def _fill(
         value_range=opened.value_range,
     )
     storage.write_json(folder / MANIFEST_FILE, to_dict(manifest))
-    facts[MANIFEST_FILE] = digests.file_facts(folder / MANIFEST_FILE)
+    small = (MANIFEST_FILE, NAMES_FILE, *([LABELS_FILE] if manifest.labelled else []))
+    facts = {PIXELS_FILE: train.facts} | {name: digests.file_facts(folder / name) for name in small}
     storage.write_json(folder / digests.DIGESTS_FILE, facts)
     return manifest
-
-
-def _write(path: Path, values: Any) -> dict[str, Any]:
-    """Write the bytes of an array; their `digests.file_facts`."""
-    with open(path, "wb") as file:
-        digesting = digests.Digesting(file)
-        digesting.write(values)
-    return digesting.facts
 
 
 def open_cached(
@@ -257,8 +245,7 @@ def open_cached(
     how = (options.image_column, options.label_column, source.value_range)
     facts = (files, shape, levels, *how, layout.own_split)  # sizes and channels are in the shape, asked for or not
     key = hashlib.blake2b(repr(facts).encode(), digest_size=16)
-    for numbers in layout.sets:
-        key.update(numbers.data)
+    key.update(layout.which.data)
     place = cache / STORES / key.hexdigest()
     wanted = options.replace(channels=3 if shape[0] == 3 else options.channels)
     count, size = sum(layout.sizes()), sum(layout.sizes()) * math.prod(shape)
