@@ -26,8 +26,8 @@ from tarflow.data.store.write import prepare
 from tarflow.evaluation.likelihood.held_out import held_out_scores, run_scoring
 from tarflow.evaluation.quality.extractors import open_extractor
 from tarflow.evaluation.quality.reference import open_reference
-from tarflow.evaluation.run_data import open_splits
 from tarflow.interop import to_official
+from tarflow.run_data import open_splits
 from tarflow.sampling.setting import Setting, StoredSetting
 from tarflow.training.setup import open_data, resolve
 from tarflow.training.trainer import train

@@ -24,8 +24,8 @@ from torch import Tensor
 from benchmarks.rates import synchronise
 from tarflow.checkpoint import Run, open_run
 from tarflow.devices import numbered
-from tarflow.evaluation.run_data import open_held_out
 from tarflow.planning.work import training_flops
+from tarflow.run_data import open_held_out
 from tarflow.sampling.narrow import narrowed
 from tarflow.seeding import seeded_generator
 from tarflow.training.build import build_step

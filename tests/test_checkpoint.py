@@ -242,13 +242,13 @@ def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over_with_a_word(
     """Not by a damaged file, whose contents tell, but by a disk or a permission that gives none."""
     save(tmp_path, 1, 2)
     newest = tmp_path / "checkpoints" / "step-2"
-    for module, function in ((digests, "file_facts"), (checkpoint, "read_json")):
+    for module, function in ((digests, "file_facts"), (Path, "read_text")):
         real = getattr(module, function)
 
-        def failing(path: Path, *rest: Any, real: Any = real) -> Any:
+        def failing(path: Path, *rest: Any, real: Any = real, **named: Any) -> Any:
             if Path(path) == newest / name:
                 raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-            return real(path, *rest)
+            return real(path, *rest, **named)
 
         monkeypatch.setattr(module, function, failing)
     assert checkpoint.damage(newest) == f"{name}: Input/output error"
@@ -261,7 +261,7 @@ def test_a_checkpoint_without_digests_is_damaged(tmp_path: Path) -> None:
     save(tmp_path, 1)
     step = tmp_path / "checkpoints" / "step-1"
     (step / "digests.json").unlink()
-    assert checkpoint.damage(step) == "digests.json: missing"
+    assert checkpoint.damage(step) == "digests.json: missing, so that nothing tells what was written"
 
 
 @pytest.mark.parametrize("name", checkpoint.MODEL_FILES)

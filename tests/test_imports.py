@@ -36,6 +36,7 @@ ROOMS = [
     "recipes",
     "checkpoint",
     "kept",
+    "run_data",
     "drawing",
     "interop",
     "evaluation",

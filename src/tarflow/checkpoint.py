@@ -4,6 +4,7 @@
     RUN/model.safetensors     the averaged (EMA) weights with the best held-out likelihood so far
     RUN/local.json            what the config says of places on this machine, where it says any
     RUN/metrics.jsonl         one JSON object a line
+    RUN/split.json.gz         names of the images that were trained on and of those held out
     RUN/samples/              sample sheets from fixed noise
     RUN/checkpoints/step-N/   config.json, model.safetensors (EMA weights of that step), state.pt (the rest, to resume),
                               digests.json (sizes and digests of the three, by which damage is found)
@@ -14,11 +15,13 @@ nothing of the machine. What commands find out of a model is in `kept`.
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
 import re
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +48,8 @@ ALL_FILES = (*MODEL_FILES, STATE_FILE)
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 SAMPLES = "samples"
+SPLIT_FILE = "split.json.gz"
+MOST_NAME_BYTES = 1 << 28  # of names, some five million: of more, or of what only claims to be names, none are read
 
 
 @dataclass(frozen=True)
@@ -199,6 +204,25 @@ def save_checkpoint(run: Path, step: int, averaged: TarFlow, config: RunConfig, 
     return directory / f"step-{step}"
 
 
+def write_names(run: Path, train: Sequence[str], held_out: Sequence[str]) -> None:
+    """Keep the names of a run's images in RUN/split.json.gz: what was trained on, and what was held out."""
+    values = {"train": list(train), "held_out": list(held_out)}
+    with storage.replacing_file(run / SPLIT_FILE) as temporary:
+        temporary.write_bytes(gzip.compress(to_json(values).encode(), mtime=0))
+
+
+def read_names(run: Path) -> dict[str, bool] | None:
+    """Of each name in RUN/split.json.gz whether it is held out; None where there is no such file, or it is damaged."""
+    try:
+        with gzip.open(run / SPLIT_FILE) as file:
+            text = file.read(MOST_NAME_BYTES + 1)
+        values = json.loads(text) if len(text) <= MOST_NAME_BYTES else None
+        names = dict.fromkeys(values["train"], False) | dict.fromkeys(values["held_out"], True)  # type: ignore[index]
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return names if names and all(isinstance(name, str) for name in names) else None
+
+
 def checkpoints(run: str | Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     found = [
@@ -217,21 +241,14 @@ def damage(directory: Path, files: Sequence[str] = ALL_FILES) -> str | None:
 
     Each is held against the size and the digest that were written down with it.
     """
-    for name in (*files, DIGESTS_FILE):
-        if not (directory / name).is_file():
-            return f"{name}: missing"
+    if missing := [name for name in files if not (directory / name).is_file()]:
+        return f"{missing[0]}: missing"
     try:
-        known = read_json(directory / DIGESTS_FILE)
-        for name in files:
-            if (problem := digests.difference(directory / name, known[name])) is not None:
-                return f"{name}: {problem}"
-    except (KeyError, TypeError, AttributeError):
-        return f"{DIGESTS_FILE}: damaged"
-    except OSError as error:
-        return f"{Path(error.filename or directory).name}: {error.strerror or error}"
+        known = digests.recorded(directory, files)
     except ValueError as error:
-        return str(error).removeprefix(f"{directory}/")
-    return None
+        return str(error)
+    problems = ((name, digests.difference(directory / name, known[name])) for name in files)
+    return next((f"{name}: {problem}" for name, problem in problems if problem is not None), None)
 
 
 def sound_checkpoint(run: str | Path, files: Sequence[str] = ALL_FILES) -> Path | None:

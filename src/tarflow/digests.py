@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -60,6 +61,23 @@ def difference(path: str | Path, facts: dict[str, Any], progress: Callable[[int]
     except OSError as error:  # such as a disk that cannot read it any more
         return error.strerror or str(error)
     return None
+
+
+def recorded(directory: Path, names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The `DIGESTS_FILE` of a directory. Raises ValueError where it is missing, damaged, or says nothing of a name."""
+    try:
+        known: dict[str, dict[str, Any]] = json.loads((directory / DIGESTS_FILE).read_text(encoding="utf-8"))
+        if known.keys() >= set(names) and all(
+            {key: type(value) for key, value in facts.items()} == {"bytes": int, _SEAL: str} for facts in known.values()
+        ):
+            return known
+    except FileNotFoundError:
+        raise ValueError(f"{DIGESTS_FILE}: missing, so that nothing tells what was written") from None
+    except OSError as error:
+        raise ValueError(f"{DIGESTS_FILE}: {error.strerror or error}") from None
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    raise ValueError(f"{DIGESTS_FILE}: damaged")
 
 
 class Digesting:

@@ -21,8 +21,8 @@ from tarflow.evaluation.likelihood.held_out import run_scoring
 from tarflow.evaluation.likelihood.scores import class_scores
 from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.evaluation.likelihood.table import ScoredFiles, score_files
-from tarflow.evaluation.run_data import open_splits
 from tarflow.fields import integer
+from tarflow.run_data import open_splits
 from tarflow.sampling.auto import Auto
 from tarflow.sampling.sample import sample
 from tarflow.sampling.setting import Setting

@@ -26,6 +26,15 @@ def seeded_generator(*key: int | str, device: torch.device | str = "cpu") -> tor
     return torch.Generator(device).manual_seed(int.from_bytes(_digest(key), "big"))
 
 
+def seeded_permutation(size: int, purpose: str, *key: int) -> Tensor:
+    """A permutation of `range(size)`, (size,) int64, that is a function of its arguments.
+
+    `purpose` keeps apart the permutations that one seed is used for.
+    """
+    generator = seeded_generator(purpose, *key)
+    return torch.randperm(size, generator=generator, device=generator.device, dtype=torch.int64)
+
+
 def seeded_normal(shape: tuple[int, ...], *key: int | str) -> Tensor:
     """Standard normal numbers, float64 on the CPU, that are a function of `key`.
 

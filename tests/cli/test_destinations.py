@@ -12,8 +12,8 @@ from PIL import Image
 
 from flow_cases import build
 from report_cases import make_run
+from tarflow import run_data
 from tarflow.cli import main
-from tarflow.evaluation import run_data
 from tarflow.interop import to_official
 from tarflow.storage import check_vacant
 

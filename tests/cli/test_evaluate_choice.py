@@ -19,7 +19,7 @@ from tarflow.config import DataConfig, RunConfig, TrainingConfig
 from tarflow.data.load import ImageSet
 from tarflow.evaluation.likelihood import evaluation
 from tarflow.evaluation.likelihood.scores import ClassScores
-from tarflow.evaluation.run_data import open_all, open_splits
+from tarflow.run_data import open_all, open_splits
 
 
 @pytest.fixture(scope="module")

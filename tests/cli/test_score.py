@@ -31,8 +31,8 @@ from tarflow.data.load import load
 from tarflow.evaluation.likelihood import held_out, scores, table
 from tarflow.evaluation.likelihood.anomalies import DETECTOR_FILE, code_bits
 from tarflow.evaluation.likelihood.held_out import HELD_OUT_FILE
-from tarflow.evaluation.run_data import open_held_out
 from tarflow.measure import Measure
+from tarflow.run_data import open_held_out
 from tarflow.seeding import seeded_generator
 
 

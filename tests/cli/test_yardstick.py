@@ -15,8 +15,8 @@ from tarflow.data.load import Splits, load
 from tarflow.evaluation.likelihood.evaluate import evaluate_likelihood
 from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, fit_yardstick
 from tarflow.evaluation.likelihood.scoring import Scoring
-from tarflow.evaluation.run_data import open_splits
 from tarflow.report.subject import Settings, Subject
+from tarflow.run_data import open_splits
 
 
 @pytest.fixture(scope="module", params=["uniform", "gaussian"])

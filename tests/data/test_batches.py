@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tarflow.data import batches
-from tarflow.data.batches import batch_indices, seeded_permutation
+from tarflow.data.batches import batch_indices
+from tarflow.seeding import seeded_permutation
 
 calm = settings(deadline=None, max_examples=50)
 

@@ -116,7 +116,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no state": (lambda step: (step / "state.pt").unlink(), r"state\.pt: missing"),
     "no weights": (lambda step: (step / "model.safetensors").unlink(), r"model\.safetensors: missing"),
     "a truncated config": (spoil("config.json", lambda data: data[:40]), r"config\.json: damaged, 40 bytes of \d+"),
-    "damaged digests": (spoil("digests.json", lambda data: data[:40]), r"digests\.json: not JSON"),
+    "damaged digests": (spoil("digests.json", lambda data: data[:40]), r"digests\.json: damaged"),
     "digests of nothing": (spoil("digests.json", lambda data: b"{}"), r"digests\.json: damaged"),
     "no digests": (without_digests, r"digests\.json: missing"),
 }

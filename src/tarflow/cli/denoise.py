@@ -50,8 +50,8 @@ def run(args: Denoise) -> None:
     from tarflow.devices import pick_device
     from tarflow.drawing import ImageWriter, check_out, class_number
     from tarflow.evaluation.quality.psnr import psnr
-    from tarflow.evaluation.run_data import check_output
     from tarflow.fields import real
+    from tarflow.run_data import check_output
     from tarflow.sampling.denoise import denoise
     from tarflow.seeding import seeded_generator
 

@@ -131,7 +131,7 @@ def _others(args: Evaluate, run: Run, images: ImageSet, name: str, progress: Pro
     """Images that do not belong, (N, C, H, W) uint8, by their name or path, or made of those that do."""
     from tarflow.data.load import load_all
     from tarflow.evaluation.likelihood.anomalies import TRANSFORMS
-    from tarflow.evaluation.run_data import image_options
+    from tarflow.run_data import image_options
 
     if name in TRANSFORMS:
         return TRANSFORMS[name](images.images, run.levels, args.seed)

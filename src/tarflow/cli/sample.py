@@ -46,7 +46,7 @@ def run(args: Sample) -> None:
     from tarflow.cli.progress import Progress
     from tarflow.devices import pick_device
     from tarflow.drawing import check_out
-    from tarflow.evaluation.run_data import check_output
+    from tarflow.run_data import check_output
 
     if args.n < 1:
         raise ValueError(f"-n: expected a positive number, got {args.n}")

@@ -72,7 +72,7 @@ def run(args: Score) -> None:
     from tarflow.drawing import class_number
     from tarflow.evaluation.likelihood.held_out import run_scoring
     from tarflow.evaluation.likelihood.table import ranked_by, score_files
-    from tarflow.evaluation.run_data import check_output
+    from tarflow.run_data import check_output
 
     _check(args)
     run = open_run(args.run, pick_device(args.device))

@@ -67,11 +67,10 @@ def options(argv: Sequence[str]) -> type:
 def run(args: Any) -> None:
     from tarflow import checkpoint, storage
     from tarflow.cli.progress import Progress
-    from tarflow.data.identity import MOVED, check_run_place
     from tarflow.devices import pick_device
-    from tarflow.evaluation.run_data import known_images
     from tarflow.ranks import Ranks
     from tarflow.report.words import duration
+    from tarflow.run_data import MOVED, check_outside, known_images
     from tarflow.training.directory import check_resumable
     from tarflow.training.engine import check_device
     from tarflow.training.initial import open_initial
@@ -99,13 +98,12 @@ def run(args: Any) -> None:
     if stored is not None:
         check_resumable(stored, from_dict(RunConfig, sections), args.out)
         _check_same_start(stored, args)
-        known = known_images(stored.data, args.out)
-    if known is not None and "source" in typed:  # data that are named have to be the same, no more and no less
-        known = dataclasses.replace(known, names=lambda: None)
+        # Data that are named have to be the same, no more and no less.
+        known = known_images(stored.data, args.out, exact="source" in typed)
     with Progress(quiet=not ranks.first) as progress:
         try:
             if stored is None:
-                check_run_place(args.out, sections["data"].get("source", "digits"))
+                check_outside("--out", args.out, sections["data"].get("source", "digits"), run=True)
                 sections = follow_data(sections, {*typed, *(("image_size", "channels") if initial else ())})
             splits = open_data(sections, progress.loading, known)
         except FileNotFoundError as error:

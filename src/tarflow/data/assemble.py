@@ -35,27 +35,34 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Layout:
-    """Which records go to which set.
+    """Which records of a source go to which set.
 
     Attributes:
-        parts: what is read, in this order. which: (N,) int8, the number of the set of each record, counted through all
-            parts; -1 is left out.
+        where: what messages call the source. parts: what is read of it, in this order.
+        which: (N,) int8, the number of the set of each record, counted through all parts; -1 is left out.
         own_split: whether the sets are the data's own training and held-out split. count: of the sets.
     """
 
+    where: str
+    source: Source
     parts: tuple[Records, ...]
     which: Any
     own_split: bool = False
     count: int = 1
+
+    def rows(self) -> Any:
+        """Those records that go to a set."""
+        return np.flatnonzero(self.which >= 0)
 
     def sizes(self) -> list[int]:
         """How many records each set has."""
         return np.bincount(self.which[self.which >= 0], minlength=self.count).tolist()
 
     @classmethod
-    def all_in_one(cls, parts: Sequence[Records]) -> Layout:
-        """One set of all records."""
-        return cls(tuple(parts), np.zeros(sum(map(len, parts)), np.int8))
+    def all_in_one(cls, where: str, source: Source, parts: Sequence[Records] | None = None) -> Layout:
+        """One set of all records; or of those of some parts."""
+        parts = source.parts if parts is None else tuple(parts)
+        return cls(where, source, parts, np.zeros(sum(map(len, parts)), np.int8))
 
     @classmethod
     def train_and_held_out(cls, where: str, source: Source, options: LoadOptions) -> Layout:
@@ -74,7 +81,7 @@ class Layout:
             which = np.where(found < 0, found, which) if own else found
         elif not own and len(which) > 1:  # of one image it is said last that one is not enough
             which[seeded_split(where, len(which), options.held_out_fraction, options.split_seed)[1].numpy()] = 1
-        return cls(tuple(parts), which, own is not None, 2)
+        return cls(where, source, tuple(parts), which, own is not None, 2)
 
 
 class Assembled(NamedTuple):
@@ -88,11 +95,7 @@ class Assembled(NamedTuple):
 
 
 def assemble(
-    where: str,
-    source: Source,
-    layout: Layout,
-    options: LoadOptions,
-    new_sink: Callable[[int, int, tuple[int, int, int]], Any],
+    layout: Layout, options: LoadOptions, new_sink: Callable[[int, int, tuple[int, int, int]], Any]
 ) -> Assembled:
     """Decode every record of the layout once, all to one (C, H, W).
 
@@ -100,11 +103,11 @@ def assemble(
         new_sink: makes what takes the images of a set, by its number, how many there may be, and their shape. It is
             called with one after the other, (C, H, W), or grey where C is 3.
 
-    Raises `DataError` that begins with `where`: bad records, unless they may be skipped; images of several sizes
+    Raises `DataError`: bad records, unless they may be skipped; images of several sizes
     without an `image_size`; a set of which nothing can be read.
     """
-    sizes, names = layout.sizes(), [name for part in layout.parts for name in part.names]
-    rows = np.flatnonzero(layout.which >= 0)
+    where, sizes, rows = layout.where, layout.sizes(), layout.rows()
+    names = [name for part in layout.parts for name in part.names]
     sinks: list[Any] = [None] * len(sizes)
     kept = [array("q") for _ in sizes]
     bad: dict[int, str] = {}
@@ -112,7 +115,7 @@ def assemble(
     with warnings.catch_warnings():
         # Large images are errors of `decode`; Pillow's warning would say it twice. Set here, as filters are global.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        images = decoded(where, source, layout.parts, rows, options, alike=True)
+        images = decoded(layout, options, alike=True)
         for row, image in zip(rows.tolist(), images, strict=True):
             if isinstance(image, DataError):
                 bad[row] = str(image)
@@ -127,7 +130,7 @@ def assemble(
                     "give an image size, to which all are scaled and cropped"
                 )
             if shape[0] > first[1][0]:  # in colour, after grey ones: from the start, where those become RGB
-                return assemble(where, source, layout, options.replace(channels=3), new_sink)
+                return assemble(layout, options.replace(channels=3), new_sink)
             which = int(layout.which[row])
             if sinks[which] is None:
                 sinks[which] = new_sink(which, sizes[which], first[1])
@@ -142,29 +145,28 @@ def assemble(
     for which, size in enumerate(sizes):
         if not kept[which]:
             first_bad = next((f"{names[row]}: {bad[row]}" for row in bad if layout.which[row] == which), "")
-            raise DataError(_nothing(where, layout, which, size, first_bad))
-    labels, class_names = label_tensors(where, source, layout.parts, kept, options.class_names)
+            raise DataError(_nothing(layout, which, size, first_bad))
+    labels, class_names = label_tensors(where, layout.source, layout.parts, kept, options.class_names)
     return Assembled(sinks, labels, [tuple(names[row] for row in some) for some in kept], class_names, skipped)
 
 
-def _nothing(where: str, layout: Layout, which: int, size: int, first_bad: str) -> str:
+def _nothing(layout: Layout, which: int, size: int, first_bad: str) -> str:
     """What is said of a set of `size` records without an image that can be read."""
     if size:
         split = f"the {layout.parts[which].split} split: " if layout.own_split else ""
-        return f"{where}: {split}none of {size} images can be read; the first is {first_bad}"
+        return f"{layout.where}: {split}none of {size} images can be read; the first is {first_bad}"
     total = sum(layout.sizes())
     expected = "expected at least 2 images, one to train on and one to hold out, got"
-    return f"{where}: {expected} {total}" if total else f"{where}: holds no images"
+    return f"{layout.where}: {expected} {total}" if total else f"{layout.where}: holds no images"
 
 
-def decoded(
-    where: str, source: Source, parts: Sequence[Records], rows: Any, options: LoadOptions, *, alike: bool = False
-) -> Generator[Any, None, None]:
-    """Each of the sorted `rows`, counted through all parts: pixels (C, H, W) uint8, or the `DataError` that it is.
+def decoded(layout: Layout, options: LoadOptions, *, alike: bool = False) -> Generator[Any, None, None]:
+    """Each record that goes to a set, in order: pixels (C, H, W) uint8, or the `DataError` that it is.
 
     With `alike`, an image of another size than the first is given by its shape alone: it ends the reading, and hundreds
     may be under way. `close` ends it, too.
     """
+    source, rows = layout.source, layout.rows()
     values, levels = Values(source.value_range), options.levels or source.levels
     first: tuple[int, int] | None = None
     own = torch.from_numpy(np.arange(source.levels).astype(np.uint8))
@@ -179,7 +181,7 @@ def decoded(
             return image.shape
         return image if levels == source.levels else requantized[image]
 
-    contents = read_rows([(len(part), part.read) for part in parts], rows)
+    contents = read_rows([(len(part), part.read) for part in layout.parts], rows)
     with ThreadPoolExecutor(THREADS) as pool:
         for done, image in enumerate(in_order(pool, read, contents), 1):
             if first is None and isinstance(image, np.ndarray):
@@ -187,7 +189,7 @@ def decoded(
             if options.progress is not None and (done % _CHUNK == 0 or done == len(rows)):
                 options.progress(done, len(rows))
             yield image
-    values.say(where)
+    values.say(layout.where)
 
 
 def _pixels(content: Content, source: Source, options: LoadOptions, values: Values) -> Any:

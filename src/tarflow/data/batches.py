@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tarflow.fields import integer
-from tarflow.seeding import seeded_generator
+from tarflow.seeding import seeded_permutation
 
 
 def batch_indices(size: int, batch_size: int, step: int, seed: int, *, device: torch.device | str = "cpu") -> Tensor:
@@ -36,15 +36,6 @@ def batch_indices(size: int, batch_size: int, step: int, seed: int, *, device: t
         parts.append(_epoch(size, seed, epoch, str(device))[start:stop])
         position += stop - start
     return torch.cat(parts)  # a copy, also of one part: the cached permutation must not leave this file
-
-
-def seeded_permutation(size: int, purpose: str, *key: int) -> Tensor:
-    """A permutation of `range(size)`, (size,) int64, that is a function of its arguments.
-
-    `purpose` keeps apart the permutations that one seed is used for.
-    """
-    generator = seeded_generator(purpose, *key)
-    return torch.randperm(size, generator=generator, device=generator.device, dtype=torch.int64)
 
 
 @functools.lru_cache(maxsize=2)  # a batch needs two at most, unless it is larger than the data

@@ -6,7 +6,6 @@ all images, and nothing here has a state that would have to be saved.
 
 from __future__ import annotations
 
-from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeAlias
 
@@ -54,8 +53,7 @@ class Feed:
         self.labels = None if labels is None else labels.to(self.images.device)
         self.background = self.images.device != self.device
         self._thread: ThreadPoolExecutor | None = None
-        self._waiting: deque[Future[Batch]] = deque()
-        self._next = -1  # the step of the first of those
+        self._waiting: dict[int, Future[Batch]] = {}  # by the step
 
     def __len__(self) -> int:
         """How many images are learned from."""
@@ -65,13 +63,13 @@ class Feed:
         """The batch of a step; of the step after the last one asked for, it is waiting already."""
         if not self.background:
             return self._choose(step)
-        if self._thread is None or step != self._next:
+        if self._thread is None or step not in self._waiting:
             self.close()
-            self._thread, self._next = ThreadPoolExecutor(1, "tarflow-feed"), step
-        while len(self._waiting) < AHEAD:
-            self._waiting.append(self._thread.submit(self._pinned, self._next + len(self._waiting)))
-        pixels, labels = self._waiting.popleft().result()
-        self._next += 1
+            self._thread = ThreadPoolExecutor(1, "tarflow-feed")
+        for ahead in range(step, step + AHEAD):
+            if ahead not in self._waiting:
+                self._waiting[ahead] = self._thread.submit(self._pinned, ahead)
+        pixels, labels = self._waiting.pop(step).result()
         labels = None if labels is None else labels.to(self.device, non_blocking=True)
         return pixels.to(self.device, non_blocking=True), labels
 

@@ -18,8 +18,9 @@ import io
 import math
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -40,6 +41,7 @@ _ONE_LARGE = threading.Lock()
 _ROWS = 256  # of an image, looked at together
 FULL = (0.0, 65535.0)
 _EMPTY = 4  # times as many values as are used: fewer than a quarter is what 14 bits of 16 are
+T = TypeVar("T")
 _TOO_LARGE = "{} pixels: expected at most Pillow's limit of {} (Image.MAX_IMAGE_PIXELS)"
 
 
@@ -77,16 +79,27 @@ def decode(
 
 def head_of(data: bytes | Path) -> tuple[int, int, int] | None:
     """(C, H, W) of the image in a file or its contents, upright, from its head alone; None where it cannot be read."""
+
+    def shape(image: Image.Image) -> tuple[int, int, int]:
+        grey = image.mode in ("1", "L", "LA", "La", "P", "PA") or has_more_bits(image.mode)
+        turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        return (1 if grey else 3, *(image.size if turned else image.size[::-1]))
+
+    return _peek(data, shape)
+
+
+def raw_values(data: Any) -> Any:
+    """The values (H, W) of a record of more than 8 bits; None of another, or of what cannot be read."""
+    return _peek(data, lambda image: np.asarray(image) if _check_size(image) and has_more_bits(image.mode) else None)
+
+
+def _peek(data: Any, look: Callable[[Image.Image], T]) -> T | None:
+    """What is seen of an image that is not decoded yet; None of what is none: whoever reads it says what is wrong."""
     try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_formats()) as opened,
-        ):
-            width, height = opened.size
-            grey = opened.mode in ("1", "L", "LA", "La", "P", "PA") or has_more_bits(opened.mode)
-            size = (width, height) if opened.getexif().get(_ORIENTATION, 1) >= 5 else (height, width)
-            return (1 if grey else 3, *size)
-    except Exception:  # whoever reads all of it says what is wrong
+        file = io.BytesIO(data) if isinstance(data, bytes) else data
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=_formats()) as opened:
+            return look(opened)
+    except Exception:
         return None
 
 
@@ -163,16 +176,6 @@ def has_more_bits(mode: str) -> bool:
     return mode.startswith("I") or mode == "F"
 
 
-def raw_values(data: Any) -> Any:
-    """The values (H, W) of a record of more than 8 bits; None of another, or of what cannot be read."""
-    try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_formats()) as opened:
-            _check_size(opened)
-            return np.asarray(opened) if has_more_bits(opened.mode) else None
-    except Exception:  # whoever reads all of it says what is wrong
-        return None
-
-
 @functools.cache
 def _formats() -> tuple[str, ...]:
     Image.preinit()
@@ -214,12 +217,8 @@ class Values:
             self.least, self.greatest = min(self.least, float(least)), max(self.greatest, float(greatest))
         levels = np.empty(values.shape, np.uint8)
         for top in range(0, len(values), _ROWS):  # wider numbers of a few rows, not of all
-            rows = values[top : top + _ROWS]
-            if self.full:
-                levels[top : top + _ROWS] = (rows.astype(np.int32) + 128) // 257  # exact, and white stays white
-            else:
-                scaled = np.rint((rows.astype(np.float64) - self.low) * (255 / (self.high - self.low)))
-                levels[top : top + _ROWS] = scaled.clip(0, 255)
+            scaled = (values[top : top + _ROWS].astype(np.float64) - self.low) * (255 / (self.high - self.low))
+            levels[top : top + _ROWS] = np.rint(scaled).clip(0, 255)  # of 16 bits no value is near a half
         return levels
 
     def say(self, where: str) -> None:

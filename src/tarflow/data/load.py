@@ -17,7 +17,6 @@ from tarflow.data.assemble import Layout, assemble, decoded
 from tarflow.data.errors import DataError
 from tarflow.data.options import LoadOptions
 from tarflow.data.readers.dataset import open_dataset
-from tarflow.data.records import Source
 from tarflow.data.sets import ImageSet as ImageSet
 from tarflow.data.sets import Splits as Splits
 from tarflow.data.sources import common_shape, open_measured
@@ -48,13 +47,12 @@ def load(source: str, options: LoadOptions | None = None, **fields: Any) -> Spli
     options = (options or LoadOptions()).replace(**fields)
     if is_prepared(source):
         return open_prepared(source, options)
-    opened = open_measured(source, options)
-    layout = Layout.train_and_held_out(source, opened, options)
-    if (shape := _too_large(opened, layout, options)) is not None:
-        stored = open_cached(source, opened, layout, options, shape)
+    layout = Layout.train_and_held_out(source, open_measured(source, options), options)
+    if (shape := _too_large(layout, options)) is not None:
+        stored = open_cached(layout, options, shape)
         if stored is not None:
             return stored
-    return _splits(source, opened, layout, options)
+    return _splits(layout, options)
 
 
 def load_held_out(source: str, options: LoadOptions) -> ImageSet:
@@ -62,8 +60,8 @@ def load_held_out(source: str, options: LoadOptions) -> ImageSet:
     if not is_prepared(source):
         opened = open_measured(source, options)
         layout = Layout.train_and_held_out(source, opened, options)
-        if layout.own_split and _too_large(opened, layout, options) is None:
-            return _in_memory(source, opened, Layout.all_in_one(layout.parts[1:]), options)[0][0]
+        if layout.own_split and _too_large(layout, options) is None:
+            return _in_memory(Layout.all_in_one(source, opened, layout.parts[1:]), options)[0][0]
     return load(source, options).held_out
 
 
@@ -77,8 +75,7 @@ def load_all(
     options = (options or LoadOptions()).replace(**fields)
     if is_prepared(source):
         return open_whole(source, options), ()
-    opened = open_measured(source, options)
-    sets, skipped = _in_memory(source, opened, Layout.all_in_one(opened.parts), options)
+    sets, skipped = _in_memory(Layout.all_in_one(source, open_measured(source, options)), options)
     return sets[0], skipped
 
 
@@ -95,7 +92,7 @@ def load_dataset(
     Without `held_out` a seeded fraction of `dataset` is held out.
     """
     opened, options = open_dataset(dataset, held_out, levels, class_names), LoadOptions(**fields)
-    return _splits("data", opened, Layout.train_and_held_out("data", opened, options), options)
+    return _splits(Layout.train_and_held_out("data", opened, options), options)
 
 
 @dataclass(frozen=True)
@@ -118,20 +115,18 @@ class ScannedImage:
 class Scan:
     """All images of a source; every iteration goes through them from the start, in the same order."""
 
-    source: str
-    opened: Source
+    layout: Layout
     options: LoadOptions
 
     @property
     def total(self) -> int:
         """How many records there are, bad ones too."""
-        return sum(map(len, self.opened.parts))
+        return len(self.layout.which)
 
     def __iter__(self) -> Generator[ScannedImage, None, None]:
         """Images in order, a few hundred ahead of what was asked for. `close` ends the reading."""
-        parts = self.opened.parts
-        names = (name for part in parts for name in part.names)
-        with contextlib.closing(decoded(self.source, self.opened, parts, range(self.total), self.options)) as images:
+        names = (name for part in self.layout.parts for name in part.names)
+        with contextlib.closing(decoded(self.layout, self.options)) as images:
             for index, (name, found) in enumerate(zip(names, images, strict=True)):
                 bad = isinstance(found, DataError)
                 pixels = None if bad else torch.tensor(found, device="cpu", dtype=torch.uint8)
@@ -149,7 +144,7 @@ def open_scan(source: str, options: LoadOptions | None = None, **fields: Any) ->
         DataError: no images, not a readable file, or options that cannot be honoured.
     """
     options = (options or LoadOptions()).replace(**fields)
-    scan = Scan(source, open_measured(source, options.replace(unlabelled=True)), options)
+    scan = Scan(Layout.all_in_one(source, open_measured(source, options.replace(unlabelled=True))), options)
     if scan.total == 0:
         raise DataError(f"{source}: holds no images")
     return scan
@@ -174,12 +169,9 @@ class _Array:
         self.count += 1
 
 
-def _in_memory(
-    where: str, source: Source, layout: Layout, options: LoadOptions
-) -> tuple[list[ImageSet], tuple[tuple[str, str], ...]]:
+def _in_memory(layout: Layout, options: LoadOptions) -> tuple[list[ImageSet], tuple[tuple[str, str], ...]]:
     """The sets of a layout, decoded, all of one image shape, levels and classes."""
-    found = assemble(where, source, layout, options, _Array)
-    levels = options.levels or source.levels
+    found, levels = assemble(layout, options, _Array), options.levels or layout.source.levels
     sets = [
         ImageSet(torch.from_numpy(sink.images[: sink.count]), labels, names, levels, found.class_names)
         for sink, labels, names in zip(found.sinks, found.labels, found.names, strict=True)
@@ -187,18 +179,18 @@ def _in_memory(
     return sets, found.skipped
 
 
-def _splits(where: str, source: Source, layout: Layout, options: LoadOptions) -> Splits:
-    (train, held_out), skipped = _in_memory(where, source, layout, options)
-    return Splits(train, held_out, layout.own_split, skipped, source.variant)
+def _splits(layout: Layout, options: LoadOptions) -> Splits:
+    (train, held_out), skipped = _in_memory(layout, options)
+    return Splits(train, held_out, layout.own_split, skipped, layout.source.variant)
 
 
-def _too_large(source: Source, layout: Layout, options: LoadOptions) -> tuple[int, int, int] | None:
+def _too_large(layout: Layout, options: LoadOptions) -> tuple[int, int, int] | None:
     """The shape of images that are not to be held in memory; None of those that are."""
-    room = 0.0 if source.remote else MEMORY_SHARE * _memory_bytes()
+    room = 0.0 if layout.source.remote else MEMORY_SHARE * _memory_bytes()
     total, channels = sum(layout.sizes()), options.channels or 3
     if options.size is not None and total * math.prod((channels, *options.size)) <= room:
         return None
-    found = common_shape(source)
+    found = common_shape(layout.source)
     if found is None and options.size is None:
         return None  # whoever reads all of it says best what is wrong
     shape = (options.channels or (found[0] if found else 3), *(options.size or found[1:]))  # type: ignore[index]

@@ -38,12 +38,9 @@ class RemoteFile:
         return self.url.rpartition("/")[2]
 
     def open(self) -> IO[bytes]:
-        """The file, for reading at any place. Raises OSError naming it."""
+        """The file, for reading at any place."""
         system, path = self._system()
-        try:
-            file: IO[bytes] = system.open(path, "rb")
-        except OSError as error:
-            raise OSError(f"{self.url}: {error.strerror or error}") from None
+        file: IO[bytes] = system.open(path, "rb")
         return file
 
     def identity(self) -> str:
@@ -76,8 +73,6 @@ class RowNames(Sequence[str]):
         return self.ends[-1] if self.ends else 0
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[k] for k in range(len(self))[index]]
         index = range(len(self))[index]  # counts negative ones from the end, and raises IndexError
         file = bisect.bisect_right(self.ends, index)
         name, rows = self.files[file]
@@ -101,6 +96,11 @@ class Records:
     def __post_init__(self) -> None:
         assert self.labels is None or len(self.labels) == len(self.names)
 
+    @classmethod
+    def in_files(cls, split: Split, files: Sequence[tuple[str, int]], labels: Any, read: Any) -> Records:
+        """Those that are rows of files, of each of which its name is given and how many it has."""
+        return cls(split, RowNames(files), labels, read)
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -112,12 +112,11 @@ def records_in_arrays(split: Split, files: Sequence[tuple[str, int, Callable[[],
     """Those that lie in files one after the other, each with its name, how many it has, and what gives all of its
     images, (N, C, H, W), when some of them are asked for."""
 
-    def rows_of(images: Callable[[], Any]) -> Callable[[Any], Iterator[Content]]:
+    def reader(images: Callable[[], Any]) -> Callable[[Any], Iterator[Content]]:
         return lambda rows: map(images().__getitem__, rows)
 
-    readers = [(count, rows_of(images)) for _, count, images in files]
-    names = RowNames([(name, count) for name, count, _ in files])
-    return Records(split, names, labels, lambda rows: read_rows(readers, rows))
+    readers = [(count, reader(images)) for _, count, images in files]
+    return Records.in_files(split, [file[:2] for file in files], labels, lambda rows: read_rows(readers, rows))
 
 
 def read_rows(files: Sequence[tuple[int, Callable[[Any], Iterator[Content]]]], rows: Any) -> Iterator[Content]:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tarflow.data.batches import seeded_permutation
 from tarflow.data.errors import DataError
 from tarflow.digests import new_digest
+from tarflow.seeding import seeded_permutation
 
 _SLICE_BYTES = 1 << 24  # digested at a time, so that a mapped file passes through and does not stay
 

@@ -15,7 +15,6 @@ from markupsafe import Markup
 from tarflow import __version__, storage
 from tarflow.checkpoint import Run, open_run
 from tarflow.evaluation.quality.judge import kept_quality
-from tarflow.evaluation.run_data import check_output
 from tarflow.pretrained import name_of
 from tarflow.report import facts, likelihood, samples, sweep
 from tarflow.report.facts import parameters_of
@@ -24,6 +23,7 @@ from tarflow.report.parts import TEMPLATES, Figure, Parts, Section, Strip, Table
 from tarflow.report.samples import spread
 from tarflow.report.subject import Settings, Subject, Unavailable, Watch
 from tarflow.report.words import duration, quoted
+from tarflow.run_data import check_output
 from tarflow.storage import check_vacant
 
 Asked = TypeVar("Asked", Subject, list[Subject])  # what a section is about

@@ -17,9 +17,9 @@ from tarflow.evaluation.likelihood.evaluate import Likelihood, summary
 from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, NoYardstick, fit_yardstick
 from tarflow.evaluation.likelihood.scores import ClassScores, class_scores
 from tarflow.evaluation.likelihood.scoring import Scoring
-from tarflow.evaluation.run_data import open_splits
 from tarflow.kept import open_setting
 from tarflow.measure import to_8bit
+from tarflow.run_data import open_splits
 from tarflow.sampling.denoise import denoise
 from tarflow.sampling.sample import SamplingError, sample
 from tarflow.sampling.setting import Setting, StoredSetting

@@ -18,7 +18,6 @@ import torch
 
 from tarflow import checkpoint, digests, locks, storage
 from tarflow.config import ConfigError, RunConfig
-from tarflow.data.identity import write_names
 from tarflow.data.load import Splits
 from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.ranks import ALONE, Ranks
@@ -78,7 +77,7 @@ class RunDirectory:
             with self.writing():
                 checkpoint.read_metrics(self.path)  # which raises before anything is changed
                 checkpoint.write_config(self.path, config)
-                write_names(self.path, splits)
+                checkpoint.write_names(self.path, splits.train.names, splits.held_out.names)
                 for damaged in reversed(checkpoint.checkpoints(self.path)):
                     if damaged == latest:
                         break

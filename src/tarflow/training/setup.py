@@ -20,13 +20,13 @@ from tarflow.config import (
     from_dict,
 )
 from tarflow.data.errors import DataWarning
-from tarflow.data.identity import MOVED, Known, located, open_known, place_of
 from tarflow.data.load import Splits
 from tarflow.data.options import LoadOptions
 from tarflow.data.sets import ImageSet
 from tarflow.data.sources import common_shape, open_measured, open_source
 from tarflow.data.store.read import is_prepared, read_manifest
 from tarflow.recipes import Sections
+from tarflow.run_data import MOVED, Known, located, open_known, place_of
 
 
 def open_data(

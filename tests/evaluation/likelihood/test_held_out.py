@@ -15,12 +15,12 @@ from flow_cases import build
 from tarflow import storage
 from tarflow.checkpoint import Run
 from tarflow.config import DataConfig, RunConfig, TrainingConfig
-from tarflow.data.batches import seeded_permutation
 from tarflow.evaluation.likelihood import held_out
 from tarflow.evaluation.likelihood.held_out import HELD_OUT_FILE, held_out_scores, run_scoring
 from tarflow.evaluation.likelihood.scores import class_scores
 from tarflow.evaluation.likelihood.scoring import Scoring
-from tarflow.evaluation.run_data import open_held_out
+from tarflow.run_data import open_held_out
+from tarflow.seeding import seeded_permutation
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from tarflow.data.batches import seeded_permutation
 from tarflow.evaluation.quality.distances import (
     Moments,
     covariance_factor,
@@ -16,6 +15,7 @@ from tarflow.evaluation.quality.distances import (
     moments,
     squared_discrepancy,
 )
+from tarflow.seeding import seeded_permutation
 
 
 def features(n, d, seed=0, scale=1.0, shift=0.0):

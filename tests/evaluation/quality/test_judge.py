@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from tarflow.data.batches import seeded_permutation
 from tarflow.evaluation.quality import judge as module
 from tarflow.evaluation.quality.distances import frechet_distance, moments
 from tarflow.evaluation.quality.extractors.extractor import Extractor, unit_pixels
 from tarflow.evaluation.quality.judge import KINDS, Judge
 from tarflow.evaluation.quality.manifolds import manifolds
 from tarflow.evaluation.quality.reference import Reference
+from tarflow.seeding import seeded_permutation
 
 
 class Flat(nn.Module):

@@ -22,17 +22,7 @@ from tarflow.data.errors import DataError, DataWarning, check_unpacked
 from tarflow.data.options import NO_COLUMN, LoadOptions
 from tarflow.data.readers.folder import image_names
 from tarflow.data.readers.imagenet import oord_variant
-from tarflow.data.records import (
-    SPLIT_ORDER,
-    Content,
-    Location,
-    Records,
-    RowNames,
-    Source,
-    Split,
-    read_rows,
-    rows_within,
-)
+from tarflow.data.records import SPLIT_ORDER, Content, Location, Records, Source, Split, read_rows, rows_within
 from tarflow.data.split_names import split_of
 
 _LIKELY = frozenset({"label", "labels", "class", "classes", "category", "categories", "target", "targets", "cls", "y"})
@@ -188,7 +178,7 @@ def _records(split: Split, files: Sequence[_File]) -> Records:
             yield content
 
     own = [-1 if label is None else label for label in labels] if labelled else None
-    return Records(split, RowNames([(file.name, file.metadata.num_rows) for file in files]), own, read)
+    return Records.in_files(split, [(file.name, file.metadata.num_rows) for file in files], own, read)
 
 
 def _group(file: _File, number: int, rows: Any) -> Iterator[Content]:

@@ -30,7 +30,7 @@ from tarflow.data.labels import label_tensors
 from tarflow.data.options import LoadOptions
 from tarflow.data.records import Records, Source, Split
 from tarflow.data.sets import ImageSet, Splits
-from tarflow.digests import DIGESTS_FILE, difference
+from tarflow.digests import DIGESTS_FILE, difference, recorded
 
 MANIFEST_FILE, PIXELS_FILE, LABELS_FILE = "prepared.json", "pixels.bin", "labels.bin"
 NAMES_FILE = "names.bin"
@@ -187,23 +187,14 @@ def check_prepared(
     path = Path(path).expanduser()
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such directory; expected one that `tarflow prepare` made")
-    file, kinds = path / DIGESTS_FILE, {"bytes": int, "blake2b": str}
-    if not (path / MANIFEST_FILE).exists() and not file.exists():
+    if not (path / MANIFEST_FILE).exists() and not (path / DIGESTS_FILE).exists():
         raise DataError(f"{path}: expected a directory that `tarflow prepare` made")
     try:
-        digests = json.loads(file.read_text(encoding="utf-8"))
-        sound = digests.keys() | {LABELS_FILE, DIGESTS_FILE} == set(FILES) and all(
-            {name: type(value) for name, value in facts.items()} == kinds for facts in digests.values()
-        )
-    except FileNotFoundError:
-        raise DataError(f"{file}: missing, so that nothing tells what was written: {AGAIN}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, AttributeError):
-        sound = False
-    if not sound:
-        raise DataError(f"{file}: damaged: {AGAIN}")
-    if not pixels:  # whose size is looked at when they are mapped
-        del digests[PIXELS_FILE]
-    total, done, problems = sum(facts["bytes"] for facts in digests.values()), 0, []
+        known = recorded(path, (MANIFEST_FILE, PIXELS_FILE, NAMES_FILE))
+    except ValueError as error:
+        raise DataError(f"{path}/{error}: {AGAIN}") from None
+    names = [name for name in FILES if name in known and (pixels or name != PIXELS_FILE)]
+    total, done = sum(known[name]["bytes"] for name in names), 0
 
     def count(size: int) -> None:
         nonlocal done
@@ -211,10 +202,8 @@ def check_prepared(
         if progress is not None:
             progress(done, total)
 
-    for name, facts in digests.items():
-        if (problem := difference(path / name, facts, count)) is not None:
-            problems.append(f"{path / name}: {problem}")
-    if problems:
+    found = ((name, difference(path / name, known[name], count)) for name in names)
+    if problems := [f"{path / name}: {problem}" for name, problem in found if problem is not None]:
         raise DataError(f"{'; '.join(problems)}: {AGAIN}")
     return read_manifest(path)
 

@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from tarflow.config import to_dict
 from tarflow.data.assemble import Layout, assemble
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.options import LoadOptions
-from tarflow.data.records import Source
 from tarflow.data.sets import Splits, set_digest
 from tarflow.data.sources import open_measured
 from tarflow.data.store.read import (
@@ -54,6 +53,7 @@ ASKED = (  # the options that make other images or another split
     *("image_size", "channels", "levels", "held_out_fraction", "split_seed"),
     *("image_column", "label_column", "value_range"),
 )
+Asked: TypeAlias = tuple[tuple[str, str], ...]
 PREPROCESSING = (
     "upright by EXIF orientation; transparency over white; 16 bits rounded to 8; scaled (bicubic, antialiased) until "
     "it covers the size, cropped to its middle; images of that size as they are"
@@ -105,7 +105,7 @@ def prepare(
     if (manifest := known()) is not None:  # before the lock, which takes a place where one may write
         return manifest, True
     layout = Layout.train_and_held_out(source, opened, wanted)
-    return _build(out, known, lambda folder: _fill(folder, source, opened, layout, wanted, asked, files))
+    return _build(out, known, lambda folder: _fill(folder, layout, wanted, asked, files))
 
 
 def _build(out: Path, known: Callable[[], Manifest | None], fill: Callable[[Path], Manifest]) -> tuple[Manifest, bool]:
@@ -123,13 +123,13 @@ def _build(out: Path, known: Callable[[], Manifest | None], fill: Callable[[Path
             return fill(folder), False
 
 
-def _asked(options: LoadOptions, variant: str = "") -> tuple[tuple[str, str], ...]:
+def _asked(options: LoadOptions, variant: str = "") -> Asked:
     """What a store is made for with these options, as (name, value) in words."""
     asked = tuple((name.replace("_", " "), repr(getattr(options, name))) for name in ASKED)
     return (*asked, ("variant", repr(variant)))
 
 
-def _still_good(source: str, out: Path, asked: tuple[tuple[str, str], ...], files: str, skip_bad: bool) -> Manifest:
+def _still_good(source: str, out: Path, asked: Asked, files: str, skip_bad: bool) -> Manifest:
     """The manifest of `out` where it still is what would be written; FileExistsError naming what is not."""
     manifest = read_manifest(out)
     hint = "give another --out, or --force to replace it"
@@ -160,24 +160,13 @@ class _Appended(digests.Digesting):
     def __call__(self, image: Any) -> None:
         self.write(np.broadcast_to(image, self.shape).tobytes())  # grey is repeated where the others are RGB
 
-    @property
-    def count(self) -> int:
-        return int(self.facts["bytes"]) // math.prod(self.shape)
 
-
-def _fill(
-    folder: Path,
-    source: str,
-    opened: Source,
-    layout: Layout,
-    options: LoadOptions,
-    asked: tuple[tuple[str, str], ...],
-    files: str,
-) -> Manifest:
+def _fill(folder: Path, layout: Layout, options: LoadOptions, asked: Asked, files: str) -> Manifest:
     """Fill the new directory `folder`. `files` is the `files_digest` of before.
 
     Raises `DataError`: as `load`; the source changed while it was read.
     """
+    source = layout.source
     with open(folder / PIXELS_FILE, "wb") as pixels, tempfile.TemporaryFile(dir=folder) as behind:
 
         def new_sink(number: int, capacity: int, shape: tuple[int, int, int]) -> _Appended:
@@ -186,13 +175,12 @@ def _fill(
             file.truncate()  # of a first try
             return _Appended(file, shape)
 
-        found = assemble(source, opened, layout, options.replace(class_names=None), new_sink)
-        (train, held_out), labels = found.sinks, found.labels
+        found = assemble(layout, options.replace(class_names=None), new_sink)
+        train, labels = found.sinks[0], found.labels
         sets = [
-            set_digest(sink.digest, (sink.count, *sink.shape), None if own is None else own.numpy().data)
-            for sink, own in zip(found.sinks, labels, strict=True)
+            set_digest(sink.digest, (len(names), *train.shape), None if own is None else own.numpy().data)
+            for sink, own, names in zip(found.sinks, labels, found.names, strict=True)
         ]
-        counts = train.count, held_out.count
         behind.seek(0)
         while piece := behind.read(_COPY_BYTES):
             train.write(piece)
@@ -200,28 +188,28 @@ def _fill(
         (folder / LABELS_FILE).write_bytes(torch.cat([labels[0], labels[1]]).numpy().astype("<i8").tobytes())
     text = "".join(f"{name}\0" for names in found.names for name in names)
     (folder / NAMES_FILE).write_bytes(text.encode(errors="surrogateescape"))
-    if opened.files_digest() != files:
-        raise DataError(f"{source}: changed while it was read; prepare it again")
+    if source.files_digest() != files:
+        raise DataError(f"{layout.where}: changed while it was read; prepare it again")
 
     manifest = Manifest(
         format=FORMAT,
         tarflow=__version__,
-        source=source,
+        source=layout.where,
         asked=asked,
         files_digest=files,
         shape=train.shape,
-        levels=options.levels or opened.levels,
+        levels=options.levels or source.levels,
         labelled=labels[0] is not None,
         class_names=found.class_names,
-        variant=opened.variant,
-        train=counts[0],
-        held_out=counts[1],
+        variant=source.variant,
+        train=len(found.names[0]),
+        held_out=len(found.names[1]),
         train_digest=sets[0],
         held_out_digest=sets[1],
         own_split=layout.own_split,
         preprocessing=PREPROCESSING,
         skipped=found.skipped,
-        value_range=opened.value_range,
+        value_range=source.value_range,
     )
     storage.write_json(folder / MANIFEST_FILE, to_dict(manifest))
     small = (MANIFEST_FILE, NAMES_FILE, *([LABELS_FILE] if manifest.labelled else []))
@@ -230,9 +218,7 @@ def _fill(
     return manifest
 
 
-def open_cached(
-    where: str, source: Source, layout: Layout, options: LoadOptions, shape: tuple[int, int, int]
-) -> Splits | None:
+def open_cached(layout: Layout, options: LoadOptions, shape: tuple[int, int, int]) -> Splits | None:
     """The sets of a layout, mapped from a store, which is made where there is none; what `shape` they have is expected.
 
     None, with a `CacheWarning`, where it cannot be kept: there is no room, or no place to write to. A store that is not
@@ -241,6 +227,7 @@ def open_cached(
     cache = storage.cache_directory()
     if cache is None:
         return None
+    where, source = layout.where, layout.source
     files, levels = source.files_digest(), options.levels or source.levels
     how = (options.image_column, options.label_column, source.value_range)
     facts = (files, shape, levels, *how, layout.own_split)  # sizes and channels are in the shape, asked for or not
@@ -250,11 +237,10 @@ def open_cached(
     wanted = options.replace(channels=3 if shape[0] == 3 else options.channels)
     count, size = sum(layout.sizes()), sum(layout.sizes()) * math.prod(shape)
 
-    def known() -> Manifest | None:
-        if (found := _sound(place)) is None:
-            said = f"{where}: {count} images are decoded once, into {place} ({size / 1e9:.1f} GB)"
-            warnings.warn(said, DataWarning, stacklevel=2)
-        return found
+    def fill(folder: Path) -> Manifest:
+        said = f"{where}: {count} images are decoded once, into {place} ({size / 1e9:.1f} GB)"
+        warnings.warn(said, DataWarning, stacklevel=2)
+        return _fill(folder, layout, wanted, _asked(options), files)
 
     def make() -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -262,7 +248,7 @@ def open_cached(
             raise OSError(errno.ENOSPC, f"{size / 1e9:.1f} GB are needed for {where}, {free / 1e9:.1f} GB are free")
         if place.is_symlink() or place.is_file():  # which is not followed
             place.unlink()
-        _build(place, known, lambda folder: _fill(folder, where, source, layout, wanted, _asked(options), files))
+        _build(place, lambda: _sound(place), fill)
 
     with digests.optional(cache):
         while True:

@@ -30,8 +30,8 @@ from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, NoYardstic
 from tarflow.evaluation.likelihood.held_out import image_scores
 from tarflow.evaluation.likelihood.scores import Progress, class_scores
 from tarflow.evaluation.likelihood.scoring import Scoring
-from tarflow.evaluation.run_data import open_all, open_given, open_splits, own_source
 from tarflow.jsontext import finite
+from tarflow.run_data import open_all, open_given, open_splits, own_source
 
 Split = Literal["held-out", "train", "all"]
 

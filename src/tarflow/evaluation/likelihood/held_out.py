@@ -15,8 +15,6 @@ from torch import Tensor
 
 from tarflow import digests, storage
 from tarflow.checkpoint import Run, weights_digest
-from tarflow.data.batches import seeded_permutation
-from tarflow.data.identity import located, place_of
 from tarflow.data.options import LoadOptions
 from tarflow.data.readers.hub import PREFIX
 from tarflow.data.sources import KNOWN_NAMES, open_source
@@ -24,9 +22,10 @@ from tarflow.data.store.read import MANIFEST_FILE, is_prepared, read_manifest
 from tarflow.evaluation.likelihood.anomalies import ImageScores, code_bits
 from tarflow.evaluation.likelihood.scores import ClassScores, Progress, class_scores
 from tarflow.evaluation.likelihood.scoring import Scoring
-from tarflow.evaluation.run_data import open_held_out, stored_data
 from tarflow.jsontext import finite, to_json
 from tarflow.pretrained import name_of
+from tarflow.run_data import located, open_held_out, place_of, stored_data
+from tarflow.seeding import seeded_permutation
 
 HELD_OUT_FILE = "held_out_scores.json"
 MAX_SCORINGS = 8  # that are kept: under no label, under the null class, under one class …

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tarflow.data.batches import seeded_permutation
 from tarflow.fields import integer
+from tarflow.seeding import seeded_permutation
 
 CHUNK_ROWS = 8192  # features that are in float64 at once
 SUBSETS = 100  # of the kernel distance, as Bińkowski et al. take

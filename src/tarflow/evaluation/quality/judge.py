@@ -12,17 +12,17 @@ from torch import Tensor
 from tarflow import storage
 from tarflow.checkpoint import Run, weights_digest
 from tarflow.config import from_dict
-from tarflow.data.batches import seeded_permutation
 from tarflow.data.sets import Splits
 from tarflow.evaluation.quality.distances import frechet_distance, kernel_distance, moments
 from tarflow.evaluation.quality.extractors import needs_images, open_extractor
 from tarflow.evaluation.quality.extractors.extractor import Extractor
 from tarflow.evaluation.quality.manifolds import manifolds
 from tarflow.evaluation.quality.reference import MAX_REFERENCE, Progress, Reference, open_reference
-from tarflow.evaluation.run_data import open_splits, stored_data
 from tarflow.kept import kept_file, place_to_keep
 from tarflow.model.saving import read_json
+from tarflow.run_data import open_splits, stored_data
 from tarflow.sampling.setting import Setting
+from tarflow.seeding import seeded_permutation
 
 Kind: TypeAlias = Literal["FD", "KD", "precision", "recall", "density", "coverage"]
 KINDS: tuple[Kind, ...] = ("FD", "KD", "precision", "recall", "density", "coverage")

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tarflow.data.batches import seeded_permutation
 from tarflow.data.sets import Splits
 from tarflow.evaluation.quality.extractors.small_network import SmallNetwork, trained_network
 from tarflow.evaluation.shares import standard_error
+from tarflow.seeding import seeded_permutation
 
 MAX_A_CLASS = 1_000  # images of a class whose distances to each other are averaged: half a million pairs
 MAX_HELD_OUT = 1_000  # held-out images whose nearest training image is looked for; a median needs no more

@@ -16,12 +16,12 @@ from PIL import Image
 
 from small_runs import evaluate, resume, train, write_images
 from tarflow import checkpoint
+from tarflow.checkpoint import SPLIT_FILE, read_names
 from tarflow.cli import main
 from tarflow.data.errors import DataWarning
-from tarflow.data.identity import SPLIT_FILE, read_names
 from tarflow.data.options import LoadOptions
 from tarflow.data.store.write import prepare
-from tarflow.evaluation.run_data import open_given, open_held_out, open_splits
+from tarflow.run_data import open_given, open_held_out, open_splits
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*images are decoded once")  # which a store says
 STORAGES = ("memory", "store")

@@ -17,7 +17,7 @@ from tarflow.data import sources
 from tarflow.data.errors import DataError
 from tarflow.data.load import load
 from tarflow.data.readers import hub
-from tarflow.evaluation.run_data import open_all, open_given, open_held_out, open_splits, stored_data
+from tarflow.run_data import open_all, open_given, open_held_out, open_splits, stored_data
 
 
 @pytest.fixture
