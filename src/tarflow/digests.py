@@ -87,12 +87,12 @@ class Digesting:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self.digest, self._count = file, new_digest(), 0
+        self.file, self.digest, self._count = file, new_digest(), 0
 
     def write(self, data: Any) -> int:
         """Write bytes, or the buffer of an array (contiguous, in C's order); how many bytes that were."""
         size = memoryview(data).nbytes
-        self._file.write(data)
+        self.file.write(data)
         self.digest.update(data)
         self._count += size
         return size

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tarflow import storage
 from tarflow.checkpoint import Run
-from tarflow.data.labels import class_finder
+from tarflow.data.names import class_finder
 from tarflow.fields import integer
 from tarflow.kept import open_calibration, save_calibration
 from tarflow.measure import to_8bit

@@ -16,8 +16,8 @@ from typing import Any
 from tarflow.checkpoint import CHECKPOINTS, Run, read_names
 from tarflow.config import DataConfig
 from tarflow.data.errors import DataError, DataWarning
-from tarflow.data.labels import composed
 from tarflow.data.load import ImageSet, Splits, load, load_all, load_held_out
+from tarflow.data.names import composed
 from tarflow.data.options import LoadOptions
 from tarflow.data.readers.folder import image_names, is_run
 from tarflow.data.readers.hub import PREFIX

@@ -93,7 +93,7 @@ def test_what_cannot_work_is_refused_before_anything_is_read(
     import tarflow.data.load as load
     import tarflow.data.store.write as prepare
 
-    for module, name in ((load, "open_measured"), (prepare, "open_measured"), (load, "open_source")):
+    for module, name in ((load, "open_measured"), (prepare, "open_measured")):
         monkeypatch.setattr(module, name, read)
     assert main(command.format(p=place, o=tmp_path / "out").split()) == 2
     error = capsys.readouterr().err

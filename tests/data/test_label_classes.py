@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tarflow.data.assemble import Layout, label_tensors
 from tarflow.data.errors import DataError
 from tarflow.data.images import from_array
-from tarflow.data.labels import label_tensors
 from tarflow.data.load import load, load_all, load_held_out
 from tarflow.data.options import LoadOptions
 from tarflow.data.records import Records, Source, Split
@@ -35,7 +35,7 @@ SOURCE = Source((part("train", [0, 1]), part("validation", [1]), part("test", [3
 @pytest.mark.parametrize("splits", [("train",), ("train", "validation"), ("test",), ("train", "validation", "test")])
 def test_classes_without_names_are_those_of_all_splits(splits: tuple[Split, ...]) -> None:
     parts = [part for part in SOURCE.parts if part.split in splits]
-    labels, names = label_tensors("here", SOURCE, parts, _each(parts), None)
+    labels, names = label_tensors(Layout.all_in_one("here", SOURCE, parts), _each(parts), None)
     assert names == ("0", "1", "2", "3")
     assert [None if found is None else found.tolist() for found in labels] == [part.labels for part in parts]
 
@@ -61,14 +61,14 @@ def test_every_way_to_open_a_set_finds_the_same_classes(tmp_path: Path) -> None:
 
 def test_labels_go_to_the_classes_of_their_names_in_any_order() -> None:
     source = Source(SOURCE.parts, ("ant", "bee", "cat", "dog"))
-    kept = _each(source.parts)
+    layout, kept = Layout.all_in_one("here", source), _each(source.parts)
     for order, expected in (
         (("ant", "bee", "cat", "dog"), [[0, 1], [1], [3, 0]]),
         (("dog", "cat", "bee", "ant"), [[3, 2], [2], [0, 3]]),
         (("dog", "eel", "ant", "bee"), [[2, 3], [3], [0, 2]]),  # that no image is a cat does not matter
     ):
-        labels, names = label_tensors("here", source, source.parts, kept, order)
+        labels, names = label_tensors(layout, kept, order)
         assert names == order
         assert [found.tolist() for found in labels if found is not None] == expected
     with pytest.raises(DataError, match="here: unknown class 'dog': expected one of ant, bee, cat"):
-        label_tensors("here", source, source.parts, kept, ("ant", "bee", "cat"))
+        label_tensors(layout, kept, ("ant", "bee", "cat"))

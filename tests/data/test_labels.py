@@ -14,8 +14,8 @@ from flow_cases import build
 from tarflow.checkpoint import Run
 from tarflow.config import DataConfig, RunConfig
 from tarflow.data.errors import DataError
-from tarflow.data.labels import class_finder
 from tarflow.data.load import load, load_all
+from tarflow.data.names import class_finder
 from tarflow.drawing import class_number
 
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -19,12 +19,13 @@ from torch import Tensor
 
 from tarflow.data.errors import DataError
 from tarflow.data.images import Values, convert, decode, fit, from_array, to_array
-from tarflow.data.labels import label_tensors
+from tarflow.data.names import class_finder
 from tarflow.data.options import LoadOptions
 from tarflow.data.records import Content, Records, Source, read_rows
-from tarflow.data.sets import seeded_split
+from tarflow.data.sets import ImageSet, seeded_split
 from tarflow.measure import requantize
 
+MOST_CLASSES = 1 << 20  # a label beyond that is no class, but something else, or damaged
 _CHUNK = 16  # records a thread decodes before the next hand-over: small images take less time than that
 _WINDOW = 16  # chunks under way, which bounds the encoded bytes in memory
 _WINDOW_BYTES = 1 << 28  # of decoded images under way
@@ -84,27 +85,20 @@ class Layout:
         return cls(where, source, tuple(parts), which, own is not None, 2)
 
 
-class Assembled(NamedTuple):
-    """The sets, each as the sink that its images went to, its labels (N,) int64 or None, and its names."""
-
-    sinks: list[Any]
-    labels: list[Tensor | None]
-    names: list[tuple[str, ...]]
-    class_names: tuple[str, ...]
-    skipped: tuple[tuple[str, str], ...]
+Skipped: TypeAlias = tuple[tuple[str, str], ...]  # (name, reason) of records that cannot be read
 
 
 def assemble(
     layout: Layout, options: LoadOptions, new_sink: Callable[[int, int, tuple[int, int, int]], Any]
-) -> Assembled:
-    """Decode every record of the layout once, all to one (C, H, W).
+) -> tuple[list[ImageSet], Skipped]:
+    """The sets of a layout, all of one image shape, levels and classes: every record is decoded once.
 
     Args:
-        new_sink: makes what takes the images of a set, by its number, how many there may be, and their shape. It is
-            called with one after the other, (C, H, W), or grey where C is 3.
+        new_sink: makes what takes the images of a set, by its number, how many there may be, and their shape: with
+            `add(image)`, (C, H, W) uint8 or grey where C is 3, and `images()`, which gives all of them, (N, C, H, W).
 
-    Raises `DataError`: bad records, unless they may be skipped; images of several sizes
-    without an `image_size`; a set of which nothing can be read.
+    Raises `DataError`: bad records, unless they may be skipped; images of several sizes without an `image_size`; a set
+    of which nothing can be read.
     """
     where, sizes, rows = layout.where, layout.sizes(), layout.rows()
     names = [name for part in layout.parts for name in part.names]
@@ -132,9 +126,8 @@ def assemble(
             if shape[0] > first[1][0]:  # in colour, after grey ones: from the start, where those become RGB
                 return assemble(layout, options.replace(channels=3), new_sink)
             which = int(layout.which[row])
-            if sinks[which] is None:
-                sinks[which] = new_sink(which, sizes[which], first[1])
-            sinks[which](image)
+            sink = sinks[which] = sinks[which] or new_sink(which, sizes[which], first[1])
+            sink.add(image)
             kept[which].append(row)
     skipped = tuple((names[row], reason) for row, reason in bad.items())
     if bad and not options.skip_bad:
@@ -146,8 +139,13 @@ def assemble(
         if not kept[which]:
             first_bad = next((f"{names[row]}: {bad[row]}" for row in bad if layout.which[row] == which), "")
             raise DataError(_nothing(layout, which, size, first_bad))
-    labels, class_names = label_tensors(where, layout.source, layout.parts, kept, options.class_names)
-    return Assembled(sinks, labels, [tuple(names[row] for row in some) for some in kept], class_names, skipped)
+    labels, class_names = label_tensors(layout, kept, options.class_names)
+    levels = options.levels or layout.source.levels
+    sets = [
+        ImageSet(sink.images(), own, tuple(names[row] for row in some), levels, class_names)
+        for sink, own, some in zip(sinks, labels, kept, strict=True)
+    ]
+    return sets, skipped
 
 
 def _nothing(layout: Layout, which: int, size: int, first_bad: str) -> str:
@@ -158,6 +156,52 @@ def _nothing(layout: Layout, which: int, size: int, first_bad: str) -> str:
     total = sum(layout.sizes())
     expected = "expected at least 2 images, one to train on and one to hold out, got"
     return f"{layout.where}: {expected} {total}" if total else f"{layout.where}: holds no images"
+
+
+def label_tensors(
+    layout: Layout, kept: Sequence[Sequence[int]], class_names: tuple[str, ...] | None
+) -> tuple[list[Tensor | None], tuple[str, ...]]:
+    """The labels (N,) int64 of each list of `kept` records, and the names of the classes; None and () without.
+
+    A record is counted through all parts. With `class_names` labels are indices into those, by name; where the source
+    has no names, a label is its own name. Raises `DataError`: labels in some parts only, labels without a class,
+    unknown classes.
+    """
+    where, source, parts = layout.where, layout.source, layout.parts
+    labelled = [part for part in parts if part.labels is not None]
+    if not labelled:
+        return [None] * len(kept), ()
+    if len(labelled) < len(parts):
+        without = next(part for part in parts if part.labels is None)
+        raise DataError(
+            f"{where}: the {labelled[0].split} split has labels and the {without.split} split has none: "
+            "expected both to be alike (give the path of one of them to use it alone)"
+        )
+    # Of all parts, also those not asked for, so that the classes do not depend on the split.
+    top = max(max(part.labels or [-1]) for part in source.parts)
+    if top >= MOST_CLASSES:
+        raise DataError(f"{where}: label {top}: expected the number of a class, counted from 0, below {MOST_CLASSES}")
+    names = source.class_names or tuple(str(i) for i in range(top + 1))
+    every = np.concatenate([np.asarray(part.labels, np.int64) for part in parts])
+    labels = [torch.from_numpy(every[np.asarray(rows, np.int64)]) for rows in kept]
+    used = torch.cat(labels).unique()
+    if len(used) and int(used[-1]) >= len(names):
+        raise DataError(f"{where}: label {int(used[-1])}: expected 0 to {len(names) - 1}, for {len(names)} classes")
+    if class_names is None or class_names == names:
+        return list(labels), names
+    if len(set(class_names)) < len(class_names):
+        raise DataError(f"class_names: expected each name once, to map labels by name, got {_few(class_names)}")
+    find = class_finder(class_names)
+    found = [find(name) for name in names]
+    for label in used[used >= 0].tolist():
+        if found[label] is None:
+            raise DataError(f"{where}: unknown class {names[label]!r}: expected one of {_few(class_names)}")
+    mapping = torch.tensor([-1 if k is None else k for k in found], device="cpu", dtype=torch.int64)
+    return [mapping[some] for some in labels], class_names
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (f", ... ({len(names)} in all)" if len(names) > 20 else "")
 
 
 def decoded(layout: Layout, options: LoadOptions, *, alike: bool = False) -> Generator[Any, None, None]:

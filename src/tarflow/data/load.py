@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tarflow.data.assemble import Layout, assemble, decoded
+from tarflow.data.assemble import Layout, Skipped, assemble, decoded
 from tarflow.data.errors import DataError
 from tarflow.data.options import LoadOptions
 from tarflow.data.readers.dataset import open_dataset
 from tarflow.data.sets import ImageSet as ImageSet
 from tarflow.data.sets import Splits as Splits
 from tarflow.data.sources import common_shape, open_measured
-from tarflow.data.store.read import is_prepared, open_prepared, open_whole
+from tarflow.data.store.read import mapped_sets
 from tarflow.data.store.write import open_cached
 
 MEMORY_SHARE = 0.5  # of the machine's memory that images may take; more are kept in a file, which is mapped
@@ -45,8 +45,6 @@ def load(source: str, options: LoadOptions | None = None, **fields: Any) -> Spli
         DataError (a ValueError): one line that names the file or option, what was expected and what was found.
     """
     options = (options or LoadOptions()).replace(**fields)
-    if is_prepared(source):
-        return open_prepared(source, options)
     layout = Layout.train_and_held_out(source, open_measured(source, options), options)
     if (shape := _too_large(layout, options)) is not None:
         stored = open_cached(layout, options, shape)
@@ -57,25 +55,20 @@ def load(source: str, options: LoadOptions | None = None, **fields: Any) -> Spli
 
 def load_held_out(source: str, options: LoadOptions) -> ImageSet:
     """`load(…).held_out`, without decoding what is trained on where the data have a split of their own."""
-    if not is_prepared(source):
-        opened = open_measured(source, options)
-        layout = Layout.train_and_held_out(source, opened, options)
-        if layout.own_split and _too_large(layout, options) is None:
-            return _in_memory(Layout.all_in_one(source, opened, layout.parts[1:]), options)[0][0]
+    opened = open_measured(source, options)
+    layout = Layout.train_and_held_out(source, opened, options)
+    if layout.own_split and opened.store is None and _too_large(layout, options) is None:
+        return _sets(Layout.all_in_one(source, opened, layout.parts[1:]), options)[0][0]
     return load(source, options).held_out
 
 
-def load_all(
-    source: str, options: LoadOptions | None = None, **fields: Any
-) -> tuple[ImageSet, tuple[tuple[str, str], ...]]:
+def load_all(source: str, options: LoadOptions | None = None, **fields: Any) -> tuple[ImageSet, Skipped]:
     """Every image of every split of `source` (training, validation, test), and (name, reason) of those skipped.
 
     Arguments and errors are those of `load`.
     """
     options = (options or LoadOptions()).replace(**fields)
-    if is_prepared(source):
-        return open_whole(source, options), ()
-    sets, skipped = _in_memory(Layout.all_in_one(source, open_measured(source, options)), options)
+    sets, skipped = _sets(Layout.all_in_one(source, open_measured(source, options)), options)
     return sets[0], skipped
 
 
@@ -156,7 +149,7 @@ class _Array:
     def __init__(self, number: int, capacity: int, shape: tuple[int, int, int]) -> None:
         self.count = 0
         try:
-            self.images = np.empty((capacity, *shape), np.uint8)
+            self.array = np.empty((capacity, *shape), np.uint8)
         except MemoryError:
             gigabytes = capacity * math.prod(shape) / 1e9
             raise DataError(
@@ -164,28 +157,28 @@ class _Array:
                 "give a smaller image size, or fewer images"
             ) from None
 
-    def __call__(self, image: Any) -> None:
-        self.images[self.count] = image  # grey is repeated where the others are RGB
+    def add(self, image: Any) -> None:
+        self.array[self.count] = image  # grey is repeated where the others are RGB
         self.count += 1
 
+    def images(self) -> Tensor:
+        return torch.from_numpy(self.array[: self.count])
 
-def _in_memory(layout: Layout, options: LoadOptions) -> tuple[list[ImageSet], tuple[tuple[str, str], ...]]:
-    """The sets of a layout, decoded, all of one image shape, levels and classes."""
-    found, levels = assemble(layout, options, _Array), options.levels or layout.source.levels
-    sets = [
-        ImageSet(torch.from_numpy(sink.images[: sink.count]), labels, names, levels, found.class_names)
-        for sink, labels, names in zip(found.sinks, found.labels, found.names, strict=True)
-    ]
-    return sets, found.skipped
+
+def _sets(layout: Layout, options: LoadOptions) -> tuple[list[ImageSet], Skipped]:
+    """The sets of a layout, as they are in a store, or decoded into memory."""
+    return assemble(layout, options, _Array) if layout.source.store is None else mapped_sets(layout, options)
 
 
 def _splits(layout: Layout, options: LoadOptions) -> Splits:
-    (train, held_out), skipped = _in_memory(layout, options)
+    (train, held_out), skipped = _sets(layout, options)
     return Splits(train, held_out, layout.own_split, skipped, layout.source.variant)
 
 
 def _too_large(layout: Layout, options: LoadOptions) -> tuple[int, int, int] | None:
-    """The shape of images that are not to be held in memory; None of those that are."""
+    """The shape of images that are not to be held in memory; None of those that are, or are in a store already."""
+    if layout.source.store is not None:
+        return None
     room = 0.0 if layout.source.remote else MEMORY_SHARE * _memory_bytes()
     total, channels = sum(layout.sizes()), options.channels or 3
     if options.size is not None and total * math.prod((channels, *options.size)) <= room:

@@ -39,20 +39,18 @@ class RemoteFile:
 
     def open(self) -> IO[bytes]:
         """The file, for reading at any place."""
-        system, path = self._system()
-        file: IO[bytes] = system.open(path, "rb")
+        import fsspec
+
+        file: IO[bytes] = fsspec.open(self.url, "rb").open()
         return file
 
     def identity(self) -> str:
         """Its size, and the digest that the hub has of it."""
-        system, path = self._system()
-        info = system.info(path)
-        return repr((info.get("size"), info.get("blob_id"), (info.get("lfs") or {}).get("sha256")))
-
-    def _system(self) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
-        return url_to_fs(self.url)
+        system, path = url_to_fs(self.url)
+        info = system.info(path)
+        return repr((info.get("size"), info.get("blob_id"), (info.get("lfs") or {}).get("sha256")))
 
 
 Location: TypeAlias = Path | RemoteFile
@@ -143,6 +141,7 @@ class Source:
         files: those that the records lie in; none where each record is a file of its own, or none is.
         variant: which of several versions of a data set it is, where its files tell.
         value_range: that of images of more than 8 bits.
+        store: the one that it is, whose images are there as they are to be.
     """
 
     parts: tuple[Records, ...]
@@ -151,6 +150,7 @@ class Source:
     files: tuple[Location, ...] = ()
     variant: str = ""
     value_range: ValueRange = "full"
+    store: Path | None = None
 
     @property
     def remote(self) -> bool:

@@ -16,12 +16,12 @@ from tarflow.seeding import seeded_permutation
 _SLICE_BYTES = 1 << 24  # digested at a time, so that a mapped file passes through and does not stay
 
 
-def set_digest(pixels: Any, shape: Sequence[int], labels: Any) -> str:
+def set_digest(pixels: Any, shape: Sequence[int], labels: Tensor | None) -> str:
     """`ImageSet.digest` of images (N, C, H, W), whose pixels a digest has seen, and labels: (N,) int64, or None."""
     digest = pixels.copy()
     digest.update(str(tuple(shape)).encode())
     if labels is not None:
-        digest.update(labels)
+        digest.update(labels.numpy().data)
     return str(digest.hexdigest())
 
 
@@ -70,7 +70,7 @@ class ImageSet:
         pixels = new_digest()
         for part in self.images.view(-1).split(_SLICE_BYTES):
             pixels.update(part.numpy().data)
-        return set_digest(pixels, self.images.shape, None if self.labels is None else self.labels.numpy().data)
+        return set_digest(pixels, self.images.shape, self.labels)
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,7 +84,7 @@ def open_source(source: str, options: LoadOptions | None = None) -> Source:
 def open_measured(source: str, options: LoadOptions) -> Source:
     """`open_source` whose range of values is one of numbers, or "full"."""
     opened, value_range = open_source(source, options), options.value_range
-    if store.is_prepared(source):
+    if opened.store is not None:
         return opened  # which has its own
     if value_range in ("auto", "percentile"):
         value_range = _measured(source, opened, value_range)

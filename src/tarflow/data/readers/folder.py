@@ -11,11 +11,10 @@ from pathlib import Path, PurePosixPath
 
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.images import SUFFIXES
-from tarflow.data.labels import composed
+from tarflow.data.names import Named, composed, named_split
 from tarflow.data.options import LoadOptions
 from tarflow.data.readers.imagenet import oord_variant
 from tarflow.data.records import SPLIT_ORDER, Records, Source, Split
-from tarflow.data.split_names import Named, named_split
 
 _NO_PICTURES = frozenset(  # suffixes of what lies beside images and was hardly meant to be one
     {".txt", ".md", ".rst", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log"}
@@ -35,7 +34,7 @@ def open_folder(source: str, options: LoadOptions | None = None) -> Source:
     - `root/*.png`: no labels.
     - `root/CLASS/**/*.png`: the folders that hold images, sorted, are the classes.
     - `root/train/` beside `val/` or `test/`, or other words for these, in any case and with the same words around them
-      (`split_names`): splits, each like one of the above. A folder of such a name that is alone is a split, too, and
+      (`names`): splits, each like one of the above. A folder of such a name that is alone is a split, too, and
       no class.
 
     Hidden files and folders are left out. Links are followed, but not in circles. Raises `DataError` naming the folder:
@@ -135,7 +134,7 @@ def _kind(name: str) -> str:
 def _split_folders(root: Path, names: Sequence[str]) -> dict[Split, str]:
     """The folders under `root` that are splits; none where they are classes, or there are none.
 
-    They are splits where their templates agree (`split_names`), and classes where none is a training folder beside one
+    They are splits where their templates agree (`names`), and classes where none is a training folder beside one
     held out and other folders hold images too. Where it could be either that is an error.
     """
     _check_inside(root, names)

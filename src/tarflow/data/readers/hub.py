@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from tarflow.data.errors import DataError
+from tarflow.data.names import split_of
 from tarflow.data.options import LoadOptions
 from tarflow.data.readers.parquet import open_splits
 from tarflow.data.records import Location, RemoteFile, Source, Split
-from tarflow.data.split_names import split_of
 
 PREFIX = "hub:"
 

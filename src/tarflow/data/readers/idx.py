@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from tarflow.data.errors import DataError, check_unpacked
+from tarflow.data.names import split_of
 from tarflow.data.options import LoadOptions
 from tarflow.data.records import SPLIT_ORDER, Source, Split, records_in_arrays
-from tarflow.data.split_names import split_of
 
 NAME = "fashion-mnist"
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
@@ -40,7 +40,7 @@ def claims(source: str) -> bool:
 def open_idx(source: str, options: LoadOptions | None = None) -> Source:
     """The images of a file; or of a folder, in the splits that the names of its files tell; labels lie beside them.
 
-    `train-images-idx3-ubyte` and MNIST's `t10k-images-idx3-ubyte`, or other words for these (`split_names`). Raises
+    `train-images-idx3-ubyte` and MNIST's `t10k-images-idx3-ubyte`, or other words for these (`names`). Raises
     `DataError` that begins with the folder: names that speak of no split, or two files for one.
     """
     if source == NAME:

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tarflow.data.errors import DataError, DataWarning, check_unpacked
+from tarflow.data.names import split_of
 from tarflow.data.options import NO_COLUMN, LoadOptions
 from tarflow.data.readers.folder import image_names
 from tarflow.data.readers.imagenet import oord_variant
 from tarflow.data.records import SPLIT_ORDER, Content, Location, Records, Source, Split, read_rows, rows_within
-from tarflow.data.split_names import split_of
 
 _LIKELY = frozenset({"label", "labels", "class", "classes", "category", "categories", "target", "targets", "cls", "y"})
 _BATCH_ROWS = 256  # encoded images held in memory at a time

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from tarflow.config import ConfigError, ValueRange, check_value, from_dict
+from tarflow.data.assemble import Layout, Skipped, label_tensors
 from tarflow.data.errors import DataError
-from tarflow.data.labels import label_tensors
 from tarflow.data.options import LoadOptions
 from tarflow.data.records import Records, Source, Split
-from tarflow.data.sets import ImageSet, Splits
+from tarflow.data.sets import ImageSet
 from tarflow.digests import DIGESTS_FILE, difference, recorded
 
 MANIFEST_FILE, PIXELS_FILE, LABELS_FILE = "prepared.json", "pixels.bin", "labels.bin"
@@ -100,28 +100,15 @@ def read_manifest(path: Path) -> Manifest:
         raise DataError(f"{file}: not what `tarflow prepare` wrote: {error}") from None
 
 
-def open_prepared(source: str, options: LoadOptions, where: str = "") -> Splits:
-    """`load` of a store, which messages call `where`: nothing is read but its manifest, labels and names.
+def mapped_sets(layout: Layout, options: LoadOptions) -> tuple[list[ImageSet], Skipped]:
+    """The sets of a layout of a store, mapped, and (name, reason) of what was skipped when it was made.
 
     Raises `DataError`: it was prepared at another size, or with other channels or levels, than are asked for; its files
     are damaged.
     """
-    manifest, whole = read_manifest(Path(source).expanduser()), open_whole(source, options, where)
-    known = whole.class_names == manifest.class_names  # else the labels are others than were digested
-
-    def part(own: slice, digest: str) -> ImageSet:
-        labels = None if whole.labels is None else whole.labels[own]
-        images, digested = whole.images[own], digest if known else None
-        return ImageSet(images, labels, whole.names[own], whole.levels, whole.class_names, True, digested)
-
-    train = part(slice(0, manifest.train), manifest.train_digest)
-    held_out = part(slice(manifest.train, None), manifest.held_out_digest)
-    return Splits(train, held_out, True, manifest.skipped, manifest.variant)
-
-
-def open_whole(source: str, options: LoadOptions, where: str = "") -> ImageSet:
-    """`load_all` of a store: the images to learn from, then those held out."""
-    manifest = read_manifest(Path(source).expanduser())
+    path = layout.source.store
+    assert path is not None
+    manifest = read_manifest(path)
     channels, height, width = manifest.shape
     for name, have, want in (
         ("image size", (height, width), options.size),
@@ -131,19 +118,24 @@ def open_whole(source: str, options: LoadOptions, where: str = "") -> ImageSet:
         if want not in (None, have):
             texts = ["x".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in (have, want)]
             raise DataError(
-                f"{source}: prepared with {name} {texts[0]}, asked for {texts[1]}: "
+                f"{layout.where}: prepared with {name} {texts[0]}, asked for {texts[1]}: "
                 f"ask for what it has, or prepare {manifest.source} once more, into another directory"
             )
-    opened = open_records(source)
-    rows = range(manifest.total)
-    (labels,), class_names = label_tensors(where or source, opened, opened.parts, [rows], options.class_names)
-    pixels = readonly_tensor(_map(Path(source).expanduser(), PIXELS_FILE, (manifest.total, *manifest.shape), np.uint8))
-    names = [name for part in opened.parts for name in part.names]
-    return ImageSet(pixels, labels, names, manifest.levels, class_names, True)
+    kept = [np.flatnonzero(layout.which == number).tolist() for number in range(layout.count)]
+    labels, class_names = label_tensors(layout, kept, options.class_names)
+    pixels = readonly_tensor(_map(path, PIXELS_FILE, (manifest.total, *manifest.shape), np.uint8))
+    names = [name for part in layout.parts for name in part.names]
+    digests = (manifest.train_digest, manifest.held_out_digest)
+    known = layout.own_split and class_names == manifest.class_names  # else the labels are others than were digested
+    sets = []
+    for number, (rows, own) in enumerate(zip(kept, labels, strict=True)):
+        part, digest = slice(rows[0], rows[-1] + 1), digests[number] if known else None
+        sets.append(ImageSet(pixels[part], own, names[part], manifest.levels, class_names, True, digest))
+    return sets, manifest.skipped
 
 
 def open_records(source: str, options: LoadOptions | None = None) -> Source:
-    """A store as records: for those who go through it, and do not care for the map.
+    """A store as records, of which nothing is read but the manifest, the labels and the names.
 
     Raises DataError naming the file that does not fit the manifest.
     """
@@ -160,7 +152,7 @@ def open_records(source: str, options: LoadOptions | None = None) -> Source:
 
     def part(split: Split, start: int, stop: int) -> Records:
         own = None if labels is None else labels[start:stop]
-        return Records(split, names[start:stop], own, lambda rows: (pixels[start + row] for row in rows))
+        return Records(split, names[start:stop], own, lambda rows: map(pixels[start:stop].__getitem__, rows))
 
     return Source(
         (part("train", 0, manifest.train), part("validation", manifest.train, manifest.total)),
@@ -168,6 +160,7 @@ def open_records(source: str, options: LoadOptions | None = None) -> Source:
         manifest.levels,
         variant=manifest.variant,
         value_range=manifest.value_range,
+        store=path,
     )
 
 

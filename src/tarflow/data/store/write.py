@@ -7,7 +7,6 @@ own; `open_cached` makes one in the cache directory, which may be deleted at any
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import hashlib
 import math
@@ -23,6 +22,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tarflow import __version__, digests, storage
 from tarflow.config import to_dict
@@ -41,8 +41,10 @@ from tarflow.data.store.read import (
     Manifest,
     check_prepared,
     is_prepared,
-    open_prepared,
+    mapped_sets,
+    open_records,
     read_manifest,
+    readonly_tensor,
 )
 from tarflow.storage import check_vacant
 
@@ -139,7 +141,7 @@ def _still_good(source: str, out: Path, asked: Asked, files: str, skip_bad: bool
     if files != manifest.files_digest:
         raise FileExistsError(f"{out}: prepared from {manifest.source}, and {source} is not the same files; {hint}")
     _check_skipped(out, manifest, skip_bad)
-    open_prepared(str(out), LoadOptions())  # raises where a file is missing or cut off
+    open_records(str(out))  # raises where a file is missing or cut off
     return manifest
 
 
@@ -154,11 +156,18 @@ class _Appended(digests.Digesting):
     """A set whose images are appended to a file."""
 
     def __init__(self, file: BinaryIO, shape: tuple[int, int, int]) -> None:
+        file.seek(0)
+        file.truncate()  # of a first try
         super().__init__(file)
         self.shape = shape
 
-    def __call__(self, image: Any) -> None:
+    def add(self, image: Any) -> None:
         self.write(np.broadcast_to(image, self.shape).tobytes())  # grey is repeated where the others are RGB
+
+    def images(self) -> Tensor:
+        self.file.flush()
+        count = self.facts["bytes"] // math.prod(self.shape)
+        return readonly_tensor(np.memmap(self.file, np.uint8, "r", shape=(count, *self.shape)))
 
 
 def _fill(folder: Path, layout: Layout, options: LoadOptions, asked: Asked, files: str) -> Manifest:
@@ -166,27 +175,22 @@ def _fill(folder: Path, layout: Layout, options: LoadOptions, asked: Asked, file
 
     Raises `DataError`: as `load`; the source changed while it was read.
     """
-    source = layout.source
-    with open(folder / PIXELS_FILE, "wb") as pixels, tempfile.TemporaryFile(dir=folder) as behind:
+    source, sinks = layout.source, dict[int, _Appended]()
+    with open(folder / PIXELS_FILE, "w+b") as pixels, tempfile.TemporaryFile(dir=folder) as behind:
 
         def new_sink(number: int, capacity: int, shape: tuple[int, int, int]) -> _Appended:
-            file: Any = (pixels, behind)[number]
-            file.seek(0)
-            file.truncate()  # of a first try
-            return _Appended(file, shape)
+            sinks[number] = _Appended((pixels, behind)[number], shape)
+            return sinks[number]
 
-        found = assemble(layout, options.replace(class_names=None), new_sink)
-        train, labels = found.sinks[0], found.labels
-        sets = [
-            set_digest(sink.digest, (len(names), *train.shape), None if own is None else own.numpy().data)
-            for sink, own, names in zip(found.sinks, labels, found.names, strict=True)
-        ]
+        sets, skipped = assemble(layout, options.replace(class_names=None), new_sink)
+        set_digests = [set_digest(sinks[k].digest, one.images.shape, one.labels) for k, one in enumerate(sets)]
         behind.seek(0)
         while piece := behind.read(_COPY_BYTES):
-            train.write(piece)
-    if labels[0] is not None and labels[1] is not None:
-        (folder / LABELS_FILE).write_bytes(torch.cat([labels[0], labels[1]]).numpy().astype("<i8").tobytes())
-    text = "".join(f"{name}\0" for names in found.names for name in names)
+            sinks[0].write(piece)
+    train, held_out = sets
+    if train.labels is not None and held_out.labels is not None:
+        (folder / LABELS_FILE).write_bytes(torch.cat([train.labels, held_out.labels]).numpy().astype("<i8").tobytes())
+    text = "".join(f"{name}\0" for name in (*train.names, *held_out.names))
     (folder / NAMES_FILE).write_bytes(text.encode(errors="surrogateescape"))
     if source.files_digest() != files:
         raise DataError(f"{layout.where}: changed while it was read; prepare it again")
@@ -197,23 +201,23 @@ def _fill(folder: Path, layout: Layout, options: LoadOptions, asked: Asked, file
         source=layout.where,
         asked=asked,
         files_digest=files,
-        shape=train.shape,
-        levels=options.levels or source.levels,
-        labelled=labels[0] is not None,
-        class_names=found.class_names,
+        shape=train.image_shape,
+        levels=train.levels,
+        labelled=train.labels is not None,
+        class_names=train.class_names,
         variant=source.variant,
-        train=len(found.names[0]),
-        held_out=len(found.names[1]),
-        train_digest=sets[0],
-        held_out_digest=sets[1],
+        train=len(train),
+        held_out=len(held_out),
+        train_digest=set_digests[0],
+        held_out_digest=set_digests[1],
         own_split=layout.own_split,
         preprocessing=PREPROCESSING,
-        skipped=found.skipped,
+        skipped=skipped,
         value_range=source.value_range,
     )
     storage.write_json(folder / MANIFEST_FILE, to_dict(manifest))
     small = (MANIFEST_FILE, NAMES_FILE, *([LABELS_FILE] if manifest.labelled else []))
-    facts = {PIXELS_FILE: train.facts} | {name: digests.file_facts(folder / name) for name in small}
+    facts = {PIXELS_FILE: sinks[0].facts} | {name: digests.file_facts(folder / name) for name in small}
     storage.write_json(folder / digests.DIGESTS_FILE, facts)
     return manifest
 
@@ -261,8 +265,9 @@ def open_cached(layout: Layout, options: LoadOptions, shape: tuple[int, int, int
     if (manifest := _sound(place)) is None:
         return None
     _check_skipped(where, manifest, options.skip_bad)
-    splits = open_prepared(str(place), options, where)
-    return dataclasses.replace(splits, own_split=layout.own_split, variant=source.variant)
+    stored = Layout.train_and_held_out(where, open_records(str(place)), options)
+    (train, held_out), skipped = mapped_sets(stored, options)
+    return Splits(train, held_out, layout.own_split, skipped, source.variant)
 
 
 def _sound(place: Path) -> Manifest | None:
@@ -271,7 +276,7 @@ def _sound(place: Path) -> Manifest | None:
         status = os.lstat(place)
         if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "getuid") and status.st_uid != os.getuid()):
             return None
-        open_prepared(str(place), LoadOptions())
+        open_records(str(place))
         return check_prepared(place, pixels=False)
     except (OSError, DataError):
         return None

@@ -12,7 +12,7 @@ import pytest
 from small_runs import write_images
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.load import load, load_all, open_scan
-from tarflow.data.split_names import named_split, split_of
+from tarflow.data.names import named_split, split_of
 
 PAIRS = [
     ("training", "testing"),

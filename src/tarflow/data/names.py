@@ -1,4 +1,4 @@
-"""Which split a name speaks of: `train`, `mnist-test`, `Validation_64x64`, `train2017`.
+"""What names mean: which split they speak of (`train`, `mnist-test`, `Validation_64x64`, `train2017`), and which class.
 
 A name of a folder or a file is cut into words. One of them may be that of a split; what is left of the name is its
 *template*, in which `mnist_train` and `mnist_test` agree, and `test-tubes` and `train-sets` do not.
@@ -7,6 +7,8 @@ A name of a folder or a file is cut into words. One of them may be that of a spl
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tarflow.data.records import Split
@@ -55,3 +57,19 @@ def split_of(name: str) -> Split | None:
     """
     found = named_split(name)
     return found.split if found else None
+
+
+def composed(name: str) -> str:
+    """A name in the one spelling of its accents (NFC) in which it is kept: macOS writes `é` as `e` and an accent (NFD).
+
+    >>> composed("cafe\u0301") == "caf\u00e9"
+    True
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def class_finder(class_names: Sequence[str]) -> Callable[[str], int | None]:
+    """Tells which class has a name, letter by letter or else in the other spelling of its accents; None: none has."""
+    numbers = dict(zip(map(composed, reversed(class_names)), reversed(range(len(class_names))), strict=True))
+    exact = {name: number for number, name in enumerate(class_names)}
+    return lambda name: exact.get(name, numbers.get(composed(name)))
