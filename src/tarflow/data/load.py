@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from tarflow.data.sets import Splits as Splits
 from tarflow.data.sources import common_shape, open_measured
 from tarflow.data.store.read import mapped_sets
 from tarflow.data.store.write import open_cached
+from tarflow.devices import machine_bytes
 
 MEMORY_SHARE = 0.5  # of the machine's memory that images may take; more are kept in a file, which is mapped
 
@@ -179,7 +179,7 @@ def _too_large(layout: Layout, options: LoadOptions) -> tuple[int, int, int] | N
     """The shape of images that are not to be held in memory; None of those that are, or are in a store already."""
     if layout.source.store is not None:
         return None
-    room = 0.0 if layout.source.remote else MEMORY_SHARE * _memory_bytes()
+    room = 0.0 if layout.source.remote else MEMORY_SHARE * (machine_bytes() or math.inf)
     total, channels = sum(layout.sizes()), options.channels or 3
     if options.size is not None and total * math.prod((channels, *options.size)) <= room:
         return None
@@ -188,8 +188,3 @@ def _too_large(layout: Layout, options: LoadOptions) -> tuple[int, int, int] | N
         return None  # whoever reads all of it says best what is wrong
     shape = (options.channels or (found[0] if found else 3), *(options.size or found[1:]))  # type: ignore[index]
     return shape if total * math.prod(shape) > room else None
-
-
-def _memory_bytes() -> float:
-    """Of the machine; without end where it does not say."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf

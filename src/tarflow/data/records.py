@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import hashlib
 import itertools
 import os
@@ -197,6 +196,3 @@ class Source:
                 found = error.strerror or str(error)
             digest.update(f"{name}\0{found}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
-
-    def replace(self, **changes: Any) -> Source:
-        return dataclasses.replace(self, **changes)

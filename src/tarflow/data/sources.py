@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import warnings
 from collections.abc import Callable
@@ -88,7 +89,7 @@ def open_measured(source: str, options: LoadOptions) -> Source:
         return opened  # which has its own
     if value_range in ("auto", "percentile"):
         value_range = _measured(source, opened, value_range)
-    return opened.replace(value_range=value_range)
+    return dataclasses.replace(opened, value_range=value_range)
 
 
 def _measured(where: str, source: Source, kind: Literal["auto", "percentile"]) -> ValueRange:

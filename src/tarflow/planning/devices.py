@@ -8,7 +8,6 @@ assumption, which one of them bears out: a step of the paper's model reached 0.4
 from __future__ import annotations
 
 import difflib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tarflow.devices import synchronise
+from tarflow.devices import machine_bytes, synchronise
 
 ASSUMED_SHARE = 0.4  # of a data sheet's peak: the middle of what Transformers of this width are reported to reach
 CPU_SHARE = 0.6  # of the best measured product, see benchmarks/results/plan-cpu.json
@@ -118,7 +117,7 @@ def measured(device: torch.device, *, seconds: float = 1.0) -> Device:
         bf16 = matmul_rate(side, side, side, torch.bfloat16, device, seconds=seconds / 3)
         bandwidth = read_rate(LARGE, device, seconds=seconds / 3)
     if cpu:
-        memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) if hasattr(os, "sysconf") else 0.0
+        memory = float(machine_bytes() or 0)
         label = f"this machine's CPU, {torch.get_num_threads()} threads"
     else:
         memory, label = float(torch.cuda.mem_get_info(device)[1]), torch.cuda.get_device_name(device)

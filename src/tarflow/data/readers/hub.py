@@ -7,6 +7,7 @@ group. Only Parquet can be read like that; the hub keeps a Parquet copy of most 
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from tarflow.data.errors import DataError
@@ -59,5 +60,5 @@ def open_hub(source: str, options: LoadOptions | None = None) -> Source:
     found = open_splits(groups, options or LoadOptions())
     if found.class_names is None and builder.info.features:
         label = builder.info.features.get("label")
-        found = found.replace(class_names=tuple(getattr(label, "names", None) or ()) or None)
+        found = dataclasses.replace(found, class_names=tuple(getattr(label, "names", None) or ()) or None)
     return found

@@ -7,6 +7,7 @@ own; `open_cached` makes one in the cache directory, which may be deleted at any
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import math
@@ -91,7 +92,7 @@ def prepare(
     if is_prepared(source):
         raise DataError(f"{source}: is prepared already; expected the images that it was made of")
     opened = open_measured(source, wanted)
-    opened = opened.replace(variant=variant or opened.variant)
+    opened = dataclasses.replace(opened, variant=variant or opened.variant)
     asked, files = _asked(wanted, variant), opened.files_digest()
 
     def known() -> Manifest | None:
