@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tarflow.data.errors import DataError
 from tarflow.data.images import Values, convert, decode, fit, from_array, to_array
-from tarflow.data.names import class_finder
+from tarflow.data.names import class_finder, few
 from tarflow.data.options import LoadOptions
 from tarflow.data.records import Content, Records, Source, read_rows
 from tarflow.data.sets import ImageSet, seeded_split
@@ -61,9 +61,11 @@ class Layout:
 
     @classmethod
     def all_in_one(cls, where: str, source: Source, parts: Sequence[Records] | None = None) -> Layout:
-        """One set of all records; or of those of some parts."""
+        """One set of all records; or of those of some parts. Raises `DataError` where there are none."""
         parts = source.parts if parts is None else tuple(parts)
-        return cls(where, source, parts, np.zeros(sum(map(len, parts)), np.int8))
+        if not (total := sum(map(len, parts))):
+            raise DataError(f"{where}: holds no images")
+        return cls(where, source, parts, np.zeros(total, np.int8))
 
     @classmethod
     def train_and_held_out(cls, where: str, source: Source, options: LoadOptions) -> Layout:
@@ -131,10 +133,10 @@ def assemble(
             kept[which].append(row)
     skipped = tuple((names[row], reason) for row, reason in bad.items())
     if bad and not options.skip_bad:
-        few = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
+        listed = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
         more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
         count = f"{len(bad)} of {len(rows)} images cannot be read"
-        raise DataError(f"{where}: {count} (skip_bad leaves them out): {few}{more}")
+        raise DataError(f"{where}: {count} (skip_bad leaves them out): {listed}{more}")
     for which, size in enumerate(sizes):
         if not kept[which]:
             first_bad = next((f"{names[row]}: {bad[row]}" for row in bad if layout.which[row] == which), "")
@@ -153,13 +155,12 @@ def _nothing(layout: Layout, which: int, size: int, first_bad: str) -> str:
     if size:
         split = f"the {layout.parts[which].split} split: " if layout.own_split else ""
         return f"{layout.where}: {split}none of {size} images can be read; the first is {first_bad}"
-    total = sum(layout.sizes())
-    expected = "expected at least 2 images, one to train on and one to hold out, got"
-    return f"{layout.where}: {expected} {total}" if total else f"{layout.where}: holds no images"
+    expected = "expected at least 2 images, one to train on and one to hold out"
+    return f"{layout.where}: {expected}, got {sum(layout.sizes())}"
 
 
 def label_tensors(
-    layout: Layout, kept: Sequence[Sequence[int]], class_names: tuple[str, ...] | None
+    layout: Layout, kept: Sequence[Any], class_names: tuple[str, ...] | None
 ) -> tuple[list[Tensor | None], tuple[str, ...]]:
     """The labels (N,) int64 of each list of `kept` records, and the names of the classes; None and () without.
 
@@ -190,18 +191,14 @@ def label_tensors(
     if class_names is None or class_names == names:
         return list(labels), names
     if len(set(class_names)) < len(class_names):
-        raise DataError(f"class_names: expected each name once, to map labels by name, got {_few(class_names)}")
+        raise DataError(f"class_names: expected each name once, to map labels by name, got {few(class_names)}")
     find = class_finder(class_names)
     found = [find(name) for name in names]
     for label in used[used >= 0].tolist():
         if found[label] is None:
-            raise DataError(f"{where}: unknown class {names[label]!r}: expected one of {_few(class_names)}")
+            raise DataError(f"{where}: unknown class {names[label]!r}: expected one of {few(class_names)}")
     mapping = torch.tensor([-1 if k is None else k for k in found], device="cpu", dtype=torch.int64)
     return [mapping[some] for some in labels], class_names
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:20]) + (f", ... ({len(names)} in all)" if len(names) > 20 else "")
 
 
 def decoded(layout: Layout, options: LoadOptions, *, alike: bool = False) -> Generator[Any, None, None]:

@@ -137,10 +137,7 @@ def open_scan(source: str, options: LoadOptions | None = None, **fields: Any) ->
         DataError: no images, not a readable file, or options that cannot be honoured.
     """
     options = (options or LoadOptions()).replace(**fields)
-    scan = Scan(Layout.all_in_one(source, open_measured(source, options.replace(unlabelled=True))), options)
-    if scan.total == 0:
-        raise DataError(f"{source}: holds no images")
-    return scan
+    return Scan(Layout.all_in_one(source, open_measured(source, options.replace(unlabelled=True))), options)
 
 
 class _Array:

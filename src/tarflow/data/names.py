@@ -73,3 +73,12 @@ def class_finder(class_names: Sequence[str]) -> Callable[[str], int | None]:
     numbers = dict(zip(map(composed, reversed(class_names)), reversed(range(len(class_names))), strict=True))
     exact = {name: number for number, name in enumerate(class_names)}
     return lambda name: exact.get(name, numbers.get(composed(name)))
+
+
+def few(names: Sequence[str], most: int = 20) -> str:
+    """The first of some names, and how many there are where that is not all.
+
+    >>> few(["cat", "dog", "eel"]), few(["cat", "dog", "eel"], 2)
+    ('cat, dog, eel', 'cat, dog, ... (3 in all)')
+    """
+    return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")

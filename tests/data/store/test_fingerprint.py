@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -67,5 +68,5 @@ def test_a_copy_elsewhere_is_the_same_but_for_its_times(folder: Path, tmp_path: 
 def test_a_set_in_no_file_has_the_digest_of_its_pixels() -> None:
     opened = open_source("digits")
     assert opened.files_digest() == open_source("digits").files_digest()
-    fewer = opened.replace(parts=(Records("all", ["digits:0"], [0], opened.parts[0].read),))
+    fewer = dataclasses.replace(opened, parts=(Records("all", ["digits:0"], [0], opened.parts[0].read),))
     assert fewer.files_digest() != opened.files_digest()

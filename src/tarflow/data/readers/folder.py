@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.images import SUFFIXES
-from tarflow.data.names import Named, composed, named_split
+from tarflow.data.names import Named, composed, few, named_split
 from tarflow.data.options import LoadOptions
 from tarflow.data.readers.imagenet import oord_variant
 from tarflow.data.records import SPLIT_ORDER, Records, Source, Split
@@ -161,15 +161,16 @@ def _split_folders(root: Path, names: Sequence[str]) -> dict[Split, str]:
                 said = f"{root}: {named.name}/ is taken for a class, not for a split, as the folder beside it is none"
                 warnings.warn(said, DataWarning, stacklevel=3)
         return {}
-    few = ", ".join(named.name for named in splits)
+    listed = ", ".join(named.name for named in splits)
     if beside := sorted(set(holders) - {named.name for named in splits}):
-        raise DataError(f"{root}: images in {beside[0]}/ beside the split folders {few}: expected them in those")
+        raise DataError(f"{root}: images in {beside[0]}/ beside the split folders {listed}: expected them in those")
     if loose := [name for name in names if "/" not in name]:
-        raise DataError(f"{root}: images beside the split folders {few} ({loose[0]}): expected them inside")
+        raise DataError(f"{root}: images beside the split folders {listed} ({loose[0]}): expected them inside")
     for one, other in itertools.combinations(splits, 2):
         if one.split == other.split:
-            both = f"{one.name}/ and {other.name}/"
-            raise DataError(f"{root}: {both} are both the {one.split} split: expected one of them")
+            raise DataError(
+                f"{root}: {one.name}/ and {other.name}/ are both the {one.split} split: expected one of them"
+            )
     for entry in sorted(root.iterdir()):
         empty = named_split(entry.name) if entry.is_dir() and entry.name not in holders else None
         if empty is not None and empty.template in alike and not entry.name.startswith("."):
@@ -202,9 +203,8 @@ def _labels(names: Sequence[str], root: Path, depth: int) -> list[str] | None:
         return None
     if loose:
         classes = sorted({composed(some[0]) for some in folders if some})
-        few = ", ".join(classes[:3]) + (f", ... ({len(classes)} in all)" if len(classes) > 3 else "")
         raise DataError(
-            f"{root}: {loose} images lie beside the class folders {few}: "
+            f"{root}: {loose} images lie beside the class folders {few(classes, 3)}: "
             "expected all images inside of them, or no folders"
         )
     return [composed(some[0]) for some in folders]

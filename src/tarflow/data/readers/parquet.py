@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tarflow.data.errors import DataError, DataWarning, check_unpacked
-from tarflow.data.names import split_of
+from tarflow.data.names import few, split_of
 from tarflow.data.options import NO_COLUMN, LoadOptions
 from tarflow.data.readers.folder import image_names
 from tarflow.data.readers.imagenet import oord_variant
@@ -38,7 +38,7 @@ class _Columns(NamedTuple):
     class_names: tuple[str, ...] | None
 
     def __str__(self) -> str:
-        classes = "" if self.class_names is None else f", classes {', '.join(self.class_names[:10])}"
+        classes = "" if self.class_names is None else f", classes {few(self.class_names)}"
         return f"columns {self.image} and {self.label or 'no label'}{classes}"
 
 

@@ -121,7 +121,7 @@ def mapped_sets(layout: Layout, options: LoadOptions) -> tuple[list[ImageSet], S
                 f"{layout.where}: prepared with {name} {texts[0]}, asked for {texts[1]}: "
                 f"ask for what it has, or prepare {manifest.source} once more, into another directory"
             )
-    kept = [np.flatnonzero(layout.which == number).tolist() for number in range(layout.count)]
+    kept = [np.flatnonzero(layout.which == number) for number in range(layout.count)]
     labels, class_names = label_tensors(layout, kept, options.class_names)
     pixels = readonly_tensor(_map(path, PIXELS_FILE, (manifest.total, *manifest.shape), np.uint8))
     names = [name for part in layout.parts for name in part.names]
