@@ -138,4 +138,4 @@ def test_likelihoods_are_computed_in_float32_whatever_the_file_holds() -> None:
     pixels = tarflow.open_run("digits").images().held_out.images[:50]
     x = Measure(17).noisy(pixels, torch.Generator().manual_seed(0))
     exact, wide, rounded = (flow.log_prob(x) for flow in flows)
-    assert float((wide - exact).abs().max()) < 1e-3 < float((rounded - exact).abs().max())
+    assert float((wide - exact).abs().max()) < 1e-2 < float((rounded - exact).abs().max())
