@@ -52,7 +52,8 @@ def main() -> int:
             results[loader] = campaign(place, loader, count, args.seed)
             print(f"{loader}: {json.dumps(results[loader]['fell'])}, equal: {results[loader]['equal']}", flush=True)
     if args.out and args.out.exists():  # of the loaders that were not run now
-        results = json.loads(args.out.read_text())["loaders"] | results
+        kept = json.loads(args.out.read_text())["loaders"]
+        results = {loader: kept[loader] for loader in LOADERS if loader in kept} | results
     report = summary(results, args.seed)
     if args.out:
         args.out.write_text(json.dumps(report, indent=2) + "\n")
