@@ -100,6 +100,7 @@ VARIANTS: dict[str, Variant] = {
     "qk norm": _part("query/key norm", "qk norm"),
     "start token": Variant("start token", {"start_token": True}),
     "spline": Variant("spline", {"transforms": ("spline",)}),  # in block 0, next to the pixels
+    "spline of 4 bins": Variant("spline", {"transforms": ("spline",), "bins": 4}),
     "spline of 16 bins": Variant("spline", {"transforms": ("spline",), "bins": 16}),
     "spline of 32 bins": Variant("spline", {"transforms": ("spline",), "bins": 32}),
     "spline in 2 blocks": Variant("spline", {"transforms": ("spline", "spline")}),
