@@ -18,6 +18,7 @@ from tarflow.fields import ConfigError
 from tarflow.model import by_number_native
 from tarflow.model.condition import small_normal
 from tarflow.model.config import SequenceConfig
+from tarflow.model.constants import constants
 from tarflow.model.transform import Rule, Transform, make_transform
 
 
@@ -55,10 +56,15 @@ class ByNumber(Transform):
 
     def _masked(self) -> tuple[Tensor, Tensor]:
         """`into` (H, D) and `out` (k, D, H), with zeros where a number would see itself or what comes after it."""
-        place = torch.arange(len(self.ends), dtype=torch.int64, device=self.into.device)
-        degree = torch.tensor(self.degrees, dtype=torch.int64, device=self.into.device).unsqueeze(1)
-        before = place < degree  # (H, D)
-        return self.into * before, self.out * ~before.t()
+        device, dim = self.into.device, len(self.ends)
+
+        def make() -> tuple[Tensor, ...]:
+            place = torch.arange(dim, dtype=torch.int64, device=device)
+            degree = torch.tensor(self.degrees, dtype=torch.int64, device=device)
+            return place < degree.unsqueeze(1), degree <= place.unsqueeze(1)  # (H, D), (D, H)
+
+        sees, seen = constants(("by number", self.hidden, dim, device), make)
+        return torch.where(sees, self.into, 0), torch.where(seen, self.out, 0)
 
     def _split(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """`base` (B, n, k·D) and `a` (B, n, H)."""
