@@ -15,7 +15,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,9 +121,18 @@ def main(argv: Sequence[str]) -> int:
     if not argv:
         print("usage: python -m benchmarks.ablation_table FILE.json [FILE.json ...]", file=sys.stderr)
         return 2
+
+    def text(results: list[dict[str, Any]]) -> str:
+        several = by_budget(results)
+        return baselines(several) + "\n" + table(several)
+
+    return print_of([Path(name) for name in argv], text)
+
+
+def print_of(files: Sequence[Path], text: Callable[[list[dict[str, Any]]], str]) -> int:
+    """Print what `text` makes of the results in files; 2 after one line on what is wrong with them."""
     try:
-        results = by_budget([json.loads(Path(name).read_text()) for name in argv])
-        print(baselines(results) + "\n" + table(results), end="")
+        print(text([json.loads(path.read_text()) for path in files]), end="")
     except (OSError, ValueError, KeyError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -11,7 +11,6 @@ best at the first seed. `--best` and `--before` name the variants that are, and 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -19,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ablation_table import FAR
+from benchmarks.ablation_table import FAR, print_of
 from benchmarks.bench import budget_of
 from benchmarks.peers import GAUSSIAN, KINDS
 from benchmarks.variants import BASELINE, VARIANTS
@@ -81,13 +80,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--before", required=True, metavar="NAME", help="the variant that it is to be better than")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json")
     options = parser.parse_args(argv)
-    try:
-        results = [json.loads(path.read_text()) for path in options.files]
-        print(table(results, labels(options.best, options.before)), end="")
-    except (OSError, ValueError, KeyError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return print_of(options.files, lambda results: table(results, labels(options.best, options.before)))
 
 
 if __name__ == "__main__":

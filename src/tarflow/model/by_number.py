@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -79,26 +78,21 @@ class ByNumber(Transform):
         return self.inner.forward(x, base)
 
     def inverse(self, z: Tensor, params: Tensor) -> Tensor:
-        if by_number_native.fits(self.inner, z, params, self.into, self.out):
-            return by_number_native.inverse(self.inner, self.into, self.out, self.ends, z, [params])
-        return self._walk(z, [params], lambda branches: branches[0])
+        return self._decoded(z, [params])
 
     def guided_inverse(
         self, z: Tensor, conditional: Tensor, unguided: Tensor, strength: Tensor | float, rule: Rule
     ) -> Tensor:
         """Each number guided in its turn: both branches see the guided numbers before it."""
-        branches = [conditional, unguided]
+        return self._decoded(z, [conditional, unguided], strength, rule)
+
+    def _decoded(
+        self, z: Tensor, branches: list[Tensor], strength: Tensor | float = 0.0, rule: Rule = "paper"
+    ) -> Tensor:
+        """z to x, number by number, by the parameters of one branch, or of two with guidance between them."""
         if by_number_native.fits(self.inner, z, *branches, self.into, self.out):
             weights = (self.into, self.out, self.ends)
             return by_number_native.inverse(self.inner, *weights, z, branches, strength, rule)
-
-        def combine(branches: list[Tensor]) -> Tensor:
-            return self.single.combine(branches[0], branches[1], strength, rule)
-
-        return self._walk(z, branches, combine)
-
-    def _walk(self, z: Tensor, branches: list[Tensor], combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
-        """z to x, number by number, from the parameters of all branches and what makes one set of them."""
         dtype = branches[0].dtype
         into, out = self.into.to(dtype), self.out.to(dtype)
         parts = [self._split(branch) for branch in branches]
@@ -112,5 +106,6 @@ class ByNumber(Transform):
                 hidden, seen = [torch.cat(both, dim=-1) for both in zip(hidden, fresh, strict=True)], end
             weight = out[:, place, :end].t()
             params = [base[..., place] + known @ weight for base, known in zip(bases, hidden, strict=True)]
-            x = torch.cat([x, self.single.inverse(z[..., place : place + 1], combine(params))], dim=-1)
+            used = params[0] if len(params) == 1 else self.single.combine(params[0], params[1], strength, rule)
+            x = torch.cat([x, self.single.inverse(z[..., place : place + 1], used)], dim=-1)
         return x

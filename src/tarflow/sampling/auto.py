@@ -22,7 +22,7 @@ from tarflow import storage
 from tarflow.devices import synchronise
 from tarflow.model.saving import read_json
 from tarflow.model.sequence import SequenceFlow
-from tarflow.sampling.guidance import Guidance
+from tarflow.sampling.guidance import Guidance, active
 from tarflow.sampling.jacobi import Jacobi, check_options
 from tarflow.sampling.sequential import Sequential, sequential
 from tarflow.sampling.solver import Predict, Solution, Solver
@@ -107,7 +107,7 @@ def calibration_key(flow: SequenceFlow, batch: int, guidance: Guidance | None, t
     device = flow.device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} threads"
-    guided = "no guidance" if guidance is None or guidance.scale == 0 else repr(guidance)
+    guided = "no guidance" if active(guidance) is None else repr(guidance)
     tolerance = "default tolerance" if tol is None else f"tolerance {tol:g}"
     autocast = ", autocast" if torch.is_autocast_enabled(device.type) else ""
     dtype = str(flow.dtype).removeprefix("torch.")

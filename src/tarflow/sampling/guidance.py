@@ -79,9 +79,14 @@ class Guidance:
         return self.scale * places / (tokens - 1)
 
 
+def active(guidance: Guidance | None) -> Guidance | None:
+    """The guidance, or None where its scale is 0: then there is one branch, and none guides it."""
+    return guidance if guidance is not None and guidance.scale != 0 else None
+
+
 def guided_rows(guidance: Guidance | None, batch: int) -> int:
     """Sequences that go through the network for `batch` samples: both branches where there is guidance."""
-    return batch if guidance is None or guidance.scale == 0 else 2 * batch
+    return batch if active(guidance) is None else 2 * batch
 
 
 def branches(
@@ -91,8 +96,8 @@ def branches(
 
     R is `guided_rows`: the guided ones before the unguided ones. None where there are no classes, no temperature.
     """
-    context = block.context(y)
-    if guidance is None or guidance.scale == 0:
+    context, guidance = block.context(y), active(guidance)
+    if guidance is None:
         return context, None
     if context is not None:
         null = block.context(None)
@@ -126,14 +131,14 @@ class Guided:
 
 def inverse_of(block: Block, guidance: Guidance | None) -> Transform | Guided:
     """What makes x of z and the parameters that `side_by_side` gives."""
-    if guidance is None or guidance.scale == 0:
-        return block.transform
-    return Guided(block.transform, guidance.rule)
+    guidance = active(guidance)
+    return block.transform if guidance is None else Guided(block.transform, guidance.rule)
 
 
 def side_by_side(block: Block, params: Tensor, guidance: Guidance | None, places: Tensor) -> Tensor:
     """Parameters (R, n, size) of all branches to what `inverse_of` takes, (B, n, …), of slots `places` (n,)."""
-    if guidance is None or guidance.scale == 0:
+    guidance = active(guidance)
+    if guidance is None:
         return params
     conditional, unguided = params.chunk(2)
     tokens = places.to(params.dtype).view(-1, 1) - int(block.config.start_token)
@@ -144,7 +149,7 @@ def side_by_side(block: Block, params: Tensor, guidance: Guidance | None, places
 def predictor_of(block: Block, conditioner: Callable[[Tensor, int], Tensor], guidance: Guidance | None) -> Predict:
     """What a solver sees of a block, with what evaluates its conditioner for all branches: (R, n, size)."""
     inverse = inverse_of(block, guidance)
-    if guidance is None or guidance.scale == 0:
+    if active(guidance) is None:
         return Predict(conditioner, inverse)
 
     def evaluate(x: Tensor, start: int) -> Tensor:
