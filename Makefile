@@ -7,15 +7,16 @@ VENV := .venv
 JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+EXTRAS_STAMP := $(VENV)/.installed-extras
 
 # What a finished install is good for: this place, because .venv holds absolute paths, and these requirements.
 SIGNATURE = $(CURDIR) $$(cat pyproject.toml constraints.txt | cksum)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all gpu gpu-carry lint types format docs clean
+.PHONY: help install demo test test-slow test-extras test-all gpu gpu-carry lint types format docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Without --no-compile pip spends half a minute on bytecode, most of it of modules that nobody imports.
 install: ## make .venv, or bring it up to date; PYTHON=python3.12 chooses the interpreter of a new one
@@ -33,12 +34,19 @@ install: ## make .venv, or bring it up to date; PYTHON=python3.12 chooses the in
 demo: install ## train on the embedded digits, score, sample, denoise, and draw what came along; results in demo/
 	$(BIN)/tarflow demo --out demo
 
-test: install ## every test but the slow ones
-	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist worksteal
+test: install ## every test but the slow ones and those of optional packages
+	$(BIN)/python -m pytest -m "not slow and not extra" -n $(JOBS) --dist worksteal
 
 # pytest says 5 where there is nothing to run, as without the official repository, which some need.
 test-slow: install ## the slow tests
-	$(BIN)/python -m pytest -m slow tests -n $(JOBS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -m "slow and not extra" tests -n $(JOBS) || [ $$? -eq 5 ]
+
+# In the same .venv, on top of what is there. Tests whose package or browser is missing skip, and say which it is.
+test-extras: install ## the tests of what is optional (the page, the hub …), with its packages; some want Chromium
+	@if [ ! -f $(EXTRAS_STAMP) ] || [ "$$(cat $(EXTRAS_STAMP))" != "$(SIGNATURE)" ]; then set -e; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,docs,all]'; \
+		echo "$(SIGNATURE)" > $(EXTRAS_STAMP); fi
+	$(BIN)/python -m pytest -m extra tests -n $(JOBS) --dist worksteal || [ $$? -eq 5 ]
 
 test-all: install ## every test
 	$(BIN)/python -m pytest
