@@ -28,6 +28,7 @@ ROOMS = [
     "devices",
     "ranks",
     "native",
+    "hub",
     "pretrained",
     "model",
     "sampling",

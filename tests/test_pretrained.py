@@ -41,7 +41,7 @@ def test_a_path_that_exists_goes_before_a_name(tmp_path: Path, monkeypatch: pyte
     assert open_run("digits").path == Path("digits") and name_of(Path("digits")) is None
 
 
-@pytest.mark.parametrize("name", ["digitz", "./digits", "nowhere/digits", "", "__pycache__"])
+@pytest.mark.parametrize("name", ["digitz", "./digits", "nowhere/of/digits", "", "__pycache__"])
 def test_what_is_neither_a_path_nor_a_name_is_an_error_that_names_those_known(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

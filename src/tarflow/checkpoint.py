@@ -89,7 +89,7 @@ class Run:
 
 
 def open_run(path: str | Path, device: torch.device | str = "cpu") -> Run:
-    """Open a run directory, a hub directory, one `step-N` of a run, or a model that comes with the package by its name.
+    """Open a run directory, a hub directory, one `step-N` of a run, or a model of the package or the hub by its name.
 
     Raises naming the file that does not fit.
     """

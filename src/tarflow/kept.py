@@ -6,8 +6,8 @@
     detector.json    which score `tarflow evaluate --against` found best
     quality.json     what `tarflow quality` measured
 
-The package is not written to: of a model that comes with it, this is kept in the cache directory, under its name and
-the digest of its weights, and goes before what came along.
+Neither the package is written to, nor what was fetched from the hub: of a model from there, this is kept in the cache
+directory, under its name and the digest of its weights, and goes before what came along.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ SETTING_FILE = "sampling.json"
 
 
 def place_to_keep(run: Run) -> Path:
-    """The directory for what is found out of a model. Raises OSError where a model of the package has none."""
+    """The directory for what is found out of a model. Raises OSError where one of the package or the hub has none."""
     place = _place(run)
     if place is None:
         raise OSError(
-            f"{run.path.name}: comes with the package, which is not written to, and there is no cache directory; "
-            "expected TARFLOW_CACHE to name one"
+            f"{name_of(run.path)}: comes with the package, or from the hub, where nothing is written to, and there is "
+            "no cache directory; expected TARFLOW_CACHE to name one"
         )
     if place != run.path:
         place.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def _place(run: Run) -> Path | None:
     if (name := name_of(run.path)) is None:
         return run.path
     cache = storage.cache_directory()
-    return None if cache is None else cache / "models" / f"{name}-{weights_digest(run.path)[:8]}"
+    return None if cache is None else cache / "models" / f"{name.replace('/', '--')}-{weights_digest(run.path)[:8]}"
 
 
 def keep(run: Run, name: str, value: Any) -> Path:

@@ -195,7 +195,7 @@ class Run(checkpoint.Run):
 
 
 def open_run(path: str | Path, *, device: torch.device | str = "cpu") -> Run:
-    """Open a run directory, a hub directory, or one `step-N` of a run.
+    """Open a run directory, a hub directory, one `step-N` of a run, or a model of the package or the hub by its name.
 
     Raises FileNotFoundError or ValueError naming the file that is missing or does not fit.
 

@@ -29,7 +29,10 @@ from tarflow.fields import integer
 Flag: TypeAlias = FlagCreatePairsOff[bool]
 RunPath: TypeAlias = Annotated[  # no Path, for which `./digits` would be the name of a model
     Positional[str],
-    arg(help="a run, a directory with a model, one step-N, or a name of `tarflow models`", metavar="RUN"),
+    arg(
+        help="a run, a directory with a model, one step-N, a name of `tarflow models`, or one of the hub",
+        metavar="RUN",
+    ),
 ]
 Device: TypeAlias = Annotated[Literal["auto", "cpu", "cuda", "mps"], arg(help="where to compute")]
 SkipBad: TypeAlias = Annotated[Flag, arg(help="leave out files that cannot be read")]

@@ -226,8 +226,9 @@ class SequenceFlow(nn.Module):
         """Load what `save_pretrained`, a training run or `tarflow convert` left in a directory; in eval mode.
 
         Args:
-            directory: or the name of a model that comes with the package, such as "digits" (`tarflow models`). A path
-                that exists goes before a name.
+            directory: or the name of a model that comes with the package, such as "digits" (`tarflow models`), or of
+                one of the hub, "owner/name" or "owner/name@revision" (extra `[hub]`). A path that exists goes before a
+                name, and a name before the hub.
             dtype: of the weights. None is that of the file, and float32 for narrower ones: bf16 in a file saves room,
                 and loses nothing on its way to float32, in which products are exact, and on a CPU several times as
                 fast. `tarflow.narrowed` is for narrow products.

@@ -1,6 +1,7 @@
 """Which weights come along? A hub directory each: `config.json`, `model.safetensors`, and their card, `README.md`.
 
-A name of one stands wherever a RUN does. The card begins with what is known of the model, one `name: JSON` a line
+A name of one stands wherever a RUN does, and here is the one place that finds a RUN by a path, a name, or as a model of
+the hub (`hub`). The card begins with what is known of the model, one `name: JSON` a line
 between two lines of dashes, which is YAML too, as a hub wants it. `benchmarks.ship` writes all of this.
 """
 
@@ -11,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tarflow import hub
 from tarflow.jsontext import to_json
 
 ROOT = Path(__file__).resolve().parent
@@ -31,25 +33,28 @@ def names() -> list[str]:
 def located(run: str | Path) -> Path:
     """The directory that a RUN means: a path that exists, or else the model of the package with that name.
 
-    Raises FileNotFoundError that names those known.
+    Else that of a model of the hub, `owner/name@revision`, which is fetched where it is not here; a `Path` is none.
+    Raises FileNotFoundError that names those known, or what `hub.fetched` raises.
     """
     path, name = Path(run), str(run)
     if path.exists():
         return path
     if name in names():
         return ROOT / name
+    if isinstance(run, str) and (model := hub.hub_id(run)) is not None:
+        return hub.fetched(model)
     near = difflib.get_close_matches(name, names(), 1)
     hint = f"; perhaps {near[0]}?" if near else ""
     raise FileNotFoundError(
-        f"{name}: no such directory; expected a run, a directory with {CONFIG_FILE}, or one of the models that come "
-        f"along: {', '.join(names())}{hint}"
+        f"{name}: no such directory; expected a run, a directory with {CONFIG_FILE}, one of the models that come "
+        f"along: {', '.join(names())}, or of the hub: {hub.PREFIX}OWNER/NAME{hint}"
     )
 
 
 def name_of(path: Path) -> str | None:
-    """The name of the model in a directory, where it is one that comes with the package; else None."""
+    """The name of the model in a directory that is not to be written to: of the package, or of the hub; else None."""
     path = path.resolve()
-    return path.name if path.parent == ROOT else None
+    return path.name if path.parent == ROOT else hub.name_of(path)
 
 
 def facts(name: str) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def write_report(
     for subject in subjects:
         _ = subject.metrics  # what cannot be read is said before anything is written
     if out is None and name_of(runs[0].path) is not None:
-        raise ValueError(f"{paths[0]}: comes with the package, which is not written to; give a directory by --out")
+        raise ValueError(f"{paths[0]}: comes with the package, or from the hub: give a directory by --out")
     out = Path(paths[0]) / "report" if out is None else Path(out)
     for run in runs:
         check_output(run, "--out", out)

@@ -19,6 +19,7 @@ from tarflow.evaluation.likelihood.scores import ClassScores, class_scores
 from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.kept import open_setting
 from tarflow.measure import to_8bit
+from tarflow.pretrained import name_of
 from tarflow.run_data import open_splits
 from tarflow.sampling.denoise import denoise
 from tarflow.sampling.sample import SamplingError, sample
@@ -77,8 +78,10 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """The directory's name; for a `step-N` that of its run too."""
+        """The directory's name; for a `step-N` that of its run too; of a model of the hub its id."""
         path = self.run.path.resolve()
+        if (name := name_of(path)) is not None:
+            return name
         return f"{path.parent.parent.name}/{path.name}" if path.parent.name == CHECKPOINTS else path.name
 
     @cached_property

@@ -109,7 +109,7 @@ def held_out_scores(
 
 
 def _places(run: Run, origin: dict[str, Any]) -> list[Path]:
-    """Where scores are kept: with a run that is not of the package; in the cache directory, by what they depend on."""
+    """Where scores are kept: with a run, but one of the package or the hub; in the cache, by what they depend on."""
     cache, name = storage.cache_directory(), hashlib.blake2b(to_json(origin).encode(), digest_size=16).hexdigest()
     own = [] if name_of(run.path) else [run.path / HELD_OUT_FILE]
     return [*own, *([] if cache is None else [cache / "held-out-scores" / f"{name}.json"])]
