@@ -34,6 +34,11 @@ _HOMES = {
     "reconstruct": "tarflow.sampling.editing",
     "resample": "tarflow.sampling.editing",
     "trace": "tarflow.sampling.editing",
+    "Estimate": "tarflow.inference.estimate",
+    "Weighted": "tarflow.inference.weights",
+    "importance": "tarflow.inference.weights",
+    "hmc": "tarflow.inference.hmc",
+    "independence_metropolis": "tarflow.inference.chains",
     "load_official": "tarflow.interop",
     "Measure": "tarflow.measure",
     "patch_log_prob": "tarflow.evaluation.likelihood.patch_maps",
@@ -49,6 +54,11 @@ if TYPE_CHECKING:
     from tarflow.config import ConfigError as ConfigError
     from tarflow.config import TarFlowConfig as TarFlowConfig
     from tarflow.evaluation.likelihood.patch_maps import patch_log_prob as patch_log_prob
+    from tarflow.inference.chains import independence_metropolis as independence_metropolis
+    from tarflow.inference.estimate import Estimate as Estimate
+    from tarflow.inference.hmc import hmc as hmc
+    from tarflow.inference.weights import Weighted as Weighted
+    from tarflow.inference.weights import importance as importance
     from tarflow.interop import load_official as load_official
     from tarflow.measure import Measure as Measure
     from tarflow.model.condition import NULL_CLASS as NULL_CLASS

@@ -191,6 +191,33 @@ class SequenceFlow(nn.Module):
 
         return FlowDistribution(self, y)
 
+    def sample_and_log_prob(
+        self,
+        n: int,
+        c: Any = None,
+        seed: int = 0,
+        solver: Any = "auto",
+        batch_size: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw x (n, …) as `tarflow.sample` does, and log q(x|c) (n,), nats, of each: without gradients.
+
+        Where a solver predicts each token once (the sequential one), log q comes out of decoding, at no second pass.
+        A solver that iterates leaves x within its tolerance, whose latents are not quite those that were drawn: there
+        x is encoded, and log q is that of x itself, in any case `log_prob(x, c)` up to rounding.
+
+        Args:
+            c: (n, …) values of the condition. seed, solver, batch_size: as of `tarflow.sample`.
+
+        >>> import torch, tarflow
+        >>> flow = tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=2, width=64, layers=(1, 1)))
+        >>> x, log_q = flow.sample_and_log_prob(3)
+        >>> x.shape, torch.allclose(log_q, flow.log_prob(x), rtol=1e-4)
+        (torch.Size([3, 1, 8, 8]), True)
+        """
+        from tarflow.sampling.sample import sample_and_log_prob  # as above
+
+        return sample_and_log_prob(self, n, c, seed, solver, batch_size)
+
     # --- what comes in ---------------------------------------------------------------------------------------------
 
     def check_latents(self, z: Any, name: str = "z") -> None:

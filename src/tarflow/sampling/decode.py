@@ -36,12 +36,13 @@ def decode(
     solvers: Sequence[Solver] | None = None,
     report: Report | None = None,
     captured: Captured | None = None,
+    ladj: bool = False,
 ) -> Iterator[Solution]:
     """Invert the flow: from standard normal noise (B, T, D) and checked labels (B,), what each block leaves.
 
     The patches (B, T, D) of the last one, in raster order, are those of the images, not denoised. `solvers` has one a
     block, in the order of sampling; None is the sequential one for all. `report` counts the patches of all blocks.
-    `captured` holds on to what a GPU has recorded.
+    `captured` holds on to what a GPU has recorded. With `ladj` a solution has it where it comes out of decoding.
     """
     captured = captured or Captured()
     x = latents_of(flow, noise)
@@ -49,7 +50,7 @@ def decode(
         solver = solvers[number] if solvers else Sequential()
         before = number * x.shape[1]
         block_report = None if report is None else lambda done, before=before: report(before + done)
-        solution = invert(block, x, y, guidance, solver, block_report, captured)
+        solution = invert(block, x, y, guidance, solver, block_report, captured, ladj)
         x = solution.x
         yield solution
 
@@ -68,11 +69,13 @@ def invert(
     solver: Solver | None = None,
     report: Report | None = None,
     captured: Captured | None = None,
+    ladj: bool = False,
 ) -> Solution:
     """Decode one block: z (B, T, D) in raster order and checked labels (B,) to x (B, T, D) in raster order.
 
     Its cache is gone when it returns, also when a step fails: there is never more than one block's. What a GPU has
-    recorded goes with `captured`, or where there is none, too. None is the sequential solver.
+    recorded goes with `captured`, or where there is none, too. None is the sequential solver. With `ladj` the solution
+    has it where every token was predicted once, from what is returned: see `Recorded`.
     """
     z = block.enter(z)
     rows = guided_rows(guidance, len(z))
@@ -82,11 +85,41 @@ def invert(
         predict = Predict(lambda x, start: plain()(x, start), inverse_of(block, guidance), replay=replay)
     else:
         predict = predictor(block, y, guidance, block.new_cache(rows))
-    predict = dataclasses.replace(predict, dtype=_network_dtype(block), report=report)
+    recorded = Recorded(predict.evaluate)
+    evaluate = recorded if ladj else predict.evaluate
+    predict = dataclasses.replace(predict, evaluate=evaluate, dtype=_network_dtype(block), report=report)
     solution = (solver or Sequential()).solve(predict, z)
     if report is not None:
         report(block.config.tokens)
-    return dataclasses.replace(solution, x=block.leave(solution.x))
+    known = recorded.ladj(block, solution.x) if ladj else None
+    return dataclasses.replace(solution, x=block.leave(solution.x), ladj=known)
+
+
+class Recorded:
+    """What evaluates a block's conditioner, and keeps the parameters as long as they are of one token after the other.
+
+    Where each of those tokens is what the solver returns in the end, these are the parameters of its density, too.
+    Where a solver iterates, or a GPU replays steps, they are not known.
+    """
+
+    def __init__(self, evaluate: Callable[[Tensor, int], Tensor]) -> None:
+        self.evaluate = evaluate
+        self.steps: list[tuple[Tensor, Tensor]] | None = []
+
+    def __call__(self, x: Tensor, start: int) -> Tensor:
+        params = self.evaluate(x, start)
+        if self.steps is not None and x.shape[1] == 1 and start == len(self.steps):
+            self.steps.append((x.clone(), params.clone()))  # which may be written to by the next step
+        else:
+            self.steps = None
+        return params
+
+    def ladj(self, block: Block, x: Tensor) -> Tensor | None:
+        """log|det ∂z/∂x| (B,) of the block at its solution x (B, S, D), in its own order; None where not known."""
+        if not self.steps or len(self.steps) != x.shape[1] - 1:
+            return x.new_zeros(len(x)) if x.shape[1] == 1 else None
+        seen, params = (torch.cat(parts, dim=1) for parts in zip(*self.steps, strict=True))
+        return block.transform.forward(x[:, 1:], params)[1].sum(dim=1) if torch.equal(seen, x[:, :-1]) else None
 
 
 def _on_gpu(block: Block, z: Tensor) -> bool:

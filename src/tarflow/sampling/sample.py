@@ -13,7 +13,7 @@ from torch import Tensor
 from tarflow.fields import integer
 from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.cuda.graph import Captured
-from tarflow.sampling.decode import Report, decode, default_batch_size, draw_noise
+from tarflow.sampling.decode import Report, decode, default_batch_size, draw_noise, latents_of
 from tarflow.sampling.denoise import check_sigma
 from tarflow.sampling.denoise import denoise as denoise_images
 from tarflow.sampling.guidance import Guidance
@@ -42,6 +42,7 @@ class SampleBatch:
             block; 0 for the sequential solver, which is exact by construction.
         solvers: what decoded each block, in the order of sampling: "sequential", or "jacobi" with its window, such as
             "jacobi 16".
+        log_prob: (b,) log q of the images, nats, where `sample_batches` was asked for it; else None.
     """
 
     images: Tensor
@@ -50,14 +51,17 @@ class SampleBatch:
     iterations: tuple[int, ...]
     residual: float
     solvers: tuple[str, ...]
+    log_prob: Tensor | None = None
 
 
 def _arguments_of(function: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
-    """A decorator that gives a function the arguments of another one, for callers, type checkers and `help`."""
+    """A decorator that gives a function the positional arguments of another one, for callers, checkers and `help`."""
 
     def decorate(decorated: Callable[..., R]) -> Callable[P, R]:
         returned = inspect.signature(decorated).return_annotation
-        signature = inspect.signature(function).replace(return_annotation=returned)
+        of_function = inspect.signature(function)
+        kept = [p for p in of_function.parameters.values() if p.kind is not p.KEYWORD_ONLY]
+        signature = of_function.replace(parameters=kept, return_annotation=returned)
         decorated.__signature__ = signature  # type: ignore[attr-defined]
         return decorated
 
@@ -76,12 +80,20 @@ def sample_batches(
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     first: int = 0,
+    *,
+    log_prob: bool = False,
 ) -> Iterator[SampleBatch]:
-    """As `sample`, but yields a `SampleBatch` as each batch finishes. Arguments are checked before the first one."""
+    """As `sample`, but yields a `SampleBatch` as each batch finishes. Arguments are checked before the first one.
+
+    With `log_prob` it has log q of the images, as `flow.sample_and_log_prob` says; without guidance and denoising,
+    under which there is no density.
+    """
     batch_size = None if batch_size is None else integer("batch_size", batch_size, 1)
     n, seed, first = integer("n", n, 1), integer("seed", seed), integer("first", first, 0)
     solver = solver_of(solver)
     y = check_arguments(flow, n, y, guidance, denoise, noise)
+    if log_prob and (guidance is not None or denoise is not None):
+        raise ValueError("log_prob: expected no guidance and no denoising, under which samples have no known density")
     size = min(n, batch_size or default_batch_size(flow, guidance))
     patches = len(flow.blocks) * flow.sequence.tokens  # of an image, in all blocks
 
@@ -96,26 +108,34 @@ def sample_batches(
         indices = torch.arange(start, end, device="cpu", dtype=torch.int64)
         redraws = torch.zeros_like(indices)
         iterations, residual = [0] * len(solvers), 0.0
-        images = None
+        images, densities = None, None
         todo = indices - start  # rows of this batch that are still to be drawn
         for attempt in range(MAX_ATTEMPTS):
             which = indices[todo]
             labels = None if y is None else y[which.to(y.device)]
             chosen = draw_noise(flow, first + which, seed, attempt) if noise is None else noise[which]
             report = report_of(start, len(which)) if attempt == 0 else None
-            for step, solution in enumerate(decode(flow, chosen, labels, guidance, solvers, report, captured)):
+            ladj = []
+            decoding = decode(flow, chosen, labels, guidance, solvers, report, captured, log_prob)
+            for step, solution in enumerate(decoding):
                 iterations[step] += solution.iterations
                 residual = max(residual, solution.residual)
+                ladj.append(solution.ladj)
             drawn = flow.event.from_tokens(solution.x)
             if denoise is not None:
                 drawn = denoise_images(flow, drawn, denoise, labels)
+            log_q = log_density(flow, chosen, labels, drawn, ladj) if log_prob else None
             if images is None:
-                images = drawn
+                images, densities = drawn, log_q
             else:
-                images[todo.to(drawn.device)] = drawn
+                rows = todo.to(drawn.device)
+                images[rows] = drawn
+                if densities is not None and log_q is not None:
+                    densities[rows] = log_q
             todo = todo[~torch.isfinite(drawn).flatten(1).all(dim=1).cpu()]
             if len(todo) == 0:
-                return SampleBatch(images, indices, redraws, tuple(iterations), residual, tuple(map(str, solvers)))
+                names = tuple(map(str, solvers))
+                return SampleBatch(images, indices, redraws, tuple(iterations), residual, names, densities)
             if noise is not None:
                 raise SamplingError(
                     f"sample {int(indices[todo[0]])} is not finite, and its noise was given by the caller"
@@ -170,7 +190,42 @@ def sample(*arguments: Any, **named: Any) -> Tensor:
     >>> tarflow.sample(flow, 3, y=torch.tensor([0, 1, 1]), guidance=tarflow.Guidance(scale=1.0)).shape
     torch.Size([3, 1, 8, 8])
     """
+    if "log_prob" in named:
+        raise TypeError("sample() has no argument 'log_prob'; flow.sample_and_log_prob(n) and sample_batches have")
     return torch.cat([batch.images for batch in sample_batches(*arguments, **named)])
+
+
+def sample_and_log_prob(
+    flow: SequenceFlow,
+    n: int,
+    c: Any = None,
+    seed: int = 0,
+    solver: Solver | str = "auto",
+    batch_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What `flow.sample_and_log_prob` does: n draws x (n, …) and log q(x|c) (n,), nats."""
+    batches = list(sample_batches(flow, n, c, None, seed, solver=solver, batch_size=batch_size, log_prob=True))
+    densities = [batch.log_prob for batch in batches if batch.log_prob is not None]
+    return torch.cat([batch.images for batch in batches]), torch.cat(densities)
+
+
+@torch.no_grad()
+def log_density(
+    flow: SequenceFlow, noise: Tensor, y: Tensor | None, x: Tensor, ladj: Sequence[Tensor | None]
+) -> Tensor:
+    """log q(x|y) (B,), nats, of x (B, …) that was decoded from standard normal noise (B, T, D) under checked y.
+
+    Where each block's `ladj` (B,) came out of decoding, they are added up. Where one did not, x is encoded: what a
+    solver left within its tolerance has other latents than it began with, and their density is that of x.
+    """
+    known = [each for each in ladj if each is not None]
+    if len(known) == len(ladj):
+        _, outside = flow.event.to_tokens(x)
+        outside = outside.sum(dim=1) if isinstance(outside, Tensor) else outside
+        log_q = flow.base.log_prob(latents_of(flow, noise)).sum(dim=1) + sum(known) + outside
+        if bool(torch.isfinite(log_q).all()):
+            return log_q
+    return flow.log_prob(x, y)
 
 
 def check_arguments(

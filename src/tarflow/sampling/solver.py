@@ -92,11 +92,13 @@ class Solution:
         iterations: evaluations of `predict`; at most T-1.
         residual: the largest |F(x) - x| / max(1, |x|) over all patches and rows, with F one more evaluation; at most
             the tolerance. Rows that are not finite are left out.
+        ladj: log|det ∂z/∂x| (B,) of the block, nats, where it was asked for and is known; no solver gives it.
     """
 
     x: Tensor
     iterations: int
     residual: float
+    ladj: Tensor | None = None
 
 
 class Solver(ABC):

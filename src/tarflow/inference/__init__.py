@@ -1,0 +1,1 @@
+"""What follows from draws and log-densities, whoever they come from: estimates, weights, chains, calibration."""

@@ -1,0 +1,73 @@
+"""Hamiltonian Monte Carlo on densities whose moments are known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tarflow.inference.hmc import hmc
+
+SCALES = torch.tensor([0.05, 1.0, 20.0], dtype=torch.float64)
+
+
+def gaussian(x: Tensor) -> Tensor:
+    """Correlated, with scales that differ by a factor of 400."""
+    u = x / SCALES
+    return -0.5 * (u[:, 0].square() + u[:, 1].square() + (u[:, 2] - 0.6 * u[:, 1]).square() / (1 - 0.36))
+
+
+def test_moments_are_those_of_the_density() -> None:
+    start = SCALES * torch.randn(16, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    before = start.clone()
+    chains = hmc(gaussian, start, steps=200, warmup=250)
+    assert torch.equal(start, before) and chains.draws.shape == (200, 16, 3) and not chains.draws.requires_grad
+    ess = chains.effective_sample_size
+    u = chains.draws.flatten(0, 1) / SCALES
+    assert (u.mean(0).abs() < 4 / ess.sqrt()).all() and ((u.var(0) - 1).abs() < 8 / ess.sqrt()).all()
+    assert abs(float((u[:, 1] * u[:, 2]).mean()) - 0.6) < 8 / float(ess.amin()) ** 0.5
+    assert (chains.rhat < 1.03).all() and (ess > 600).all()
+    assert ((chains.acceptance > 0.6) & (chains.acceptance < 1)).all()
+    assert ((chains.scale / SCALES).log().abs() < 0.7).all(), "warm-up finds the scale of each number"
+
+
+def test_each_chain_is_tuned_by_itself() -> None:
+    """One density a chain, 1000 times as wide from the first to the last: all are accepted alike."""
+    widths = torch.tensor([0.01, 1.0, 10.0], dtype=torch.float64)
+    chains = hmc(lambda x: -0.5 * (x / widths.unsqueeze(1)).square().sum(1), torch.zeros(3, 2).double(), 250, 200)
+    assert (chains.acceptance > 0.6).all()
+    assert ((chains.draws.std((0, 2)) / widths - 1).abs() < 0.25).all()
+
+
+def test_a_density_with_an_edge_is_not_left() -> None:
+    """Half a normal: outside there is no density, and a gradient of NaN leads nowhere."""
+
+    def half(x: Tensor) -> Tensor:
+        return torch.where(x > 0, -0.5 * x.square(), torch.nan).sum(1)
+
+    chains = hmc(half, torch.ones(20, 1, dtype=torch.float64), steps=300, warmup=100)
+    assert (chains.draws > 0).all()
+    assert abs(float(chains.draws.mean()) - (2 / torch.pi) ** 0.5) < 0.06
+
+
+def test_it_is_a_function_of_its_seed() -> None:
+    start = torch.ones(2, 3, dtype=torch.float64)
+    first, again, other = (hmc(gaussian, start, 5, 5, seed=seed).draws for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start": torch.full((2, 3), torch.nan)}, "finite log-density, got nan of chain 0"),
+        ({"start": torch.zeros(3)}, r"start: expected floating \(chains, d\)"),
+        ({"steps": 0}, "steps"),
+        ({"target": 1.0}, "target: expected a number between 0 and 1"),
+        ({"step_size": 0.0}, "step_size"),
+        ({"log_density": lambda x: x.sum()}, r"log_density: expected \(2,\)"),
+    ],
+)
+def test_what_does_not_fit_is_said(changes: dict[str, object], message: str) -> None:
+    arguments: dict[str, object] = {"log_density": lambda x: -x.square().sum(1), "start": torch.zeros(2, 3)}
+    with pytest.raises(ValueError, match=message):
+        hmc(**arguments | changes)  # type: ignore[arg-type]
