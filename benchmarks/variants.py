@@ -106,6 +106,8 @@ VARIANTS: dict[str, Variant] = {
     "spline in 2 blocks": Variant("spline", {"transforms": ("spline", "spline")}),
     "spline in all blocks": Variant("spline", {"transform": "spline"}),
     "spline by number": Variant("spline", {"transforms": ("spline-by-number",)}),
+    "spline mixed": Variant("spline", {"transforms": ("spline-mixed",)}),
+    "mixed": Variant("order within a patch", {"transform": "affine-mixed"}),  # but for blocks that others name
     "affine by number": Variant("order within a patch", {"transforms": ("affine-by-number",)}),
     "affine by number in all blocks": Variant("order within a patch", {"transform": "affine-by-number"}),
     "always raster": _part("order", "raster only"),

@@ -27,8 +27,11 @@ TRANSFORMS = {  # names only, so that the command line knows them without import
     "spline": TransformEntry("tarflow.model.spline:Spline", scales=True),
 }
 
-BY_NUMBER = "-by-number"
-"""Behind the name of a transform: the numbers of a token one after the other (`model.by_number`)."""
+AROUND = {
+    "-by-number": "tarflow.model.by_number:ByNumber",
+    "-mixed": "tarflow.model.mixed:Mixed",
+}
+"""What may stand behind the name of a transform, and the class around it that the numbers of a token see another by."""
 
 # Beyond what anybody trains, and within what PyTorch can count: a damaged number is an error, not a day of waiting.
 LARGEST, MOST_LAYERS, MOST_BINS = 1 << 20, 4096, 256
@@ -36,7 +39,13 @@ LARGEST, MOST_LAYERS, MOST_BINS = 1 << 20, 4096, 256
 
 def transform_entry(name: str) -> TransformEntry:
     """The line of the table that the name of a transform stands for; KeyError where there is none."""
-    return TRANSFORMS[name.removesuffix(BY_NUMBER)]
+    return TRANSFORMS[parts_of(name)[0]]
+
+
+def parts_of(name: str) -> tuple[str, str]:
+    """The name of a transform without what stands behind it, and that: "" or one of `AROUND`."""
+    ending = next((ending for ending in AROUND if name.endswith(ending)), "")
+    return name.removesuffix(ending), ending
 
 
 def check_network(config: Any) -> None:
@@ -59,8 +68,8 @@ def check_transforms(config: Any) -> None:
 
 def check_transform(field: str, name: str) -> None:
     """Raise ConfigError unless there is a transform of that name."""
-    known = name.removesuffix(BY_NUMBER) in TRANSFORMS
-    check(known, field, f"one of {', '.join(TRANSFORMS)}, which {BY_NUMBER} may follow", name)
+    known = parts_of(name)[0] in TRANSFORMS
+    check(known, field, f"one of {', '.join(TRANSFORMS)}, which {' or '.join(AROUND)} may follow", name)
 
 
 def bound_of(value: float | str | None, scales: bool) -> float | None:

@@ -49,7 +49,8 @@ class TarFlowConfig:
     transform: str = option(
         "affine",
         help="affine (shift and scale), additive (the volume-preserving variant) or spline (bends each number before "
-        "it is shifted); with -by-number behind it, the numbers of a patch see those before them",
+        "it is shifted); with -mixed behind it, the numbers of a patch are mixed by a triangular matrix before; with "
+        "-by-number, they see those before them through a small network, and samples take longer",
     )
     transforms: tuple[str, ...] = option(
         (), help="transforms of the first blocks, that next to the pixels first; the others have `transform`"

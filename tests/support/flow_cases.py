@@ -57,6 +57,7 @@ CASES: dict[str, dict[str, Any]] = {
     "start_token_additive": {"start_token": True, "transform": "additive"},
     "first_block_additive": {"transforms": ("additive",), "layers": (1, 1, 1), "num_classes": 2},
     "by_number": {"transforms": ("affine-by-number",), "num_classes": 3},
+    "mixed": {"transform": "affine-mixed", "num_classes": 2, "log_scale_bound": 0.6},
     "spline": {"transform": "spline", "bins": 3, "interval": 2.0, "log_scale_bound": 0.6, "num_classes": 2},
     "spline_first": {"transforms": ("spline",), "bins": 5, "start_token": True, "log_scale_bound": 0.6},
     "one_pixel_patches": {"image_size": (3, 2), "patch_size": 1, "head_dim": 16, "expansion": 1},  # D=1, one head
@@ -87,6 +88,7 @@ SEQUENCES: dict[str, dict[str, Any]] = {  # flows on sequences: what images do n
     "two_transforms": {"transforms": ("additive", "affine"), "log_scale_bound": 0.6, "condition": "classes:2"},
     "spline_last": {"transforms": ("affine", "spline"), "bins": 4, "interval": 3.0, "condition": "classes:3"},
     "spline_by_number": {"transforms": ("spline-by-number", "affine"), "bins": 3, "start_token": True},
+    "spline_mixed": {"transforms": ("spline-mixed", "additive-mixed"), "bins": 3, "start_token": True},
     "affine_on_a_followed_variance": {"base": "followed", "orders": ("raster", "random:6")},
     "additive_on_a_fixed_variance": {"base": "normal", "transforms": ("additive",) * 2, "dim": 1},
 }

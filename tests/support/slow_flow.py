@@ -82,7 +82,7 @@ def number(config: SequenceConfig, weights: Weights, index: int, params: Tensor,
     first, as the official ones do; those of the additive transform are the shift alone.
     """
     name, dim, place = config.transforms[index], config.dim, len(x)
-    kinds = {"additive": 1, "affine": 2, "spline": 3 * config.bins + 1}[name.removesuffix("-by-number")]
+    kinds = {"additive": 1, "affine": 2, "spline": 3 * config.bins + 1}[name.partition("-")[0]]
     found = [params[kind * dim + place] for kind in range(kinds)]
     if name.endswith("-by-number"):
         into, out, a = weights["transform.into"], weights["transform.out"], params[kinds * dim :]
@@ -205,7 +205,10 @@ def decode(
                     shift, log_scale, *curve = found
                     if bound is not None and not config.transforms[index].startswith("additive"):
                         log_scale = bound * torch.tanh(log_scale / bound)
-                    numbers.append(unbent(config, ordered[i][d] * log_scale.exp() + shift, curve))
+                    value = unbent(config, ordered[i][d] * log_scale.exp() + shift, curve)
+                    if config.transforms[index].endswith("-mixed"):
+                        value = value - sum(weights[index]["transform.lower"][d, e] * numbers[e] for e in range(d))
+                    numbers.append(value)
                 x.append(torch.stack(numbers))
             patches = [x[order.index(token)] for token in range(length)]
         decoded.append(torch.stack(patches))
