@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import torch
 from PIL import Image
 
 from tarflow.data.images import decode, to_array
-from tarflow.pictures import CAPTION, captioned, class_captions, grid, save_png, save_sheet
+from tarflow.measure import Measure, to_8bit
+from tarflow.pictures import CAPTION, captioned, class_captions, grid, save_png, save_sheet, show, to_images
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -78,3 +81,66 @@ def test_captions_make_room_for_themselves(tmp_path: Path) -> None:
     save_sheet(tmp_path / "sheet.png", torch.zeros(4, 1, 8, 8, dtype=torch.uint8), captions=["a", "b", "c", "d"])
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (2 * 66 + 2, 2 * (66 + CAPTION) + 2)
+
+
+# --- pictures in and out of a program ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize("noise", ["gaussian", "uniform"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_level_comes_back_as_it_went_in(levels: int, noise: str, channels: int) -> None:
+    measure = Measure(levels, noise, 0.1)
+    pixels = torch.arange(levels, dtype=torch.uint8).view(1, 1, 1, levels).expand(2, channels, 3, levels)
+    right = to_8bit(pixels, levels)
+    for images in (pixels, measure.clean(pixels), measure.clean(pixels).double()):
+        pictures = to_images(images, measure)
+        assert [picture.mode for picture in pictures] == [{1: "L", 3: "RGB"}[channels]] * 2
+        assert torch.equal(torch.stack([torch.tensor(np.array(to_array(picture))) for picture in pictures]), right)
+    assert np.array_equal(to_array(to_images(pixels[0], measure)[0]), right[0].numpy())
+
+
+def test_without_a_measure_black_and_white_are_the_ends() -> None:
+    x = torch.tensor([-7.0, -1.0, 1.0, 7.0]).view(1, 1, 2, 2).requires_grad_()
+    assert to_array(to_images(x)[0]).tolist() == [[[0, 0], [255, 255]]]
+
+
+@pytest.mark.parametrize(
+    ("images", "of", "message"),
+    [
+        (torch.zeros(2, 2, 4, 4), None, "with C 1 or 3, got (2, 2, 4, 4)"),
+        (torch.zeros(4, 4), None, "(N, C, H, W) or (C, H, W)"),
+        (torch.zeros(1, 4, 4, dtype=torch.int64), None, "got torch.int64"),
+        (torch.full((1, 4, 4), 17, dtype=torch.uint8), Measure(17), "levels 0 to 16, got 17"),
+        (torch.full((1, 4, 4), torch.nan), None, "finite"),
+        (torch.zeros(1, 4, 4), "digits", "of: expected a run, a tarflow.Measure or None, got str"),
+    ],
+)
+def test_what_is_no_image_is_named(images: torch.Tensor, of: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        to_images(images, of)
+
+
+def test_a_sheet_is_what_a_notebook_displays_and_what_is_written(tmp_path: Path) -> None:
+    x = torch.rand(5, 3, 8, 8) * 2 - 1
+    sheet = show(x, columns=5)
+    assert sheet.image.size == (5 * 34 + 2, 34 + 2) and "5 images" in repr(sheet)
+    assert np.array_equal(to_array(decode(sheet._repr_png_())), to_array(sheet.image))
+    save_sheet(tmp_path / "a.png", x, columns=5)
+    save_sheet(tmp_path / "b.png", to_images(x), columns=5)
+    sheet.save(tmp_path / "c.png")
+    assert len({(tmp_path / f"{name}.png").read_bytes() for name in "abc"}) == 1
+    assert show(x, captions=list("abcde")).image.size != sheet.image.size
+    with pytest.raises(ValueError, match="captions: expected 5, one an image, got 1"):
+        show(x, captions=["a"])
+
+
+def test_pictures_of_pillow_are_shown_in_colour_where_one_is() -> None:
+    red, grey = Image.new("RGB", (4, 4), "red"), Image.new("L", (4, 4), 7)
+    assert show([grey, grey]).image.mode == "L"
+    pixels = to_array(show([red, grey], zoom=1).image)
+    assert pixels[:, 3, 3].tolist() == [255, 0, 0] and pixels[:, 3, 9].tolist() == [7, 7, 7]
+    assert np.array_equal(to_array(show(red).image), to_array(show([red]).image))
+    for wrong, message in (([], "at least one"), ([red, red.resize((5, 4))], "4x4, 4x5"), ([red, "a"], "images[1]")):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            show(wrong)

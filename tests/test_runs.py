@@ -16,7 +16,9 @@ from PIL import Image
 import tarflow
 from tarflow import checkpoint, kept
 from tarflow.cli import main
-from tarflow.data.load import load_dataset
+from tarflow.data.load import load_dataset, open_scan
+from tarflow.measure import to_8bit
+from tarflow.run_data import image_options
 from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.setting import Setting, StoredSetting
 from tarflow.training.trainer import train
@@ -191,3 +193,69 @@ def test_no_tutorial_needs_a_name_that_may_change(page: Path) -> None:
                 assert not (node.module or "").startswith("tarflow"), ast.unparse(node)
             if isinstance(node, ast.Import):
                 assert not any(alias.name.startswith("tarflow.") for alias in node.names), ast.unparse(node)
+
+
+# --- Pillow's pictures ------------------------------------------------------------------------------------------------
+
+
+def test_pictures_become_pixels_as_their_files_do(run: tarflow.Run, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = {
+        "grey": Image.fromarray(rng.integers(0, 256, (9, 12), np.uint8)),
+        "colour": Image.fromarray(rng.integers(0, 256, (20, 7, 3), np.uint8)),
+        "clear": Image.fromarray(rng.integers(0, 256, (8, 8, 4), np.uint8)),
+        "wide": Image.fromarray(rng.integers(0, 65536, (8, 8), np.uint16)),
+        "palette": Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).quantize(9),
+    }
+    for name, picture in pictures.items():
+        picture.save(tmp_path / f"{name}.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    pictures["turned"] = pictures["colour"]
+    pictures["turned"].save(tmp_path / "turned.png", exif=turned)
+    pictures["turned"] = Image.open(tmp_path / "turned.png")
+    pixels = tarflow.from_pil(pictures.values(), run)
+    assert pixels.shape == (6, 1, 4, 4) and pixels.dtype == torch.uint8 and int(pixels.max()) <= 16
+    for found, name in zip(pixels, pictures, strict=True):
+        scanned = next(iter(open_scan(str(tmp_path / f"{name}.png"), image_options(run))))
+        assert scanned.pixels is not None and torch.equal(found, scanned.pixels), name
+    assert torch.equal(tarflow.from_pil(pictures["grey"], run), pixels[:1])
+    assert run.score(pixels).shape == (6,)
+
+
+def test_what_a_run_draws_comes_back_from_pictures(run: tarflow.Run) -> None:
+    pixels = run.pixels(run.sample(n=3))
+    assert torch.equal(tarflow.from_pil(tarflow.to_images(pixels, run), run), pixels)
+    assert torch.equal(tarflow.from_pil(tarflow.to_images(run.measure.clean(pixels), run), run), pixels)
+    flow = tarflow.from_pil(tarflow.to_images(pixels, run), run.flow)  # which knows of no levels but 256
+    assert torch.equal(flow, to_8bit(pixels, 17))
+
+
+def test_pictures_that_are_none_are_named(run: tarflow.Run) -> None:
+    grey = Image.new("L", (4, 4))
+    for images, of, message in (
+        ([], run, "images: holds no images"),
+        ([grey, "a.png"], run, "images[1]: expected a picture, an array or a tensor, got str"),
+        ([grey, Image.new("F", (4, 4))], run, "images[1]: floating-point pixels"),
+        (grey, run.path, "of: expected a run or a TarFlow"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            tarflow.from_pil(images, of)
+
+
+def test_more_than_8_bits_are_read_by_the_range_of_the_training(tmp_path: Path) -> None:
+    many = [np.random.default_rng(k).integers(0, 4096, (4, 4), np.uint16) for k in range(6)]
+    pictures = [Image.fromarray(values) for values in many]
+    fields = {"batch_size": 4, "width": 64, "layers": (1,), "patch_size": 2, "value_range": (0, 4095)}
+    made = tarflow.train(pictures, tmp_path / "run", steps=1, device="cpu", **fields)
+    right = np.rint(np.stack(many)[:, None] * (255 / 4095))
+    assert np.array_equal(tarflow.from_pil(pictures, made).numpy(), right)
+    assert np.array_equal(tarflow.from_pil(pictures, tarflow.open_run(tmp_path / "run")).numpy(), right)
+    with pytest.raises(ValueError, match="value_range: expected two numbers or 'full' for images in memory"):
+        tarflow.train(pictures, tmp_path / "other", **{**fields, "value_range": "auto"})
+
+
+def test_a_printed_run_says_what_it_is(run: tarflow.Run) -> None:
+    first, *more = repr(run).splitlines()
+    assert first.startswith(f"Run {run.path}: of ") and "17 levels; density of x + 0.05·ε" in first
+    assert "\n".join(more) == repr(run.flow)

@@ -42,6 +42,11 @@ _HOMES = {
     "load_official": "tarflow.interop",
     "Measure": "tarflow.measure",
     "patch_log_prob": "tarflow.evaluation.likelihood.patch_maps",
+    "load_images": "tarflow.data.load",
+    "save_sheet": "tarflow.pictures",
+    "show": "tarflow.pictures",
+    "to_images": "tarflow.pictures",
+    "from_pil": "tarflow.runs",
     "Run": "tarflow.runs",
     "open_run": "tarflow.runs",
     "train": "tarflow.runs",
@@ -53,6 +58,7 @@ __all__ = ["__version__", *_HOMES]
 if TYPE_CHECKING:
     from tarflow.config import ConfigError as ConfigError
     from tarflow.config import TarFlowConfig as TarFlowConfig
+    from tarflow.data.load import load_images as load_images
     from tarflow.evaluation.likelihood.patch_maps import patch_log_prob as patch_log_prob
     from tarflow.inference.chains import independence_metropolis as independence_metropolis
     from tarflow.inference.estimate import Estimate as Estimate
@@ -66,7 +72,11 @@ if TYPE_CHECKING:
     from tarflow.model.derivatives import second_order as second_order
     from tarflow.model.flow import TarFlow as TarFlow
     from tarflow.model.sequence import SequenceFlow as SequenceFlow
+    from tarflow.pictures import save_sheet as save_sheet
+    from tarflow.pictures import show as show
+    from tarflow.pictures import to_images as to_images
     from tarflow.runs import Run as Run
+    from tarflow.runs import from_pil as from_pil
     from tarflow.runs import open_run as open_run
     from tarflow.runs import train as train
     from tarflow.sampling.auto import Auto as Auto

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tarflow import checkpoint, kept, recipes
 from tarflow.config import TrainingConfig
-from tarflow.data.load import load_dataset
+from tarflow.data.load import load_dataset, load_pixels
+from tarflow.data.options import LoadOptions
 from tarflow.data.sets import Splits
 from tarflow.devices import pick_device
 from tarflow.drawing import Sampler, class_number, labels_in_turn
@@ -22,7 +24,8 @@ from tarflow.evaluation.likelihood.scores import class_scores
 from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.evaluation.likelihood.table import ScoredFiles, score_files
 from tarflow.fields import integer
-from tarflow.run_data import open_splits
+from tarflow.model.flow import TarFlow
+from tarflow.run_data import image_options, open_splits
 from tarflow.sampling.auto import Auto
 from tarflow.sampling.sample import sample
 from tarflow.sampling.setting import Setting
@@ -38,6 +41,12 @@ class Run(checkpoint.Run):
         levels: values a pixel can take. class_names: in the order of the labels. noise: "gaussian" or "uniform".
         sigma: of Gaussian noise in training, by which samples are denoised; None where there was none.
     """
+
+    def __repr__(self) -> str:
+        """What it is, in a few lines."""
+        data, noise = self.config.data, str(self.measure) if self.config.training else "noise of training not stored"
+        source = f"of {data.source}, {self.levels} levels; {noise}" if data else noise
+        return f"Run {self.path}: {source}\n{self.flow!r}"
 
     @property
     def setting(self) -> Setting:
@@ -213,6 +222,37 @@ def open_run(path: str | Path, *, device: torch.device | str = "cpu") -> Run:
     return Run(opened.path, opened.flow, opened.config)
 
 
+def from_pil(images: Any, of: Run | TarFlow) -> Tensor:
+    """Pillow's pictures as pixels (N, C, H, W) uint8 of a run or a flow, read as `tarflow score` reads files.
+
+    They are turned upright, laid over white where they are transparent, made grey or RGB, scaled and cut to the size of
+    the model, and more than 8 bits become levels by the run's `value_range`. `run.score` takes the pixels;
+    `run.measure.clean` and `run.noisy` make of them what the flow sees.
+
+    Args:
+        images: one picture, or several, of any size and mode.
+        of: a run, which knows its levels; a flow takes 256.
+
+    Raises:
+        ValueError: nothing, or something else; the message names it.
+
+    >>> from PIL import Image
+    >>> import tarflow
+    >>> pixels = tarflow.from_pil(Image.new("RGB", (30, 20), "white"), tarflow.open_run("digits"))
+    >>> pixels.shape, int(pixels.min())
+    (torch.Size([1, 1, 8, 8]), 16)
+    """
+    several = [images] if isinstance(images, Image.Image) else list(images)
+    if isinstance(of, checkpoint.Run):
+        options = image_options(of) if of.config.data else LoadOptions(levels=of.levels)
+        config = of.config.model
+    elif isinstance(of, TarFlow):
+        options, config = LoadOptions(), of.config
+    else:
+        raise ValueError(f"of: expected a run or a TarFlow, got {type(of).__name__}")
+    return load_pixels(several, options.replace(image_size=config.image_shape, channels=config.channels))
+
+
 def train(
     data: Any,
     out: str | Path,
@@ -250,7 +290,8 @@ def train(
         sections["model"].pop(name, None)
     sections["data"]["source"] = f"{type(data).__name__}, given to tarflow.train"
     sections = recipes.with_fields(sections, fields)
-    options = {name: sections["data"][name] for name in ("held_out_fraction", "split_seed") if name in sections["data"]}
+    names = ("held_out_fraction", "split_seed", "value_range")
+    options = {name: sections["data"][name] for name in names if name in sections["data"]}
     splits = load_dataset(data, held_out, levels=levels, class_names=class_names, **options)
     train_run(resolve(sections, splits), splits, out, resume=resume, device=pick_device(device), report=report)
     return open_run(out)

@@ -63,8 +63,7 @@ def decode(
             _ONE_LARGE if _check_size(opened) > LARGE else contextlib.nullcontext(),
         ):
             opened.load()  # everything is read here: nothing below can meet a truncated file
-            upright = ImageOps.exif_transpose(opened) if opened.getexif().get(_ORIENTATION, 1) != 1 else opened
-            found = convert(_flatten(upright, values or Values("full")), channels)
+            found = convert(plain(opened, values), channels)
             return found if size is None else fit(found, size)
     except DataError:
         raise
@@ -75,6 +74,12 @@ def decode(
     except Exception as error:  # on damaged bytes Pillow's readers raise whatever their parsers meet
         detail = str(error) or type(error).__name__
         raise DataError(f"damaged or truncated: {' '.join(detail.split())}") from None
+
+
+def plain(image: Image.Image, values: Values | None = None) -> Image.Image:
+    """Any picture of Pillow's, upright, as mode L or RGB; `values` as of `decode`. Raises `DataError` as that does."""
+    upright = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+    return _flatten(upright, values or Values("full"))
 
 
 def head_of(data: bytes | Path) -> tuple[int, int, int] | None:

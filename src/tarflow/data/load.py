@@ -53,6 +53,9 @@ def load(source: str, options: LoadOptions | None = None, **fields: Any) -> Spli
     return _splits(layout, options)
 
 
+load_images = load  # its name where there is no `data` before it: `tarflow.load_images`
+
+
 def load_held_out(source: str, options: LoadOptions) -> ImageSet:
     """`load(…).held_out`, without decoding what is trained on where the data have a split of their own."""
     opened = open_measured(source, options)
@@ -84,8 +87,18 @@ def load_dataset(
 
     Without `held_out` a seeded fraction of `dataset` is held out.
     """
-    opened, options = open_dataset(dataset, held_out, levels, class_names), LoadOptions(**fields)
+    options = LoadOptions(**fields)
+    opened = open_dataset(dataset, held_out, levels, class_names, options.value_range)
     return _splits(Layout.train_and_held_out("data", opened, options), options)
+
+
+def load_pixels(images: Sequence[Any], options: LoadOptions) -> Tensor:
+    """Pictures, arrays or tensors in memory (see `readers.dataset`) as pixels (N, C, H, W) uint8, as `options` say.
+
+    Raises `DataError` naming the image, `images[3]`, that cannot be read, or has another size where none is given.
+    """
+    opened = open_dataset(images, value_range=options.value_range, where="images")
+    return _sets(Layout.all_in_one("images", opened), options)[0][0].images
 
 
 @dataclass(frozen=True)

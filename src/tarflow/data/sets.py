@@ -27,7 +27,17 @@ def set_digest(pixels: Any, shape: Sequence[int], labels: Tensor | None) -> str:
 
 @dataclass(frozen=True, eq=False)  # equality of tensors is no truth value
 class ImageSet:
-    """Images with their labels and names, in memory; or mapped from a file, and then nobody may write to them."""
+    """Images with their labels and names, in memory; or mapped from a file, and then nobody may write to them.
+
+    It is a map-style data set, as `torch.utils.data.DataLoader` takes it: item i is the pixels (C, H, W) uint8 and the
+    label, or the pixels alone where there are no labels.
+
+    >>> from tarflow.data.load import load
+    >>> held_out = load("digits").held_out
+    >>> pixels, label = held_out[0]
+    >>> len(held_out), pixels.shape, label
+    (180, torch.Size([1, 8, 8]), 8)
+    """
 
     images: Tensor  # (N, C, H, W) uint8, 0..levels-1
     labels: Tensor | None  # (N,) int64, an index into class_names
@@ -44,6 +54,10 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, int]:
+        pixels = self.images[index]
+        return pixels if self.labels is None else (pixels, int(self.labels[index]))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ from tarflow.model.condition import make_condition
 from tarflow.model.config import SequenceConfig
 from tarflow.model.events import Tokens
 from tarflow.model.saving import CONFIG_FILE, WEIGHTS_FILE, load_weights, read_model
+from tarflow.model.summary import summary
 from tarflow.pretrained import located
 from tarflow.tensor_files import save_tensors
 
@@ -68,6 +69,10 @@ class SequenceFlow(nn.Module):
     def _adapted(config: Any) -> tuple[SequenceConfig, Tokens]:
         """The architecture and the event that a config comes to: what an adapter overrides, with `config_type`."""
         return config, Tokens((config.tokens, config.dim))
+
+    def __repr__(self) -> str:
+        """What it is, in a few lines; its modules one by one are printed by `flow.blocks`."""
+        return summary(self)
 
     @property
     def device(self) -> torch.device:

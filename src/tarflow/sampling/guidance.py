@@ -57,6 +57,13 @@ class Guidance:
         if self.rule not in ("paper", "stable"):
             raise ValueError(f"guidance rule: expected 'paper' or 'stable', got {self.rule!r}")
 
+    def __str__(self) -> str:
+        """In words, such as `guidance 2 (linear, paper)`."""
+        if not self.scale:
+            return "no guidance"
+        warm = "" if self.temperature == 1 else f", temperature {self.temperature:g}"
+        return f"guidance {self.scale:g} ({self.schedule}, {self.rule}{warm})"
+
     def check(self, y: Tensor | None, condition: Condition, slots: int) -> None:
         """Raise ValueError where the two branches coincide, so that guidance would do nothing, silently.
 

@@ -31,11 +31,7 @@ class Setting:
         check(self.denoise is None or self.denoise > 0, "denoise", "a positive number or nothing", self.denoise)
 
     def __str__(self) -> str:
-        guided, g = "no guidance", self.guidance
-        if g.scale:
-            warm = "" if g.temperature == 1 else f", temperature {g.temperature:g}"
-            guided = f"guidance {g.scale:g} ({g.schedule}, {g.rule}{warm})"
-        return f"{guided}, {'not denoised' if self.denoise is None else f'denoised with σ={self.denoise:g}'}"
+        return f"{self.guidance}, {'not denoised' if self.denoise is None else f'denoised with σ={self.denoise:g}'}"
 
 
 @dataclass(frozen=True)
