@@ -98,7 +98,7 @@ class Bench:
             variant, self.model, seed=seed, steps=steps, batch_size=self.setup.batch, warmup_steps=round(share * steps)
         )
 
-    def step(self, variant: Variant, model: TarFlowConfig, training: TrainingConfig) -> TrainingStep:
+    def step(self, variant: Variant, model: TarFlowConfig, training: TrainingConfig) -> TrainingStep[Any]:
         """The training step of a variant from the weights of the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)

@@ -54,6 +54,8 @@ ROOMS = [
 CONVENIENCES = {
     ("model.sequence", "tarflow.sampling.distribution.FlowDistribution"),
     ("model.sequence", "tarflow.sampling.sample.sample_and_log_prob"),
+    ("model.sequence", "tarflow.training.fit.fit"),
+    ("model.sequence", "tarflow.training.fitted.Fit"),
 }
 NOT_ROOMS = {"__init__", "__main__"}  # the front door, whose names are lazy, and `python -m tarflow`
 

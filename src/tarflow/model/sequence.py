@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from tarflow.model.saving import CONFIG_FILE, WEIGHTS_FILE, load_weights, read_m
 from tarflow.model.summary import summary
 from tarflow.pretrained import located
 from tarflow.tensor_files import save_tensors
+
+if TYPE_CHECKING:
+    from tarflow.training.fitted import Fit
 
 RANGE = 0.4  # the exponent of the largest number that `in_range` lets through
 
@@ -222,6 +225,15 @@ class SequenceFlow(nn.Module):
         from tarflow.sampling.sample import sample_and_log_prob  # as above
 
         return sample_and_log_prob(self, n, c, seed, solver, batch_size)
+
+    def fit(self, x: Tensor, c: Any = None, **options: Any) -> Fit:
+        """Fit this flow to rows x (N, …) given c, and say what came of it: `tarflow.training.fit.fit`.
+
+        Options are `held_out`, `steps`, `patience`, `batch_size`, `lr`, `seed`, `progress`, … of that function.
+        """
+        from tarflow.training.fit import fit  # as above
+
+        return fit(self, x, c, **options)
 
     # --- what comes in ---------------------------------------------------------------------------------------------
 

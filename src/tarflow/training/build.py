@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tarflow.training.engine import Engine
 
 
-def build_step(config: RunConfig, engine: Engine, init: TarFlow | None) -> TrainingStep:
+def build_step(config: RunConfig, engine: Engine, init: TarFlow | None) -> TrainingStep[TarFlow]:
     """The training step of a new run, on the engine's device; all ranks start with the same weights."""
     training = config.training
     assert training is not None

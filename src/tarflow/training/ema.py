@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic
 
 import torch
 from torch import Tensor
 
-from tarflow.model.flow import TarFlow
-from tarflow.training.sharding import is_sharded, local
+from tarflow.model.sequence import SequenceFlow
+from tarflow.training.sharding import Flow, is_sharded, local
 
 NUMBERS_AT_ONCE = 1 << 24  # numbers averaged at once: a temporary copy of them takes 64 MB
 
 
-class EMA:
+class EMA(Generic[Flow]):
     """A copy of the flow whose weights and base variance follow the trained ones.
 
         w̄ ← d_n w̄ + (1 - d_n) w,    d_n = min(decay, (1+n)/(10+n))
@@ -25,9 +26,9 @@ class EMA:
             flow that is not sharded.
     """
 
-    def __init__(self, flow: TarFlow, decay: float, averaged: TarFlow | None = None) -> None:
+    def __init__(self, flow: Flow, decay: float, averaged: Flow | None = None) -> None:
         self.decay = decay
-        self.flow = (copy.deepcopy(flow) if averaged is None else averaged).eval().requires_grad_(False)
+        self.flow: Flow = (copy.deepcopy(flow) if averaged is None else averaged).eval().requires_grad_(False)
         # Collected once, since optimizers and `load_state_dict` write in place: for a small flow collecting takes a
         # twentieth of a step.
         self._averaged, self._trained = _tensors(self.flow), _tensors(flow)
@@ -76,6 +77,6 @@ def _parts(tensors: list[Tensor]) -> list[slice]:
     return parts
 
 
-def _tensors(flow: TarFlow) -> list[Tensor]:
+def _tensors(flow: SequenceFlow) -> list[Tensor]:
     tensors = flow.state_dict(keep_vars=True).values()
     return [tensor if is_sharded(tensor) else tensor.detach() for tensor in tensors]

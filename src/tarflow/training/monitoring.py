@@ -20,6 +20,7 @@ from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.measure import to_8bit
 from tarflow.model.flow import TarFlow
 from tarflow.model.saving import WEIGHTS_FILE
+from tarflow.model.sequence import SequenceFlow
 from tarflow.pictures import class_captions, columns_by_class, save_sheet
 from tarflow.ranks import ALONE, Ranks
 from tarflow.sampling.sample import SamplingError, sample
@@ -62,12 +63,13 @@ def settle(
 
 @torch.no_grad()
 def measure_base_variance(
-    flow: TarFlow, batches: Iterable[tuple[Tensor, Tensor | None]], parts: int = 1, ranks: Ranks = ALONE
+    flow: SequenceFlow, batches: Iterable[tuple[Tensor, Tensor | None]], parts: int = 1, ranks: Ranks = ALONE
 ) -> None:
     """Set the followed `base.variance` to mean(z²) (T, D) over batches of equal size: its maximum likelihood.
 
     Args:
-        batches: of noisy images and labels, this rank's rows of them. parts: that each goes through the flow in.
+        batches: of events, such as noisy images, and what they are given, this rank's rows of them. parts: that each
+            goes through the flow in.
     """
     assert flow.base.follows
     total, count = torch.zeros_like(flow.base.variance, device="cpu", dtype=torch.float64), 0

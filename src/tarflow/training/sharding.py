@@ -7,18 +7,20 @@ many ranks wrote them. torch.distributed.tensor is imported inside the functions
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from tarflow.model.flow import TarFlow
+from tarflow.model.sequence import SequenceFlow
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+Flow = TypeVar("Flow", bound=SequenceFlow)
 
-def shard(flow: TarFlow, mesh: DeviceMesh) -> TarFlow:
+
+def shard(flow: Flow, mesh: DeviceMesh) -> Flow:
     """Split the weights of `flow` over the ranks of `mesh`, in place, onto its devices: a Transformer layer at a time.
 
     What is not in a layer (projections, positions, class embeddings) is gathered for the whole of a pass: a block calls
@@ -77,7 +79,7 @@ def split_like(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)  # nobody sends anything
 
 
-def split_weights(tensors: Mapping[str, Tensor], flow: TarFlow) -> dict[str, Tensor]:
+def split_weights(tensors: Mapping[str, Tensor], flow: SequenceFlow) -> dict[str, Tensor]:
     """Whole tensors by name, as `flow` holds those of the same name."""
     have = flow.state_dict()
     return {name: split_like(tensor, have[name]) if name in have else tensor for name, tensor in tensors.items()}
@@ -95,7 +97,7 @@ def split_moments(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> di
     return state | {"state": moments}
 
 
-def assembled(flow: TarFlow) -> TarFlow:
+def assembled(flow: Flow) -> Flow:
     """A flow of whole weights, to score and to sample with: `flow` itself where nothing is sharded, else a copy.
 
     All ranks must call it, and each gets the whole.
@@ -104,6 +106,6 @@ def assembled(flow: TarFlow) -> TarFlow:
     if not any(map(is_sharded, tensors.values())):
         return flow
     with torch.no_grad():
-        copied = TarFlow(flow.config, device="meta")
+        copied = type(flow)(flow.config, device="meta")
     copied.load_state_dict({name: whole(tensor) for name, tensor in tensors.items()}, assign=True)
     return copied.eval().requires_grad_(False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,11 +15,10 @@ from torch import Tensor
 from tarflow.config import TrainingConfig
 from tarflow.measure import Measure
 from tarflow.model.condition import Condition
-from tarflow.model.flow import TarFlow
 from tarflow.ranks import ALONE, Ranks
 from tarflow.seeding import seeded_generator
 from tarflow.training.ema import EMA
-from tarflow.training.sharding import is_sharded, local
+from tarflow.training.sharding import Flow, is_sharded, local
 
 
 def objective(z: Tensor, ladj: Tensor) -> Tensor:
@@ -72,7 +71,7 @@ def training_batch(
 Forward: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 
 
-class TrainingStep:
+class TrainingStep(Generic[Flow]):
     """A flow, its optimizer and its averaged weights, moved by one batch at a time.
 
     A step whose loss or gradient is not finite is skipped: weights, moments, the optimizer's step count, averaged
@@ -91,9 +90,9 @@ class TrainingStep:
 
     def __init__(
         self,
-        flow: TarFlow,
+        flow: Flow,
         optimizer: torch.optim.Optimizer,
-        ema: EMA | None,
+        ema: EMA[Flow] | None,
         *,
         config: TrainingConfig,
         forward: Forward | None = None,
@@ -118,7 +117,8 @@ class TrainingStep:
         """Take one step, at the optimizer's learning rate.
 
         Args:
-            x: (B, C, H, W), this rank's noisy images, of which `accumulate` divides B. y: (B,) labels, or None.
+            x: (B, …), this rank's events, such as noisy images (B, C, H, W); `accumulate` divides B. y: what they are
+                given, such as labels (B,), or None.
 
         Returns:
             0-d tensors on the device: `loss` (`objective` of the batch), `log_prob` (its mean, nats), both before the

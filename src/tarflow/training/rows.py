@@ -1,0 +1,89 @@
+"""Events in memory with what they are given, row by row: what `fit` learns from and holds out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tarflow.fields import real
+from tarflow.model.sequence import SequenceFlow
+from tarflow.seeding import seeded_permutation
+
+LEAST_ROWS = 10  # to learn from: of fewer not even means and deviations are known to a third
+
+
+@dataclass(frozen=True, eq=False)  # equality of tensors is no truth value
+class Rows:
+    """Checked events x (N, …) of a flow, and c, the values of its condition, on its device."""
+
+    flow: SequenceFlow
+    x: Tensor
+    c: Any = None
+
+    @classmethod
+    def checked(cls, flow: SequenceFlow, x: Any, c: Any, name: str = "x") -> Rows:
+        """Rows of what a caller gave; ValueError where it does not fit the flow, or holds what is not finite."""
+        flow.event.check(x, name)
+        finite = x.isfinite()
+        if not bool(finite.all()):
+            place = (~finite).nonzero()[0].tolist()
+            raise ValueError(
+                f"{name}[{', '.join(map(str, place))}]: expected finite numbers, got {x[tuple(place)].item()}; "
+                "leave such rows out"
+            )
+        x = x.detach().to(flow.device)
+        # Under `torch.inference_mode` tensors are made that no gradient may see; a copy is an ordinary one.
+        return cls(flow, x.clone() if x.is_inference() else x, flow.check_condition(c, len(x)))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def choose(self, index: Tensor) -> Rows:
+        """The rows at `index` (n,), in that order."""
+        index = index.to(self.x.device)
+        return Rows(self.flow, self.x[index], None if self.c is None else self.c[index])
+
+    def parts(self, size: int) -> Iterator[Rows]:
+        """All rows in their order, `size` at a time."""
+        for index in torch.arange(len(self), device=self.x.device, dtype=torch.int64).split(size):
+            yield self.choose(index)
+
+    def check_learnable(self) -> None:
+        """Raise ValueError where there are too few rows, or a number is the same in all: it has no density."""
+        if len(self) < LEAST_ROWS:
+            raise ValueError(f"x: expected at least {LEAST_ROWS} rows to learn from, got {len(self)}")
+        constant = (self.x == self.x[:1]).all(dim=0)
+        if bool(constant.any()):
+            place = constant.nonzero()[0].tolist()
+            raise ValueError(
+                f"x[:, {', '.join(map(str, place))}]: {self.x[(0, *place)].item():g} in all of {len(self)} rows: what "
+                "does not vary has no density; leave it out, or add noise"
+            )
+
+
+def split_rows(rows: Rows, held_out: Any, seed: int) -> tuple[Rows, Rows]:
+    """Rows to learn from and rows held out: a share of them, drawn by `seed`; or rows that a caller gave, x or (x, c).
+
+    Raises ValueError where it is neither, or leaves too few to learn from.
+    """
+    if isinstance(held_out, Tensor | tuple):
+        given = held_out if isinstance(held_out, tuple) else (held_out,)
+        if not 1 <= len(given) <= 2:
+            raise ValueError(f"held_out: expected a share, x or (x, c), got {len(given)} values")
+        other = Rows.checked(rows.flow, given[0], given[1] if len(given) > 1 else None, "held_out")
+        if not len(other):
+            raise ValueError("held_out: expected at least one row, got none")
+        if (other.c is None) != (rows.c is None):
+            raise ValueError("held_out: expected (x, c) where rows to learn from have c, and x where they have none")
+        rows.check_learnable()
+        return rows, other
+    share = real("held_out", held_out, "a share between 0 and 1, or rows x or (x, c)", lambda value: 0 < value < 1)
+    count = max(1, round(share * len(rows)))
+    order = seeded_permutation(len(rows), "held out rows", seed)
+    train = rows.choose(order[count:].sort().values)
+    train.check_learnable()
+    return train, rows.choose(order[:count].sort().values)
