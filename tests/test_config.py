@@ -49,6 +49,7 @@ def named(field: str) -> str:
         ("num_classes", -1),
         ("num_classes", 2.5),
         ("transform", "scale"),
+        ("order", "raster"),
         ("transform", None),
         ("log_scale_bound", 0),
         ("log_scale_bound", -4.0),

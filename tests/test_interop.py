@@ -354,11 +354,12 @@ def test_no_file(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"log_scale_bound": 4.0}, "log_scale_bound: official checkpoints have an unbounded log-scale, got 4.0"),
+        ({"order": "causal"}, "order: official checkpoints have alternating blocks, got causal"),
         ({"head_dim": 32}, "head_dim: official checkpoints have heads of 64 channels, got 32"),
         ({"image_size": (4, 16)}, "image_size: official checkpoints have square images, got 4x16"),
         ({"channels": 4}, "channels: official checkpoints have 1 or 3, got 4"),
     ],
-    ids=["bounded", "heads", "not square", "four channels"],
+    ids=["bounded", "one direction", "heads", "not square", "four channels"],
 )
 def test_flows_that_the_official_code_cannot_hold(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -16,6 +16,9 @@ _HOMES = {
     "TarFlow": "tarflow.model.flow",
     "SequenceConfig": "tarflow.model.config",
     "SequenceFlow": "tarflow.model.sequence",
+    "VectorConfig": "tarflow.model.config",
+    "VectorFlow": "tarflow.model.vector",
+    "from_pretrained": "tarflow.model.saving",
     "NULL_CLASS": "tarflow.model.condition",
     "second_order": "tarflow.model.derivatives",
     "Auto": "tarflow.sampling.auto",
@@ -69,9 +72,12 @@ if TYPE_CHECKING:
     from tarflow.measure import Measure as Measure
     from tarflow.model.condition import NULL_CLASS as NULL_CLASS
     from tarflow.model.config import SequenceConfig as SequenceConfig
+    from tarflow.model.config import VectorConfig as VectorConfig
     from tarflow.model.derivatives import second_order as second_order
     from tarflow.model.flow import TarFlow as TarFlow
+    from tarflow.model.saving import from_pretrained as from_pretrained
     from tarflow.model.sequence import SequenceFlow as SequenceFlow
+    from tarflow.model.vector import VectorFlow as VectorFlow
     from tarflow.pictures import save_sheet as save_sheet
     from tarflow.pictures import show as show
     from tarflow.pictures import to_images as to_images

@@ -57,6 +57,11 @@ class TarFlowConfig:
     )
     bins: int = option(8, help="bins of a spline")
     interval: float = option(1.0, help="a spline bends numbers from -interval to interval; pixels lie within 1")
+    order: Literal["alternating", "causal"] = option(
+        "alternating",
+        help="alternating: the blocks walk the patches forwards and backwards in turn, the paper's; causal: all "
+        "forwards, so that p(later patches | earlier ones) is exact, at a worse likelihood",
+    )
     start_token: bool = option(False, help="predict the first patch too, from a learned start token; not the paper's")
     log_scale_bound: float | Literal["auto", "none"] | None = option(  # None is "none", which TOML has no word for
         "auto",

@@ -110,6 +110,7 @@ def to_official(flow: TarFlow) -> dict[str, Tensor]:
         (config.log_scale_bound is None, "log_scale_bound", "an unbounded log-scale", config.log_scale_bound),
         (not config.rotary, "rotary", "learned positions alone", config.rotary),
         (not config.start_token, "start_token", "none", config.start_token),
+        (config.order == "alternating", "order", "alternating blocks", config.order),
         (len(kinds) == 1 and kinds <= OFFICIAL, "transforms", "affine or additive blocks, all alike", sorted(kinds)),
         (config.head_dim == HEAD_DIM, "head_dim", f"heads of {HEAD_DIM} channels", config.head_dim),
         (height == width, "image_size", "square images", f"{height}x{width}"),

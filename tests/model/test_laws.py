@@ -207,7 +207,8 @@ def test_a_new_flow_is_a_constant_map(name: str) -> None:
             assert_close(value, value[:1, :1].expand_as(value))
     x = images(flow, 4)
     _, ladj = flow.encode(x, y)
-    if not any(name.startswith("spline") for name in config.transforms):  # whose slope is not the same everywhere
+    bent = any(name.startswith("spline") for name in config.transforms) or config.support != "real"
+    if not bent:  # whose slope is not the same everywhere
         assert_close(ladj, ladj[:1].expand(4))
     assert_close(flow.decode(flow.encode(x, y)[0], y), x)
 

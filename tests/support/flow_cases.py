@@ -1,8 +1,8 @@
 """One table of flows that feeds every law in tests/model and tests/sampling.
 
-To add a case, add a line to `CASES`, or to `SEQUENCES` for flows on what are no images: a name that says what is
-special about it, and the fields in which it differs from `BASE` or `SEQUENCE`. Every law then holds it to account;
-nothing else is to be written. Keep it tiny: T·D below about 30.
+To add a case, add a line to `CASES`, or to `SEQUENCES` or `VECTORS` for flows on what are no images: a name that says
+what is special about it, and the fields in which it differs from `BASE`, `SEQUENCE` or `VECTOR`. Every law then holds
+it to account; nothing else is to be written. Keep it tiny: T·D below about 30.
 
 The flows are randomised. The output layers of a new flow are zero, which makes every block constant and every law true
 for free, and its positions and classes are so small that leaving them out would go unnoticed.
@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tarflow import NULL_CLASS, SequenceConfig, SequenceFlow, TarFlow, TarFlowConfig
+from tarflow import NULL_CLASS, SequenceConfig, SequenceFlow, TarFlow, TarFlowConfig, VectorConfig, VectorFlow
 from tarflow.model.condition import make_condition
 from tarflow.model.flow import sequence_config
 from tarflow.model.transform import Transform, make_transform
@@ -60,11 +60,13 @@ CASES: dict[str, dict[str, Any]] = {
     "mixed": {"transform": "affine-mixed", "num_classes": 2, "log_scale_bound": 0.6},
     "spline": {"transform": "spline", "bins": 3, "interval": 2.0, "log_scale_bound": 0.6, "num_classes": 2},
     "spline_first": {"transforms": ("spline",), "bins": 5, "start_token": True, "log_scale_bound": 0.6},
+    "causal": {"order": "causal", "start_token": True, "num_classes": 2, "log_scale_bound": 0.6},
     "one_pixel_patches": {"image_size": (3, 2), "patch_size": 1, "head_dim": 16, "expansion": 1},  # D=1, one head
 }
 
 SEQUENCE: dict[str, Any] = {  # T=4, D=3
     **{"tokens": 4, "dim": 3, "width": 16, "head_dim": 8, "layers": (1, 1), "log_scale_bound": None},
+    "standardise": False,
 }
 
 SEQUENCES: dict[str, dict[str, Any]] = {  # flows on sequences: what images do not have
@@ -91,10 +93,24 @@ SEQUENCES: dict[str, dict[str, Any]] = {  # flows on sequences: what images do n
     "spline_mixed": {"transforms": ("spline-mixed", "additive-mixed"), "bins": 3, "start_token": True},
     "affine_on_a_followed_variance": {"base": "followed", "orders": ("raster", "random:6")},
     "additive_on_a_fixed_variance": {"base": "normal", "transforms": ("additive",) * 2, "dim": 1},
+    "standardised": {"standardise": True, "orders": ("random:9", "flipped"), "log_scale_bound": 0.6},
+    "supports": {
+        **{"standardise": True, "support": ("interval:-1:3", "positive", "real"), "start_token": True},
+        **{"log_scale_bound": 0.6, "orders": ("random:10", "random:11")},
+    },
+}
+
+VECTOR: dict[str, Any] = {"dim": 4, "width": 16, "head_dim": 8, "layers": (1, 1), "bins": 3, "log_scale_bound": 0.4}
+
+VECTORS: dict[str, dict[str, Any]] = {
+    "vector": {"condition": "classes:2"},
+    "vector_in_pairs": {"dim": 8, "tokens": 4, "transform": "affine-by-number", "orders": ("raster", "raster")},
+    "vector_of_supports": {"support": ("positive", "real", "real", "interval:0:1"), "orders": ("random:1", "random:2")},
+    "bounded_vector": {"support": "interval:2:5", "standardise": False, "transform": "affine", "start_token": False},
 }
 
 every_case = pytest.mark.parametrize("name", CASES)
-every_flow = pytest.mark.parametrize("name", [*CASES, *SEQUENCES])
+every_flow = pytest.mark.parametrize("name", [*CASES, *SEQUENCES, *VECTORS])
 
 
 def config_of(name: str) -> TarFlowConfig:
@@ -103,6 +119,8 @@ def config_of(name: str) -> TarFlowConfig:
 
 def sequence_of(name: str) -> SequenceConfig:
     """The architecture of any case as that of a flow on sequences."""
+    if name in VECTORS:
+        return VectorConfig(**VECTOR | VECTORS[name]).sequence
     return SequenceConfig(**SEQUENCE | SEQUENCES[name]) if name in SEQUENCES else sequence_config(config_of(name))
 
 
@@ -123,7 +141,7 @@ def names(*, sequences: bool = False, **conditions: bool) -> list[str]:
             "long": config.tokens >= 3,
         }
 
-    known = [*CASES, *SEQUENCES] if sequences else CASES
+    known = [*CASES, *SEQUENCES, *VECTORS] if sequences else CASES
     return [
         name for name in known if all(properties(sequence_of(name))[key] == want for key, want in conditions.items())
     ]
@@ -159,6 +177,10 @@ def randomise(flow: Flow, seed: int = 0) -> Flow:
         if flow.base.follows:
             normal_(flow.base.variance, 0.3)
             flow.base.variance.exp_()
+        for buffer_name, buffer in flow.event.named_buffers():
+            normal_(buffer, 0.3)
+            if buffer_name.endswith("deviation"):
+                buffer.exp_()
     return flow
 
 
@@ -166,15 +188,18 @@ def build(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **change
     """A randomised flow of the table, or a variation of one; the same at every call."""
     if name in SEQUENCES:
         flow = SequenceFlow(SequenceConfig(**{**SEQUENCE, **SEQUENCES[name], **changes}))
+    elif name in VECTORS:
+        flow = VectorFlow(VectorConfig(**{**VECTOR, **VECTORS[name], **changes}))
     else:
         flow = TarFlow(TarFlowConfig(**{**BASE, **CASES[name], **changes}))
     return randomise(flow.to(dtype), seed).requires_grad_(True)
 
 
 def images(flow: SequenceFlow, count: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    """What the flow gives a density to: images, or sequences."""
+    """What the flow gives a density to: images, sequences or vectors, within their support."""
     shape = (count, *flow.event.shape)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (x if flow.event.preprocessing is None else flow.event.preprocessing.inverse(x).detach()).to(dtype)
 
 
 def latents(flow: SequenceFlow, count: int, seed: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -6,28 +6,46 @@ A new kind of event is a class here, or in a file of its own, and a flow that is
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 
 from tarflow.model.checks import check_batch, known_true
+from tarflow.model.support import Preprocessing
 
 PIXELS_FROM = 8.0
 """Images without a negative number, the largest of which lies between these, are pixels that nobody has scaled."""
 PIXELS_TO = 255
 
 
-class Tokens:
-    """Sequences (T, D), which are tokens already.
+class Tokens(nn.Module):
+    """Sequences (T, D), which are tokens already, once their numbers are mapped to real ones and standardised.
+
+    Args:
+        shape: of one event. support, standardise: of the numbers along its last axis, as `Preprocessing` takes them.
 
     Attributes:
-        shape: of one event. meaning: what error messages call a batch of them.
+        meaning: what error messages call a batch of events.
     """
 
     meaning = "tokens"
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], support: str | Sequence[str] = "real", standardise: bool = False, **made: Any
+    ) -> None:
+        super().__init__()
         self.shape = shape
+        preprocessing = Preprocessing(support, shape[-1], standardise, **made)
+        self.preprocessing = None if preprocessing.is_identity else preprocessing
+
+    @property
+    def support(self) -> Constraint:
+        """Where x may lie, as a constraint of torch.distributions on an event: elsewhere the density is 0."""
+        numbers = constraints.real if self.preprocessing is None else self.preprocessing.constraint
+        return constraints.independent(numbers, len(self.shape))
 
     def check(self, x: Any, name: str = "x") -> None:
         """Raise ValueError unless x is a floating tensor (B, *shape)."""
@@ -35,11 +53,51 @@ class Tokens:
 
     def to_tokens(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         """x (B, *shape) to tokens (B, T, D), and log|det| of that by token, (B, T) or one number for all."""
-        return x, 0.0
+        if self.preprocessing is None:
+            return self.cut(x), 0.0
+        x, slopes = self.preprocessing(x)
+        return self.cut(x), self.cut(slopes).sum(dim=2)
 
     def from_tokens(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T, D) to x (B, *shape): the inverse of `to_tokens`."""
+        x = self.join(tokens)
+        return x if self.preprocessing is None else self.preprocessing.inverse(x)
+
+    def fit(self, x: Tensor, name: str = "x") -> None:
+        """Standardise by these: keep mean and deviation of each number along the last axis, over x (B, *shape).
+
+        Nothing is kept where the config says `standardise=False`.
+
+        Raises ValueError, which begins with `name`, where x has another shape, a number outside of its support, NaN, or
+        a number that is the same everywhere: it has no density.
+        """
+        self.check(x, name)
+        if self.preprocessing is not None:
+            self.preprocessing.fit(x.reshape(-1, self.shape[-1]), name)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """x (B, *shape) to tokens (B, T, D), number by number."""
+        return x
+
+    def join(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, D) to x (B, *shape): the inverse of `cut`."""
         return tokens
+
+
+class Vectors(Tokens):
+    """Vectors (N,), of which N/T numbers in succession are a token."""
+
+    meaning = "vectors"
+
+    def __init__(self, dim: int, tokens: int, support: str | Sequence[str], standardise: bool, **made: Any) -> None:
+        super().__init__((dim,), support, standardise, **made)
+        self.tokens = tokens
+
+    def cut(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (self.tokens, -1))
+
+    def join(self, tokens: Tensor) -> Tensor:
+        return tokens.flatten(1)
 
 
 class Images(Tokens):
@@ -63,10 +121,10 @@ class Images(Tokens):
                 stacklevel=3,
             )
 
-    def to_tokens(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
-        return patchify(x, self.patch_size), 0.0
+    def cut(self, x: Tensor) -> Tensor:
+        return patchify(x, self.patch_size)
 
-    def from_tokens(self, tokens: Tensor) -> Tensor:
+    def join(self, tokens: Tensor) -> Tensor:
         return unpatchify(tokens, self.patch_size, (self.shape[1], self.shape[2]))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tarflow.config import TarFlowConfig
 from tarflow.model.config import SequenceConfig
@@ -15,9 +15,9 @@ class TarFlow(SequenceFlow):
 
         log p(x|y) = log N(z; 0, V) + Σ_blocks ladj,    z, ladj = encode(x, y)
 
-    A `SequenceFlow` on T patches of D numbers, whose blocks walk them forwards and backwards in turn, with V = 1 for
-    the affine transform and V = `base.variance` (T, D) for the additive one. Labels `y` are (B,) integers; `None`, or
-    `NULL_CLASS` (-1) in a row, means the null class.
+    A `SequenceFlow` on T patches of D numbers, whose blocks walk them forwards and backwards in turn (or all forwards,
+    with `order="causal"`), with V = 1 for the affine transform and V = `base.variance` (T, D) for the additive one.
+    Labels `y` are (B,) integers; `None`, or `NULL_CLASS` (-1) in a row, means the null class.
 
     >>> import torch, tarflow
     >>> flow = tarflow.TarFlow(tarflow.TarFlowConfig(image_size=8, channels=1, patch_size=2, width=64, layers=(1, 1)))
@@ -31,9 +31,10 @@ class TarFlow(SequenceFlow):
 
     config: TarFlowConfig
     config_type: ClassVar[type] = TarFlowConfig
+    kind: ClassVar[str] = "images"
 
     @staticmethod
-    def _adapted(config: TarFlowConfig) -> tuple[SequenceConfig, Images]:
+    def _adapted(config: TarFlowConfig, **made: Any) -> tuple[SequenceConfig, Images]:
         return sequence_config(config), Images((config.channels, *config.image_shape), config.patch_size)
 
 
@@ -44,6 +45,7 @@ def sequence_config(config: TarFlowConfig) -> SequenceConfig:
         dim=config.patch_dim,
         width=config.width,
         layers=config.layers,
+        orders=("raster",) * len(config.layers) if config.order == "causal" else (),  # forwards and backwards in turn
         condition=f"classes:{config.num_classes}" if config.num_classes else "none",
         transforms=config.block_transforms,
         bins=config.bins,
@@ -52,6 +54,7 @@ def sequence_config(config: TarFlowConfig) -> SequenceConfig:
         log_scale_bound=config.bound,
         rotary=config.rotary,
         lattice=config.grid,
+        standardise=False,
         head_dim=config.head_dim,
         expansion=config.expansion,
     )

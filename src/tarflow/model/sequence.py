@@ -18,7 +18,7 @@ from tarflow.model.checks import check_batch
 from tarflow.model.condition import make_condition
 from tarflow.model.config import SequenceConfig
 from tarflow.model.events import Tokens
-from tarflow.model.saving import CONFIG_FILE, WEIGHTS_FILE, load_weights, read_model
+from tarflow.model.saving import CONFIG_FILE, WEIGHTS_FILE, load_weights, read_model, with_kind
 from tarflow.model.summary import summary
 from tarflow.pretrained import located
 from tarflow.tensor_files import save_tensors
@@ -53,6 +53,8 @@ class SequenceFlow(nn.Module):
     """
 
     config_type: ClassVar[type] = SequenceConfig
+    kind: ClassVar[str] = "sequences"
+    """What config.json says that it is, by which `tarflow.from_pretrained` knows the class."""
 
     @torch.inference_mode(False)  # where weights would be made that nothing can be differentiated through
     def __init__(
@@ -61,17 +63,17 @@ class SequenceFlow(nn.Module):
         """New weights, from torch's global generator; where and in which dtype as any module's: None is torch's own."""
         super().__init__()
         self.config = config
-        self.sequence, self.event = self._adapted(config)
-        self.condition = make_condition(self.sequence.condition)
         made: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.sequence, self.event = self._adapted(config, **made)
+        self.condition = make_condition(self.sequence.condition)
         blocks = (Block(self.sequence, index, self.condition, **made) for index in range(len(self.sequence.layers)))
         self.blocks = cast("list[Block]", nn.ModuleList(blocks))  # which has no type for its elements
         self.base: Normal = BASES[self.sequence.base](self.sequence.tokens, self.sequence.dim, **made)
 
     @staticmethod
-    def _adapted(config: Any) -> tuple[SequenceConfig, Tokens]:
+    def _adapted(config: Any, **made: Any) -> tuple[SequenceConfig, Tokens]:
         """The architecture and the event that a config comes to: what an adapter overrides, with `config_type`."""
-        return config, Tokens((config.tokens, config.dim))
+        return config, Tokens((config.tokens, config.dim), config.support, config.standardise, **made)
 
     def __repr__(self) -> str:
         """What it is, in a few lines; its modules one by one are printed by `flow.blocks`."""
@@ -134,8 +136,8 @@ class SequenceFlow(nn.Module):
     def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (B, …) to latents z (B, T, D) and ladj = log|det ∂z/∂x| (B,), nats.
 
-        A row so far from the data that the network leaves the range of its numbers has z = ∞ and ladj = 0, and no
-        gradient: a density of 0. NaN stays NaN.
+        A row so far from the data that the network leaves the range of its numbers, or outside of the support, has
+        z = ∞ and ladj = 0, and no gradient: a density of 0. NaN stays NaN.
         """
         self.event.check(x)
         z, ladj = self.encode_in_range(x, self.check_condition(y, x.shape[0]))
@@ -165,7 +167,8 @@ class SequenceFlow(nn.Module):
     def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """log p(x|y), the log-density at x, nats, shape (B,). Gradients flow to x and to the weights.
 
-        -∞, without a gradient, where a finite x is beyond the range of the network; NaN only where x holds one.
+        -∞, without a gradient, where a finite x is outside of `event.support`, an end of it included, or beyond the
+        range of the network; NaN only where x holds one.
         """
         return self.log_prob_by_token(x, y).sum(dim=1)
 
@@ -256,7 +259,7 @@ class SequenceFlow(nn.Module):
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.save_weights(directory / WEIGHTS_FILE)
-        storage.write_json(directory / CONFIG_FILE, {"model": to_dict(self.config)})
+        storage.write_json(directory / CONFIG_FILE, with_kind({"model": to_dict(self.config)}, self.kind))
 
     def save_weights(self, path: str | Path) -> None:
         """Write the weights as safetensors, with a digest in the file by which damage is found."""
@@ -269,6 +272,8 @@ class SequenceFlow(nn.Module):
     ) -> Self:
         """Load what `save_pretrained`, a training run or `tarflow convert` left in a directory; in eval mode.
 
+        It must be a flow of this class; `tarflow.from_pretrained` loads one of any.
+
         Args:
             directory: or the name of a model that comes with the package, such as "digits" (`tarflow models`), or of
                 one of the hub, "owner/name" or "owner/name@revision" (extra `[hub]`). A path that exists goes before a
@@ -280,7 +285,7 @@ class SequenceFlow(nn.Module):
         Raises FileNotFoundError or ValueError naming the file that is missing or does not fit.
         """
         directory = located(directory)
-        config, tensors = read_model(directory, cls.config_type)
+        config, tensors = read_model(directory, cls.config_type, cls.kind)
         flow = cls(config, device="meta")  # no memory, no random numbers: every value is the file's
         load_weights(flow, tensors, directory / WEIGHTS_FILE, assign=True)
         return flow._apply(lambda t: t.to(device, dtype or torch.promote_types(t.dtype, torch.float32))).eval()

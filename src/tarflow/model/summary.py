@@ -24,6 +24,7 @@ def summary(flow: SequenceFlow) -> str:
     kinds = ", ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in flow.parameters()}))
     lines = {
         "event": f"{event.meaning} {'x'.join(map(str, event.shape))}, {sees}",
+        "numbers": str(event.preprocessing),
         "network": network + (", rotary positions" if config.rotary else ""),
         "orders": _orders(config.orders),
         "transforms": ", ".join(runs(config.transforms)) + bound,
@@ -31,6 +32,8 @@ def summary(flow: SequenceFlow) -> str:
         "base": config.base,
         "parameters": f"{count:,}, {kinds} on {flow.device}",
     }
+    if event.preprocessing is None:
+        del lines["numbers"]
     width = max(map(len, lines))
     return "\n".join([type(flow).__name__, *(f"  {name:<{width}}  {text}" for name, text in lines.items())])
 

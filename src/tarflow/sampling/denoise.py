@@ -97,7 +97,8 @@ def _score(flow: SequenceFlow, x: Tensor, y: Tensor | None) -> Tensor:
 
 def _score_by_block(flow: SequenceFlow, x: Tensor, y: Tensor | None) -> Tensor:
     """The same by the chain rule, block after block: what each was given is kept, what is inside it computed again."""
-    z, inside = flow.in_range(flow.event.to_tokens(flow.as_state(x.detach()))[0])
+    tokens, event_ladj = flow.event.to_tokens(x)
+    z, inside = flow.in_range(tokens.detach())
     inputs = [z]
     with torch.no_grad():
         for block in flow.blocks:
@@ -110,6 +111,10 @@ def _score_by_block(flow: SequenceFlow, x: Tensor, y: Tensor | None) -> Tensor:
         below = inputs.pop().requires_grad_()
         above, ladj = block.encode(below, y)
         (score,) = torch.autograd.grad((above * score).sum() + ladj.sum(), [below])
-    return flow.event.from_tokens(
-        torch.where(inside.view(-1, 1, 1), score, 0)
-    )  # as through the whole flow: no gradient
+    score = torch.where(inside.view(-1, 1, 1), score, 0)  # as through the whole flow: no gradient
+    outputs, weights = [tokens], [score]
+    if isinstance(event_ladj, Tensor):
+        outputs.append(event_ladj)
+        weights.append(inside.view(-1, 1).expand_as(event_ladj).to(event_ladj.dtype))
+    (score,) = torch.autograd.grad(outputs, [x], weights)
+    return score

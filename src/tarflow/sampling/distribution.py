@@ -17,13 +17,13 @@ SEEDS = 1 << 62  # seeds that a draw from the global generator chooses from
 
 
 class FlowDistribution(Distribution):
-    """p(x|y) of a TarFlow; `flow.distribution(y)` makes one.
+    """p(x|y) of a flow; `flow.distribution(y)` makes one.
 
-    `event_shape` is (C, H, W), `batch_shape` the shape of the labels. There is no guidance here, which is no density,
-    and no denoising: of a model of noisy images these are the noisy images, and `tarflow.denoise` cleans them. Moments
-    and entropy are not known in closed form, and `sample` passes no gradient on (`has_rsample` is False; `flow.decode`
-    is differentiable). Works in `Independent` and `MixtureSameFamily`; the latter over all classes is the marginal
-    `log mean_y p(x|y)`.
+    `event_shape` and `support` are those of `flow.event`, (C, H, W) for images, and `batch_shape` is the shape of the
+    labels. There is no guidance here, which is no density, and no denoising: of a model of noisy images these are the
+    noisy images, and `tarflow.denoise` cleans them. Moments and entropy are not known in closed form, and `sample`
+    passes no gradient on (`has_rsample` is False; `flow.decode` is differentiable). Works in `Independent` and
+    `MixtureSameFamily`; the latter over all classes is the marginal `log mean_y p(x|y)`.
 
     Args:
         flow: the model; not copied, so training it changes the distribution.
@@ -52,7 +52,6 @@ class FlowDistribution(Distribution):
 
     # Labels are checked by the flow, which knows its classes.
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-    support = constraints.independent(constraints.real, 3)
     has_rsample = False
 
     def __init__(self, flow: SequenceFlow, y: Tensor | int | None = None, validate_args: bool | None = None) -> None:
@@ -66,6 +65,11 @@ class FlowDistribution(Distribution):
         batch_shape = torch.Size() if self.y is None else self.y.shape
         super().__init__(batch_shape, torch.Size(flow.event.shape), validate_args)
 
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        """Where values may lie: that of the event. Outside of it `log_prob` is -∞, or ValueError where validated."""
+        return self.flow.event.support
+
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
         """The same distribution with labels repeated to `batch_shape`."""
         new = self._get_checked_instance(FlowDistribution, _instance)
@@ -76,30 +80,32 @@ class FlowDistribution(Distribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x|y), nats, for x (..., C, H, W) whose leading shape is broadcast with `batch_shape`, and returned.
+        """log p(x|y), nats, for x (..., *event_shape) with a leading shape that is broadcast with `batch_shape`.
 
         All of them go through the network at once. Gradients flow to x and to the weights.
 
         Raises:
-            ValueError: images of another size or dtype, a shape that does not broadcast, or (where validated) NaN.
+            ValueError: values of another size or dtype, a shape that does not broadcast, or (where validated) NaN and
+                what is outside of the support.
         """
-        expected = ", ".join(map(str, self.event_shape))
-        check_tensor("value", value, f"images (..., {expected})")
-        if value.shape[-3:] != self.event_shape:
-            raise ValueError(f"value: expected images (..., {expected}), got {tuple(value.shape)}")
+        axes = len(self.event_shape)
+        expected = f"{self.flow.event.meaning} (..., {', '.join(map(str, self.event_shape))})"
+        check_tensor("value", value, expected)
+        if value.ndim < axes or value.shape[-axes:] != self.event_shape:
+            raise ValueError(f"value: expected {expected}, got {tuple(value.shape)}")
         if self._validate_args and value.numel():  # torch's check cannot reshape nothing
             self._validate_sample(value)
         try:
-            shape = torch.broadcast_shapes(value.shape[:-3], self.batch_shape)
+            shape = torch.broadcast_shapes(value.shape[:-axes], self.batch_shape)
         except RuntimeError:  # what torch's check says, where it is asked to
             raise ValueError(
-                f"value: leading shape {tuple(value.shape[:-3])} does not broadcast with {tuple(self.batch_shape)}"
+                f"value: leading shape {tuple(value.shape[:-axes])} does not broadcast with {tuple(self.batch_shape)}"
             ) from None
         x = value.expand(*shape, *self.event_shape).reshape(shape.numel(), *self.event_shape)
         return self.flow.log_prob(x, self._labels(shape)).reshape(shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw (*sample_shape, *batch_shape, C, H, W), detached, as fast as `tarflow.sample`.
+        """Draw (*sample_shape, *batch_shape, *event_shape), detached, as fast as `tarflow.sample`.
 
         One number from torch's global generator (of the CPU, whatever the device) is the seed of `tarflow.sample`:
         `torch.manual_seed` makes it reproducible, and successive calls differ.

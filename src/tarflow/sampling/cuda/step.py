@@ -88,7 +88,11 @@ class DeviceStep:
 
         No more than the first `room` places of the cache are looked at, of which `place` must be one.
         """
-        block, rows, dtype = self.block, x.shape[0], self.block.dtype  # not len(x), which an exporter would take for fixed
+        block, rows, dtype = (
+            self.block,
+            x.shape[0],
+            self.block.dtype,
+        )  # not len(x), which an exporter would take for fixed
         entry = self.entry.index_select(0, place)[0]  # (W,)
         h = torch.addmm(entry, x.reshape(rows, -1).to(dtype), block.proj_in.weight.t())  # (R, W)
         if self.context is not None:
@@ -122,7 +126,10 @@ class DeviceStep:
         """The layers, in torch's operations alone."""
         from torch.nn.attention import SDPBackend, sdpa_kernel  # here, because it imports torch's compiler
 
-        rows, masked = h.shape[0], [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's plans each length, for long
+        rows, masked = (
+            h.shape[0],
+            [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
+        )  # cuDNN's plans each length, for long
         mask = torch.where(self.places[:room] > place, self.hidden[1], self.hidden[0])  # (room,)
         mask = mask.expand(rows, 1, 1, room)
         for (attention, norm, up, _, down), store in zip(self.layers, self.store, strict=True):  # (2, R, H, T, K)
