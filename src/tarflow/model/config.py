@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tarflow.architecture import BY_NUMBER, LARGEST, bound_of, check_network, check_transforms, transform_entry
+from tarflow.architecture import LARGEST, bound_of, check_network, check_transforms, transform_entry
 from tarflow.fields import check, coerce_fields, option
 from tarflow.model.base import BASES
 from tarflow.model.condition import make_condition
@@ -109,8 +109,8 @@ class VectorConfig:
     condition: str | int = option(
         "none", help="what the density is conditioned on, as in a SequenceConfig; a number n is vector:n"
     )
-    width: int = option(64, help="channels of the Transformers, a multiple of the head dimension")
-    layers: tuple[int, ...] = option((2,) * 4, help="Transformer layers of each block, one entry a block")
+    width: int = option(32, help="channels of the Transformers, a multiple of the head dimension")
+    layers: tuple[int, ...] = option((1,) * 4, help="Transformer layers of each block, one entry a block")
     orders: tuple[str | tuple[int, ...], ...] = option(
         (), help="order of each block: raster, flipped, random:SEED or a permutation; raster and flipped in turn"
     )
@@ -141,7 +141,7 @@ class VectorConfig:
         if isinstance(self.condition, int):
             set_field(self, "condition", f"vector:{self.condition}")
         if self.transform == "auto":
-            set_field(self, "transform", "spline" + (BY_NUMBER if tokens < self.dim else ""))
+            set_field(self, "transform", "spline-by-number" if tokens < self.dim else "spline")
         check_supports(self.support, self.dim)
         set_field(self, "log_scale_bound", self.sequence.log_scale_bound)  # which checks all else
 
