@@ -44,6 +44,7 @@ ROOMS = [
     "evaluation",
     "training",
     "runs",
+    "sharing",
     "planning",
     "report",
     "web",

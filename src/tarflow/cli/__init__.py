@@ -34,6 +34,7 @@ COMMANDS = {  # name: (module, what --help says of it)
     "denoise": "Remove the noise that a flow was trained with from images.",
     "report": "Write one HTML page that shows a flow: scores, samples, maps, architecture.",
     "models": "List the models that come with the package; any RUN may be one of their names.",
+    "push": "Push a run to the Hugging Face hub, with a card made from the run.",
     "convert": "Turn a checkpoint of apple/ml-tarflow into a directory of ours.",
 }
 
