@@ -106,7 +106,7 @@ class Bench:
         ema = EMA(flow, training.ema_decay) if training.ema_decay else None
         return TrainingStep(flow, build_optimizer(flow, training), ema, config=training)
 
-    def batch(self, step: int, training: TrainingConfig) -> tuple[Tensor, Tensor | None]:
+    def batch(self, step: int, training: TrainingConfig) -> tuple[Tensor, Any]:
         chosen = batch_indices(len(self.pixels), training.batch_size, step, training.seed, device=self.device)
         labels = None if self.labels is None else self.labels[chosen]
         measure = training.measure(self.splits.train.levels)

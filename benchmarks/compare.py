@@ -63,7 +63,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     check_against(options, flow.config)
     for scale in options.guidance:  # before an hour of timings, not after
         y = models.labels(flow.config, 2, device)
-        tarflow.Guidance(scale, temperature=options.temperature).check(y, flow.condition, flow.sequence.tokens)
+        tarflow.Guidance(scale, temperature=options.temperature).check(y, flow.conditions, flow.sequence.tokens)
     subject = _subject(flow, loaded, clones, options, max(options.batches))
     result = _header(argv, options, flow, clones, device)
     for batch in options.batches:

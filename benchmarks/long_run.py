@@ -81,7 +81,7 @@ def pace(config: RunConfig, splits: Splits, device: torch.device) -> float:
 
     def take(count: int) -> None:
         pixels, labels = feed.batch(count)
-        condition, measure = step.flow.condition, config.measure
+        condition, measure = step.flow.conditions, config.measure
         step(
             *training_batch(
                 pixels, labels, count, config=training, measure=measure, condition=condition, flip=data.flip

@@ -129,7 +129,7 @@ class Network(nn.Module):
             orders = [patch_order(config.grid, "raster" if "raster only" in parts else kind) for kind in kinds]
             rotary = config.rotary or "rotary alone" in parts
             sequence = dataclasses.replace(flow.sequence, orders=tuple(orders), rotary=rotary)
-            blocks = [TriedBlock(sequence, index, flow.condition, parts) for index in range(len(config.layers))]
+            blocks = [TriedBlock(sequence, index, flow.conditions, parts) for index in range(len(config.layers))]
             flow.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]
         return flow
 

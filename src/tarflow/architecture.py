@@ -1,4 +1,5 @@
-"""What the networks of any flow may be: the table of transforms, and the checks that every kind of config shares.
+"""What the networks of any flow may be: the tables of transforms and of conditions, and the checks that every kind of
+config shares.
 
 It waits for no library, so that the command line knows the names without importing torch.
 """
@@ -32,6 +33,20 @@ AROUND = {
     "-mixed": "tarflow.model.mixed:Mixed",
 }
 """What may stand behind the name of a transform, and the class around it that the numbers of a token see another by."""
+
+
+class ConditionEntry(NamedTuple):
+    """Where the class of a condition is, "module:class", and which sizes stand behind its name, such as "T:D"."""
+
+    place: str
+    sizes: str
+
+
+CONDITIONS = {  # names only, as above
+    "none": ConditionEntry("tarflow.model.condition:Condition", ""),
+    "classes": ConditionEntry("tarflow.model.condition:Classes", "NUMBER"),
+    "vector": ConditionEntry("tarflow.model.numeric:Vector", "N"),
+}
 
 # Beyond what anybody trains, and within what PyTorch can count: a damaged number is an error, not a day of waiting.
 LARGEST, MOST_LAYERS, MOST_BINS = 1 << 20, 4096, 256
@@ -83,3 +98,22 @@ def bound_of(value: float | str | None, scales: bool) -> float | None:
     if not scales:
         raise ConfigError("log_scale_bound: the additive transform has no log-scale to bound")
     return value
+
+
+def condition_parts(condition: str) -> list[tuple[str, tuple[int, ...]]]:
+    """The names of what a config conditions on, and their sizes; ConfigError where there is none of that name.
+
+    >>> condition_parts("classes:10+vector:3")
+    [('classes', (10,)), ('vector', (3,))]
+    """
+    parts = []
+    for part in condition.split("+"):
+        name, *behind = part.split(":")
+        entry = CONDITIONS.get(name)
+        sizes = tuple(int(size) for size in behind if size.isascii() and size.isdigit() and 0 < len(size) < 8)
+        known = entry is not None and len(sizes) == len(behind) == len(entry.sizes.split(":") if entry.sizes else ())
+        if not known or not all(1 <= size <= LARGEST for size in sizes) or (name == "none" and part != condition):
+            forms = ", ".join(f"{name}:{entry.sizes}" if entry.sizes else name for name, entry in CONDITIONS.items())
+            raise ConfigError(f"condition: expected {forms}, or several joined by +, got {condition!r}")
+        parts.append((name, sizes))
+    return parts

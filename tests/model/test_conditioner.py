@@ -14,6 +14,7 @@ import slow_flow
 from flow_cases import assert_close, build, images, labels, latents, names, sequence_of, unchanged
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
+from tarflow.model.context import Context
 
 SEEING = names(sequences=True)
 every_seeing_case = pytest.mark.parametrize("name", SEEING)
@@ -21,7 +22,7 @@ laws = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 BATCH = 3
 
 
-def setting(name: str, index: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Block, Tensor, Tensor | None]:
+def setting(name: str, index: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Block, Tensor, Context | None]:
     """A block, all slots but the last of three sequences in its own order, and its context."""
     flow = build(name, dtype)
     block = flow.blocks[index]
@@ -31,7 +32,7 @@ def setting(name: str, index: int = 0, dtype: torch.dtype = torch.float64) -> tu
 def by_windows(
     block: Block,
     x: Tensor,
-    context: Tensor | None,
+    context: Context | None,
     cuts: list[int],
     cache: KVCache,
     *,
@@ -142,16 +143,17 @@ def test_temperature_is_of_its_row_only(name: str) -> None:
 @every_seeing_case
 def test_the_context_is_of_its_row_only(name: str) -> None:
     block, x, context = setting(name)
-    rows = [block.conditioner(x[i : i + 1], None if context is None else context[i : i + 1]) for i in range(BATCH)]
+    y = labels(build(name), BATCH)
+    of_rows = [block.context(block.conditions.rows(y, slice(i, i + 1))) for i in range(BATCH)]
+    rows = [block.conditioner(x[i : i + 1], of_row) for i, of_row in enumerate(of_rows)]
     assert_close(block.conditioner(x, context), torch.cat(rows), 1e-12)
-    if context is not None:
-        assert context.shape == (BATCH, 1, block.config.width) and block.context(None).shape == (
-            1,
-            1,
-            block.config.width,
-        )
+    null = block.context(None)
+    if context is not None and null is not None:
+        assert context.added.shape == (BATCH, 1, block.config.width)
+        assert null.added.shape == (1, 1, block.config.width)
+        assert_close(block.conditioner(x, null.expand(BATCH)), block.conditioner(x, null), 1e-12)
     else:
-        assert block.context(torch.full((BATCH,), -1)) is None
+        assert context is null is block.context(torch.full((BATCH,), -1)) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

@@ -13,6 +13,7 @@ from torch.distributions import Independent, Normal
 import slow_flow
 from flow_cases import assert_close, build, every_flow, images, labels, latents, names, sequence_of, unchanged
 from tarflow import SequenceFlow
+from tarflow.model.context import Context
 from tarflow.model.transform import Affine, make_transform
 
 BATCH = 5
@@ -162,10 +163,10 @@ def test_gradients_flow_through_encode_decode_and_log_prob(name: str) -> None:
 def test_gradients_flow_to_the_classes_and_through_the_cache_less_conditioner() -> None:
     flow = build("conditional").requires_grad_(False)
     block = flow.blocks[1]
-    x, context = latents(flow, 2)[:, :-1].requires_grad_(), block.context(torch.tensor([0, -1])).requires_grad_()
-    assert gradcheck(lambda x, context: block.conditioner(x, context), (x, context))
+    x, added = latents(flow, 2)[:, :-1].requires_grad_(), block.context(torch.tensor([0, -1])).added.requires_grad_()
+    assert gradcheck(lambda x, added: block.conditioner(x, Context(added)), (x, added))
     embedding = block.embedding.classes.requires_grad_()
-    block.context(torch.tensor([-1])).sum().backward()
+    block.context(torch.tensor([-1])).added.sum().backward()
     assert_close(embedding.grad, torch.full_like(embedding, 1 / 3))
 
 
@@ -174,13 +175,13 @@ def test_the_null_class_is_the_mean_of_the_classes_in_both_directions(name: str)
     flow = build(name)
     x, z = images(flow, 3), latents(flow, 3)
     null = torch.full((3,), -1)
-    named = build(name, num_classes=flow.condition.size + 1)  # whose last class is that mean
+    named = build(name, num_classes=flow.conditions.size + 1)  # whose last class is that mean
     state = flow.state_dict()
     for key in state:
         if key.endswith("embedding.classes"):
             state[key] = torch.cat([state[key], state[key].mean(dim=0, keepdim=True)])
     named.load_state_dict(state)
-    last = torch.full((3,), flow.condition.size)
+    last = torch.full((3,), flow.conditions.size)
     for got, also, want in [
         (flow.encode(x)[0], flow.encode(x, null)[0], named.encode(x, last)[0]),
         (flow.encode(x)[1], flow.encode(x, null)[1], named.encode(x, last)[1]),
@@ -189,8 +190,8 @@ def test_the_null_class_is_the_mean_of_the_classes_in_both_directions(name: str)
     ]:
         assert_close(got, want)
         assert_close(also, want)
-    if flow.condition.size > 1 and flow.sequence.tokens > 1:
-        for label in range(flow.condition.size):
+    if flow.conditions.size > 1 and flow.sequence.tokens > 1:
+        for label in range(flow.conditions.size):
             assert not torch.allclose(flow.encode(x, torch.full((3,), label))[0], flow.encode(x)[0], atol=1e-3)
 
 

@@ -17,53 +17,52 @@ from torch.autograd.functional import jacobian
 import tarflow
 from flow_cases import BASE, assert_close, build, images, latents, randomise
 from tarflow import SequenceConfig, SequenceFlow, TarFlow, TarFlowConfig
-from tarflow.architecture import TRANSFORMS, TransformEntry
+from tarflow.architecture import CONDITIONS, TRANSFORMS, ConditionEntry, TransformEntry
 from tarflow.cli import main
 from tarflow.model.base import BASES, Normal
-from tarflow.model.condition import CONDITIONS, Condition
+from tarflow.model.condition import Condition, Value
+from tarflow.model.context import Embedded
 from tarflow.model.order import ORDERS
 
 SOLVERS = [tarflow.Sequential(), tarflow.Jacobi(tol=1e-12)]
 
 
-class Vector(Condition):
-    """A vector of `dim` numbers a row; NaN in a row is null, and what stands for it is learned."""
+class Angle(Condition):
+    """An angle a row, in radians; NaN is null, and what stands for it is learned."""
 
     null = math.nan
-    value_ndim = 1
 
-    def __init__(self, dim: int) -> None:
-        self.dim = dim
+    def __init__(self, turns: int, **made: Any) -> None:
+        super().__init__()
+        self.turns = turns
 
     def __bool__(self) -> bool:
         return True
 
-    def check(self, y: Any, batch: int, device: torch.device) -> Tensor | None:
-        if y is not None and tuple(y.shape) != (batch, self.dim):
-            raise ValueError(f"y: expected ({batch}, {self.dim}) numbers, got {tuple(y.shape)}")
-        return None if y is None else y.to(device)
+    def check(self, c: Any, batch: int, device: torch.device) -> Tensor | None:
+        if c is not None and tuple(c.shape) != (batch,):
+            raise ValueError(f"y: expected ({batch},) angles, got {tuple(c.shape)}")
+        return None if c is None else c.to(device)
 
-    def drop(self, y: Tensor | None, dropped: Tensor) -> Tensor | None:
-        return None if y is None else torch.where(dropped.unsqueeze(1), self.null, y)
-
-    def differs(self, y: Tensor | None) -> bool:
-        return y is not None and not bool(y.isnan().all())
+    def missing(self, c: Tensor | None) -> Tensor | None:
+        return None if c is None else c.isnan()
 
     def embedding(self, width: int, **made: Any) -> nn.Module:
-        return VectorEmbedding(self.dim, width, **made)
+        return AngleEmbedding(self.turns, width, **made)
 
 
-class VectorEmbedding(nn.Module):
-    def __init__(self, dim: int, width: int, **made: Any) -> None:
+class AngleEmbedding(nn.Module):
+    def __init__(self, turns: int, width: int, **made: Any) -> None:
         super().__init__()
         self.null = nn.Parameter(torch.zeros(1, width, **made))
-        self.linear = nn.Linear(dim, width, **made)
+        self.turns, self.linear = turns, nn.Linear(2, width, **made)
 
-    def forward(self, y: Tensor | None) -> Tensor:
-        if y is None:
-            return self.null.unsqueeze(0)
-        known = self.linear(y.nan_to_num().to(self.null.dtype))
-        return torch.where(y.isnan().any(dim=1, keepdim=True), self.null, known).unsqueeze(1)
+    def forward(self, c: Tensor | None) -> Embedded:
+        if c is None:
+            return Embedded(self.null.unsqueeze(0))
+        angle = c.nan_to_num() * self.turns
+        known = self.linear(torch.stack([angle.cos(), angle.sin()], dim=1).to(self.null.dtype))
+        return Embedded(torch.where(c.isnan().unsqueeze(1), self.null, known).unsqueeze(1))
 
 
 class Logistic(Normal):
@@ -79,13 +78,13 @@ class Logistic(Normal):
         return torch.special.ndtri(torch.sigmoid(z))
 
 
-def assert_laws(flow: SequenceFlow, y: Tensor | None = None) -> None:
+def assert_laws(flow: SequenceFlow, y: Value = None) -> None:
     """Inverse, log-determinant, solvers, and guidance of zero."""
     x = images(flow, 3)
     z, ladj = flow.encode(x, y)
     assert_close(flow.decode(z, y), x)
     for i in range(3):
-        row = None if y is None else y[i : i + 1]
+        row = flow.conditions.rows(y, slice(i, i + 1))
         matrix = jacobian(lambda x, row=row: flow.encode(x, row)[0].flatten(), x[i : i + 1]).flatten(1)
         assert_close(ladj[i], torch.linalg.slogdet(matrix).logabsdet)
     assert_close(flow.log_prob(x, y), flow.base.log_prob(z).sum(dim=1) + ladj)
@@ -137,20 +136,23 @@ def test_the_command_line_takes_a_new_transform(tmp_path: Path) -> None:
 
 
 def test_a_new_condition_obeys_the_laws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CONDITIONS, "vector", lambda dim: Vector(int(dim)))
-    flow = made(condition="vector:2", orders=("raster", "random:1"))
-    y = torch.tensor([[0.5, -1.0], [2.0, 0.0], [math.nan, 0.0]], dtype=torch.float64)
+    monkeypatch.setitem(CONDITIONS, "angle", ConditionEntry(f"{__name__}:Angle", "TURNS"))
+    flow = made(condition="angle:2", orders=("raster", "random:1"))
+    y = torch.tensor([0.5, -1.0, math.nan], dtype=torch.float64)
     assert_laws(flow, y)
     x = images(flow, 3)
     density, null = flow.log_prob(x, y), flow.log_prob(x)
     assert bool((density[:2] != null[:2]).all()) and density[2] == null[2]
-    dropped = flow.condition.drop(y, torch.tensor([True, False, False]))
+    assert_close(flow.log_prob(x, y + math.pi), density)
+    dropped = flow.conditions.drop(y, torch.tensor([True, False, False]))
     assert_close(flow.log_prob(x, dropped)[0], null[0])
-    with pytest.raises(ValueError, match=r"y: expected \(3, 2\) numbers, got \(3,\)"):
-        flow.log_prob(x, y[:, 0])
+    with pytest.raises(ValueError, match=r"y: expected \(3,\) angles, got \(3, 1\)"):
+        flow.log_prob(x, y[:, None])
     noise = latents(flow, 3)
     plain, guided = (tarflow.sample(flow, 3, y, g, noise=noise) for g in (None, tarflow.Guidance(1.0)))
     assert bool((plain[:2] != guided[:2]).any()) and tarflow.denoise(flow, x, 0.1, y).shape == x.shape
+    several = made(condition="classes:2+angle:1")
+    assert_laws(several, (torch.tensor([0, 1, -1]), y))
 
 
 def test_a_new_base_obeys_the_laws(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ def test_every_field_changes_the_samples(name: str) -> None:
     constant, stable = (
         guided(flow, y, Guidance(**{**base, **c})) for c in ({"schedule": "constant"}, {"rule": "stable"})
     )
-    if flow.sequence.tokens == 3 and not flow.condition:
+    if flow.sequence.tokens == 3 and not flow.conditions:
         assert_close(constant, outputs[1])  # patch 1 has a single key, without a branch; patch 2 is the end of the line
     else:
         outputs.append(constant)

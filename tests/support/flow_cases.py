@@ -18,8 +18,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tarflow import NULL_CLASS, SequenceConfig, SequenceFlow, TarFlow, TarFlowConfig, VectorConfig, VectorFlow
-from tarflow.model.condition import make_condition
+from tarflow import SequenceConfig, SequenceFlow, TarFlow, TarFlowConfig, VectorConfig, VectorFlow
+from tarflow.model.condition import NULL_CLASS, make_condition
+from tarflow.model.context import Context
 from tarflow.model.flow import sequence_config
 from tarflow.model.transform import Transform, make_transform
 
@@ -209,7 +210,7 @@ def latents(flow: SequenceFlow, count: int, seed: int = 2, dtype: torch.dtype = 
 
 def labels(flow: SequenceFlow, count: int) -> Tensor | None:
     """All classes and the null class in turn; None without classes."""
-    classes = flow.condition.size
+    classes = flow.conditions.size
     if not classes:
         return None
     cycle = torch.arange(count) % (classes + 1)
@@ -221,10 +222,16 @@ def assert_close(got: Tensor, want: Tensor, tolerance: float = 1e-10) -> None:
     torch.testing.assert_close(got, want, atol=tolerance, rtol=tolerance)
 
 
+def tensors_of(value: Any) -> list[Tensor]:
+    """A tensor, or those of a value of several conditions or of a context, which are not None."""
+    parts = vars(value).values() if isinstance(value, Context) else value if isinstance(value, tuple) else (value,)
+    return [part for part in parts if part is not None]
+
+
 @contextmanager
-def unchanged(*tensors: Tensor | None) -> Iterator[None]:
+def unchanged(*values: Any) -> Iterator[None]:
     """The block inside writes to none of the tensors."""
-    before = [(t, t.clone(), t._version) for t in tensors if t is not None]
+    before = [(t, t.clone(), t._version) for value in values for t in tensors_of(value)]
     yield
     for tensor, values, version in before:
         assert torch.equal(tensor, values), "an input was written to"

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from tarflow.devices import without_autocast
 from tarflow.model.cache import KVCache
-from tarflow.model.condition import Condition, small_normal
+from tarflow.model.condition import Condition, Value, small_normal
 from tarflow.model.config import SequenceConfig
+from tarflow.model.context import Context
 from tarflow.model.order import make_order
 from tarflow.model.rotary import Rotation, rotation_table
 from tarflow.model.transform import make_transform
@@ -32,6 +33,8 @@ class Block(nn.Module):
         config, index: of the flow, and which of its blocks this is. condition: that of the flow.
     """
 
+    conditions: Condition
+
     def __init__(self, config: SequenceConfig, index: int, condition: Condition, **made: Any) -> None:
         super().__init__()
         self.config = config
@@ -41,6 +44,7 @@ class Block(nn.Module):
         self.proj_in = nn.Linear(config.dim, width, **made)
         self.position = nn.Parameter(small_normal(config.tokens, width, **made))  # in the order of the sequence
         self.start = nn.Parameter(small_normal(1, width, **made)) if config.start_token else None
+        self.__dict__["conditions"] = condition  # the flow's, whose buffers all blocks share; no module of a block
         self.embedding = condition.embedding(width, **made)
         layers = (Layer(width, config.head_dim, config.expansion, **made) for _ in range(config.layers[index]))
         self.layers = cast("list[Layer]", nn.ModuleList(layers))  # which has no type for its elements
@@ -63,9 +67,12 @@ class Block(nn.Module):
         """The dtype of z, of the parameters, and of all else that is not rounded: float32 at least."""
         return torch.promote_types(self.dtype, torch.float32)
 
-    def context(self, y: Tensor | None = None) -> Tensor | None:
-        """What is added to every token: (B, 1, W) for checked values y, (1, 1, W) for None; None without condition."""
-        return None if self.embedding is None else self.embedding(y)
+    def context(self, y: Value = None) -> Context | None:
+        """What the conditioner takes of checked values y, of one row for None; None without condition."""
+        if self.embedding is None:
+            return None
+        embedded = self.embedding(self.conditions.standardised(y))
+        return Context(embedded.added)
 
     def new_cache(self, batch: int, device: torch.device | None = None, dtype: torch.dtype | None = None) -> KVCache:
         """A cache for decoding `batch` sequences with this block."""
@@ -79,7 +86,7 @@ class Block(nn.Module):
     def conditioner(
         self,
         x: Tensor,
-        context: Tensor | None,
+        context: Context | None,
         start: int = 0,
         cache: KVCache | None = None,
         temperature: Tensor | None = None,
@@ -100,7 +107,7 @@ class Block(nn.Module):
         assert cache is not None or start == 0, "start > 0 needs the cache of what is before"
         h = self.proj_in(x.to(self.dtype)) + self.places(start, x.shape[1])  # (B, n, W)
         if context is not None:
-            h = h + context
+            h = h + context.added
         rotation = self.rotation()
         if rotation is not None:
             rotation = rotation[0][start : start + x.shape[1]], rotation[1][start : start + x.shape[1]]
@@ -110,14 +117,14 @@ class Block(nn.Module):
             out = self.proj_out(h.to(self.dtype))
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
-    def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, y: Value = None) -> tuple[Tensor, Tensor]:
         """x (B, T, D) and checked y to z (B, T, D) and ladj by token (B, T), nats; in the order of the sequence."""
         x = self.enter(x)
         z, ladj = self.transform.forward(x[:, 1:], self.conditioner(x[:, :-1], self.context(y)))
         z, ladj = torch.cat([x[:, :1], z], dim=1), F.pad(ladj, (1, 0))
         return self.leave(z), self.leave(ladj)
 
-    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+    def decode(self, z: Tensor, y: Value = None) -> Tensor:
         """z (B, T, D) to x (B, T, D): the inverse of `encode`, one token after the other, without a cache.
 
         This is the reference that reads like the mathematics, at T times the cost of `encode`;

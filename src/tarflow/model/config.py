@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tarflow.architecture import LARGEST, bound_of, check_network, check_transforms, transform_entry
+from tarflow.architecture import LARGEST, bound_of, check_network, check_transforms, condition_parts, transform_entry
 from tarflow.fields import check, coerce_fields, option
 from tarflow.model.base import BASES
-from tarflow.model.condition import make_condition
 from tarflow.model.order import make_order
 from tarflow.model.support import check_supports
 
@@ -27,7 +26,9 @@ class SequenceConfig:
     dim: int = option(help="numbers D in a token")
     width: int = option(help="channels of the Transformers, a multiple of the head dimension")
     layers: tuple[int, ...] = option(help="Transformer layers of each block, one entry a block")
-    condition: str = option("none", help="what the density is conditioned on: none or classes:NUMBER")
+    condition: str = option(
+        "none", help="what the density is conditioned on: none, classes:NUMBER, vector:N, or several joined by +"
+    )
     orders: tuple[str | tuple[int, ...], ...] = option(
         (), help="order of each block: raster, flipped, random:SEED or a permutation; raster and flipped in turn"
     )
@@ -68,7 +69,7 @@ class SequenceConfig:
         check_transforms(self)
         for order in self.orders:
             make_order(order, self.tokens)
-        make_condition(self.condition)
+        condition_parts(self.condition)
         check_supports(self.support, self.dim)
         check(math.prod(self.lattice) == self.tokens, "lattice", f"a product of {self.tokens} tokens", self.lattice)
         part = 2 * len(self.lattice)

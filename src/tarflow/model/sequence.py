@@ -15,7 +15,7 @@ from tarflow.config import to_dict
 from tarflow.model.base import BASES, Normal
 from tarflow.model.block import Block
 from tarflow.model.checks import check_batch
-from tarflow.model.condition import make_condition
+from tarflow.model.condition import Value, make_condition
 from tarflow.model.config import SequenceConfig
 from tarflow.model.events import Tokens
 from tarflow.model.saving import CONFIG_FILE, WEIGHTS_FILE, load_weights, read_model, with_kind
@@ -39,7 +39,7 @@ class SequenceFlow(nn.Module):
 
     Attributes:
         config, sequence: what it was made from, and its architecture; the same where x are tokens already.
-        event: what x is, and how it becomes tokens. condition: what y is. base: the distribution of z.
+        event: what x is, and how it becomes tokens. conditions: what y is. base: the distribution of z.
 
     >>> import torch, tarflow
     >>> config = tarflow.SequenceConfig(tokens=6, dim=2, width=64, layers=(1, 1), orders=("raster", "random:1"))
@@ -65,8 +65,8 @@ class SequenceFlow(nn.Module):
         self.config = config
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.sequence, self.event = self._adapted(config, **made)
-        self.condition = make_condition(self.sequence.condition)
-        blocks = (Block(self.sequence, index, self.condition, **made) for index in range(len(self.sequence.layers)))
+        self.conditions = make_condition(self.sequence.condition, **made)
+        blocks = (Block(self.sequence, index, self.conditions, **made) for index in range(len(self.sequence.layers)))
         self.blocks = cast("list[Block]", nn.ModuleList(blocks))  # which has no type for its elements
         self.base: Normal = BASES[self.sequence.base](self.sequence.tokens, self.sequence.dim, **made)
 
@@ -105,7 +105,7 @@ class SequenceFlow(nn.Module):
 
     # --- the flow ------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, y: Value = None) -> tuple[Tensor, Tensor]:
         """z (B, T, D) and ladj by token (B, T): what training calls.
 
         Nothing is checked, which would wait for the device, and no row is kept within the range of the network, because
@@ -117,7 +117,7 @@ class SequenceFlow(nn.Module):
             ladj = block_ladj + ladj
         return z, cast("Tensor", ladj)
 
-    def encode_in_range(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode_in_range(self, x: Tensor, y: Value = None) -> tuple[Tensor, Tensor]:
         """As `encode`, by token and unchecked: z (B, T, D) and ladj (B, T).
 
         Rows that leave the range of the network go on through the blocks as zeros, which overflow nowhere.
@@ -133,7 +133,7 @@ class SequenceFlow(nn.Module):
         z = torch.where(inside.view(-1, 1, 1), z, outside.view(-1, 1, 1))
         return z, torch.where(inside.view(-1, 1), ladj, 0)
 
-    def encode(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, y: Value = None) -> tuple[Tensor, Tensor]:
         """x (B, …) to latents z (B, T, D) and ladj = log|det ∂z/∂x| (B,), nats.
 
         A row so far from the data that the network leaves the range of its numbers, or outside of the support, has
@@ -152,7 +152,7 @@ class SequenceFlow(nn.Module):
         inside = z.abs().amax(dim=(1, 2)) <= max(torch.finfo(self.dtype).max ** RANGE, 1e3)
         return torch.where(inside.view(-1, 1, 1), z, 0), inside
 
-    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+    def decode(self, z: Tensor, y: Value = None) -> Tensor:
         """Latents z (B, T, D) to x (B, …): the exact inverse of `encode`, by the slow reference.
 
         `tarflow.sample(flow, n, noise=flow.base.standardised(z))` does the same many times faster.
@@ -164,7 +164,7 @@ class SequenceFlow(nn.Module):
             x = block.decode(x, y)
         return self.event.from_tokens(x)
 
-    def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def log_prob(self, x: Tensor, y: Value = None) -> Tensor:
         """log p(x|y), the log-density at x, nats, shape (B,). Gradients flow to x and to the weights.
 
         -∞, without a gradient, where a finite x is outside of `event.support`, an end of it included, or beyond the
@@ -172,7 +172,7 @@ class SequenceFlow(nn.Module):
         """
         return self.log_prob_by_token(x, y).sum(dim=1)
 
-    def log_prob_by_token(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def log_prob_by_token(self, x: Tensor, y: Value = None) -> Tensor:
         """What each token adds to log p(x|y), nats, (B, T).
 
             c_i = log N(z_i; 0, V_i) + Σ_blocks ladj_i,      Σ_i c_i = log p(x|y)
@@ -183,7 +183,7 @@ class SequenceFlow(nn.Module):
         z, ladj = self.encode_in_range(x, self.check_condition(y, x.shape[0]))
         return self.base.log_prob(z) + ladj
 
-    def distribution(self, y: Tensor | int | None = None) -> Distribution:
+    def distribution(self, y: Any = None) -> Distribution:
         """p(x|y) as a `torch.distributions.Distribution`, for code that is written against that interface.
 
         Labels of any shape are its `batch_shape`; None is the null class and `batch_shape` (). See
@@ -244,9 +244,9 @@ class SequenceFlow(nn.Module):
         """Raise ValueError unless z, called `name`, is a floating (B, T, D) of this model's size."""
         check_batch(name, z, "latents", (self.sequence.tokens, self.sequence.dim))
 
-    def check_condition(self, y: Any, batch: int) -> Tensor | None:
+    def check_condition(self, y: Any, batch: int) -> Value:
         """Values of the condition on this model's device; ValueError where they are not (batch, …) known ones."""
-        return self.condition.check(y, batch, self.device)
+        return self.conditions.check(y, batch, self.device)
 
     def as_state(self, x: Tensor) -> Tensor:
         """x in the dtype of the state: the widest of its own, the weights' and float32."""

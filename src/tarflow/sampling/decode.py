@@ -12,6 +12,7 @@ from torch import Tensor
 from tarflow.devices import free_bytes
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
+from tarflow.model.condition import Value
 from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.cuda.graph import BlockReplay, Captured
 from tarflow.sampling.cuda.step import DeviceStep
@@ -31,7 +32,7 @@ Report = Callable[[int], None]
 def decode(
     flow: SequenceFlow,
     noise: Tensor,
-    y: Tensor | None = None,
+    y: Value = None,
     guidance: Guidance | None = None,
     solvers: Sequence[Solver] | None = None,
     report: Report | None = None,
@@ -64,7 +65,7 @@ def latents_of(flow: SequenceFlow, noise: Tensor) -> Tensor:
 def invert(
     block: Block,
     z: Tensor,
-    y: Tensor | None = None,
+    y: Value = None,
     guidance: Guidance | None = None,
     solver: Solver | None = None,
     report: Report | None = None,

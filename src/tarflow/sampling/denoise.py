@@ -9,15 +9,14 @@ from torch import Tensor
 
 from tarflow.devices import free_bytes, without_autocast
 from tarflow.fields import integer, real
+from tarflow.model.condition import Value
 from tarflow.model.sequence import SequenceFlow
 
 GRAPH_BYTES = 1 << 30  # activations that are kept for the gradient at once, where the batch size is ours to choose
 GRAPH_SHARE = 0.5  # of a GPU's free memory, if that is more
 
 
-def denoise(
-    flow: SequenceFlow, x: Tensor, sigma: float, y: Tensor | None = None, *, batch_size: int | None = None
-) -> Tensor:
+def denoise(flow: SequenceFlow, x: Tensor, sigma: float, y: Value = None, *, batch_size: int | None = None) -> Tensor:
     """Denoise images by the score of the model that was trained on noisy ones.
 
         E[clean | x, y] = x + σ² ∇_x log p(x|y)
@@ -53,7 +52,7 @@ def denoise(
     chunks = []
     for start in range(0, len(x), batch_size):
         rows = slice(start, start + batch_size)
-        chunks.append(_denoise_chunk(flow, x[rows], sigma, None if y is None else y[rows], by_block))
+        chunks.append(_denoise_chunk(flow, x[rows], sigma, flow.conditions.rows(y, rows), by_block))
     return torch.cat(chunks) if chunks else x.clone()
 
 
@@ -74,7 +73,7 @@ def check_sigma(sigma: float) -> None:
     real("sigma", sigma, "a positive number", lambda value: value > 0)
 
 
-def _denoise_chunk(flow: SequenceFlow, x: Tensor, sigma: float, y: Tensor | None, by_block: bool) -> Tensor:
+def _denoise_chunk(flow: SequenceFlow, x: Tensor, sigma: float, y: Value, by_block: bool) -> Tensor:
     with (
         torch.inference_mode(False),  # the caller may be in it, and nothing can be differentiated there
         torch.enable_grad(),
@@ -87,7 +86,7 @@ def _denoise_chunk(flow: SequenceFlow, x: Tensor, sigma: float, y: Tensor | None
         return (x + sigma**2 * score).detach()
 
 
-def _score(flow: SequenceFlow, x: Tensor, y: Tensor | None) -> Tensor:
+def _score(flow: SequenceFlow, x: Tensor, y: Value) -> Tensor:
     """∇_x log p(x|y), through the whole flow at once."""
     # Only x asks for a gradient: the weights' graph is neither built further back nor accumulated into .grad.
     z, ladj = flow.encode_in_range(x, y)  # `log_prob` would wait for the device, to check y once more
@@ -95,7 +94,7 @@ def _score(flow: SequenceFlow, x: Tensor, y: Tensor | None) -> Tensor:
     return score
 
 
-def _score_by_block(flow: SequenceFlow, x: Tensor, y: Tensor | None) -> Tensor:
+def _score_by_block(flow: SequenceFlow, x: Tensor, y: Value) -> Tensor:
     """The same by the chain rule, block after block: what each was given is kept, what is inside it computed again."""
     tokens, event_ladj = flow.event.to_tokens(x)
     z, inside = flow.in_range(tokens.detach())

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from tarflow.model.checks import check_tensor
+from tarflow.model.condition import Value
 from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.sample import sample
 
@@ -54,15 +55,11 @@ class FlowDistribution(Distribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = False
 
-    def __init__(self, flow: SequenceFlow, y: Tensor | int | None = None, validate_args: bool | None = None) -> None:
+    def __init__(self, flow: SequenceFlow, y: Any = None, validate_args: bool | None = None) -> None:
         self.flow = flow
-        self.y = None
-        if y is not None:
-            labels = flow.condition.as_values(y)
-            checked = flow.check_condition(labels.reshape(-1), labels.numel())
-            assert checked is not None
-            self.y = checked.reshape(labels.shape)
-        batch_shape = torch.Size() if self.y is None else self.y.shape
+        rows, batch_shape = flow.conditions.flatten(y)
+        self.y = flow.check_condition(rows, batch_shape.numel())
+        self.rows = torch.arange(batch_shape.numel(), device="cpu", dtype=torch.int64).view(batch_shape)  # which of y
         super().__init__(batch_shape, torch.Size(flow.event.shape), validate_args)
 
     @constraints.dependent_property
@@ -74,7 +71,7 @@ class FlowDistribution(Distribution):
         """The same distribution with labels repeated to `batch_shape`."""
         new = self._get_checked_instance(FlowDistribution, _instance)
         new.flow = self.flow
-        new.y = None if self.y is None else self.y.expand(batch_shape)
+        new.y, new.rows = self.y, self.rows.expand(batch_shape)
         super(FlowDistribution, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -102,7 +99,7 @@ class FlowDistribution(Distribution):
                 f"value: leading shape {tuple(value.shape[:-axes])} does not broadcast with {tuple(self.batch_shape)}"
             ) from None
         x = value.expand(*shape, *self.event_shape).reshape(shape.numel(), *self.event_shape)
-        return self.flow.log_prob(x, self._labels(shape)).reshape(shape)
+        return self.flow.log_prob(x, self._values(shape)).reshape(shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw (*sample_shape, *batch_shape, *event_shape), detached, as fast as `tarflow.sample`.
@@ -118,10 +115,11 @@ class FlowDistribution(Distribution):
         if shape.numel() == 0:
             dtype = torch.promote_types(self.flow.dtype, torch.float32)
             return torch.empty(*shape, *self.event_shape, dtype=dtype, device=self.flow.device)
-        return sample(self.flow, shape.numel(), self._labels(shape), seed=seed).reshape(*shape, *self.event_shape)
+        return sample(self.flow, shape.numel(), self._values(shape), seed=seed).reshape(*shape, *self.event_shape)
 
-    def _labels(self, shape: torch.Size) -> Tensor | None:
-        return None if self.y is None else self.y.expand(shape).reshape(shape.numel())
+    def _values(self, shape: torch.Size) -> Value:
+        """The values of the condition, for as many rows as `shape` has."""
+        return self.flow.conditions.rows(self.y, self.rows.expand(shape).reshape(-1))
 
     def __repr__(self) -> str:
         return f"FlowDistribution(batch_shape: {tuple(self.batch_shape)}, event_shape: {tuple(self.event_shape)})"

@@ -7,6 +7,7 @@ is none in it. Nothing carries gradients.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from tarflow.fields import integer
 from tarflow.model.block import Block
 from tarflow.model.checks import check_tensor
-from tarflow.model.condition import NULL_CLASS
+from tarflow.model.condition import NULL_CLASS, Value
 from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.decode import decode, default_batch_size, draw_noise, invert, latents_of
 from tarflow.sampling.denoise import denoise as denoise_images
@@ -25,7 +26,7 @@ from tarflow.sampling.sample import check_arguments, check_finite
 def trace(
     flow: SequenceFlow,
     n: int = 1,
-    y: Tensor | None = None,
+    y: Value = None,
     guidance: Guidance | None = None,
     seed: int = 0,
     denoise: float | None = None,
@@ -67,7 +68,7 @@ def trace(
 
 
 @torch.no_grad()
-def reconstruct(flow: SequenceFlow, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def reconstruct(flow: SequenceFlow, x: Tensor, y: Value = None) -> tuple[Tensor, Tensor]:
     """Encode images and decode them again: what rounding costs, which is all that is lost.
 
         x̂ = decode(encode(x, y), y),    error = max_chw |x̂ - x|
@@ -101,8 +102,8 @@ def interpolate(
     x0: Tensor,
     x1: Tensor,
     steps: int = 8,
-    y0: int | None = None,
-    y1: int | None = None,
+    y0: Any = None,
+    y1: Any = None,
     *,
     spherical: bool = True,
 ) -> Tensor:
@@ -121,7 +122,7 @@ def interpolate(
     Args:
         x0, x1: (C, H, W), the ends. Not written to.
         steps: images on the walk, both ends included; at least 2.
-        y0, y1: a class each, or None for both; -1 (`NULL_CLASS`) is the null class.
+        y0, y1: a class each, or a value of another condition, or None for both; -1 (`NULL_CLASS`) is the null class.
         spherical: along the arc, or (False) along the straight line.
 
     Returns:
@@ -148,21 +149,20 @@ def interpolate(
     if (y0 is None) != (y1 is None):
         given, missing = ("y0", "y1") if y1 is None else ("y1", "y0")
         raise ValueError(f"{missing}: expected a label, because {given} has one; {NULL_CLASS} is the null class")
-    ends = flow.check_condition(None if y0 is None else [y0, y1], 2)
+    conditions = flow.conditions
+    ends = flow.check_condition(conditions.cat([conditions.flatten(y)[0] for y in (y0, y1)]), 2)
 
     z, _ = flow.encode(torch.stack([x0, x1]), ends)
     t = torch.linspace(0, 1, steps, dtype=z.dtype, device=z.device).view(-1, 1, 1)  # (steps, 1, 1)
     u = flow.base.standardised(z)
     start, end = _arc(u, t) if spherical else (1 - t, t)
     u = start * u[0] + end * u[1]  # (steps, T, D)
-    y = None if ends is None else ends[(t.flatten() >= 0.5).long()]
+    y = conditions.rows(ends, (t.flatten() >= 0.5).long())
     return _edited(flow.event.from_tokens(_invert_all(flow, flow.blocks, flow.base.sample(u), y)))
 
 
 @torch.no_grad()
-def resample(
-    flow: SequenceFlow, x: Tensor, keep: int, y: Tensor | None = None, *, block: int = 0, seed: int = 0
-) -> Tensor:
+def resample(flow: SequenceFlow, x: Tensor, keep: int, y: Value = None, *, block: int = 0, seed: int = 0) -> Tensor:
     """Keep the first patches of images in the order of one block, and draw the others anew.
 
         w  = encode of x by blocks 0 … block             what that block makes of x
@@ -228,14 +228,14 @@ def _arc(u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sin((1 - t) * angle) / torch.sin(angle), torch.sin(t * angle) / torch.sin(angle)
 
 
-def _invert_all(flow: SequenceFlow, blocks: Sequence[Block], z: Tensor, y: Tensor | None) -> Tensor:
+def _invert_all(flow: SequenceFlow, blocks: Sequence[Block], z: Tensor, y: Value) -> Tensor:
     """(B, T, D) back through `blocks`, the last first, as many at once as the cache allows; checked labels."""
     size = default_batch_size(flow, None)
     chunks = []
     for first in range(0, len(z), size):
         x = z[first : first + size]
         for block in reversed(blocks):
-            x = invert(block, x, None if y is None else y[first : first + size]).x
+            x = invert(block, x, flow.conditions.rows(y, slice(first, first + size))).x
         chunks.append(x)
     return torch.cat(chunks) if chunks else z
 

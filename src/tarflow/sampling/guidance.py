@@ -17,7 +17,8 @@ from torch import Tensor
 from tarflow.fields import real
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
-from tarflow.model.condition import Condition
+from tarflow.model.condition import Condition, Value
+from tarflow.model.context import Context
 from tarflow.model.transform import Rule, Transform
 from tarflow.sampling.cpu.step import HostStep
 from tarflow.sampling.solver import Predict
@@ -64,7 +65,7 @@ class Guidance:
         warm = "" if self.temperature == 1 else f", temperature {self.temperature:g}"
         return f"guidance {self.scale:g} ({self.schedule}, {self.rule}{warm})"
 
-    def check(self, y: Tensor | None, condition: Condition, slots: int) -> None:
+    def check(self, y: Value, condition: Condition, slots: int) -> None:
         """Raise ValueError where the two branches coincide, so that guidance would do nothing, silently.
 
         Args:
@@ -75,8 +76,9 @@ class Guidance:
         by_temperature = self.temperature != 1.0 and slots > 2  # a softmax over one key has none
         if not (condition.differs(y) or by_temperature):
             raise ValueError(
-                f"guidance scale {self.scale}: both branches are the same here and nothing is guided; it takes a model "
-                "of two classes and labels that are not all null, or three patches and a temperature other than 1"
+                f"guidance scale {self.scale}: both branches are the same here and nothing is guided; it takes a "
+                "condition that is not null in all rows (of two classes at least), or three patches and a temperature "
+                "other than 1"
             )
 
     def strength(self, places: Tensor, tokens: int) -> Tensor | float:
@@ -96,12 +98,10 @@ def guided_rows(guidance: Guidance | None, batch: int) -> int:
     return batch if active(guidance) is None else 2 * batch
 
 
-def branches(
-    block: Block, y: Tensor | None, guidance: Guidance | None, batch: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """The context (R, 1, W) or (1, 1, W) and the temperature (R,) of the sequences that go through the network.
+def branches(block: Block, y: Value, guidance: Guidance | None, batch: int) -> tuple[Context | None, Tensor | None]:
+    """The context and the temperature (R,) of the sequences that go through the network.
 
-    R is `guided_rows`: the guided ones before the unguided ones. None where there are no classes, no temperature.
+    R is `guided_rows`: the guided ones before the unguided ones. None where there is no condition, no temperature.
     """
     context, guidance = block.context(y), active(guidance)
     if guidance is None:
@@ -109,7 +109,7 @@ def branches(
     if context is not None:
         null = block.context(None)
         assert null is not None
-        context = torch.cat([context.expand(batch, -1, -1), null.expand(batch, -1, -1)])
+        context = context.expand(batch).above(null.expand(batch))
     if guidance.temperature == 1.0:
         return context, None
     dtype = block.state_dtype
@@ -167,8 +167,8 @@ def predictor_of(block: Block, conditioner: Callable[[Tensor, int], Tensor], gui
     return Predict(evaluate, inverse)
 
 
-def predictor(block: Block, y: Tensor | None, guidance: Guidance | None, cache: KVCache) -> Predict:
-    """A block with its labels (B,), guidance and cache as the one function that a solver sees.
+def predictor(block: Block, y: Value, guidance: Guidance | None, cache: KVCache) -> Predict:
+    """A block with its values of the condition, guidance and cache as the one function that a solver sees.
 
     The cache must have been made for `guided_rows` sequences. Where `HostStep` can stand in for the block's
     conditioner, it does.

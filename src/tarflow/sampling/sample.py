@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tarflow.fields import integer
+from tarflow.model.condition import Value
 from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.cuda.graph import Captured
 from tarflow.sampling.decode import Report, decode, default_batch_size, draw_noise, latents_of
@@ -71,7 +72,7 @@ def _arguments_of(function: Callable[P, Any]) -> Callable[[Callable[..., R]], Ca
 def sample_batches(
     flow: SequenceFlow,
     n: int,
-    y: Tensor | None = None,
+    y: Value = None,
     guidance: Guidance | None = None,
     seed: int = 0,
     denoise: float | None = None,
@@ -112,7 +113,7 @@ def sample_batches(
         todo = indices - start  # rows of this batch that are still to be drawn
         for attempt in range(MAX_ATTEMPTS):
             which = indices[todo]
-            labels = None if y is None else y[which.to(y.device)]
+            labels = flow.conditions.rows(y, which)
             chosen = draw_noise(flow, first + which, seed, attempt) if noise is None else noise[which]
             report = report_of(start, len(which)) if attempt == 0 else None
             ladj = []
@@ -229,8 +230,8 @@ def log_density(
 
 
 def check_arguments(
-    flow: SequenceFlow, n: int, y: Tensor | None, guidance: Guidance | None, denoise: float | None, noise: Tensor | None
-) -> Tensor | None:
+    flow: SequenceFlow, n: int, y: Value, guidance: Guidance | None, denoise: float | None, noise: Tensor | None
+) -> Value:
     """Raise ValueError unless what is to be drawn fits the model and each other; return the labels, checked."""
     integer("n", n, 1)
     if denoise is not None:
@@ -239,7 +240,7 @@ def check_arguments(
     if guidance is not None:
         if not isinstance(guidance, Guidance):
             raise ValueError(f"guidance: expected tarflow.Guidance(scale=…) or None, got {guidance!r}")
-        guidance.check(y, flow.condition, flow.sequence.slots)
+        guidance.check(y, flow.conditions, flow.sequence.slots)
     if noise is not None:
         flow.check_latents(noise, "noise")
         if len(noise) != n:

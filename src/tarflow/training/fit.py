@@ -154,6 +154,7 @@ class _Kept:
 
 def _standardise(rows: Rows) -> None:
     """Fit what a flow does to its events and conditions before the network sees them, where it does anything."""
+    rows.flow.conditions.fit(rows.c)
 
 
 class _Fitting:
@@ -218,8 +219,9 @@ class _Fitting:
         c = batch.c
         if c is not None and config.label_drop:
             generator = seeded_generator(config.seed, "fit", step, device=device)
-            drawn = torch.rand(len(index), generator=generator, device=device, dtype=torch.float32)
-            c = self.flow.condition.drop(c, drawn < config.label_drop)
+            shape = (len(index), *self.flow.conditions.drops)
+            drawn = torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
+            c = self.flow.conditions.drop(c, drawn < config.label_drop)
         warmup = min(config.warmup_steps or 0, self.steps // 10)
         set_learning_rate(self.optimizer, learning_rate(step, config=config, steps=self.steps, warmup=warmup))
         return self.step(batch.x, c)["log_prob"]

@@ -18,6 +18,7 @@ from tarflow.data.sets import ImageSet
 from tarflow.evaluation.likelihood.evaluate import Likelihood, evaluate_likelihood
 from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.measure import to_8bit
+from tarflow.model.condition import Value
 from tarflow.model.flow import TarFlow
 from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.model.sequence import SequenceFlow
@@ -45,7 +46,7 @@ def one_pass(images: int, batch_size: int, after: int) -> range:
 
 def settle(
     out: Path,
-    batches: Iterable[tuple[Tensor, Tensor | None]],
+    batches: Iterable[tuple[Tensor, Value]],
     device: torch.device,
     parts: int = 1,
     ranks: Ranks = ALONE,
@@ -63,7 +64,7 @@ def settle(
 
 @torch.no_grad()
 def measure_base_variance(
-    flow: SequenceFlow, batches: Iterable[tuple[Tensor, Tensor | None]], parts: int = 1, ranks: Ranks = ALONE
+    flow: SequenceFlow, batches: Iterable[tuple[Tensor, Value]], parts: int = 1, ranks: Ranks = ALONE
 ) -> None:
     """Set the followed `base.variance` to mean(z²) (T, D) over batches of equal size: its maximum likelihood.
 
@@ -74,8 +75,7 @@ def measure_base_variance(
     assert flow.base.follows
     total, count = torch.zeros_like(flow.base.variance, device="cpu", dtype=torch.float64), 0
     for x, y in batches:
-        ys = [None] * parts if y is None else y.chunk(parts)
-        for x_part, y_part in zip(x.chunk(parts), ys, strict=True):
+        for x_part, y_part in zip(x.chunk(parts), flow.conditions.chunk(y, parts), strict=True):
             total += flow(x_part, y_part)[0].square().mean(dim=0).cpu()
             count += 1
     (total,) = ranks.sum([total / count], host=True)

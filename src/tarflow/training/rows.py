@@ -45,7 +45,7 @@ class Rows:
     def choose(self, index: Tensor) -> Rows:
         """The rows at `index` (n,), in that order."""
         index = index.to(self.x.device)
-        return Rows(self.flow, self.x[index], None if self.c is None else self.c[index])
+        return Rows(self.flow, self.x[index], self.flow.conditions.rows(self.c, index))
 
     def parts(self, size: int) -> Iterator[Rows]:
         """All rows in their order, `size` at a time."""

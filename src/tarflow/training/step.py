@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tarflow.config import TrainingConfig
 from tarflow.measure import Measure
-from tarflow.model.condition import Condition
+from tarflow.model.condition import Condition, Value
 from tarflow.ranks import ALONE, Ranks
 from tarflow.seeding import seeded_generator
 from tarflow.training.ema import EMA
@@ -31,7 +31,7 @@ def objective(z: Tensor, ladj: Tensor) -> Tensor:
 
 def training_batch(
     pixels: Tensor,
-    labels: Tensor | None,
+    labels: Value,
     step: int,
     *,
     config: TrainingConfig,
@@ -39,21 +39,21 @@ def training_batch(
     condition: Condition,
     flip: bool,
     rows: slice | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Value]:
     """What the model sees of the images of one step: mirrored, with noise, with labels dropped.
 
     Everything random is drawn from (seed, step), so a resumed run sees what the uninterrupted one would have seen, and
     for the whole batch, so an image sees the same however many processes share it.
 
     Args:
-        pixels: (B, C, H, W) uint8, those of the step (`data.feed`). labels: (B,) int64, or None for an unconditional
-            model.
+        pixels: (B, C, H, W) uint8, those of the step (`data.feed`). labels: (B,) int64, or values of another
+            condition; None for an unconditional model.
         step: 0, 1, 2, …
         condition: that of the flow, which says what a dropped label is.
         rows: which of the `config.batch_size` rows of the batch these are; None where they are all of it.
 
     Returns:
-        x (B, C, H, W) float32 with noise, y (B,) int64 with dropped labels as null.
+        x (B, C, H, W) float32 with noise, y with dropped labels as null.
     """
     device = pixels.device
     count, rows = (len(pixels), slice(None)) if rows is None else (config.batch_size, rows)
@@ -64,8 +64,8 @@ def training_batch(
     x = measure.noisy(pixels, generator, rows, count)
     if labels is None:
         return x, None
-    dropped = torch.rand(count, generator=generator, device=device, dtype=torch.float32)[rows] < config.label_drop
-    return x, condition.drop(labels, dropped)
+    drawn = torch.rand(count, *condition.drops, generator=generator, device=device, dtype=torch.float32)[rows]
+    return x, condition.drop(labels, drawn < config.label_drop)
 
 
 Forward: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
@@ -113,12 +113,12 @@ class TrainingStep(Generic[Flow]):
         counts = torch.tensor([skipped, skipped_in_a_row, skipped_in_a_row], device=self.flow.device, dtype=torch.int64)
         self.skipped, self.skipped_in_a_row, self.longest_row = counts.unbind()
 
-    def __call__(self, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
+    def __call__(self, x: Tensor, y: Value) -> dict[str, Tensor]:
         """Take one step, at the optimizer's learning rate.
 
         Args:
-            x: (B, …), this rank's events, such as noisy images (B, C, H, W); `accumulate` divides B. y: what they are
-                given, such as labels (B,), or None.
+            x: (B, …), this rank's events, such as noisy images (B, C, H, W); `accumulate` divides B. y: values of the
+                condition, such as labels (B,).
 
         Returns:
             0-d tensors on the device: `loss` (`objective` of the batch), `log_prob` (its mean, nats), both before the
@@ -128,8 +128,8 @@ class TrainingStep(Generic[Flow]):
         parts = self.config.accumulate
         loss = log_prob = x.new_zeros((), dtype=torch.float32)
         energy: Tensor | None = None  # mean z² of the batch (T, D), which the base follows, if it does
-        xs, ys = x.chunk(parts), [None] * parts if y is None else y.chunk(parts)
-        for number, (x_part, y_part) in enumerate(zip(xs, ys, strict=True), 1):
+        ys = self.flow.conditions.chunk(y, parts)
+        for number, (x_part, y_part) in enumerate(zip(x.chunk(parts), ys, strict=True), 1):
             with self.micro_batch(number == parts):
                 z, ladj = self.forward(x_part, y_part)
                 part = objective(z, ladj) / parts  # equal parts: the mean of their means is that of the batch

@@ -16,6 +16,7 @@ from tarflow.config import ConfigError, RunConfig, to_dict
 from tarflow.data.feed import Feed
 from tarflow.data.load import Splits
 from tarflow.devices import without_autocast
+from tarflow.model.condition import Value
 from tarflow.model.flow import TarFlow
 from tarflow.model.saving import WEIGHTS_FILE, load_weights
 from tarflow.tensor_files import read_tensors
@@ -198,10 +199,10 @@ class Trainer:
         self.step += 1
         return measured | {"lr": rate}
 
-    def seen(self, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def seen(self, step: int) -> tuple[torch.Tensor, Value]:
         """This rank's rows of a step's batch, as the model sees them."""
         data, (pixels, labels) = self.data, self.feed.batch(step)
-        config, measure, condition = self.training, self.measure, self.flow.condition
+        config, measure, condition = self.training, self.measure, self.flow.conditions
         return training_batch(
             pixels, labels, step, config=config, measure=measure, condition=condition, flip=data.flip, rows=self.rows
         )

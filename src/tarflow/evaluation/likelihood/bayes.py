@@ -56,7 +56,7 @@ def log_posterior(flow: TarFlow, x: Tensor, *, prior: Tensor | None = None) -> T
     Every image goes through the flow once a class; gradients are not kept. `prior` and errors: see
     `Conditions.log_posterior`.
     """
-    conditions = Conditions.of(flow, None, "marginal" if flow.condition else "none", len(x))
+    conditions = Conditions.of(flow, None, "marginal" if flow.conditions.size else "none", len(x))
     size = max(len(x), default_batch_size(flow))
     return conditions.log_posterior(under_conditions(flow, x, conditions, batch_size=size), prior)
 

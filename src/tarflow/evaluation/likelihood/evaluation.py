@@ -99,7 +99,7 @@ def evaluate_images(
     Raises:
         ValueError: as `class_scores`.
     """
-    flow, conditional = run.flow, run.flow.condition
+    flow, conditional = run.flow, run.flow.conditions
     labels, options = images.labels if conditional else None, {"batch_size": batch_size, "progress": progress}
     classify = classify and labels is not None
     resolved = scoring.resolved(flow, labels)

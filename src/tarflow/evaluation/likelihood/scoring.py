@@ -56,11 +56,11 @@ class Scoring:
         if self.labels is not None:
             return self
         given = y is not None and not bool((y == NULL_CLASS).any())
-        return dataclasses.replace(self, labels=("given" if given else "marginal") if flow.condition else "none")
+        return dataclasses.replace(self, labels=("given" if given else "marginal") if flow.conditions else "none")
 
     def passes(self, flow: TarFlow) -> int:
         """How often an image without a label goes through the flow for each draw of its noise."""
-        return len(flow.condition.sweep()) if self.resolved(flow).labels == "marginal" else 1
+        return len(flow.conditions.sweep()) if self.resolved(flow).labels == "marginal" else 1
 
     def noisy(self, pixels: Tensor, draw: int, numbers: Sequence[int]) -> Tensor:
         """What the model sees of images (B, C, H, W) uint8 in one draw of the noise of the images number `numbers`."""
@@ -90,12 +90,12 @@ class Conditions:
         Raises:
             ValueError: a policy that is not one of this model, or lacks labels; an unknown label.
         """
-        known = ("given", "null", "marginal") if flow.condition else ("none",)
+        known = ("given", "null", "marginal") if flow.conditions else ("none",)
         policy = "given" if isinstance(labels, int) else labels
         if policy not in known:
-            kind = "a conditional" if flow.condition else "an unconditional"
+            kind = "a conditional" if flow.conditions else "an unconditional"
             raise ValueError(f"label policy: expected {' or '.join(map(repr, known))} for {kind} model, got {policy!r}")
-        sweep = flow.condition.sweep().expand(count, -1) if all_classes or policy == "marginal" else None
+        sweep = flow.conditions.sweep().expand(count, -1) if all_classes or policy == "marginal" else None
         classes = 0 if sweep is None else sweep.shape[1]
         if policy == "none":
             return cls(None, torch.zeros(count, device="cpu", dtype=torch.int64), 0)
@@ -158,7 +158,7 @@ def _given(flow: TarFlow, y: Tensor | Sequence[object] | None, count: int) -> Te
     """Checked labels of their own for every image, on the CPU."""
     if y is None:
         raise ValueError("label policy 'given': expected labels, got none; choose 'marginal' or 'null'")
-    wanted = flow.condition.check(y, count, torch.device("cpu"))
+    wanted = flow.conditions.check(y, count, torch.device("cpu"))
     assert wanted is not None
     if bool((wanted == NULL_CLASS).any()):
         row = int((wanted == NULL_CLASS).nonzero()[0])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
+from tarflow.model.context import Context
 from tarflow.model.rotary import rotated
 from tarflow.model.transformer import Attention, Layer
 from tarflow.sampling.cpu.native import NativeBlock, library
@@ -35,17 +36,19 @@ class HostStep:
 
     Args:
         block: its weights are not written to.
-        context: what `Block.context` returned, (B, 1, W), (1, 1, W) or None.
+        context: what `Block.context` returned, of B rows or one, or None.
         cache: keys and values of the patches before; those of the given patches are written to it.
         temperature: (B,), attention logits are divided by it; None divides by nothing.
     """
 
-    def __init__(self, block: Block, context: Tensor | None, cache: KVCache, temperature: Tensor | None = None) -> None:
+    def __init__(
+        self, block: Block, context: Context | None, cache: KVCache, temperature: Tensor | None = None
+    ) -> None:
         self.dtype = block.dtype
         self.scale = None if temperature is None else (1 / temperature).to(block.dtype).view(-1, 1, 1, 1)
         places = block.places()  # (S, W), in the block's own order
-        self.entry = places + block.proj_in.bias if context is None else places + block.proj_in.bias + context
-        self.entry = self.entry.expand(cache.store.shape[2], -1, -1)  # (B, S, W): what does not depend on x
+        entry = places + block.proj_in.bias if context is None else places + block.proj_in.bias + context.added
+        self.entry = entry.expand(cache.store.shape[2], -1, -1)  # (B, S, W): what does not depend on x
         compiled = library() if self.dtype == torch.float32 else None
         self.native = None if compiled is None else NativeBlock(compiled, block, self.entry, cache.store, self.scale)
         self.into, self.proj_out = block.proj_in.weight.t().contiguous(), block.proj_out

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
+from tarflow.model.condition import Value
+from tarflow.model.context import Context
 from tarflow.sampling.cuda.step import ALIGNED, DeviceStep
 from tarflow.sampling.guidance import Guidance, branches, guided_rows, inverse_of, predictor_of, side_by_side
 from tarflow.sampling.solver import Predict, Solution
@@ -45,7 +47,7 @@ class _Windows:
 
     x: Tensor  # (B, T-1, D)
     params: Tensor  # (B, T-1, k·D)
-    context: Tensor | None
+    context: Context | None
     temperature: Tensor | None
     cache: KVCache
     replays: dict[tuple[int, int], Launch] = field(default_factory=dict)  # by the first patch and the end
@@ -77,7 +79,7 @@ class Captured:
         self.stores: dict[tuple[int, torch.dtype], Tensor] = {}  # the memory of caches, by rows and dtype
 
     @torch.no_grad()
-    def solve(self, block: Block, z: Tensor, y: Tensor | None, guidance: Guidance | None) -> Solution:
+    def solve(self, block: Block, z: Tensor, y: Value, guidance: Guidance | None) -> Solution:
         """Solve x_i = transform.inverse(z_i, params_i(x_<i)) patch by patch.
 
         Args:
@@ -96,8 +98,9 @@ class Captured:
             self.patches[:batch].copy_(z)
             self.patches[batch:].copy_(z[-1:])
             self.place.zero_()
-            if y is not None and batch < self.batch:
-                y = torch.cat([y, y[-1:].expand(self.batch - batch)])
+            if batch < self.batch:
+                rows = torch.arange(self.batch, device=z.device, dtype=torch.int64).clamp(max=batch - 1)
+                y = block.conditions.rows(y, rows)
             context, temperature = branches(block, y, guidance, self.batch)
             recorded = self.recorded.get((block, guidance))
             if recorded is None:
@@ -112,7 +115,7 @@ class Captured:
                         replay()
             return Solution(self.patches[:batch].clone(), length - 1, 0.0)
 
-    def predictor(self, block: Block, y: Tensor | None, guidance: Guidance | None, batch: int) -> Predict:
+    def predictor(self, block: Block, y: Value, guidance: Guidance | None, batch: int) -> Predict:
         """`guidance.predictor` of a batch, each window of which is captured when it is evaluated for the first time.
 
         What it returns lasts until it is called again. Worth it for few tokens, and where windows come back.
@@ -206,7 +209,7 @@ class BlockReplay:
 
     captured: Captured
     block: Block
-    y: Tensor | None
+    y: Value
     guidance: Guidance | None
     batch: int
 

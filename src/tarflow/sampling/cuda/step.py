@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tarflow.model.block import Block
+from tarflow.model.context import Context
 from tarflow.model.rotary import rotated
 from tarflow.sampling.cpu.step import is_plain_block
 
@@ -41,15 +42,15 @@ class DeviceStep:
 
     Args:
         block: its weights are not written to. `fits` says whether it may be used at all.
-        context: (R, 1, W), (1, 1, W) or None, what `Block.context` returned: copied, and replaced by `begin`.
+        context: what `Block.context` returned, of R rows or one, or None: copied, and replaced by `begin`.
         store: (layers, 2, R, H, T, K), keys and values; those of the given patches are written to it.
         temperature: (R,), attention logits are divided by it; None divides by nothing.
     """
 
-    def __init__(self, block: Block, context: Tensor | None, store: Tensor, temperature: Tensor | None = None) -> None:
+    def __init__(self, block: Block, context: Context | None, store: Tensor, temperature: Tensor | None = None) -> None:
         self.block, self.store = block, store
         self.kernels = kernels_for(store.device, store.dtype)
-        self.context = None if context is None else context.flatten(0, 1).clone()  # (R, W) or (1, W)
+        self.context = None if context is None else context.added.flatten(0, 1).clone()  # (R, W) or (1, W)
         self.scale = None if temperature is None else 1 / temperature
         self.entry = block.places() + block.proj_in.bias  # (S, W), in the block's own order
         self.rotation = block.rotation()
@@ -66,13 +67,13 @@ class DeviceStep:
         busy = torch.is_grad_enabled() or torch.is_autocast_enabled(block.position.device.type)
         return not busy and is_plain_block(block)
 
-    def begin(self, context: Tensor | None) -> None:
-        """Start at the first patch again, with labels of which `Block.context` returned as many."""
+    def begin(self, context: Context | None) -> None:
+        """Start at the first patch again, with a context of as many rows."""
         if self.kernels is None:
             self.store.zero_()  # a whole stretch is attended to under a mask, and 0·NaN is NaN
         if self.context is not None:
             assert context is not None
-            self.context.copy_(context.flatten(0, 1))
+            self.context.copy_(context.added.flatten(0, 1))
 
     def stretches(self, last: int) -> list[tuple[int, int]]:
         """How many of the patches 0 … last-1 are evaluated with which room: fixed parts of the cache, or none."""
