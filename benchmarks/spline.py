@@ -3,7 +3,8 @@
     OMP_WAIT_POLICY=passive python -m benchmarks.spline --out benchmarks/results/spline-cpu.json
 
 A block of the cifar10 recipe's size and one of the best recipe's on CIFAR-10, with random output layers, each with the
-affine transform and with the spline, in C and in PyTorch's operations. Seconds are the processor's, of all threads, the
+affine transform and with the spline, in C and in PyTorch's operations; and drawing from all eight blocks of the best
+recipe, with what stands in `WHOLE` and without it. Seconds are the processor's, of all threads, the
 sides take turns, and ratios are the median of those within a turn: other processes slow both. A thread that waits for
 another, with a passive policy, takes none.
 """
@@ -39,17 +40,27 @@ SIZES: dict[str, dict[str, Any]] = {
 BATCH = {"cifar10": 4, "best": 32}
 DECODED = (1, 16)  # images
 FEWER = (3, 4)  # bins than the 8 of all others
+AFFINE = ("affine",)
+MIXED = ("affine-mixed",)
+WHOLE: dict[str, dict[str, Any]] = {  # of eight blocks
+    "affine": dict(transforms=AFFINE * 8),
+    "mixed": dict(transforms=MIXED * 8),
+    "spline in block 0": dict(transforms=("spline",) + AFFINE * 7),
+    "spline, mixed, start token": dict(transforms=("spline",) + MIXED * 7, start_token=True),
+    "spline by number, mixed, start token": dict(transforms=("spline-by-number",) + MIXED * 7, start_token=True),
+}
 LEAST = 0.02  # seconds of a timing, which is repeated until then
 
 Work = Callable[[], object]
 
 
-def flow_of(size: str, transform: str, bins: int = 8) -> tarflow.SequenceFlow:
-    """A flow of one block, whose output layer is not zero."""
+def flow_of(size: str, transform: str, bins: int = 8, **fields: Any) -> tarflow.SequenceFlow:
+    """A flow of one block, or what `fields` make of it, whose output layers are not zero."""
     torch.manual_seed(0)
-    fields: dict[str, Any] = dict(transforms=(transform,), bins=bins, log_scale_bound=4.0)
-    flow = tarflow.SequenceFlow(tarflow.SequenceConfig(**SIZES[size], **fields))
-    nn.init.normal_(flow.blocks[0].proj_out.weight, std=0.5 * flow.sequence.width**-0.5)
+    given = SIZES[size] | dict(transforms=(transform,), bins=bins, log_scale_bound=4.0) | fields
+    flow = tarflow.SequenceFlow(tarflow.SequenceConfig(**given))
+    for block in flow.blocks:
+        nn.init.normal_(block.proj_out.weight, std=0.5 * flow.sequence.width**-0.5)
     return flow
 
 
@@ -138,6 +149,16 @@ def decoding(size: str, batch: int) -> dict[str, Work]:
     return work
 
 
+def drawing(batch: int) -> dict[str, Work]:
+    """Drawing from the flows of `WHOLE`, of the best recipe's size, by the sequential solver."""
+    work: dict[str, Work] = {}
+    for name, fields in WHOLE.items():
+        flow = flow_of("best", "affine", layers=(1,) * 8, rotary=True, lattice=(8, 8), **fields)
+        noise = torch.randn(batch, flow.sequence.tokens, flow.sequence.dim)
+        work[name] = functools.partial(tarflow.sample, flow, batch, noise=noise, solver="sequential")
+    return work
+
+
 def paired(sides: Mapping[str, Work], turns: int) -> dict[str, Any]:
     """Median milliseconds of each side, and of its ratios to the first one in the same turn."""
     repeats = {}
@@ -176,6 +197,8 @@ def measure(turns: int, threads: Sequence[int]) -> Iterator[dict[str, Any]]:
         for size in SIZES:
             for part, make in parts.items():
                 yield {"size": size, "threads": count, "what": part, "sides": paired(make(size), turns)}
+        for batch in DECODED:
+            yield {"size": "best", "threads": count, "what": f"drawing {batch}", "sides": paired(drawing(batch), turns)}
 
 
 def as_text(row: Mapping[str, Any]) -> str:

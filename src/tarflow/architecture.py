@@ -28,11 +28,11 @@ TRANSFORMS = {  # names only, so that the command line knows them without import
     "spline": TransformEntry("tarflow.model.spline:Spline", scales=True),
 }
 
-AROUND = {
-    "-by-number": "tarflow.model.by_number:ByNumber",
-    "-mixed": "tarflow.model.mixed:Mixed",
-}
-"""What may stand behind the name of a transform, and the class around it that the numbers of a token see another by."""
+BY_NUMBER = "-by-number"
+"""Behind the name of a transform: the numbers of a token one after the other (`model.by_number`)."""
+
+MIXED = "-mixed"
+"""Behind that: a triangular matrix in front of the block, which mixes the numbers of each token (`model.mixing`)."""
 
 
 class ConditionEntry(NamedTuple):
@@ -54,13 +54,12 @@ LARGEST, MOST_LAYERS, MOST_BINS = 1 << 20, 4096, 256
 
 def transform_entry(name: str) -> TransformEntry:
     """The line of the table that the name of a transform stands for; KeyError where there is none."""
-    return TRANSFORMS[parts_of(name)[0]]
+    return TRANSFORMS[plain(name)]
 
 
-def parts_of(name: str) -> tuple[str, str]:
-    """The name of a transform without what stands behind it, and that: "" or one of `AROUND`."""
-    ending = next((ending for ending in AROUND if name.endswith(ending)), "")
-    return name.removesuffix(ending), ending
+def plain(name: str) -> str:
+    """The name of a transform without what stands behind it."""
+    return name.removesuffix(MIXED).removesuffix(BY_NUMBER)
 
 
 def check_network(config: Any) -> None:
@@ -83,8 +82,8 @@ def check_transforms(config: Any) -> None:
 
 def check_transform(field: str, name: str) -> None:
     """Raise ConfigError unless there is a transform of that name."""
-    known = parts_of(name)[0] in TRANSFORMS
-    check(known, field, f"one of {', '.join(TRANSFORMS)}, which {' or '.join(AROUND)} may follow", name)
+    known = plain(name) in TRANSFORMS
+    check(known, field, f"one of {', '.join(TRANSFORMS)}, which {BY_NUMBER}, {MIXED} or both may follow", name)
 
 
 def bound_of(value: float | str | None, scales: bool) -> float | None:

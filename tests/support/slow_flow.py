@@ -84,7 +84,7 @@ def number(config: SequenceConfig, weights: Weights, index: int, params: Tensor,
     name, dim, place = config.transforms[index], config.dim, len(x)
     kinds = {"additive": 1, "affine": 2, "spline": 3 * config.bins + 1}[name.partition("-")[0]]
     found = [params[kind * dim + place] for kind in range(kinds)]
-    if name.endswith("-by-number"):
+    if "-by-number" in name:
         into, out, a = weights["transform.into"], weights["transform.out"], params[kinds * dim :]
         for unit in range(len(a)):
             degree = 1 + unit * (dim - 1) // len(a)
@@ -93,6 +93,14 @@ def number(config: SequenceConfig, weights: Weights, index: int, params: Tensor,
                 active = total * 0.5 * (1 + torch.erf(total / math.sqrt(2)))
                 found = [value + out[kind, place, unit] * active for kind, value in enumerate(found)]
     return [found[0], torch.zeros_like(found[0])] if kinds == 1 else [found[1], found[0], *found[2:]]
+
+
+def unmixed(weights: Weights, mixed: Tensor) -> Tensor:
+    """The token x (D,) with x_d + Σ_{e<d} L_de x_e = mixed_d, where its block mixes."""
+    numbers: list[Tensor] = []
+    for d, value in enumerate(mixed if "mixing.lower" in weights else []):
+        numbers.append(value - sum(weights["mixing.lower"][d, e] * numbers[e] for e in range(d)))
+    return torch.stack(numbers) if numbers else mixed
 
 
 def spline(x: float, params: list[float], bins: int, b: float) -> tuple[float, float]:
@@ -205,11 +213,8 @@ def decode(
                     shift, log_scale, *curve = found
                     if bound is not None and not config.transforms[index].startswith("additive"):
                         log_scale = bound * torch.tanh(log_scale / bound)
-                    value = unbent(config, ordered[i][d] * log_scale.exp() + shift, curve)
-                    if config.transforms[index].endswith("-mixed"):
-                        value = value - sum(weights[index]["transform.lower"][d, e] * numbers[e] for e in range(d))
-                    numbers.append(value)
+                    numbers.append(unbent(config, ordered[i][d] * log_scale.exp() + shift, curve))
                 x.append(torch.stack(numbers))
-            patches = [x[order.index(token)] for token in range(length)]
+            patches = [unmixed(weights[index], x[order.index(token)]) for token in range(length)]
         decoded.append(torch.stack(patches))
     return torch.stack(decoded)

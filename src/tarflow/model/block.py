@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tarflow.architecture import MIXED
 from tarflow.devices import without_autocast
 from tarflow.model.cache import KVCache
 from tarflow.model.condition import Condition, Value, small_normal
 from tarflow.model.config import SequenceConfig
 from tarflow.model.context import Context
+from tarflow.model.mixing import Mixing
 from tarflow.model.order import make_order
 from tarflow.model.rotary import Rotation, rotation_table
 from tarflow.model.transform import make_transform
@@ -29,6 +31,8 @@ class Block(nn.Module):
     of zeros in front of them, with a learned position: everything inside knows it as the token that is never
     transformed, and so the first token of the sequence is. Source: TarFlow, arXiv 2412.06329, section 3.
 
+    Where there is a `mixing`, x stands for mixed tokens in all of this: they are mixed before, and unmixed after it.
+
     Args:
         config, index: of the flow, and which of its blocks this is. condition: that of the flow.
     """
@@ -39,7 +43,9 @@ class Block(nn.Module):
         super().__init__()
         self.config = config
         self.order = make_order(config.orders[index], config.tokens)
-        self.transform = make_transform(config.transforms[index], config, **made)
+        name = config.transforms[index]
+        self.transform = make_transform(name.removesuffix(MIXED), config, **made)
+        self.mixing = Mixing(config.dim, **made) if name.endswith(MIXED) else None
         width = config.width
         self.proj_in = nn.Linear(config.dim, width, **made)
         self.position = nn.Parameter(small_normal(config.tokens, width, **made))  # in the order of the sequence
@@ -119,7 +125,7 @@ class Block(nn.Module):
 
     def encode(self, x: Tensor, y: Value = None) -> tuple[Tensor, Tensor]:
         """x (B, T, D) and checked y to z (B, T, D) and ladj by token (B, T), nats; in the order of the sequence."""
-        x = self.enter(x)
+        x = self.enter(x if self.mixing is None else self.mixing(x))
         z, ladj = self.transform.forward(x[:, 1:], self.conditioner(x[:, :-1], self.context(y)))
         z, ladj = torch.cat([x[:, :1], z], dim=1), F.pad(ladj, (1, 0))
         return self.leave(z), self.leave(ladj)
@@ -136,7 +142,7 @@ class Block(nn.Module):
         for i in range(1, z.shape[1]):
             params = self.conditioner(x, context)[:, -1:]
             x = torch.cat([x, self.transform.inverse(z[:, i : i + 1], params)], dim=1)
-        return self.leave(x)
+        return self.unmixed(self.leave(x))
 
     def enter(self, x: Tensor) -> Tensor:
         """x (B, T, D) in the order of the sequence to (B, S, D) in the block's own, the start token in front."""
@@ -146,6 +152,10 @@ class Block(nn.Module):
     def leave(self, x: Tensor) -> Tensor:
         """(B, S, …) in the block's own order to (B, T, …) in that of the sequence: the inverse of `enter`."""
         return self.order.inverse(x if self.start is None else x[:, 1:])
+
+    def unmixed(self, x: Tensor) -> Tensor:
+        """The last step of decoding, in the order of the sequence: x (B, T, D) from what the transforms gave."""
+        return x if self.mixing is None else self.mixing.inverse(x)
 
     def places(self, start: int = 0, count: int | None = None) -> Tensor:
         """The learned positions of slots start … start+count-1, (count, W), in the block's own order; of all slots."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tarflow.architecture import AROUND, TRANSFORMS, parts_of
+from tarflow.architecture import BY_NUMBER, TRANSFORMS
 from tarflow.model.config import SequenceConfig
 
 Rule = Literal["paper", "stable"]
@@ -118,8 +118,10 @@ class Additive(Transform):
 
 def make_transform(name: str, config: SequenceConfig, **made: Any) -> Transform:
     """A new transform of a name in the table, for a block of a flow; `made` is the device and the dtype of weights."""
-    inner, ending = parts_of(name)
-    module, _, found = (AROUND[ending] if ending else TRANSFORMS[inner].place).partition(":")
-    kind = getattr(importlib.import_module(module), found)
-    transform: Transform = kind(inner, config, **made) if ending else kind(config, **made)
+    if name.endswith(BY_NUMBER):
+        from tarflow.model.by_number import ByNumber  # which is made of others
+
+        return ByNumber(name.removesuffix(BY_NUMBER), config, **made)
+    module, _, found = TRANSFORMS[name].place.partition(":")
+    transform: Transform = getattr(importlib.import_module(module), found)(config, **made)
     return transform

@@ -23,7 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tarflow.architecture import transform_entry
+from tarflow.architecture import MIXED, transform_entry
 from tarflow.config import Recompute, TarFlowConfig
 from tarflow.model.transformer import CPU_QUERIES
 from tarflow.planning.work import fed_tokens, inner_weights, layer_parameters, outputs, parameters
@@ -100,8 +100,10 @@ def training_memory(
     narrow = 2 if bf16 else FLOAT
     layer = layer_activations(config, recompute, narrow, on_cpu=on_cpu, compiled=compiled)
     block = FLOAT * config.width
-    # x - shift, exp(-log_scale) and the log-scale before its bound, by which it goes; a sum keeps nothing
-    factors = sum(3 * transform_entry(name).scales for name in config.block_transforms)
+    # x - shift, exp(-log_scale) and the log-scale before its bound, by which it goes, and what was mixed; a sum keeps
+    # nothing
+    names = config.block_transforms
+    factors = sum(3 * transform_entry(name).scales + name.endswith(MIXED) for name in names)
     more = sum(max(0, outputs(config, b) - 2 * config.patch_dim) for b in range(len(config.layers)))  # of a spline
     affine = (len(config.layers) * narrow + factors * FLOAT) * config.patch_dim + more * FLOAT
     activations = tokens * (sum(config.layers) * layer + len(config.layers) * block + affine)

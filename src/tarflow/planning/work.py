@@ -7,6 +7,7 @@ patch, T the patches (one more with a start token), O the outputs, such as 2D (a
     one token            F = 2DW + 2WO + L·2W²(4 + 2E)           in, out, and per layer qkv 3W², out W², MLP 2EW²
     its attention        L·4W·(i+1)                              token i sees i+1 keys: q·k and the sum of values
     a block, one image   (T-1)·F + L·4W·T(T-1)/2                 the last patch is never fed: nothing comes after it
+    its mixing           2TD²                                    of all patches, where a block mixes
     backward             twice that, less 2DW a token            the first block's patches want no gradient
 
 The half of attention that causality hides is not counted, though most kernels compute a part of it. What the backward
@@ -15,6 +16,7 @@ pass computes again is counted apart: it is work that the machine does, and none
 
 from __future__ import annotations
 
+from tarflow.architecture import MIXED
 from tarflow.config import Recompute, TarFlowConfig
 from tarflow.model.flow import sequence_config
 from tarflow.model.transform import Transform, make_transform
@@ -31,7 +33,7 @@ def token_flops(config: TarFlowConfig, block: int) -> int:
 def block_parameters(config: TarFlowConfig, block: int) -> int:
     """Numbers in the matrices, biases and norms of a block; positions and classes are read by the row and left out."""
     width, dim, transform = config.width, config.patch_dim, _transform(config, block)
-    own = sum(parameter.numel() for parameter in transform.parameters())
+    own = sum(parameter.numel() for parameter in transform.parameters()) + _is_mixed(config, block) * dim**2
     layers = config.layers[block] * layer_parameters(config)
     return dim * width + width + width * transform.size + transform.size + own + layers
 
@@ -68,16 +70,19 @@ def forward_flops(config: TarFlowConfig, images: int = 1) -> int:
     """`encode` of so many images."""
     count = fed_tokens(config)
     pairs = count * (count + 1) // 2  # token i of the T-1 that are fed sees i+1 keys
+    mixing = config.num_patches * 2 * config.patch_dim**2
     return images * sum(
-        count * token_flops(config, block) + layers * 4 * config.width * pairs
+        count * token_flops(config, block) + layers * 4 * config.width * pairs + _is_mixed(config, block) * mixing
         for block, layers in enumerate(config.layers)
     )
 
 
 def training_flops(config: TarFlowConfig, images: int) -> int:
     """Forward and backward of a step of so many images, with nothing computed twice."""
-    read = config.patch_dim * (config.width + _transform(config, 0).reads)
-    unused = 2 * fed_tokens(config) * read  # the gradient of the images
+    read = fed_tokens(config) * (config.width + _transform(config, 0).reads)
+    if _is_mixed(config, 0):
+        read = config.num_patches * config.patch_dim
+    unused = 2 * config.patch_dim * read  # the gradient of the images
     return 3 * forward_flops(config, images) - images * unused
 
 
@@ -105,6 +110,10 @@ def outputs(config: TarFlowConfig, block: int) -> int:
     return _transform(config, block).size
 
 
+def _is_mixed(config: TarFlowConfig, block: int) -> bool:
+    return config.block_transforms[block].endswith(MIXED)
+
+
 def _transform(config: TarFlowConfig, block: int) -> Transform:
     """That of a block, without memory."""
-    return make_transform(config.block_transforms[block], sequence_config(config), device="meta")
+    return make_transform(config.block_transforms[block].removesuffix(MIXED), sequence_config(config), device="meta")

@@ -93,7 +93,7 @@ def invert(
     if report is not None:
         report(block.config.tokens)
     known = recorded.ladj(block, solution.x) if ladj else None
-    return dataclasses.replace(solution, x=block.leave(solution.x), ladj=known)
+    return dataclasses.replace(solution, x=block.unmixed(block.leave(solution.x)), ladj=known)
 
 
 class Recorded:
