@@ -115,15 +115,16 @@ def test_the_conditioner_is_the_formula(name: str) -> None:
     tokens, y, lead = latents(flow, BATCH), labels(flow, BATCH), int(flow.sequence.start_token)
     temperatures, weights = [1.0, 0.3, 2.5], slow_flow.weights_of(flow)
     for index, block in enumerate(flow.blocks):
-        x = block.enter(tokens)[:, :-1]
+        x, order = block.enter(tokens)[:, :-1], slow_flow.permutation(flow.sequence, index)
         with torch.no_grad():
             params = block.conditioner(x, block.context(y), temperature=torch.tensor(temperatures, dtype=torch.float64))
         for row, temperature in enumerate(temperatures):
             for i in range(x.shape[1]):
                 label = slow_flow.NULL if y is None else int(y[row])
+                known = x[row, lead : i + 1]
                 with torch.no_grad():
                     want = slow_flow.predict(
-                        flow.sequence, weights[index], index, x[row, lead : i + 1], label, temperature
+                        flow.sequence, weights[index], index, order[: len(known)], known, label, temperature
                     )
                 assert_close(params[row, i], want)
 

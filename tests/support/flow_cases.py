@@ -94,6 +94,10 @@ SEQUENCES: dict[str, dict[str, Any]] = {  # flows on sequences: what images do n
     "spline_mixed": {"transforms": ("spline-mixed", "additive-mixed"), "bins": 3, "start_token": True},
     "affine_on_a_followed_variance": {"base": "followed", "orders": ("raster", "random:6")},
     "additive_on_a_fixed_variance": {"base": "normal", "transforms": ("additive",) * 2, "dim": 1},
+    "start_token_rotary_spline": {
+        **{"start_token": True, "tokens": 4, "lattice": (2, 2), "rotary": True, "transforms": ("spline", "additive")},
+        **{"orders": ("random:12", "flipped"), "log_scale_bound": 0.6, "bins": 3},
+    },
     "standardised": {"standardise": True, "orders": ("random:9", "flipped"), "log_scale_bound": 0.6},
     "supports": {
         **{"standardise": True, "support": ("interval:-1:3", "positive", "real"), "start_token": True},

@@ -33,9 +33,15 @@ def embedding(weights: Weights, label: int) -> Tensor | float:
 
 
 def predict(
-    config: SequenceConfig, weights: Weights, index: int, x: Tensor, label: int, temperature: float = 1.0
+    config: SequenceConfig,
+    weights: Weights,
+    index: int,
+    places: list[int],
+    x: Tensor,
+    label: int,
+    temperature: float = 1.0,
 ) -> Tensor:
-    """The parameters of the patch after those in x (n, D), in block `index` and its own order.
+    """The parameters of the patch after those in x (n, D), which lie at `places`, in block `index`.
 
     With a start token n may be 0.
 
@@ -51,7 +57,6 @@ def predict(
         return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
     size = config.head_dim
-    places = permutation(config, index)[: len(x)]
     h = linear("proj_in", x) + weights["position"][places]  # (n, W)
     if config.start_token:  # it is the projection of zeros, with a place of its own
         h = torch.cat([weights["start"] + weights["proj_in.bias"], h])
@@ -187,24 +192,29 @@ def decode(
     schedule: str = "linear",
     temperature: float = 1.0,
     rule: str = "paper",
+    there: list[int] | None = None,
 ) -> Tensor:
-    """Latents (B, T, D) to patches (B, T, D) in raster order, one image, one block, one patch at a time."""
+    """Latents (B, T, D) to patches (B, T, D) in raster order, one image, one block, one patch at a time.
+
+    Where only some tokens are `there`, these are all that there is: (B, n, D), in the order of the sequence.
+    """
     config, weights = flow.sequence, weights_of(flow)
-    length, bound = config.tokens, config.log_scale_bound
+    there = list(range(config.tokens)) if there is None else there
+    length, bound = len(there), config.log_scale_bound
     decoded = []
     for row in range(len(z)):
         label = NULL if y is None else int(y[row])
-        patches = list(z[row])
+        patches = dict(zip(there, z[row, there], strict=True))
         for index in reversed(range(len(weights))):
-            order = permutation(config, index)
+            order = [token for token in permutation(config, index) if token in there]
             ordered = [patches[token] for token in order]
             x = [] if config.start_token else [ordered[0]]
             for i in range(len(x), length):
                 known = torch.stack(x) if x else ordered[0][None][:0]
-                params, other = predict(config, weights[index], index, known, label), None
+                params, other = predict(config, weights[index], index, order[:i], known, label), None
                 g = scale * i / (length - 1) if schedule == "linear" and length > 1 else scale
                 if scale:
-                    other = predict(config, weights[index], index, known, NULL, temperature)
+                    other = predict(config, weights[index], index, order[:i], known, NULL, temperature)
                 numbers: list[Tensor] = []
                 for d in range(config.dim):
                     found = number(config, weights[index], index, params, numbers)
@@ -215,6 +225,6 @@ def decode(
                         log_scale = bound * torch.tanh(log_scale / bound)
                     numbers.append(unbent(config, ordered[i][d] * log_scale.exp() + shift, curve))
                 x.append(torch.stack(numbers))
-            patches = [unmixed(weights[index], x[order.index(token)]) for token in range(length)]
-        decoded.append(torch.stack(patches))
+            patches = {token: unmixed(weights[index], value) for token, value in zip(order, x, strict=True)}
+        decoded.append(torch.stack([patches[token] for token in there]))
     return torch.stack(decoded)

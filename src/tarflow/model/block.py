@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import copy
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from tarflow.model.condition import Condition, Value, small_normal
 from tarflow.model.config import SequenceConfig
 from tarflow.model.context import Context
 from tarflow.model.mixing import Mixing
-from tarflow.model.order import make_order
+from tarflow.model.order import Padded, make_order
 from tarflow.model.rotary import Rotation, rotation_table
 from tarflow.model.transform import make_transform
 from tarflow.model.transformer import Layer
@@ -116,7 +117,8 @@ class Block(nn.Module):
             h = h + context.added
         rotation = self.rotation()
         if rotation is not None:
-            rotation = rotation[0][start : start + x.shape[1]], rotation[1][start : start + x.shape[1]]
+            cos, sin = (table[..., start : start + x.shape[1], :] for table in rotation)
+            rotation = cos, sin
         for index, layer in enumerate(self.layers):
             h = layer(h, rotation, None if cache is None else cache.memory(index, start), temperature)
         with without_autocast(h.device):  # which would double its error in the density, for no time
@@ -144,6 +146,23 @@ class Block(nn.Module):
             x = torch.cat([x, self.transform.inverse(z[:, i : i + 1], params)], dim=1)
         return self.unmixed(self.leave(x))
 
+    def padded(self, mask: Tensor | None) -> Self:
+        """This block, its weights and all, for rows of which only some tokens are there: mask (B, T) bool; None is all.
+
+        It works on as many rows, of which each walks its own tokens first (`Padded`), and leaves zeros elsewhere.
+        """
+        if mask is None:
+            return self
+        block = copy.copy(self)  # a module of the same parameters
+        block.order = Padded(self.order.inner if isinstance(self.order, Padded) else self.order, mask)
+        return block
+
+    def repeated(self, times: int) -> Self:
+        """This block for so many times as many rows; it matters where they are padded."""
+        if not isinstance(self.order, Padded):
+            return self
+        return self.padded(self.order.mask.repeat(times, 1))
+
     def enter(self, x: Tensor) -> Tensor:
         """x (B, T, D) in the order of the sequence to (B, S, D) in the block's own, the start token in front."""
         x = self.order.forward(x)
@@ -158,23 +177,32 @@ class Block(nn.Module):
         return x if self.mixing is None else self.mixing.inverse(x)
 
     def places(self, start: int = 0, count: int | None = None) -> Tensor:
-        """The learned positions of slots start … start+count-1, (count, W), in the block's own order; of all slots."""
+        """The learned positions of slots start … start+count-1, (count, W), in the block's own order; of all slots.
+
+        (B, count, W) where each row has an order of its own.
+        """
         count = self.config.slots - start if count is None else count
         if self.start is None:
             return self.order.rows(self.position, start, count)
         if start > 0:
             return self.order.rows(self.position, start - 1, count)
-        return torch.cat([self.start, self.order.rows(self.position, 0, count - 1)])
+        places = self.order.rows(self.position, 0, count - 1)
+        return torch.cat([self.start.expand(*places.shape[:-2], -1, -1), places], dim=-2)
 
     def rotation(self) -> Rotation | None:
         """cos and sin (S, K/2) of the angles of all slots, in the block's own order; None without rotary positions.
 
-        The start token lies nowhere, and is not turned.
+        The start token lies nowhere, and is not turned. (B, 1, S, K/2) where each row has an order of its own.
 
         float32 at least: under autocast they are not rounded to what the products are.
         """
         config = self.config
         if not config.rotary:
             return None
-        table = rotation_table(config.lattice, config.head_dim, self.order, self.position.device, self.state_dtype)
+        padded = self.order if isinstance(self.order, Padded) else None
+        order = make_order("raster", config.tokens) if padded else self.order
+        table = rotation_table(config.lattice, config.head_dim, order, self.position.device, self.state_dtype)
+        if padded:
+            cos, sin = (padded.rows(each, 0, config.tokens).unsqueeze(1) for each in table)
+            table = cos, sin
         return table if self.start is None else (F.pad(table[0], (0, 0, 1, 0), value=1), F.pad(table[1], (0, 0, 1, 0)))

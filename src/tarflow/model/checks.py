@@ -27,6 +27,16 @@ def check_batch(name: str, value: Any, meaning: str, shape: tuple[int, ...], hin
         raise ValueError(f"{name}: expected floating-point values, got {value.dtype}{hint}")
 
 
+def check_mask(mask: Any, batch: int, tokens: int, why_not: str = "") -> None:
+    """Raise ValueError unless a mask is (batch, tokens) booleans, or where a flow takes none: `why_not`."""
+    if why_not:
+        raise ValueError(f"mask: expected none, {why_not}")
+    expected = f"({batch}, {tokens}) booleans, True where a token is there"
+    check_tensor("mask", mask, expected)
+    if tuple(mask.shape) != (batch, tokens) or mask.dtype != torch.bool:
+        raise ValueError(f"mask: expected {expected}, got {tuple(mask.shape)} of {mask.dtype}")
+
+
 def known_true(condition: Tensor) -> bool:
     """Whether a 0-d condition holds; False where nobody may ask: a compiler or exporter, `vmap`, a recorded graph."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
@@ -32,6 +33,8 @@ class Tokens(nn.Module):
     """
 
     meaning = "tokens"
+    may_be_padded = True
+    """Whether some tokens of an event may be missing."""
 
     def __init__(
         self, shape: tuple[int, ...], support: str | Sequence[str] = "real", standardise: bool = False, **made: Any
@@ -51,29 +54,37 @@ class Tokens(nn.Module):
         """Raise ValueError unless x is a floating tensor (B, *shape)."""
         check_batch(name, x, self.meaning, self.shape)
 
-    def to_tokens(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
-        """x (B, *shape) to tokens (B, T, D), and log|det| of that by token, (B, T) or one number for all."""
+    def to_tokens(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | float]:
+        """x (B, *shape) to tokens (B, T, D), and log|det| of that by token, (B, T) or one number for all.
+
+        Both are 0 where a mask (B, T) says that there is no token, whatever x is there.
+        """
+        if mask is not None:  # what x is there is read by nothing, not even by a gradient
+            x = torch.where(mask.unsqueeze(2), x, self.from_tokens(torch.zeros_like(x[:1])))
         if self.preprocessing is None:
             return self.cut(x), 0.0
         x, slopes = self.preprocessing(x)
-        return self.cut(x), self.cut(slopes).sum(dim=2)
+        tokens, ladj = self.cut(x), self.cut(slopes).sum(dim=2)
+        return (tokens, ladj) if mask is None else (only(mask, tokens), only(mask, ladj))
 
-    def from_tokens(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, T, D) to x (B, *shape): the inverse of `to_tokens`."""
+    def from_tokens(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens (B, T, D) to x (B, *shape), 0 where there is no token: the inverse of `to_tokens`."""
         x = self.join(tokens)
-        return x if self.preprocessing is None else self.preprocessing.inverse(x)
+        x = x if self.preprocessing is None else self.preprocessing.inverse(x)
+        return only(mask, x)
 
-    def fit(self, x: Tensor, name: str = "x") -> None:
+    def fit(self, x: Tensor, name: str = "x", mask: Tensor | None = None) -> None:
         """Standardise by these: keep mean and deviation of each number along the last axis, over x (B, *shape).
 
-        Nothing is kept where the config says `standardise=False`.
+        Of tokens only those count that a mask (B, T) says are there. Nothing is kept where the config says
+        `standardise=False`.
 
         Raises ValueError, which begins with `name`, where x has another shape, a number outside of its support, NaN, or
         a number that is the same everywhere: it has no density.
         """
         self.check(x, name)
         if self.preprocessing is not None:
-            self.preprocessing.fit(x.reshape(-1, self.shape[-1]), name)
+            self.preprocessing.fit(x.reshape(-1, self.shape[-1]) if mask is None else x[mask.to(x.device)], name)
 
     def cut(self, x: Tensor) -> Tensor:
         """x (B, *shape) to tokens (B, T, D), number by number."""
@@ -88,6 +99,7 @@ class Vectors(Tokens):
     """Vectors (N,), of which N/T numbers in succession are a token."""
 
     meaning = "vectors"
+    may_be_padded = False
 
     def __init__(self, dim: int, tokens: int, support: str | Sequence[str], standardise: bool, **made: Any) -> None:
         super().__init__((dim,), support, standardise, **made)
@@ -104,6 +116,7 @@ class Images(Tokens):
     """Images (C, H, W), of which each patch of P·P pixels is a token, in raster order."""
 
     meaning = "images"
+    may_be_padded = False
 
     def __init__(self, shape: tuple[int, int, int], patch_size: int) -> None:
         super().__init__(shape)
@@ -126,6 +139,11 @@ class Images(Tokens):
 
     def join(self, tokens: Tensor) -> Tensor:
         return unpatchify(tokens, self.patch_size, (self.shape[1], self.shape[2]))
+
+
+def only(mask: Tensor | None, values: Tensor) -> Tensor:
+    """Values (B, T, …) where a mask (B, T) says that there is a token, and 0 elsewhere; without a mask, all."""
+    return values if mask is None else torch.where(mask.view(*mask.shape, *(1,) * (values.ndim - 2)), values, 0)
 
 
 def patchify(x: Tensor, patch_size: int) -> Tensor:

@@ -67,6 +67,46 @@ class Order:
         return constants(("order", self.key, device), make)
 
 
+class Padded(Order):
+    """In each row its own tokens first, in the order of another, and its padding behind them, which none of them sees.
+
+    So a causal network, and whatever solves it token by token, knows of no padding: what it makes of that is last, and
+    is zero when it leaves.
+
+    Args:
+        order: that of the block. mask: (B, T) bool, in the order of the sequence: which tokens are there.
+
+    >>> order = Padded(Order([2, 1, 0]), torch.tensor([[True, False, True]]))
+    >>> x = torch.tensor([[10, 11, 12]])
+    >>> order.forward(x), order.inverse(order.forward(x))
+    (tensor([[12, 10, 11]]), tensor([[10,  0, 12]]))
+    """
+
+    def __init__(self, order: Order, mask: Tensor) -> None:
+        super().__init__(order.permutation)
+        self.inner, self.mask = order, mask
+        there = order.forward(mask).to(torch.uint8)
+        places = there.argsort(dim=1, descending=True, stable=True)  # (B, T), of the other order
+        tokens = torch.arange(mask.shape[1], dtype=torch.int64, device=mask.device).expand(mask.shape)
+        self.tokens = order.forward(tokens).gather(1, places)
+        self.counts = mask.sum(dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.take_along_dim(x, self._along(self.tokens, x), dim=1)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        x = torch.take_along_dim(x, self._along(self.tokens.argsort(dim=1), x), dim=1)
+        return torch.where(self._along(self.mask, x), x, 0)
+
+    def rows(self, table: Tensor, start: int, count: int) -> Tensor:
+        """What a table (T, …) has for places start … start+count-1 of each row: (B, count, …)."""
+        return table[self.tokens[:, start : start + count]]
+
+    @staticmethod
+    def _along(values: Tensor, x: Tensor) -> Tensor:
+        return values.view(*values.shape, *(1,) * (x.ndim - 2))
+
+
 def _random(count: int, seed: str) -> Sequence[int]:
     """A permutation by the digests of (seed, token): the same in every version of Python and of torch."""
     return sorted(range(count), key=lambda token: hashlib.blake2b(f"{int(seed)} {token}".encode()).digest())

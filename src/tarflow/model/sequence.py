@@ -14,10 +14,10 @@ from tarflow import storage
 from tarflow.config import to_dict
 from tarflow.model.base import BASES, Normal
 from tarflow.model.block import Block
-from tarflow.model.checks import check_batch
+from tarflow.model.checks import check_batch, check_mask
 from tarflow.model.condition import Value, make_condition
 from tarflow.model.config import SequenceConfig
-from tarflow.model.events import Tokens
+from tarflow.model.events import Tokens, only
 from tarflow.model.saving import CONFIG_FILE, WEIGHTS_FILE, load_weights, read_model, with_kind
 from tarflow.model.summary import summary
 from tarflow.pretrained import located
@@ -105,42 +105,45 @@ class SequenceFlow(nn.Module):
 
     # --- the flow ------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, y: Value = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, y: Value = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z (B, T, D) and ladj by token (B, T): what training calls.
 
         Nothing is checked, which would wait for the device, and no row is kept within the range of the network, because
         training skips a batch that is not finite.
         """
-        z, ladj = self.event.to_tokens(self.as_state(x))
+        z, ladj = self.event.to_tokens(self.as_state(x), mask)
         for block in self.blocks:
-            z, block_ladj = block.encode(z, y)
+            z, block_ladj = block.padded(mask).encode(z, y)
             ladj = block_ladj + ladj
         return z, cast("Tensor", ladj)
 
-    def encode_in_range(self, x: Tensor, y: Value = None) -> tuple[Tensor, Tensor]:
+    def encode_in_range(self, x: Tensor, y: Value = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `encode`, by token and unchecked: z (B, T, D) and ladj (B, T).
 
         Rows that leave the range of the network go on through the blocks as zeros, which overflow nowhere.
         """
-        tokens, ladj = self.event.to_tokens(self.as_state(x))
+        tokens, ladj = self.event.to_tokens(self.as_state(x), mask)
         z, inside = self.in_range(tokens)
         for block in self.blocks:
-            z, block_ladj = block.encode(z, y)
+            z, block_ladj = block.padded(mask).encode(z, y)
             ladj = block_ladj.to(z.dtype) + ladj
             z, still = self.in_range(z)
             inside = inside & still
         outside = torch.where(tokens.isnan().flatten(1).any(dim=1), torch.nan, torch.inf).to(z.dtype)
-        z = torch.where(inside.view(-1, 1, 1), z, outside.view(-1, 1, 1))
+        z = only(mask, torch.where(inside.view(-1, 1, 1), z, outside.view(-1, 1, 1)))
         return z, torch.where(inside.view(-1, 1), ladj, 0)
 
-    def encode(self, x: Tensor, y: Value = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, y: Value = None, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (B, …) to latents z (B, T, D) and ladj = log|det ∂z/∂x| (B,), nats.
+
+        A mask (B, T) says which tokens are there, in a flow on sequences with a start token: the others are padding,
+        which changes nothing, and z and x are 0 there. The same holds wherever there is a `mask`.
 
         A row so far from the data that the network leaves the range of its numbers, or outside of the support, has
         z = ∞ and ladj = 0, and no gradient: a density of 0. NaN stays NaN.
         """
         self.event.check(x)
-        z, ladj = self.encode_in_range(x, self.check_condition(y, x.shape[0]))
+        z, ladj = self.encode_in_range(x, self.check_condition(y, len(x)), self.check_mask(mask, len(x)))
         return z, ladj.sum(dim=1)
 
     def in_range(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,27 +155,27 @@ class SequenceFlow(nn.Module):
         inside = z.abs().amax(dim=(1, 2)) <= max(torch.finfo(self.dtype).max ** RANGE, 1e3)
         return torch.where(inside.view(-1, 1, 1), z, 0), inside
 
-    def decode(self, z: Tensor, y: Value = None) -> Tensor:
+    def decode(self, z: Tensor, y: Value = None, *, mask: Tensor | None = None) -> Tensor:
         """Latents z (B, T, D) to x (B, …): the exact inverse of `encode`, by the slow reference.
 
         `tarflow.sample(flow, n, noise=flow.base.standardised(z))` does the same many times faster.
         """
         self.check_latents(z)
-        y = self.check_condition(y, z.shape[0])
-        x = self.as_state(z)
+        y, mask = self.check_condition(y, len(z)), self.check_mask(mask, len(z))
+        x = only(mask, self.as_state(z))
         for block in reversed(self.blocks):
-            x = block.decode(x, y)
-        return self.event.from_tokens(x)
+            x = block.padded(mask).decode(x, y)
+        return self.event.from_tokens(x, mask)
 
-    def log_prob(self, x: Tensor, y: Value = None) -> Tensor:
+    def log_prob(self, x: Tensor, y: Value = None, *, mask: Tensor | None = None) -> Tensor:
         """log p(x|y), the log-density at x, nats, shape (B,). Gradients flow to x and to the weights.
 
         -∞, without a gradient, where a finite x is outside of `event.support`, an end of it included, or beyond the
         range of the network; NaN only where x holds one.
         """
-        return self.log_prob_by_token(x, y).sum(dim=1)
+        return self.log_prob_by_token(x, y, mask=mask).sum(dim=1)
 
-    def log_prob_by_token(self, x: Tensor, y: Value = None) -> Tensor:
+    def log_prob_by_token(self, x: Tensor, y: Value = None, *, mask: Tensor | None = None) -> Tensor:
         """What each token adds to log p(x|y), nats, (B, T).
 
             c_i = log N(z_i; 0, V_i) + Σ_blocks ladj_i,      Σ_i c_i = log p(x|y)
@@ -180,8 +183,9 @@ class SequenceFlow(nn.Module):
         With several blocks c_i is no conditional density of token i: later blocks mix what earlier ones made.
         """
         self.event.check(x)
-        z, ladj = self.encode_in_range(x, self.check_condition(y, x.shape[0]))
-        return self.base.log_prob(z) + ladj
+        y, mask = self.check_condition(y, len(x)), self.check_mask(mask, len(x))
+        z, ladj = self.encode_in_range(x, y, mask)
+        return only(mask, self.base.log_prob(z) + ladj)
 
     def distribution(self, y: Any = None) -> Distribution:
         """p(x|y) as a `torch.distributions.Distribution`, for code that is written against that interface.
@@ -209,6 +213,7 @@ class SequenceFlow(nn.Module):
         seed: int = 0,
         solver: Any = "auto",
         batch_size: int | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw x (n, …) as `tarflow.sample` does, and log q(x|c) (n,), nats, of each: without gradients.
 
@@ -217,7 +222,7 @@ class SequenceFlow(nn.Module):
         x is encoded, and log q is that of x itself, in any case `log_prob(x, c)` up to rounding.
 
         Args:
-            c: (n, …) values of the condition. seed, solver, batch_size: as of `tarflow.sample`.
+            c: (n, …) values of the condition. seed, solver, batch_size, mask: as of `tarflow.sample`.
 
         >>> import torch, tarflow
         >>> flow = tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=2, width=64, layers=(1, 1)))
@@ -227,7 +232,7 @@ class SequenceFlow(nn.Module):
         """
         from tarflow.sampling.sample import sample_and_log_prob  # as above
 
-        return sample_and_log_prob(self, n, c, seed, solver, batch_size)
+        return sample_and_log_prob(self, n, c, seed, solver, batch_size, mask)
 
     def fit(self, x: Tensor, c: Any = None, **options: Any) -> Fit:
         """Fit this flow to rows x (N, …) given c, and say what came of it: `tarflow.training.fit.fit`.
@@ -247,6 +252,14 @@ class SequenceFlow(nn.Module):
     def check_condition(self, y: Any, batch: int) -> Value:
         """Values of the condition on this model's device; ValueError where they are not (batch, …) known ones."""
         return self.conditions.check(y, batch, self.device)
+
+    def check_mask(self, mask: Tensor | None, batch: int) -> Tensor | None:
+        """A mask (batch, T) on this model's device; ValueError where it is none, or the flow takes none."""
+        if mask is None:
+            return None
+        start = "" if self.sequence.start_token else "as without start_token the first token has no density of its own"
+        check_mask(mask, batch, self.sequence.tokens, start if self.event.may_be_padded else f"of {self.event.meaning}")
+        return mask.to(self.device)
 
     def as_state(self, x: Tensor) -> Tensor:
         """x in the dtype of the state: the widest of its own, the weights' and float32."""

@@ -7,12 +7,15 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tarflow.devices import free_bytes
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
 from tarflow.model.condition import Value
+from tarflow.model.events import only
+from tarflow.model.order import Padded
 from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.cuda.graph import BlockReplay, Captured
 from tarflow.sampling.cuda.step import DeviceStep
@@ -38,6 +41,7 @@ def decode(
     report: Report | None = None,
     captured: Captured | None = None,
     ladj: bool = False,
+    mask: Tensor | None = None,
 ) -> Iterator[Solution]:
     """Invert the flow: from standard normal noise (B, T, D) and checked labels (B,), what each block leaves.
 
@@ -46,12 +50,12 @@ def decode(
     `captured` holds on to what a GPU has recorded. With `ladj` a solution has it where it comes out of decoding.
     """
     captured = captured or Captured()
-    x = latents_of(flow, noise)
+    x = only(mask, latents_of(flow, noise))
     for number, block in enumerate(reversed(flow.blocks)):
         solver = solvers[number] if solvers else Sequential()
         before = number * x.shape[1]
         block_report = None if report is None else lambda done, before=before: report(before + done)
-        solution = invert(block, x, y, guidance, solver, block_report, captured, ladj)
+        solution = invert(block.padded(mask), x, y, guidance, solver, block_report, captured, ladj)
         x = solution.x
         yield solution
 
@@ -120,12 +124,16 @@ class Recorded:
         if not self.steps or len(self.steps) != x.shape[1] - 1:
             return x.new_zeros(len(x)) if x.shape[1] == 1 else None
         seen, params = (torch.cat(parts, dim=1) for parts in zip(*self.steps, strict=True))
-        return block.transform.forward(x[:, 1:], params)[1].sum(dim=1) if torch.equal(seen, x[:, :-1]) else None
+        if not torch.equal(seen, x[:, :-1]):
+            return None
+        by_token = F.pad(block.transform.forward(x[:, 1:], params)[1], (1, 0))
+        return block.leave(by_token).sum(dim=1)  # without those of padding
 
 
 def _on_gpu(block: Block, z: Tensor) -> bool:
     """Whether what is evaluated can be captured: on CUDA, by what `DeviceStep` knows."""
-    return z.device.type == "cuda" and z.shape[1] > 1 and DeviceStep.fits(block)
+    shared = not isinstance(block.order, Padded)  # one order for all rows
+    return z.device.type == "cuda" and z.shape[1] > 1 and shared and DeviceStep.fits(block)
 
 
 def _network_dtype(block: Block) -> torch.dtype:

@@ -10,13 +10,22 @@ from torch import Tensor
 from tarflow.devices import free_bytes, without_autocast
 from tarflow.fields import integer, real
 from tarflow.model.condition import Value
+from tarflow.model.events import only
 from tarflow.model.sequence import SequenceFlow
 
 GRAPH_BYTES = 1 << 30  # activations that are kept for the gradient at once, where the batch size is ours to choose
 GRAPH_SHARE = 0.5  # of a GPU's free memory, if that is more
 
 
-def denoise(flow: SequenceFlow, x: Tensor, sigma: float, y: Value = None, *, batch_size: int | None = None) -> Tensor:
+def denoise(
+    flow: SequenceFlow,
+    x: Tensor,
+    sigma: float,
+    y: Value = None,
+    *,
+    batch_size: int | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Denoise images by the score of the model that was trained on noisy ones.
 
         E[clean | x, y] = x + σ² ∇_x log p(x|y)
@@ -31,6 +40,7 @@ def denoise(flow: SequenceFlow, x: Tensor, sigma: float, y: Value = None, *, bat
         batch_size: images differentiated at once; None takes as many as keep the activations under 1 GiB, or on a GPU
             under half of what is free. Where not even one image does, only one block's are kept at a time, and computed
             twice.
+        mask: (B, T) booleans, which tokens of a sequence are there; the others come as 0.
 
     Returns:
         (B, C, H, W), detached, float32 at least.
@@ -41,7 +51,7 @@ def denoise(flow: SequenceFlow, x: Tensor, sigma: float, y: Value = None, *, bat
     check_sigma(sigma)
     batch_size = None if batch_size is None else integer("batch_size", batch_size, 1)
     flow.event.check(x)
-    y = flow.check_condition(y, len(x))
+    y, mask = flow.check_condition(y, len(x)), flow.check_mask(mask, len(x))
     if flow.in_inference_mode:
         with torch.inference_mode(False):
             flow = copy.deepcopy(flow)  # the weights as tensors that can be differentiated through
@@ -52,7 +62,8 @@ def denoise(flow: SequenceFlow, x: Tensor, sigma: float, y: Value = None, *, bat
     chunks = []
     for start in range(0, len(x), batch_size):
         rows = slice(start, start + batch_size)
-        chunks.append(_denoise_chunk(flow, x[rows], sigma, flow.conditions.rows(y, rows), by_block))
+        there = None if mask is None else mask[rows]
+        chunks.append(_denoise_chunk(flow, x[rows], sigma, flow.conditions.rows(y, rows), by_block, there))
     return torch.cat(chunks) if chunks else x.clone()
 
 
@@ -73,7 +84,9 @@ def check_sigma(sigma: float) -> None:
     real("sigma", sigma, "a positive number", lambda value: value > 0)
 
 
-def _denoise_chunk(flow: SequenceFlow, x: Tensor, sigma: float, y: Value, by_block: bool) -> Tensor:
+def _denoise_chunk(
+    flow: SequenceFlow, x: Tensor, sigma: float, y: Value, by_block: bool, mask: Tensor | None
+) -> Tensor:
     with (
         torch.inference_mode(False),  # the caller may be in it, and nothing can be differentiated there
         torch.enable_grad(),
@@ -82,31 +95,32 @@ def _denoise_chunk(flow: SequenceFlow, x: Tensor, sigma: float, y: Value, by_blo
         # A copy in the dtype of the state: the gradient of a narrower x would be rounded to that.
         dtype = torch.promote_types(torch.promote_types(x.dtype, flow.dtype), torch.float32)
         x = x.detach().to(dtype, copy=True).requires_grad_()
-        score = _score_by_block(flow, x, y) if by_block else _score(flow, x, y)
-        return (x + sigma**2 * score).detach()
+        score = _score_by_block(flow, x, y, mask) if by_block else _score(flow, x, y, mask)
+        return only(mask, x + sigma**2 * score).detach()
 
 
-def _score(flow: SequenceFlow, x: Tensor, y: Value) -> Tensor:
+def _score(flow: SequenceFlow, x: Tensor, y: Value, mask: Tensor | None) -> Tensor:
     """∇_x log p(x|y), through the whole flow at once."""
     # Only x asks for a gradient: the weights' graph is neither built further back nor accumulated into .grad.
-    z, ladj = flow.encode_in_range(x, y)  # `log_prob` would wait for the device, to check y once more
+    z, ladj = flow.encode_in_range(x, y, mask)  # `log_prob` would wait for the device, to check y once more
     (score,) = torch.autograd.grad((flow.base.log_prob(z) + ladj).sum(), [x])
     return score
 
 
-def _score_by_block(flow: SequenceFlow, x: Tensor, y: Value) -> Tensor:
+def _score_by_block(flow: SequenceFlow, x: Tensor, y: Value, mask: Tensor | None) -> Tensor:
     """The same by the chain rule, block after block: what each was given is kept, what is inside it computed again."""
-    tokens, event_ladj = flow.event.to_tokens(x)
+    tokens, event_ladj = flow.event.to_tokens(x, mask)
+    blocks = [block.padded(mask) for block in flow.blocks]
     z, inside = flow.in_range(tokens.detach())
     inputs = [z]
     with torch.no_grad():
-        for block in flow.blocks:
+        for block in blocks:
             z, still = flow.in_range(block.encode(z, y)[0])
             inputs.append(z)
             inside = inside & still
     z = inputs.pop().requires_grad_()
     (score,) = torch.autograd.grad(flow.base.log_prob(z).sum(), [z])
-    for block in reversed(flow.blocks):
+    for block in reversed(blocks):
         below = inputs.pop().requires_grad_()
         above, ladj = block.encode(below, y)
         (score,) = torch.autograd.grad((above * score).sum() + ladj.sum(), [below])

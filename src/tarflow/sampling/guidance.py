@@ -19,6 +19,7 @@ from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
 from tarflow.model.condition import Condition, Value
 from tarflow.model.context import Context
+from tarflow.model.order import Padded
 from tarflow.model.transform import Rule, Transform
 from tarflow.sampling.cpu.step import HostStep
 from tarflow.sampling.solver import Predict
@@ -81,11 +82,13 @@ class Guidance:
                 "other than 1"
             )
 
-    def strength(self, places: Tensor, tokens: int) -> Tensor | float:
+    def strength(self, places: Tensor, tokens: int | Tensor) -> Tensor | float:
         """g_i for patches at `places` of the block's own order; of a single one it is w."""
-        if self.schedule == "constant" or tokens == 1:
+        if self.schedule == "constant" or (isinstance(tokens, int) and tokens == 1):
             return self.scale
-        return self.scale * places / (tokens - 1)
+        if isinstance(tokens, int):
+            return self.scale * places / (tokens - 1)
+        return torch.where(tokens == 1, self.scale, self.scale * places / (tokens - 1).clamp(min=1))
 
 
 def active(guidance: Guidance | None) -> Guidance | None:
@@ -149,7 +152,8 @@ def side_by_side(block: Block, params: Tensor, guidance: Guidance | None, places
         return params
     conditional, unguided = params.chunk(2)
     tokens = places.to(params.dtype).view(-1, 1) - int(block.config.start_token)
-    strength = torch.zeros_like(conditional[..., :1]) + guidance.strength(tokens, block.config.tokens)
+    count = block.order.counts.view(-1, 1, 1) if isinstance(block.order, Padded) else block.config.tokens
+    strength = torch.zeros_like(conditional[..., :1]) + guidance.strength(tokens, count)
     return torch.cat([conditional, unguided, strength], dim=-1)
 
 
@@ -176,10 +180,11 @@ def predictor(block: Block, y: Value, guidance: Guidance | None, cache: KVCache)
     rows = cache.keys.shape[1]
     batch = rows if guided_rows(guidance, 1) == 1 else rows // 2
     context, temperature = branches(block, y, guidance, batch)
-    if HostStep.fits(block, cache):
-        return predictor_of(block, HostStep(block, context, cache, temperature), guidance)
+    network = block.repeated(rows // batch) if batch else block
+    if HostStep.fits(network, cache):
+        return predictor_of(block, HostStep(network, context, cache, temperature), guidance)
 
     def conditioner(x: Tensor, start: int) -> Tensor:
-        return block.conditioner(x, context, start, cache, temperature)
+        return network.conditioner(x, context, start, cache, temperature)
 
     return predictor_of(block, conditioner, guidance)

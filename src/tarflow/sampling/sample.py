@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tarflow.fields import integer
 from tarflow.model.condition import Value
+from tarflow.model.events import only
 from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.cuda.graph import Captured
 from tarflow.sampling.decode import Report, decode, default_batch_size, draw_noise, latents_of
@@ -81,6 +82,7 @@ def sample_batches(
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     first: int = 0,
+    mask: Tensor | None = None,
     *,
     log_prob: bool = False,
 ) -> Iterator[SampleBatch]:
@@ -92,7 +94,7 @@ def sample_batches(
     batch_size = None if batch_size is None else integer("batch_size", batch_size, 1)
     n, seed, first = integer("n", n, 1), integer("seed", seed), integer("first", first, 0)
     solver = solver_of(solver)
-    y = check_arguments(flow, n, y, guidance, denoise, noise)
+    y, mask = check_arguments(flow, n, y, guidance, denoise, noise), flow.check_mask(mask, n)
     if log_prob and (guidance is not None or denoise is not None):
         raise ValueError("log_prob: expected no guidance and no denoising, under which samples have no known density")
     size = min(n, batch_size or default_batch_size(flow, guidance))
@@ -114,18 +116,19 @@ def sample_batches(
         for attempt in range(MAX_ATTEMPTS):
             which = indices[todo]
             labels = flow.conditions.rows(y, which)
+            there = None if mask is None else mask[which.to(mask.device)]
             chosen = draw_noise(flow, first + which, seed, attempt) if noise is None else noise[which]
             report = report_of(start, len(which)) if attempt == 0 else None
             ladj = []
-            decoding = decode(flow, chosen, labels, guidance, solvers, report, captured, log_prob)
+            decoding = decode(flow, chosen, labels, guidance, solvers, report, captured, log_prob, there)
             for step, solution in enumerate(decoding):
                 iterations[step] += solution.iterations
                 residual = max(residual, solution.residual)
                 ladj.append(solution.ladj)
-            drawn = flow.event.from_tokens(solution.x)
+            drawn = flow.event.from_tokens(solution.x, there)
             if denoise is not None:
-                drawn = denoise_images(flow, drawn, denoise, labels)
-            log_q = log_density(flow, chosen, labels, drawn, ladj) if log_prob else None
+                drawn = denoise_images(flow, drawn, denoise, labels, mask=there)
+            log_q = log_density(flow, chosen, labels, drawn, ladj, there) if log_prob else None
             if images is None:
                 images, densities = drawn, log_q
             else:
@@ -177,6 +180,7 @@ def sample(*arguments: Any, **named: Any) -> Tensor:
             free, if that is more).
         progress: called as progress(done, total) while decoding; the unit is a patch of a block of an image.
         first: number k of the first image: n images from the middle of a larger set, with the noise they have there.
+        mask: (n, T) booleans, of a flow on sequences with a start token: which tokens there are; the others come as 0.
 
     Returns:
         (n, C, H, W) on the model's device, not clipped to -1 … 1.
@@ -203,16 +207,23 @@ def sample_and_log_prob(
     seed: int = 0,
     solver: Solver | str = "auto",
     batch_size: int | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What `flow.sample_and_log_prob` does: n draws x (n, …) and log q(x|c) (n,), nats."""
-    batches = list(sample_batches(flow, n, c, None, seed, solver=solver, batch_size=batch_size, log_prob=True))
+    options: dict[str, Any] = {"solver": solver, "batch_size": batch_size, "mask": mask, "log_prob": True}
+    batches = list(sample_batches(flow, n, c, None, seed, **options))
     densities = [batch.log_prob for batch in batches if batch.log_prob is not None]
     return torch.cat([batch.images for batch in batches]), torch.cat(densities)
 
 
 @torch.no_grad()
 def log_density(
-    flow: SequenceFlow, noise: Tensor, y: Tensor | None, x: Tensor, ladj: Sequence[Tensor | None]
+    flow: SequenceFlow,
+    noise: Tensor,
+    y: Value,
+    x: Tensor,
+    ladj: Sequence[Tensor | None],
+    mask: Tensor | None = None,
 ) -> Tensor:
     """log q(x|y) (B,), nats, of x (B, …) that was decoded from standard normal noise (B, T, D) under checked y.
 
@@ -221,12 +232,12 @@ def log_density(
     """
     known = [each for each in ladj if each is not None]
     if len(known) == len(ladj):
-        _, outside = flow.event.to_tokens(x)
+        _, outside = flow.event.to_tokens(x, mask)
         outside = outside.sum(dim=1) if isinstance(outside, Tensor) else outside
-        log_q = flow.base.log_prob(latents_of(flow, noise)).sum(dim=1) + sum(known) + outside
+        log_q = only(mask, flow.base.log_prob(latents_of(flow, noise))).sum(dim=1) + sum(known) + outside
         if bool(torch.isfinite(log_q).all()):
             return log_q
-    return flow.log_prob(x, y)
+    return flow.log_prob(x, y, mask=mask)
 
 
 def check_arguments(

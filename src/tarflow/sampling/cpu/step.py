@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
 from tarflow.model.context import Context
+from tarflow.model.order import Padded
 from tarflow.model.rotary import rotated
 from tarflow.model.transformer import Attention, Layer
 from tarflow.sampling.cpu.native import NativeBlock, library
@@ -64,6 +65,7 @@ class HostStep:
             cache.store.device.type == block.position.device.type == "cpu"
             and len(dtypes) == 1
             and dtypes <= {torch.float32, torch.float64}
+            and not (block.config.rotary and isinstance(block.order, Padded))  # angles are those of all rows
             and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
             and is_plain_block(block)
         )
