@@ -24,6 +24,13 @@ def test_a_number_is_enough() -> None:
     assert "vectors 5, 5 tokens of 1 number" in repr(flow) and "real, standardised" in repr(flow)
 
 
+def test_a_number_as_condition_is_so_many_numbers() -> None:
+    flow = VectorFlow(5, condition=3)
+    assert flow.config.condition == "vector:3"
+    x, c = torch.randn(4, 5), torch.randn(4, 3)
+    assert flow.log_prob(x, c).shape == (4,) and tarflow.sample(flow, 4, c).shape == (4, 5)
+
+
 def test_numbers_that_share_a_token_see_each_other() -> None:
     assert VectorConfig(6, tokens=2).transform == "spline-by-number"
     flow = build("vector_in_pairs")
