@@ -46,8 +46,8 @@ LOCAL_FILE = "local.json"
 MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 ALL_FILES = (*MODEL_FILES, STATE_FILE)
 METRICS_FILE = "metrics.jsonl"
-CHECKPOINTS = "checkpoints"
-SAMPLES = "samples"
+METRICS_CSV, TENSORBOARD = "metrics.csv", "tensorboard"  # of `training.logs`, where they are asked for
+CHECKPOINTS, SAMPLES = "checkpoints", "samples"
 SPLIT_FILE = "split.json.gz"
 MOST_NAME_BYTES = 1 << 28  # of names, some five million: of more, or of what only claims to be names, none are read
 
@@ -128,7 +128,7 @@ def check_free(out: str | Path, *, resume: bool) -> None:
     latest = latest_checkpoint(out)
     if not resume and ((out / CONFIG_FILE).exists() or latest is not None):
         raise FileExistsError(f"{out}: holds a run already; continue it with --resume, or give another --out")
-    for name in (WEIGHTS_FILE, METRICS_FILE, SAMPLES):
+    for name in (WEIGHTS_FILE, METRICS_FILE, SAMPLES, METRICS_CSV, TENSORBOARD):
         if not resume and (out / name).exists():
             raise FileExistsError(f"{out}: holds {name}, which a run would write over; give another --out")
     if latest is not None and not (out / CONFIG_FILE).exists():

@@ -26,6 +26,7 @@ from tarflow.fields import to_dict as to_dict
 from tarflow.measure import MAX_LEVELS, NOISES, Measure
 
 ValueRange: TypeAlias = tuple[float, float] | Literal["full", "auto", "percentile"]
+Logger: TypeAlias = Literal["csv", "tensorboard", "wandb"]
 Recompute: TypeAlias = Literal["nothing", "elementwise", "layers"]
 """What the backward pass computes again instead of keeping it: norms and GELUs, or all of each Transformer layer."""
 
@@ -235,6 +236,7 @@ class TrainingConfig:
     sample_every: int = option(1000, help="steps between two sample sheets; 0 draws none")
     save_every: int = option(1000, help="steps between two checkpoints")
     keep_last: int = option(2, help="checkpoints kept beside the best one")
+    log: tuple[Logger, ...] = derived((), help="who else hears of metrics and sheets, see `training.logs`")
     # Drawn when the run begins. Two runs of one config have equal ones.
     run: str | None = derived(None, compare=False, help="the run that a checkpoint belongs to")
     init_from: str = derived("", help="the weights that the run started from, and their digest; none where it is empty")

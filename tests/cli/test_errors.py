@@ -362,6 +362,11 @@ class Case:
     leaves: tuple[str, ...] = ()
 
 
+def without(package: str) -> Callable[[pytest.MonkeyPatch, Path], None]:
+    """As if a package were not installed."""
+    return lambda patch, out: patch.setitem(sys.modules, package, None)
+
+
 GROUPS: dict[str, dict[str, Case]] = {
     "The command line": {
         "no such command": Case("smaple", ["smaple", "sample"], "`tarflow --help` lists the commands."),
@@ -417,6 +422,39 @@ GROUPS: dict[str, dict[str, Case]] = {
             "sample {p}/other-weights --out {o}.png",
             ["other-weights/model.safetensors", "tensor"],
             "Put together the two files of one run.",
+        ),
+    },
+    "The hub": {
+        "a model of the hub without its library": Case(
+            "sample alice/flowers --out {o}.png",
+            ["alice/flowers", "huggingface_hub", "tarflow[hub]"],
+            "Install it; or check the path.",
+            without("huggingface_hub"),
+        ),
+        "no id of the hub": Case(
+            "sample hub:flowers --out {o}.png", ["hub:flowers", "hub:OWNER/NAME"], "Name the owner, too."
+        ),
+        "a push without its library": Case(
+            "push {p}/run alice/flowers --licence mit",
+            ["alice/flowers", "tarflow[hub]"],
+            "Install it; `--dry-run` does without.",
+            without("huggingface_hub"),
+        ),
+        "a push without a licence": Case(
+            "push {p}/run alice/flowers", ["--licence"], "Say under which others may use it."
+        ),
+        "a licence in words": Case(
+            "push {p}/run alice/flowers --licence (c)_me --dry-run {o}",
+            ["licence", "mit", "(c)_me"],
+            "Take the hub's name for it, or `other`.",
+        ),
+        "a push to no name": Case(
+            "push {p}/run flowers --licence mit --dry-run {o}", ["flowers", "OWNER/NAME"], "Name the owner, too."
+        ),
+        "a push into a folder of something else": Case(
+            "push {p}/run alice/flowers --licence mit --dry-run {p}/documents",
+            ["documents", "notes.txt", "empty"],
+            "Give a new or empty directory.",
         ),
     },
     "Sampling": {
@@ -512,6 +550,9 @@ GROUPS: dict[str, dict[str, Case]] = {
         ),
     },
     "Training and recipes": {
+        "an unknown log": Case(
+            "train --data digits --out {o} --log mlflow", ["--log", "tensorboard", "mlflow"], "Take one of the list."
+        ),
         "neither recipe nor data": Case("train --out {o}", ["--recipe", "--data"], "Give one of them."),
         "unknown recipe": Case("train --recipe digit --out {o}", ["digit", "digits"], "Take one of the list."),
         "no such recipe file": Case("train --recipe {p}/no.toml --out {o}", ["no.toml"], "Check the path."),

@@ -102,7 +102,7 @@ def _run(argv: list[str]) -> int:
 
 @contextlib.contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Print warnings on damaged files, caches and data as one line each, without their place in our code."""
+    """Print warnings of ours, on damaged files, caches, data and loggers, as one line each, without their place."""
     usual = warnings.showwarning
     said: set[str] = set()  # a command may open the same data several times
 
@@ -111,7 +111,7 @@ def _warnings_in_one_line() -> Iterator[None]:
         if issubclass(category, DataWarning) and (str(message) in said or of_another_rank):
             return
         said.add(str(message))
-        if issubclass(category, DamageWarning | DataWarning | CacheWarning):
+        if category.__module__.partition(".")[0] == __package__.partition(".")[0]:
             print(f"tarflow: warning: {message}", file=sys.stderr)
         else:
             usual(message, category, *where, **named)

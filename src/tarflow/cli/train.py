@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 
 from tarflow import recipes
 from tarflow.cli.arguments import Device, Flag, typed_fields
-from tarflow.config import ConfigError, RunConfig, from_dict, to_dict
+from tarflow.config import ConfigError, Logger, RunConfig, from_dict, to_dict
 from tarflow.recipes import Sections
 
 
@@ -42,6 +42,10 @@ class Train:
     init: Annotated[str | None, arg(help="start from the weights of a run, a directory or an official .pth file")] = (
         None
     )
+    log: Annotated[
+        UseAppendAction[tuple[Logger, ...]],
+        arg(help="who else gets metrics and sheets, beside metrics.jsonl; may be given several times"),
+    ] = ()
     device: Device = "auto"
 
 
@@ -82,7 +86,7 @@ def run(args: Any) -> None:
     if ranks.first:  # the test takes the lock for a moment: another rank's would find this one's
         storage.check_not_in_use(args.out)
     stored = _stored(args.out) if args.resume else None
-    typed = args.model | args.data | args.training
+    typed = args.model | args.data | args.training | ({"log": args.log} if args.log else {})
     if stored is None and args.recipe is None and "source" not in typed and args.init is None:
         raise ConfigError(f"--recipe or --data: expected one; recipes: {', '.join(recipes.names())}")
     sections = recipes.with_fields(_base(stored, args.recipe, args.out), typed)

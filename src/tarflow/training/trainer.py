@@ -24,6 +24,7 @@ from tarflow.training.build import build_step
 from tarflow.training.directory import RunDirectory, check_state
 from tarflow.training.engine import Engine, check_device
 from tarflow.training.interrupt import Interrupted, Stop, collect_signals
+from tarflow.training.logs import Logs
 from tarflow.training.monitoring import draw_sheet, one_pass, score_held_out, settle
 from tarflow.training.optimizer import learning_rate, set_learning_rate
 from tarflow.training.sharding import assembled, gathered, split_moments, split_weights
@@ -102,7 +103,8 @@ def train(
             if latest is not None:
                 trainer.restore(checkpoint.load_state(latest), latest)
             directory.begin(config, splits, latest, trainer.step, trainer.best_step)
-        with contextlib.closing(trainer.feed), ranks.connection(), engine.precision():
+        trainer.logs = Logs(training.log if ranks.first else (), out, config)
+        with contextlib.closing(trainer.logs), contextlib.closing(trainer.feed), ranks.connection(), engine.precision():
             return trainer.run(stop)
 
 
@@ -123,6 +125,7 @@ class Trainer:
         self.measure = config.measure
         self.directory, self.out, self.engine, self.ranks = directory, directory.path, engine, engine.ranks
         self.report: Report = report if self.ranks.first else lambda metrics: None
+        self.logs = Logs((), directory.path, config)
         self.fingerprint = splits.train.digest()
         self.rows = self.ranks.share(self.training.batch_size)
         self.feed = Feed(
@@ -253,6 +256,7 @@ class Trainer:
         """A sheet of samples from the same noise every time, through the averaged weights."""
         path = self.out / checkpoint.SAMPLES / f"step-{self.step:07d}.png"
         said = draw_sheet(assembled(self.ema.flow), self.config, path, self.ranks, self.directory.writing)
+        self.logs.sheet(self.step, path)
         self.report({"step": self.step, "samples": said})
 
     def append(self, metrics: dict[str, Any]) -> None:
@@ -260,6 +264,7 @@ class Trainer:
         if self.ranks.first:
             with self.directory.writing():
                 checkpoint.append_metrics(self.out, metrics)
+            self.logs.numbers(metrics)
 
     def write(self, work: Callable[[], object]) -> None:
         """Let rank 0 write to the run's directory, if it still is that; all ranks wait until it is done."""
@@ -304,5 +309,6 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint, and remove those that are not kept; all ranks must call it."""
         averaged, state = assembled(self.ema.flow), self.state()
+        self.logs.flush()
         self.write(lambda: checkpoint.save_checkpoint(self.out, self.step, averaged, self.config, state))
         self.write(lambda: checkpoint.remove_old_checkpoints(self.out, self.training.keep_last, self.best_step))
