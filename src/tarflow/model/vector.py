@@ -24,7 +24,7 @@ class VectorFlow(SequenceFlow):
 
     Args:
         dim: N, or a `VectorConfig`, and then nothing else.
-        tokens: T, a divisor of N; None is N.
+        tokens: T, a divisor of N; None is N up to 16, and 4 at most beyond.
         condition: as in `VectorConfig`; a number n is n numbers, "vector:n".
         fields: any others of `VectorConfig`, such as width or support.
 
