@@ -47,7 +47,7 @@ ROOMS = [
     "sharing",
     "planning",
     "report",
-    "web",
+    "play",
     "cli",
 ]
 # What a method may import from below, at the call: a convenience that users look for on the object, and that belongs to

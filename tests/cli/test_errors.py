@@ -56,6 +56,11 @@ class Code:
         return Path.touch, (self.path,)
 
 
+def no_module(patch: pytest.MonkeyPatch, name: str) -> None:
+    """A package that is not installed."""
+    patch.setitem(sys.modules, name, None)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs and files, good ones and bad ones."""
@@ -902,6 +907,10 @@ GROUPS: dict[str, dict[str, Case]] = {
             "report {p}/bad-metrics --out {o}", ["metrics.jsonl:1", "numbers"], "Remove the line."
         ),
         "report without a run": Case("report", ["RUN"], "Give one run or more."),
+        "a page at a port that is none": Case("play {p}/run --port 99999", ["--port", "99999"], "Give 0 to 65535."),
+        "a page without gradio": Case(
+            "play {p}/run", ["gradio", "tarflow[ui]"], "Install the extra.", lambda patch, _: no_module(patch, "gradio")
+        ),
         "report without images": Case("report {p}/run --images 0 --out {o}", ["images", "0"], "Give one or more."),
     },
     "Official checkpoints": {

@@ -61,6 +61,7 @@ NOT_RUN = {
     "docs/reliability.md": 1,
     "docs/devices.md": 2,
     "docs/hub.md": 3,
+    "docs/play.md": 1,
     "docs/quick-start.md": 2,
     "docs/official-checkpoints.md": 1,
     "docs/quality.md": 1,

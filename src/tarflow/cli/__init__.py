@@ -33,6 +33,7 @@ COMMANDS = {  # name: (module, what --help says of it)
     "sweep": "Find the best guidance and denoising of a flow, and keep it as its default.",
     "denoise": "Remove the noise that a flow was trained with from images.",
     "report": "Write one HTML page that shows a flow: scores, samples, maps, architecture.",
+    "play": "Open a page to play with a flow: draw, score, walk, edit, look inside.",
     "models": "List the models that come with the package; any RUN may be one of their names.",
     "push": "Push a run to the Hugging Face hub, with a card made from the run.",
     "convert": "Turn a checkpoint of apple/ml-tarflow into a directory of ours.",

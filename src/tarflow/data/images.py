@@ -46,12 +46,16 @@ _TOO_LARGE = "{} pixels: expected at most Pillow's limit of {} (Image.MAX_IMAGE_
 
 
 def decode(
-    data: bytes, channels: int | None = None, size: tuple[int, int] | None = None, values: Values | None = None
+    data: bytes,
+    channels: int | None = None,
+    size: tuple[int, int] | None = None,
+    values: Values | None = None,
+    most: int | None = None,
 ) -> Image.Image:
     """The image in `data`, the contents of a file, as mode L (channels 1) or RGB (channels 3); made to `fit` a size.
 
     `values` says how more than 8 bits become levels; None takes all 16. Without `channels`, grey stays grey; a palette
-    of greys is grey, an RGB image that happens to look grey is RGB.
+    of greys is grey, an RGB image that happens to look grey is RGB. `most` pixels are decoded; None is Pillow's limit.
     Raises `DataError` with the reason alone, for the caller knows the file's name: empty, not an image, truncated,
     a size beyond Pillow's limit (`Image.MAX_IMAGE_PIXELS`; Pillow itself only warns up to twice that), no fixed range.
     """
@@ -60,7 +64,7 @@ def decode(
     try:
         with (
             Image.open(io.BytesIO(data), formats=_formats()) as opened,
-            _ONE_LARGE if _check_size(opened) > LARGE else contextlib.nullcontext(),
+            _ONE_LARGE if _check_size(opened, most) > LARGE else contextlib.nullcontext(),
         ):
             opened.load()  # everything is read here: nothing below can meet a truncated file
             found = convert(plain(opened, values), channels)
@@ -189,9 +193,11 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)  # a build of Pillow may lack some
 
 
-def _check_size(image: Image.Image) -> int:
+def _check_size(image: Image.Image, most: int | None = None) -> int:
     """How many pixels an image that is not loaded yet has. Raises DataError where they are too many."""
     width, height = image.size
+    if most is not None and width * height > most:
+        raise DataError(f"{height}x{width} pixels: expected at most {most:,}")
     if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
         raise DataError(_TOO_LARGE.format(f"{height}x{width}", Image.MAX_IMAGE_PIXELS))
     if max(width, height) > MOST_SIDE:

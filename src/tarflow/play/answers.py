@@ -1,0 +1,297 @@
+"""What the page answers: from what its controls say to pieces of HTML, without knowing what draws the page.
+
+Every answer is an iterator of (word, result): what stands in the line of a tab that says how it is going, and what
+stands below it; None leaves the result as it is. What goes wrong is one line there, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from torch import Tensor
+
+from tarflow.play import inside
+from tarflow.play.pictures import MOST_BYTES, MOST_FILES, Picture, address, read_pictures
+from tarflow.play.scoring import Histogram, Scorer, Scores
+from tarflow.play.studio import Studio
+from tarflow.play.wishes import ALL, MOST_SEED, MOST_STEPS, MOST_VARIATIONS, Drawing, drawing, label, whole
+from tarflow.report.facts import block_inside, stack
+from tarflow.report.likelihood import LABELS, unit_of
+from tarflow.report.words import plural
+from tarflow.sampling.sample import SamplingError
+
+Answer: TypeAlias = Iterator[tuple[str, str | None]]
+Method = Callable[..., Answer]
+
+OFTEN = 0.2  # seconds between two words on how far it is
+TEMPLATES = Environment(
+    loader=PackageLoader("tarflow.play"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+PARTS: Any = TEMPLATES.get_template("parts.html").module
+
+
+def explained(error: Exception) -> str:
+    """One line for somebody who is not at this machine."""
+    if isinstance(error, ValueError | SamplingError):
+        return " ".join(str(error).split())
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        return "The memory of the machine does not suffice for this; ask for less at a time."
+    if os.environ.get("TARFLOW_DEBUG"):
+        traceback.print_exception(error)
+    sys.stderr.write(f"tarflow: play: {type(error).__name__}: {error}\n")
+    return f"Something went wrong here that should not ({type(error).__name__}); please report it."
+
+
+def answered(method: Method) -> Method:
+    """An answer whose errors are a word on the page."""
+
+    @functools.wraps(method)
+    def guarded(self: Answers, *values: Any) -> Answer:
+        try:
+            yield from method(self, *values)
+        except Exception as error:
+            yield str(PARTS.message(explained(error), True)), None
+
+    return guarded
+
+
+class Answers:
+    """The answers for one run.
+
+    Attributes:
+        drawing: the names of the controls of Draw, in their order; those that the model has a use for, and no others.
+    """
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio, self.scorer = studio, Scorer(studio)
+        guided = studio.by_class or studio.by_temperature
+        self.drawing = (
+            *("images", "seed"),
+            *(["class"] if studio.classes else []),
+            *(["guidance", "rule"] if guided else []),
+            *(["temperature"] if studio.by_temperature else []),
+            *(["denoise"] if studio.sigma is not None else []),
+        )
+
+    def source(self, name: str, legend: str, *, many: bool = False, seed: int = 0) -> str:
+        """Where somebody chooses or draws pictures, by the name that `tarflowSource` in page.js takes."""
+        limits = {"bytes": MOST_BYTES, "files": MOST_FILES}
+        return str(PARTS.source(name, legend, many, seed, limits, self.studio.run.config.model.channels))
+
+    def stopped(self) -> str:
+        return str(PARTS.message("Stopped."))
+
+    # --- draw -------------------------------------------------------------------------------------------------------
+
+    def _wish(self, values: tuple[Any, ...]) -> Drawing:
+        if len(values) != len(self.drawing):
+            raise ValueError(f"expected {len(self.drawing)} values ({', '.join(self.drawing)}), got {len(values)}")
+        return drawing(dict(zip(self.drawing, values, strict=True)), len(self.studio.classes))
+
+    @answered
+    def draw(self, *values: Any) -> Answer:
+        """Images as they finish."""
+        wish = self._wish(values)
+        setting = self.studio.setting(wish)
+        items: list[dict[str, str]] = []
+        labels: tuple[int, ...] | None = None
+        told = began = time.monotonic()
+        yield str(PARTS.progress(0, wish.images, "images")), ""
+        for drawn in self.studio.draw(wish):
+            labels = drawn.labels or labels
+            if drawn.images is None:
+                if time.monotonic() - told < OFTEN:
+                    continue
+                told = time.monotonic()
+                yield str(PARTS.progress(f"{drawn.done:.1f}", wish.images, "images")), None
+                continue
+            for image in drawn.images:
+                k = len(items)
+                kind = "" if labels is None else f"class {self._name(labels[k])}"
+                items.append({"src": address(image), "alt": f"Sample {k + 1}, {kind or 'no class'}", "caption": kind})
+            yield str(PARTS.progress(len(items), wish.images, "images")), str(PARTS.grid(items))
+        seconds = time.monotonic() - began
+        text = f"{plural(wish.images, 'image')} in {seconds:.1f} s; {setting}; seed {wish.seed}."
+        yield str(PARTS.message(text)), None
+
+    @answered
+    def follow(self, which: Any, *values: Any) -> Answer:
+        """One image of those on its way from noise."""
+        wish = self._wish(values)
+        k = whole("which image", which, 1, wish.images) - 1
+        yield str(PARTS.waiting(0, "following the image through the blocks")), None
+        for stages in self.studio.follow(wish, k):
+            blocks = len(self.studio.flow.blocks)
+            names = ["noise", *(f"after block {n}" for n in range(blocks - 1, -1, -1)), "denoised"]
+            frames = [{"src": address(s), "alt": n} for s, n in zip(stages, names, strict=False)]
+            caption = "Samples go through the blocks from the last to the first. Beyond −1 … 1 is black or white."
+            yield (
+                str(PARTS.message(f"Image {k + 1} in {len(frames)} stages.")),
+                str(PARTS.film("trace", frames, "Stage", caption)),
+            )
+
+    # --- score ------------------------------------------------------------------------------------------------------
+
+    @answered
+    def score(self, files: Any, seed: Any, chosen: Any = None) -> Answer:
+        """Pictures, or a sample, scored."""
+        classes = len(self.studio.classes)
+        given = None if chosen == ALL and classes else label("class", chosen, classes)
+        pictures = read_pictures(self.studio.run, files) or [self._sample(seed, given)]
+        good = [picture for picture in pictures if picture.pixels is not None]
+        yield str(PARTS.waiting(0, "scoring")), None
+        found: Scores | None = None
+        if good:
+            told = time.monotonic()
+            pixels = torch.stack([picture.pixels for picture in good if picture.pixels is not None])
+            for share, scores in self.scorer.score(pixels, given):
+                found = scores
+                if scores is None and time.monotonic() - told > OFTEN:
+                    told = time.monotonic()
+                    doing = "scoring" if share < 0.9 else "scoring the held-out images, once"
+                    yield str(PARTS.waiting(share, doing)), None
+        bad = len(pictures) - len(good)
+        text = f"{len(good)} scored" + (f", {bad} could not be read" if bad else "") + "."
+        yield str(PARTS.message(text, bool(bad) and not good)), self._scored(pictures, found)
+
+    def _scored(self, pictures: list[Picture], found: Scores | None) -> str:
+        scores, items = iter(found.scores if found else ()), []
+        unit = unit_of(found.figure) if found else ""
+        for picture in pictures:
+            item: dict[str, Any] = {"name": picture.name, "problem": picture.problem}
+            if picture.pixels is not None:
+                score = next(scores)
+                item["image"] = address(score.image)
+                item["heat"] = None if score.heat is None else address(score.heat)
+                item["facts"] = [("log-likelihood", f"{score.log_likelihood:.2f} nats"), (unit, f"{score.bits:.3f}")]
+                if not math.isnan(score.percentile):
+                    item["facts"] += [
+                        ("held-out images that are less likely", f"{score.percentile:.1f} %"),
+                        ("held-out images that are less typical", f"{score.typicality:.1f} %"),
+                    ]
+                item["classes"] = [(name, f"{100 * p:.2f}") for name, p in score.classes]
+            items.append(item)
+        if found is None:
+            return str(PARTS.scored(items, "", ""))
+        note = f"Scored with {LABELS[found.policy]}; the mean over {found.draws} draws of the noise of the training."
+        if found.problem:
+            note += f" There are no percentiles: {found.problem}."
+        drawn = "" if found.histogram is None else self._histogram(found.histogram, found, unit)
+        return str(PARTS.scored(items, drawn, note))
+
+    def _histogram(self, known: Histogram, found: Scores, unit: str) -> Markup | str:
+        if not known.images:
+            return ""
+        low, high, most = known.edges[0], known.edges[-1], max(known.counts)
+        left, width, floor, height = 20, 400, 160, 128
+        step = width / len(known.counts)
+        bars = [
+            {"x": f"{left + k * step:.1f}", "y": f"{floor - height * c / most:.1f}"}
+            | {"width": f"{step - 1:.1f}", "height": f"{height * c / most:.1f}"}
+            for k, c in enumerate(known.counts)
+        ]
+        marks, words = [], []
+        for number, score in enumerate(found.scores, 1):
+            if not math.isfinite(score.bits):
+                continue
+            share = min(max((score.bits - low) / (high - low), 0.0), 1.0)
+            x = left + width * share
+            anchor = "start" if share < 0.2 else "end" if share > 0.8 else "middle"
+            beyond = "→" if score.bits > high else "←" if score.bits < low else ""
+            text = f"{number}: {score.bits:.2f}{beyond}" if len(found.scores) < 4 else str(number)
+            marks.append({"x": f"{x:.1f}", "anchor": anchor, "label": text})
+            words.append(f"picture {number} at {score.bits:.2f}")
+        description = f"{known.images} held-out images from {low:.2f} to {high:.2f} {unit}; {', '.join(words)}."
+        return PARTS.histogram("score-histogram", bars, marks, f"{low:.2f}", f"{high:.2f}", unit, description)
+
+    # --- walk and edit ----------------------------------------------------------------------------------------------
+
+    @answered
+    def walk(self, files: Any, seed: Any, to_files: Any, to_seed: Any, steps: Any, *chosen: Any) -> Answer:
+        """The way from one picture to another, in noise."""
+        count = whole("steps", steps, 3, MOST_STEPS)
+        labels = self._several(chosen, 2)
+        yield str(PARTS.waiting(0, "walking")), None
+        ends = [
+            self._seen("first picture", files, seed, labels[0]),
+            self._seen("last picture", to_files, to_seed, labels[1]),
+        ]
+        for images in self.studio.walk(ends, labels, count):
+            frames = [{"src": address(image), "alt": f"step {k + 1} of {count}"} for k, image in enumerate(images)]
+            caption = "The way leads through the noise that the two encode to, along the arc between them."
+            film = PARTS.film("walk", frames, "On the way", caption)
+            yield str(PARTS.message(f"{count} images, both ends included.")), str(film)
+
+    @answered
+    def redraw(self, files: Any, seed: Any, keep: Any, images: Any, again: Any, block: Any, *chosen: Any) -> Answer:
+        """The first patches of a picture kept, the others drawn anew."""
+        patches = self.studio.flow.sequence.tokens
+        kept = whole("patches kept", keep, 0, patches)
+        count, number = whole("variations", images, 1, MOST_VARIATIONS), whole("seed of the new", again, 0, MOST_SEED)
+        if block not in ("first", "last"):
+            raise ValueError(f"kept in: expected first or last, got {block!r}")
+        (own,) = self._several(chosen, 1)
+        yield str(PARTS.waiting(0, "drawing anew")), None
+        x = self._seen("picture", files, seed, own)
+        which = 0 if block == "first" else -1
+        for picture, found in self.studio.redraw(x, kept, count, number, own, which):
+            items = [{"src": address(picture[0]), "alt": "The picture itself", "caption": "the picture"}]
+            items += [
+                {"src": address(image), "alt": f"Variation {k + 1}", "caption": f"variation {k + 1}"}
+                for k, image in enumerate(found)
+            ]
+            what = "patches of the picture" if which == 0 else "patches of the noise"
+            text = f"{kept} of {patches} {what} kept, {count} times drawn anew with seed {number}."
+            yield str(PARTS.message(text)), str(PARTS.grid(items))
+
+    # --- look inside ------------------------------------------------------------------------------------------------
+
+    @answered
+    def look(self) -> Answer:
+        """What the model is, and what each block does."""
+        yield str(PARTS.waiting(0, "looking")), None
+        for found in inside.look(self.studio):
+            drawings = [stack("play-stack", self.studio.flow), block_inside("play-inside", self.studio.flow)]
+            blocks = [vars(block) | {"src": address(block.image)} for block in found.blocks]
+            shown = PARTS.inside(found.facts, address(found.image), blocks, drawings, inside.IMAGES, "")
+            yield str(PARTS.message("Measured just now.")), str(shown)
+
+    # --- what several of them do ------------------------------------------------------------------------------------
+
+    def _name(self, number: int) -> str:
+        return "none" if number < 0 else self.studio.classes[number]
+
+    def _several(self, chosen: tuple[Any, ...], count: int) -> list[int | None]:
+        """Labels of `count` class controls, which are there where the model has classes."""
+        classes = len(self.studio.classes)
+        if len(chosen) != (count if classes else 0):
+            raise ValueError(f"expected {count if classes else 0} classes, got {len(chosen)}")
+        return [label("class", value, classes) for value in chosen] if classes else [None] * count
+
+    def _seen(self, what: str, files: Any, seed: Any, own: int | None) -> Tensor:
+        """The one picture that was given, or the sample of a seed, as the model sees it."""
+        pictures = read_pictures(self.studio.run, files, 1)
+        if not pictures:
+            return self.studio.sampled(whole(f"seed of the {what}", seed, 0, MOST_SEED), own)
+        if pictures[0].pixels is None:
+            raise ValueError(f"{pictures[0].name}: {pictures[0].problem}")
+        return self.studio.seen(pictures[0].pixels)
+
+    def _sample(self, seed: Any, own: int | None) -> Picture:
+        number = whole("seed", seed, 0, MOST_SEED)
+        x = self.studio.sampled(number, -1 if own is None and self.studio.classes else own)
+        return Picture(f"sample of seed {number}", self.studio.run.pixels(x[None])[0])

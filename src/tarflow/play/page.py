@@ -1,0 +1,220 @@
+"""The page itself, in gradio: five tabs, whose answers come from `answers`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from tarflow.play.answers import Answers
+from tarflow.play.wishes import ALL, MOST_GUIDANCE, MOST_IMAGES, MOST_SEED, MOST_STEPS, MOST_VARIATIONS, NULL, RULES
+
+HERE = Path(__file__).resolve().parent / "templates"
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
+WAITING = 64  # requests that wait at most; who comes then is told so
+ONE = "tarflow"  # what all that compute share: one at a time
+
+
+def page(answers: Answers, title: str) -> Any:
+    """The page as `gradio.Blocks`, its queue set."""
+    with gr.Blocks(title=title, analytics_enabled=False) as blocks:
+        gr.HTML(f"<h1>{_escaped(title)}</h1>", elem_classes="tf")
+        with gr.Tabs(overflow_behavior="wrap"):
+            for name, tab in TABS.items():
+                with gr.Tab(name):
+                    tab(answers)
+    blocks.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
+    return blocks
+
+
+def looks() -> dict[str, Any]:
+    """Theme, style and script, as `gradio.mount_gradio_app` takes them. Nothing of it is loaded from anywhere."""
+    theme = gr.themes.Default(
+        primary_hue="blue",
+        secondary_hue="blue",
+        neutral_hue="gray",
+        font=FONTS,
+        font_mono=["ui-monospace", "monospace"],
+    ).set(  # gradio's own greys and blues are too light to be read by everybody
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_600",
+    )
+    script, style = ((HERE / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    return {
+        "theme": theme,
+        "css": style,
+        "head": f"<script>{script}</script>",
+    }
+
+
+def events_of(blocks: Any) -> dict[int, int]:
+    """How many values each event of the page takes, by its number."""
+    return {number: len(event.inputs) for number, event in blocks.fns.items()}
+
+
+# --- the tabs ------------------------------------------------------------------------------------------------------
+
+
+def _draw(answers: Answers) -> None:
+    with gr.Row():
+        with gr.Column(min_width=280, scale=1):
+            values = [_CONTROLS[name](answers) for name in answers.drawing]
+            with gr.Row():
+                start, stop = _start("Draw", "draw"), gr.Button("Stop", min_width=100, elem_id="draw-stop")
+        with gr.Column(min_width=280, scale=3):
+            word, result = _outcome("draw")
+            with gr.Row(equal_height=True):
+                which = _raw(gr.Slider(1, MOST_IMAGES, 1, step=1, label="Which image to follow", min_width=160))
+                follow = gr.Button("From noise to image", min_width=160, elem_id="follow-start")
+            follow_word, film = _outcome("follow")
+    drawing = _on(start, answers.draw, values, word, result)
+    following = _on(follow, answers.follow, [which, *values], follow_word, film)
+    _stops(stop, answers, word, [drawing, following])
+
+
+def _score(answers: Answers) -> None:
+    with gr.Row():
+        with gr.Column(min_width=280, scale=1):
+            source = _source(answers, "score", "Pictures to score", many=True)
+            classes = [_class_choice(answers, "Scored as", ("any class", ALL))] if answers.studio.classes else []
+            with gr.Row():
+                start, stop = _start("Score", "score"), gr.Button("Stop", min_width=100, elem_id="score-stop")
+        with gr.Column(min_width=280, scale=3):
+            word, result = _outcome("score")
+    script = "(f, s, ...rest) => [...window.tarflowSource('score'), ...rest]"
+    scoring = _on(start, answers.score, [*source, *classes], word, result, script)
+    _stops(stop, answers, word, [scoring])
+
+
+def _walk(answers: Answers) -> None:
+    with gr.Row():
+        with gr.Column(min_width=280, scale=1):
+            first = _source(answers, "first", "From", seed=0)
+            labels = [_class_choice(answers, "Class of the first")] if answers.studio.classes else []
+            last = _source(answers, "last", "To", seed=1)
+            labels += [_class_choice(answers, "Class of the last")] if answers.studio.classes else []
+            steps = _raw(gr.Slider(3, MOST_STEPS, 13, step=1, label="Images on the way"))
+            start = _start("Walk", "walk")
+        with gr.Column(min_width=280, scale=3):
+            word, result = _outcome("walk")
+    script = "(a, b, c, d, ...rest) => [...window.tarflowSource('first'), ...window.tarflowSource('last'), ...rest]"
+    _on(start, answers.walk, [*first, *last, steps, *labels], word, result, script)
+
+
+def _edit(answers: Answers) -> None:
+    patches = answers.studio.flow.sequence.tokens
+    with gr.Row():
+        with gr.Column(min_width=280, scale=1):
+            source = _source(answers, "edit", "The picture")
+            keep = _raw(gr.Slider(0, patches, patches // 2, step=1, label="Patches to keep"))
+            places = [("the picture, from the top left on", "first"), ("its noise in the last block", "last")]
+            block = _raw(gr.Radio(places, value="first", label="Of what the first are kept"))
+            images = _raw(gr.Slider(1, MOST_VARIATIONS, 6, step=1, label="Variations"))
+            seed = _raw(gr.Number(0, precision=0, minimum=0, maximum=MOST_SEED, label="Seed of what is new"))
+            labels = [_class_choice(answers, "Class")] if answers.studio.classes else []
+            start = _start("Draw the rest anew", "edit")
+        with gr.Column(min_width=280, scale=3):
+            word, result = _outcome("edit")
+    script = "(f, s, ...rest) => [...window.tarflowSource('edit'), ...rest]"
+    _on(start, answers.redraw, [*source, keep, images, seed, block, *labels], word, result, script)
+
+
+def _look(answers: Answers) -> None:
+    start = _start("Look inside", "inside")
+    word, result = _outcome("inside")
+    _on(start, answers.look, [], word, result)
+
+
+TABS: dict[str, Callable[[Answers], None]] = {
+    "Draw": _draw,
+    "Score": _score,
+    "Walk": _walk,
+    "Edit": _edit,
+    "Look inside": _look,
+}
+
+# --- what they are made of ------------------------------------------------------------------------------------------
+
+_CONTROLS: dict[str, Callable[[Answers], Any]] = {
+    "images": lambda _: _raw(gr.Slider(1, MOST_IMAGES, 16, step=1, label="Images")),
+    "seed": lambda _: _raw(gr.Number(0, precision=0, minimum=0, maximum=MOST_SEED, label="Seed")),
+    "class": lambda answers: _class_choice(answers, "Class", ("all in turn", ALL)),
+    "guidance": lambda _: _raw(gr.Slider(0, MOST_GUIDANCE / 2, 0, step=0.1, label="Guidance", info="0 guides nothing")),
+    "rule": lambda _: _raw(gr.Radio(list(RULES), value="paper", label="Rule of the guidance")),
+    "temperature": lambda _: _raw(
+        gr.Slider(
+            0.1, 3, 1, step=0.05, label="Temperature", info="of the attention of the unguided branch; 1 leaves it"
+        )
+    ),
+    "denoise": lambda answers: _raw(gr.Checkbox(True, label=f"Denoise (σ = {answers.studio.sigma:g})")),
+}
+
+
+def _raw(component: Any) -> Any:
+    """A control whose value comes as it was sent: `wishes` checks it, and says in one line what is wrong."""
+    component.preprocess = lambda payload: payload
+    return component
+
+
+def _class_choice(answers: Answers, text: str, first: tuple[str, str] | None = None) -> Any:
+    choices = [*([first] if first else []), ("no class", NULL)]
+    choices += [(name, str(number)) for number, name in enumerate(answers.studio.classes)]
+    return _raw(gr.Dropdown(choices, value=choices[0][1], label=text, filterable=len(choices) > 20))
+
+
+def _source(answers: Answers, name: str, legend: str, **options: Any) -> list[Any]:
+    """Where pictures come from, and the hidden fields in whose place `tarflowSource` puts them: files and seed."""
+    gr.HTML(answers.source(name, legend, **options), elem_classes="tf")
+    return [_raw(gr.Textbox(visible=False)), _raw(gr.Number(visible=False))]
+
+
+def _start(text: str, name: str) -> Any:
+    return gr.Button(text, variant="primary", min_width=100, elem_id=f"{name}-start")
+
+
+def _outcome(name: str) -> tuple[Any, Any]:
+    """The line that says how it is going, and what comes out."""
+    word = gr.HTML("", elem_classes="tf", elem_id=f"{name}-word", min_height=24)
+    return word, gr.HTML("", elem_classes="tf", elem_id=f"{name}-result")
+
+
+def _on(button: Any, answer: Any, inputs: list[Any], word: Any, result: Any, script: str | None = None) -> Any:
+    """Answer a click, one after the other with all other answers."""
+
+    def stream(*values: Any) -> Any:
+        for text, found in answer(*values):
+            yield text, (gr.skip() if found is None else found)
+
+    return button.click(
+        stream,
+        inputs,
+        [word, result],
+        js=script,
+        concurrency_id=ONE,
+        concurrency_limit=1,
+        show_progress="full",
+        show_progress_on=[word],
+        api_visibility="private",
+    )
+
+
+def _stops(button: Any, answers: Answers, word: Any, events: list[Any]) -> None:
+    """End what is going on. The page says so by itself: what the server said would be lost with what is ended."""
+    button.click(None, outputs=word, cancels=events, js=f"() => {json.dumps(answers.stopped())}")
+
+
+def _escaped(text: str) -> str:
+    from markupsafe import escape
+
+    return str(escape(text))

@@ -1,0 +1,160 @@
+"""What can be done with one run, and what the page computes of it: draw, follow, walk, and draw a part anew.
+
+Nothing here knows of a page. Numbers come checked (`wishes`), images leave as (N, C, H, W) uint8 of 256 levels.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tarflow.drawing import Sampler
+from tarflow.measure import to_8bit
+from tarflow.play.streaming import streamed
+from tarflow.play.wishes import Drawing
+from tarflow.report.samples import SHOWN
+from tarflow.runs import Run
+from tarflow.sampling.decode import draw_noise
+from tarflow.sampling.denoise import denoise
+from tarflow.sampling.editing import interpolate, resample, trace
+from tarflow.sampling.guidance import Guidance
+from tarflow.sampling.sample import sample
+from tarflow.sampling.setting import Setting
+
+BATCHES = 8  # that a drawing is cut into, so that its first images are there soon
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How far a drawing is: so many of `total` images are computed, an unfinished one by its share; those that are
+    finished, (n, C, H, W) uint8, only where they are new; and the labels of all, if any."""
+
+    done: float
+    total: int
+    images: Tensor | None = None
+    labels: tuple[int, ...] | None = None
+
+
+class Studio:
+    """One run to play with. One thing is computed at a time, whoever asks for it.
+
+    Attributes:
+        classes: their names; empty where the model has none.
+        by_class, by_temperature: whether guidance by the class does anything, and by the temperature.
+        sigma: by which samples are denoised; None where there is nothing to remove.
+    """
+
+    def __init__(self, run: Run) -> None:
+        model = run.config.model
+        if model.channels not in (1, 3):
+            raise ValueError(f"{run.path}: expected images of 1 or 3 channels, got {model.channels}")
+        self.run, self.flow, self.sigma = run, run.flow, run.sigma
+        # Of other conditions than one class nothing is asked for: their samples are those of no condition.
+        counted = run.flow.conditions.size == model.num_classes
+        self.classes = tuple(run.class_names[: model.num_classes]) if counted else ()
+        self.by_class, self.by_temperature = len(self.classes) > 1, run.flow.sequence.slots > 2
+        self.turn = threading.Lock()
+
+    # --- draw -------------------------------------------------------------------------------------------------------
+
+    def setting(self, wish: Drawing) -> Setting:
+        """Guidance and denoising as the samplers take them."""
+        guidance = Guidance(wish.guidance, temperature=wish.temperature, rule=wish.rule)  # type: ignore[arg-type]
+        return Setting(guidance, self.sigma if wish.denoised else None)
+
+    def draw(self, wish: Drawing) -> Iterator[Drawn]:
+        """Images as they finish, with how far it is in between; leaving the iterator ends the work."""
+        n, y, setting = wish.images, self._labels(wish.label, wish.images), self.setting(wish)
+        labels = None if y is None else tuple(y.tolist())
+
+        def work(tell: Callable[[Drawn], None]) -> None:
+            with self.turn:
+                tell(Drawn(0, n, None, labels))
+                sampler = Sampler(self.run, batch_size=math.ceil(n / BATCHES))
+                done = 0
+                for batch in sampler.batches(n, y, setting, wish.seed, lambda done, _: tell(Drawn(done, n))):
+                    done += len(batch.images)
+                    tell(Drawn(done, n, self.shown(batch.images)))
+
+        return streamed(work)
+
+    def follow(self, wish: Drawing, which: int) -> Iterator[list[Tensor]]:
+        """Image `which` of a drawing on its way from noise: what each block leaves, (C, H, W) uint8 each."""
+        y = self._labels(wish.label, wish.images)
+
+        def work(tell: Callable[[list[Tensor]], None]) -> None:
+            setting = self.setting(wish)
+            with self.turn:
+                noise = draw_noise(self.flow, torch.tensor([which], device="cpu", dtype=torch.int64), wish.seed)
+                own = None if y is None else y[which : which + 1]
+                stages = trace(self.flow, 1, own, setting.guidance, wish.seed, setting.denoise, noise)
+                images = [*(SHOWN.pixels(stage.cpu()) for stage in stages[:-1]), self.shown(stages[-1])]
+                tell([image[0] for image in images])
+
+        return streamed(work)
+
+    # --- walk and edit ----------------------------------------------------------------------------------------------
+
+    def sampled(self, seed: int, label: int | None) -> Tensor:
+        """The image that the model draws of a seed, as it sees it, (C, H, W), with the noise that it has learned."""
+        return sample(self.flow, 1, self._labels(label, 1), seed=seed, solver="sequential")[0]
+
+    def seen(self, pixels: Tensor) -> Tensor:
+        """Pixels (C, H, W) as the model sees them, with the noise of its training; without, where none is known."""
+        if self.run.config.training is None:
+            return self.run.measure.clean(pixels).to(self.flow.device)
+        return self.run.noisy(pixels[None])[0].to(self.flow.device)
+
+    def walk(self, ends: Sequence[Tensor], labels: Sequence[int | None], steps: int) -> Iterator[Tensor]:
+        """Images (steps, C, H, W) uint8 on the way between two (C, H, W) as the model sees them, denoised."""
+        first, last = labels if self.classes else (None, None)
+
+        def work(tell: Callable[[Tensor], None]) -> None:
+            with self.turn:
+                x = interpolate(self.flow, ends[0], ends[1], steps, first, last)
+                y = None
+                if (
+                    first is not None and last is not None
+                ):  # as `interpolate`, which decodes each under the label of the nearer end
+                    nearer = torch.linspace(0, 1, steps, device="cpu", dtype=torch.float32) >= 0.5
+                    y = torch.where(nearer, last, first)
+                tell(self.shown(self._cleaned(x, y)))
+
+        return streamed(work)
+
+    def redraw(
+        self, x: Tensor, keep: int, images: int, seed: int, label: int | None, block: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The picture x (C, H, W) as the model sees it, and `images` others that keep its first patches in the order
+        of a block: (1, C, H, W) and (images, C, H, W) uint8. See `tarflow.resample`."""
+        y = self._labels(label, images)
+
+        def work(tell: Callable[[tuple[Tensor, Tensor]], None]) -> None:
+            with self.turn:
+                found = resample(self.flow, x.expand(images, *x.shape).contiguous(), keep, y, block=block, seed=seed)
+                own = self._cleaned(x[None], None if y is None else y[:1])
+                tell((self.shown(own), self.shown(self._cleaned(found, y))))
+
+        return streamed(work)
+
+    # --- what several of them do ------------------------------------------------------------------------------------
+
+    def shown(self, x: Tensor) -> Tensor:
+        """What the model draws as pixels of 256 levels, clipped, on the CPU."""
+        return to_8bit(self.run.pixels(x), self.run.levels)
+
+    def _cleaned(self, x: Tensor, y: Tensor | None) -> Tensor:
+        return x if self.sigma is None else denoise(self.flow, x, self.sigma, y)
+
+    def _labels(self, label: int | None, n: int) -> Tensor | None:
+        """Of n images: one class, none (-1), or all in turn."""
+        if not self.classes:
+            return None
+        if label is None:
+            return self.run.labels(None, n)
+        return torch.full((n,), label, device="cpu", dtype=torch.int64)
