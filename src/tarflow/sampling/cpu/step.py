@@ -160,7 +160,7 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def is_plain_block(block: Block) -> bool:
-    """Whether all that the conditioner calls is plain; what makes its context, and what is around it, may be anything."""
+    """Whether all that the conditioner calls is plain; what makes its context, and is around it, may be anything."""
     parts = (part for part in (block.transform, block.mixing, block.embedding) if part is not None)
     others = {module for part in parts for module in part.modules()}
     return all(is_plain(module) for module in block.modules() if module not in others)
