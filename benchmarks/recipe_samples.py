@@ -2,11 +2,11 @@
 
     python -m benchmarks.recipe_samples --set fashion-mnist --variants baseline 'muon 2e-3' --out FILE.json
 
-Each variant of `benchmarks.ablations` is trained with Gaussian noise for what the baseline's steps cost. Guidance is
-then chosen among `--scales`, for each training by itself, by the Fréchet distance of `--choose` samples; `-n` others
-are drawn with it, denoised and measured against training images, by features of EffNetLite0 unless told otherwise, and
-so are as many held-out images (`floor`). `--sheets DIR` writes the first samples of the first seed at the first
-budget, a column a class.
+Each variant of `benchmarks.ablations` is trained with Gaussian noise, or that of `--noise`, for what the baseline's steps
+cost. Guidance is then chosen among `--scales`, for each training by itself, by the Fréchet distance of `--choose`
+samples; `-n` others are drawn with it, denoised where the noise was Gaussian, and measured against training images, by
+features of EffNetLite0 unless told otherwise, and so are as many held-out images (`floor`). `--sheets DIR` writes the
+first samples of the first seed at the first budget, a column a class.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tarflow.evaluation.quality.extractors import open_extractor
 from tarflow.evaluation.quality.judge import Judge
 from tarflow.evaluation.quality.reference import open_reference
 from tarflow.evaluation.quality.sweep import best_row, grid, sweep
-from tarflow.measure import Measure, to_8bit
+from tarflow.measure import NOISES, Measure, to_8bit
 from tarflow.model.flow import TarFlow
 from tarflow.pictures import save_sheet
 from tarflow.sampling.sample import sample
@@ -38,11 +38,16 @@ NOISE_STD = 0.1
 SHEET_ROWS = 6
 
 
-def draw(flow: TarFlow, setting: Setting, n: int, seed: int, levels: int) -> Tensor:
+def measure_of(noise: str, levels: int) -> Measure:
+    """What flows trained with a noise see."""
+    return Measure(levels, noise, NOISE_STD if NOISES[noise].has_std else 0.0)
+
+
+def draw(flow: TarFlow, setting: Setting, n: int, seed: int, measure: Measure) -> Tensor:
     """Samples as pixels, the classes in turn."""
     y = torch.arange(n) % flow.config.num_classes
     x = sample(flow, n, y, guidance=setting.guidance, seed=seed, denoise=setting.denoise, solver="sequential")
-    return Measure(levels, "gaussian", 1.0).pixels(x)
+    return measure.pixels(x)
 
 
 def run(bench: Bench, judge: Judge, name: str, budget: float, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -50,15 +55,18 @@ def run(bench: Bench, judge: Judge, name: str, budget: float, seed: int, options
     variant = together(name.split("+"))
     cost = bench.cost(variant, seed)
     steps = round(bench.steps * budget / cost)
-    trained = bench.train(variant, steps, seed, noise="gaussian", noise_std=NOISE_STD)
-    flow, levels = trained.flow.eval().requires_grad_(False), bench.splits.train.levels
-    settings = grid(flow.config, NOISE_STD, scales=options.scales)
-    rows = sweep(settings, lambda s, k: draw(flow, s, options.choose, k, levels), judge, levels, seed=1000)
-    row: dict[str, Any] = {"variant": name, "budget": budget, "seed": seed, "cost": cost, "steps": steps}
+    levels = bench.splits.train.levels
+    measure = measure_of(options.noise, levels)
+    trained = bench.train(variant, steps, seed, noise=options.noise, noise_std=measure.noise_std)
+    flow = trained.flow.eval().requires_grad_(False)
+    settings = grid(flow.config, measure.noise_std or None, scales=options.scales)
+    rows = sweep(settings, lambda s, k: draw(flow, s, options.choose, k, measure), judge, levels, seed=1000)
+    row: dict[str, Any] = {"variant": name, "noise": options.noise, "budget": budget, "seed": seed}
+    row |= {"cost": cost, "steps": steps}
     if not any(each.figures for each in rows):  # weights that blew up
         return row | {"setting": None, "failed": rows[0].failed, "figures": {}}
     setting = best_row(rows, judge).setting
-    pixels = draw(flow, setting, options.n, seed, levels)
+    pixels = draw(flow, setting, options.n, seed, measure)
     figures = judge.figures(pixels, levels)
     if options.sheets is not None and (budget, seed) == (options.budgets[0], options.seeds[0]):
         options.sheets.mkdir(parents=True, exist_ok=True)
@@ -81,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
     """Run what is not in the file yet; 2 after bad input, with one line."""
     parser = parser_of("recipe_samples")
     parser.add_argument("--variants", nargs="+", required=True, help="as of benchmarks.ablations, of what can sample")
+    parser.add_argument("--noise", choices=NOISES, default="gaussian", help="that flows are trained with")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--extractor", choices=("efficientnet", "classifier"), default="efficientnet")
     parser.add_argument("--scales", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0])
@@ -105,14 +114,17 @@ def main(argv: Sequence[str]) -> int:
         return 2
     judge = Judge(extractor, reference)
     result = read(options.out) or describe(bench, options) | {"noise_std": NOISE_STD}
-    done = {(row["variant"], budget_of(row), row["seed"]) for row in result["rows"]}
+    done = {(row["variant"], row.get("noise", "gaussian"), budget_of(row), row["seed"]) for row in result["rows"]}
     for budget, seed, name in itertools.product(options.budgets, options.seeds, options.variants):
-        if (name, budget, seed) in done:
+        if (name, options.noise, budget, seed) in done:
             continue
         row = run(bench, judge, name, budget, seed, options)
         result["rows"].append(row)
         write(options.out, result)
-        print(json.dumps({key: row[key] for key in ("variant", "budget", "seed", "steps", "setting")}), flush=True)
+        print(
+            json.dumps({key: row[key] for key in ("variant", "noise", "budget", "seed", "steps", "setting")}),
+            flush=True,
+        )
         print({kind: round(value["value"], 4) for kind, value in row["figures"].items()}, flush=True)
     return 0
 
