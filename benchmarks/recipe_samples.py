@@ -2,8 +2,8 @@
 
     python -m benchmarks.recipe_samples --set fashion-mnist --variants baseline 'muon 2e-3' --out FILE.json
 
-Each variant of `benchmarks.ablations` is trained with Gaussian noise, or that of `--noise`, for what the steps of the
-baseline cost. Guidance is then chosen among `--scales`, for each training by itself, by the Fréchet distance of `--choose`
+Each variant of `benchmarks.ablations` is trained with Gaussian noise, or that of `--noise`, for what the baseline's
+steps cost. Guidance is then chosen among `--scales`, for each training by itself, by the Fréchet distance of `--choose`
 samples; `-n` others are drawn with it, denoised where the noise was Gaussian, and measured against training images, by
 features of EffNetLite0 unless told otherwise, and so are as many held-out images (`floor`). `--sheets DIR` writes the
 first samples of the first seed at the first budget, a column a class.
