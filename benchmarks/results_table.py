@@ -1,11 +1,12 @@
 """The files of `benchmarks.ablations` and `benchmarks.peers` as the first table of docs/results.md, in Markdown.
 
-    python -m benchmarks.results_table --best NAME --before NAME FILE.json [FILE.json ...]
+    python -m benchmarks.results_table --best NAME --before NAME [--also NAME …] -- FILE.json [FILE.json ...]
 
 A row a model, a column a data set and budget; a cell is the median of held-out bits/dim over seeds, and in brackets
 every seed, in order. Of the official recipe, and of each flow of another package, the learning rate is the one that is
 best at the first seed. `--best` and `--before` name the variants that are, and were, the recipe `best`; `NAME@0.5` and
-`NAME@0.2`, in half and a fifth of the time, have rows where they were run. What was not run stays empty.
+`NAME@0.2`, in half and a fifth of the time, have rows where they were run. `--also` names others. What was not run
+stays empty.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ RATES = {name for name, variant in VARIANTS.items() if variant.group == "learnin
 SHARES = {"": "", "@0.5": ", half the time", "@0.2": ", a fifth of the time"}
 
 
-def labels(best: str, before: str) -> dict[str, str]:
+def labels(best: str, before: str, also: Sequence[str] = ()) -> dict[str, str]:
     """What the rows are called, in their order, by the names of variants."""
     named = {BASELINE: OFFICIAL, before: "`best` before"}
+    named |= {name: name.replace(f"{before}+", "`best` before, with ").replace("+", ", ") for name in also}
     named |= {best + share: f"`best`{said}" for share, said in SHARES.items()}
     return named | {GAUSSIAN: GAUSSIAN} | {kind.name: kind.name for kind in KINDS.values()}
 
@@ -78,9 +80,10 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.results_table", allow_abbrev=False)
     parser.add_argument("--best", required=True, metavar="NAME", help="a variant as in the files")
     parser.add_argument("--before", required=True, metavar="NAME", help="the variant that it is to be better than")
+    parser.add_argument("--also", nargs="+", default=[], metavar="NAME", help="other variants")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json")
     options = parser.parse_args(argv)
-    return print_of(options.files, lambda results: table(results, labels(options.best, options.before)))
+    return print_of(options.files, lambda results: table(results, labels(options.best, options.before, options.also)))
 
 
 if __name__ == "__main__":
