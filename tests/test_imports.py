@@ -55,6 +55,8 @@ ROOMS = [
 CONVENIENCES = {
     ("model.sequence", "tarflow.sampling.distribution.FlowDistribution"),
     ("model.sequence", "tarflow.sampling.sample.sample_and_log_prob"),
+    ("model.sequence", "tarflow.sampling.inverse.InverseFlow"),
+    ("model.sequence", "tarflow.sampling.observed.Observed"),
     ("model.sequence", "tarflow.training.fit.fit"),
     ("model.sequence", "tarflow.training.fitted.Fit"),
 }

@@ -33,6 +33,12 @@ _HOMES = {
     "denoise": "tarflow.sampling.denoise",
     "narrowed": "tarflow.sampling.narrow",
     "FlowDistribution": "tarflow.sampling.distribution",
+    "InverseFlow": "tarflow.sampling.inverse",
+    "Observed": "tarflow.sampling.observed",
+    "Inpainted": "tarflow.sampling.inpaint",
+    "inpaint": "tarflow.sampling.inpaint",
+    "mixed_kl": "tarflow.sampling.objectives",
+    "reverse_kl": "tarflow.sampling.objectives",
     "interpolate": "tarflow.sampling.editing",
     "reconstruct": "tarflow.sampling.editing",
     "resample": "tarflow.sampling.editing",
@@ -94,8 +100,14 @@ if TYPE_CHECKING:
     from tarflow.sampling.editing import resample as resample
     from tarflow.sampling.editing import trace as trace
     from tarflow.sampling.guidance import Guidance as Guidance
+    from tarflow.sampling.inpaint import Inpainted as Inpainted
+    from tarflow.sampling.inpaint import inpaint as inpaint
+    from tarflow.sampling.inverse import InverseFlow as InverseFlow
     from tarflow.sampling.jacobi import Jacobi as Jacobi
     from tarflow.sampling.narrow import narrowed as narrowed
+    from tarflow.sampling.objectives import mixed_kl as mixed_kl
+    from tarflow.sampling.objectives import reverse_kl as reverse_kl
+    from tarflow.sampling.observed import Observed as Observed
     from tarflow.sampling.sample import SampleBatch as SampleBatch
     from tarflow.sampling.sample import SamplingError as SamplingError
     from tarflow.sampling.sample import sample as sample

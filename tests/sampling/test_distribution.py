@@ -126,9 +126,9 @@ def test_expand_repeats_the_labels(name: str) -> None:
 
 def test_what_it_says_of_itself() -> None:
     p = build("conditional").distribution(torch.tensor([0, 1]))
-    assert not p.has_rsample and p.support.event_dim == 3 and p.arg_constraints == {}
+    assert p.has_rsample and p.support.event_dim == 3 and p.arg_constraints == {}
     assert repr(p) == "FlowDistribution(batch_shape: (2,), event_shape: (1, 4, 4))"
-    for unknown in (lambda: p.mean, lambda: p.variance, p.entropy, p.rsample):
+    for unknown in (lambda: p.mean, lambda: p.variance, p.entropy):
         with pytest.raises(NotImplementedError):
             unknown()
     again = pickle.loads(pickle.dumps(p))
@@ -168,3 +168,64 @@ def test_values_that_do_not_fit_are_refused() -> None:
     trusting = FlowDistribution(build("four_channels"), validate_args=False)
     assert trusting.log_prob(torch.full((3, 4, 2, 3), math.nan)).isnan().all()
     assert not trusting.expand((2,))._validate_args and p.expand((2, 3))._validate_args
+
+
+# --- what is estimated from draws -----------------------------------------------------------------------------------
+
+
+def test_entropy_and_divergence_are_within_their_errors() -> None:
+    """Of a flow without weights in its outputs, which is a normal distribution, and of a normal q."""
+    flow = build("vector", condition="none", transform="affine", start_token=False, standardise=False)
+    with torch.no_grad():
+        for block in flow.blocks:
+            block.proj_out.weight.zero_()
+            block.proj_out.bias.zero_()
+    p = flow.distribution()
+    torch.manual_seed(0)
+    entropy = p.entropy(500)
+    want = 4 * 0.5 * (1 + math.log(2 * math.pi))
+    assert entropy.mean.shape == () and 0 < float(entropy.error) < 0.1
+    assert abs(float(entropy.mean) - want) < 4 * float(entropy.error)
+    q = Independent(Normal(torch.full((4,), 0.5, dtype=torch.float64), 2.0), 1)
+    divergence = p.kl(q, 500)
+    want = 4 * (math.log(2) + (1 + 0.25) / 8 - 0.5)
+    assert abs(float(divergence.mean) - want) < 4 * float(divergence.error)
+
+
+def test_estimates_have_the_shape_of_the_labels() -> None:
+    flow = build("bounded_conditional")
+    p = flow.distribution(torch.tensor([0, 2]))
+    assert p.entropy(4).mean.shape == p.entropy(4).error.shape == (2,)
+    torch.manual_seed(3)
+    divergence = p.kl(flow.distribution(1), 400)
+    assert divergence.mean.shape == (2,) and (divergence.mean > 3 * divergence.error).all()
+    torch.manual_seed(3)
+    same = p.kl(p, 10)
+    assert_close(same.mean, torch.zeros(2, dtype=torch.float64))
+    assert not same.mean.requires_grad
+
+
+def test_what_has_no_formula_is_not_given_as_a_number() -> None:
+    p = build("unconditional").distribution()
+    with pytest.raises(NotImplementedError, match=r"p.entropy\(n\)"):
+        p.entropy()
+    with pytest.raises(NotImplementedError):
+        torch.distributions.kl_divergence(p, p)
+    with pytest.raises(ValueError, match="n: expected at least 2"):
+        p.entropy(1)
+
+
+def test_a_draw_comes_with_its_density() -> None:
+    flow = build("conditional")
+    p = flow.distribution(torch.tensor([0, 2]))
+    x, log_p = p.sample_and_log_prob((3,))
+    assert x.shape == (3, 2, 1, 4, 4)
+    assert_close(log_p, p.log_prob(x).detach(), 1e-9)
+
+
+def test_values_are_validated_where_it_is_asked_for() -> None:
+    flow = build("bounded_vector")
+    x = torch.full((1, 4), 9.0, dtype=torch.float64)
+    assert flow.distribution(validate_args=False).log_prob(x) == -torch.inf
+    with pytest.raises(ValueError, match="within the support"):
+        flow.distribution(validate_args=True).log_prob(x)

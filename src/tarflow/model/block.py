@@ -127,7 +127,7 @@ class Block(nn.Module):
 
     def encode(self, x: Tensor, y: Value = None) -> tuple[Tensor, Tensor]:
         """x (B, T, D) and checked y to z (B, T, D) and ladj by token (B, T), nats; in the order of the sequence."""
-        x = self.enter(x if self.mixing is None else self.mixing(x))
+        x = self.enter(self.mixed(x))
         z, ladj = self.transform.forward(x[:, 1:], self.conditioner(x[:, :-1], self.context(y)))
         z, ladj = torch.cat([x[:, :1], z], dim=1), F.pad(ladj, (1, 0))
         return self.leave(z), self.leave(ladj)
@@ -171,6 +171,10 @@ class Block(nn.Module):
     def leave(self, x: Tensor) -> Tensor:
         """(B, S, …) in the block's own order to (B, T, …) in that of the sequence: the inverse of `enter`."""
         return self.order.inverse(x if self.start is None else x[:, 1:])
+
+    def mixed(self, x: Tensor) -> Tensor:
+        """The first step of encoding: what the transforms get of tokens x (B, n, D)."""
+        return x if self.mixing is None else self.mixing(x)
 
     def unmixed(self, x: Tensor) -> Tensor:
         """The last step of decoding, in the order of the sequence: x (B, T, D) from what the transforms gave."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from tarflow import storage
 from tarflow.config import to_dict
@@ -24,6 +23,9 @@ from tarflow.pretrained import located
 from tarflow.tensor_files import save_tensors
 
 if TYPE_CHECKING:
+    from tarflow.sampling.distribution import FlowDistribution
+    from tarflow.sampling.inverse import InverseFlow
+    from tarflow.sampling.observed import Observed
     from tarflow.training.fitted import Fit
 
 RANGE = 0.4  # the exponent of the largest number that `in_range` lets through
@@ -187,11 +189,11 @@ class SequenceFlow(nn.Module):
         z, ladj = self.encode_in_range(x, y, mask)
         return only(mask, self.base.log_prob(z) + ladj)
 
-    def distribution(self, y: Any = None) -> Distribution:
+    def distribution(self, y: Any = None, validate_args: bool | None = None) -> FlowDistribution:
         """p(x|y) as a `torch.distributions.Distribution`, for code that is written against that interface.
 
         Labels of any shape are its `batch_shape`; None is the null class and `batch_shape` (). See
-        `tarflow.FlowDistribution`.
+        `tarflow.FlowDistribution`, also for `validate_args`.
 
         >>> import torch, tarflow
         >>> flow = tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=2, width=64, layers=(1, 1)))
@@ -204,25 +206,15 @@ class SequenceFlow(nn.Module):
         # sampling/, and whoever calls this asks for that. It runs at the call; nothing here depends on it.
         from tarflow.sampling.distribution import FlowDistribution
 
-        return FlowDistribution(self, y)
+        return FlowDistribution(self, y, validate_args)
 
     def sample_and_log_prob(
-        self,
-        n: int,
-        c: Any = None,
-        seed: int = 0,
-        solver: Any = "auto",
-        batch_size: int | None = None,
-        mask: Tensor | None = None,
+        self, n: int, c: Any = None, seed: int = 0, solver: Any = "auto", batch_size: Any = None, mask: Any = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw x (n, …) as `tarflow.sample` does, and log q(x|c) (n,), nats, of each: without gradients.
+        """Draw x (n, …) as `tarflow.sample` does, and log q(x|c) (n,), nats, without gradients: `log_prob(x, c)`.
 
-        Where a solver predicts each token once (the sequential one), log q comes out of decoding, at no second pass.
-        A solver that iterates leaves x within its tolerance, whose latents are not quite those that were drawn: there
-        x is encoded, and log q is that of x itself, in any case `log_prob(x, c)` up to rounding.
-
-        Args:
-            c: (n, …) values of the condition. seed, solver, batch_size, mask: as of `tarflow.sample`.
+        Where a solver predicts each token once (the sequential one), that comes out of decoding, at no second pass. A
+        solver that iterates leaves x with other latents than were drawn, within its tolerance: there x is encoded.
 
         >>> import torch, tarflow
         >>> flow = tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=2, width=64, layers=(1, 1)))
@@ -233,6 +225,25 @@ class SequenceFlow(nn.Module):
         from tarflow.sampling.sample import sample_and_log_prob  # as above
 
         return sample_and_log_prob(self, n, c, seed, solver, batch_size, mask)
+
+    def inverse(self) -> InverseFlow:
+        """This flow in its other direction: x and log q(x) by one differentiable pass; see `tarflow.InverseFlow`."""
+        from tarflow.sampling.inverse import InverseFlow  # as above
+
+        return InverseFlow(self)
+
+    def condition(self, prefix: Tensor, c: Any = None) -> Observed:
+        """p(future | prefix, c), exactly, where all blocks walk in raster order; `tarflow.Observed` says more.
+
+        >>> import torch, tarflow
+        >>> config = tarflow.TarFlowConfig(8, channels=1, patch_size=2, width=64, layers=(1, 1), order="causal")
+        >>> p = tarflow.TarFlow(config).condition(torch.zeros(1, 4, 8))  # the upper half of an image
+        >>> p.sample(3).shape
+        torch.Size([3, 1, 4, 8])
+        """
+        from tarflow.sampling.observed import Observed  # as above
+
+        return Observed(self, prefix, c)
 
     def fit(self, x: Tensor, c: Any = None, **options: Any) -> Fit:
         """Fit this flow to rows x (N, …) given c, and say what came of it: `tarflow.training.fit.fit`.

@@ -80,6 +80,12 @@ def line_chart(name: str, series: Sequence[Series], *, title: str, x_label: str,
     return Markup(chart)
 
 
+def document(panels: Sequence[tuple[str, Markup]], columns: int = 2) -> str:
+    """Charts with a heading each, `columns` side by side, as an SVG document that stands alone."""
+    template = TEMPLATES.get_template("panels.svg")
+    return template.render(panels=panels, columns=columns, width=WIDTH, height=HEIGHT) + "\n"
+
+
 def finite(points: Points) -> list[tuple[float, float]]:
     """The points that can be drawn."""
     return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]

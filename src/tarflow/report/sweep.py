@@ -12,12 +12,11 @@ from tarflow.config import from_dict
 from tarflow.evaluation.quality.judge import KINDS, LOWER_IS_BETTER, Figure, Kind, kept_quality
 from tarflow.evaluation.quality.sweep import SWEEP, Row, edges, read_sweep
 from tarflow.kept import kept_file
-from tarflow.report.charts import HEIGHT, WIDTH, Series, line_chart
-from tarflow.report.parts import TEMPLATES, Drawing, Parts, Table
+from tarflow.report.charts import Series, document, line_chart
+from tarflow.report.parts import Drawing, Parts, Table
 from tarflow.report.subject import Subject, Unavailable
 from tarflow.sampling.setting import Setting
 
-COLUMNS = 2  # panels side by side
 STYLES = {"linear": "first", "constant": "second"}
 KIND_OF = {"FID": "FD", "KID": "KD"}
 
@@ -98,9 +97,7 @@ def sweep_chart(rows: Sequence[Row], name: str) -> str:
 
     Raises ValueError where no row has the figure.
     """
-    panels = sweep_panels(rows, name, "panel")
-    template = TEMPLATES.get_template("panels.svg")
-    return template.render(panels=panels, columns=COLUMNS, width=WIDTH, height=HEIGHT) + "\n"
+    return document(sweep_panels(rows, name, "panel"))
 
 
 def sweep_panels(rows: Sequence[Row], name: str, prefix: str) -> list[tuple[str, Markup]]:

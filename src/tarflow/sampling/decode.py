@@ -28,6 +28,8 @@ CACHE_BYTES = 1 << 30  # keys and values held at once where the batch size is ou
 CPU_ROWS = 256  # images at once on a CPU: a step is bound by arithmetic from here on, and memory grows on
 CACHE_SHARE = 0.25  # of a GPU's free memory; the rest is for a window's activations, and for denoising
 
+SEEDS = 1 << 62  # seeds that a draw from the global generator chooses from
+
 Report = Callable[[int], None]
 """report(done): so many patches of each sequence are final."""
 
@@ -146,6 +148,11 @@ def draw_noise(flow: SequenceFlow, indices: Tensor, seed: int, attempt: int = 0)
     """Standard normal noise (b, T, D), float64 on the CPU; that of image k depends on (seed, k, attempt) only."""
     shape = (flow.sequence.tokens, flow.sequence.dim)
     return torch.stack([seeded_normal(shape, seed, "sample", int(k), attempt) for k in indices])
+
+
+def draw_seed() -> int:
+    """One number from torch's global generator, of the CPU, whatever the device: what a distribution draws by."""
+    return int(torch.randint(SEEDS, (), device="cpu", dtype=torch.int64))
 
 
 def default_batch_size(flow: SequenceFlow, guidance: Guidance | None) -> int:

@@ -55,7 +55,7 @@ def denoise(
     if flow.in_inference_mode:
         with torch.inference_mode(False):
             flow = copy.deepcopy(flow)  # the weights as tensors that can be differentiated through
-    per_image, room = graph_bytes(flow), max(GRAPH_BYTES, int(GRAPH_SHARE * (free_bytes(flow.device) or 0)))
+    per_image, room = graph_bytes(flow), graph_room(flow)
     by_block = per_image > room
     if batch_size is None:
         batch_size = max(1, room // (per_image // len(flow.blocks) if by_block else per_image))
@@ -77,6 +77,11 @@ def graph_bytes(flow: SequenceFlow) -> int:
     inner = 8 + 2 * config.expansion
     numbers = sum(config.layers) * inner * config.width + sum(block.transform.size for block in flow.blocks)
     return numbers * config.tokens * flow.dtype.itemsize
+
+
+def graph_room(flow: SequenceFlow) -> int:
+    """Bytes of activations that are kept for a gradient at once: 1 GiB, or on a GPU half of what is free."""
+    return max(GRAPH_BYTES, int(GRAPH_SHARE * (free_bytes(flow.device) or 0)))
 
 
 def check_sigma(sigma: float) -> None:

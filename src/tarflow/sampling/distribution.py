@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from tarflow.fields import integer
+from tarflow.inference.estimate import Estimate
 from tarflow.model.checks import check_tensor
 from tarflow.model.condition import Value
 from tarflow.model.sequence import SequenceFlow
-from tarflow.sampling.sample import sample
-
-SEEDS = 1 << 62  # seeds that a draw from the global generator chooses from
+from tarflow.sampling.decode import default_batch_size, draw_noise, draw_seed, latents_of
+from tarflow.sampling.implicit import decode_with_gradients
+from tarflow.sampling.sample import check_finite, sample
 
 
 class FlowDistribution(Distribution):
@@ -22,9 +24,12 @@ class FlowDistribution(Distribution):
 
     `event_shape` and `support` are those of `flow.event`, (C, H, W) for images, and `batch_shape` is the shape of the
     labels. There is no guidance here, which is no density, and no denoising: of a model of noisy images these are the
-    noisy images, and `tarflow.denoise` cleans them. Moments and entropy are not known in closed form, and `sample`
-    passes no gradient on (`has_rsample` is False; `flow.decode` is differentiable). Works in `Independent` and
-    `MixtureSameFamily`; the latter over all classes is the marginal `log mean_y p(x|y)`.
+    noisy images, and `tarflow.denoise` cleans them. Works in `Independent`, `TransformedDistribution` and
+    `MixtureSameFamily`; the last one over all classes is the marginal `log mean_y p(x|y)`.
+
+    Moments, entropy and divergences are not known in closed form. `entropy(n)` and `kl(q, n)` estimate them from draws
+    and say how well; `entropy()` and `torch.distributions.kl_divergence`, which promise a number without an error,
+    raise NotImplementedError, as torch's own do where there is no formula.
 
     Args:
         flow: the model; not copied, so training it changes the distribution.
@@ -53,7 +58,7 @@ class FlowDistribution(Distribution):
 
     # Labels are checked by the flow, which knows its classes.
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-    has_rsample = False
+    has_rsample = True
 
     def __init__(self, flow: SequenceFlow, y: Any = None, validate_args: bool | None = None) -> None:
         self.flow = flow
@@ -110,12 +115,56 @@ class FlowDistribution(Distribution):
         Raises:
             tarflow.SamplingError: an image was not finite, time and again.
         """
-        shape = torch.Size(sample_shape) + self.batch_shape
-        seed = int(torch.randint(SEEDS, (), device="cpu", dtype=torch.int64))
+        shape, seed = torch.Size(sample_shape) + self.batch_shape, draw_seed()
         if shape.numel() == 0:
             dtype = torch.promote_types(self.flow.dtype, torch.float32)
             return torch.empty(*shape, *self.event_shape, dtype=dtype, device=self.flow.device)
         return sample(self.flow, shape.numel(), self._values(shape), seed=seed).reshape(*shape, *self.event_shape)
+
+    def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """The same with log p(x|y) of each, (*sample_shape, *batch_shape), as `flow.sample_and_log_prob` has it."""
+        shape, seed = torch.Size(sample_shape) + self.batch_shape, draw_seed()
+        x, log_p = self.flow.sample_and_log_prob(shape.numel(), self._values(shape), seed)
+        return x.reshape(*shape, *self.event_shape), log_p.reshape(shape)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw as `sample` does, with gradients to the weights, and to conditions that are numbers.
+
+        They are exact, and cost some evaluations of each block, one block's at a time in memory, instead of the T steps
+        of decoding (`sampling.implicit`). Nothing can be differentiated twice.
+
+        Raises:
+            tarflow.SamplingError: an image was not finite; nothing is drawn again here.
+        """
+        shape, seed = torch.Size(sample_shape) + self.batch_shape, draw_seed()
+        if shape.numel() == 0:
+            return self.sample(sample_shape)
+        noise = draw_noise(self.flow, torch.arange(shape.numel(), device="cpu", dtype=torch.int64), seed)
+        tokens = decode_with_gradients(self.flow, latents_of(self.flow, noise), self._values(shape))
+        x = self.flow.event.from_tokens(tokens)
+        return check_finite(x, "draw {}", "bound the log-scale").reshape(*shape, *self.event_shape)
+
+    def entropy(self, n: int | None = None) -> Estimate:  # type: ignore[override]
+        """-E log p(x|y), nats, (*batch_shape), from n draws, with its standard error.
+
+        Without n this is torch's method, for which there is no formula: NotImplementedError.
+        """
+        if n is None:
+            raise NotImplementedError("a flow's entropy has no formula: p.entropy(n) estimates it from n draws")
+        return Estimate.of(-self.sample_and_log_prob((integer("n", n, 2),))[1])
+
+    @torch.no_grad()
+    def kl(self, q: Distribution, n: int) -> Estimate:
+        """KL(p‖q) = E_p log p(x|y) - log q(x), nats, (*batch_shape), from n draws of p, with its standard error.
+
+        Infinite where p draws what q has no density for. Their expectation is never negative; an estimate may be.
+
+        Args:
+            q: over the same events; its `batch_shape` is that of p, or broadcasts to it.
+        """
+        x, log_p = self.sample_and_log_prob((integer("n", n, 2),))
+        rows = max(1, default_batch_size(self.flow, None) // max(1, self.batch_shape.numel()))
+        return Estimate.of(log_p - torch.cat([q.log_prob(part) for part in x.split(rows)]))
 
     def _values(self, shape: torch.Size) -> Value:
         """The values of the condition, for as many rows as `shape` has."""
