@@ -36,14 +36,15 @@ COMMANDS = {  # name: (module, what --help says of it)
     "play": "Open a page to play with a flow: draw, score, walk, edit, look inside.",
     "models": "List the models that come with the package; any RUN may be one of their names.",
     "push": "Push a run to the Hugging Face hub, with a card made from the run.",
+    "space": "Write a Space of the hub: the page of `tarflow play` as a folder that starts by itself.",
     "convert": "Turn a checkpoint of apple/ml-tarflow into a directory of ours.",
 }
 
 DESCRIPTION = """Normalizing flows on images (TarFlow, arXiv 2412.06329): exact likelihoods, samples, denoising.
 
 Start with `tarflow demo`, `tarflow sample digits --out digits.png`, or `tarflow train --data PATH --out RUN`. Every RUN
-is a training run, a directory with config.json and model.safetensors, one RUN/checkpoints/step-N, or the name of a
-model that came along (`tarflow models`). TARFLOW_DEBUG=1 shows the traceback of an error."""
+is a training run, a directory with config.json and model.safetensors, one RUN/checkpoints/step-N, the name of a model
+that came along (`tarflow models`), or OWNER/NAME on the hub. TARFLOW_DEBUG=1 shows the traceback of an error."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -53,7 +53,7 @@ def run(args: Push) -> None:
         if model.revision is not None:
             raise ValueError(f"--revision {args.revision}: {args.name} names one already; leave one of them out")
         model = model._replace(revision=args.revision)
-    wanted = Wanted(model, args.licence.lower(), args.data, args.samples, args.seed)
+    wanted = Wanted(model, args.licence, args.data, args.samples, args.seed)
     if args.dry_run is None:
         check_access(model)
     else:

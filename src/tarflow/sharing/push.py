@@ -42,25 +42,24 @@ class Wanted:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not _LICENCE.fullmatch(self.licence):
-            known = "mit, apache-2.0, cc-by-4.0 or other"
-            raise ValueError(f"licence: expected it as the hub names it, such as {known}, got {self.licence!r}")
+        object.__setattr__(self, "licence", check_licence(self.licence))
         if self.samples < 0:
             raise ValueError(f"samples: expected 0 or more, got {self.samples}")
         if self.data is not None and not self.data.strip():
             raise ValueError("data: expected what the images are called, got nothing")
 
 
-def write_model(run: Run, out: Path, wanted: Wanted, progress: Callable[[float, int], None] | None = None) -> None:
-    """Fill a directory with what is pushed: config, weights, what was found out of them, samples and the card.
+def check_licence(licence: str) -> str:
+    """A licence in the small letters of the hub's names. Raises ValueError where it cannot be one of them."""
+    if not _LICENCE.fullmatch(licence.lower()):
+        known = "mit, apache-2.0, cc-by-4.0 or other"
+        raise ValueError(f"licence: expected it as the hub names it, such as {known}, got {licence!r}")
+    return licence.lower()
 
-    Nothing in it tells of the machine: not where the images are, nor what their files are called.
-    """
-    write_config(out, portable(run.config))
-    shutil.copyfile(run.path / WEIGHTS_FILE, out / WEIGHTS_FILE)
-    for name in hub.KEPT:
-        if (file := kept_file(run, name)).exists():
-            shutil.copyfile(file, out / name)
+
+def write_model(run: Run, out: Path, wanted: Wanted, progress: Callable[[float, int], None] | None = None) -> None:
+    """Fill a directory with what is pushed: `write_files`, samples and the card."""
+    write_files(run, out)
     sheet: dict[str, Any] | None = None
     if wanted.samples and run.config.model.channels in (1, 3):
         Sampler(run).write(out / SHEET, wanted.samples, (), run.setting, wanted.seed, progress=progress)
@@ -69,6 +68,18 @@ def write_model(run: Run, out: Path, wanted: Wanted, progress: Callable[[float, 
     title = wanted.data or (Places.of(portable(run.config)).source if data else "") or "not stored with the model"
     card = model_card(run, wanted.model.repo, wanted.licence, " ".join(title.split()), sheet)
     storage.write_text(out / CARD_FILE, card)
+
+
+def write_files(run: Run, out: Path) -> None:
+    """Put a model where others find it: config, weights, and what was found out of them.
+
+    Nothing in it tells of the machine: not where the images are, nor what their files are called.
+    """
+    write_config(out, portable(run.config))
+    shutil.copyfile(run.path / WEIGHTS_FILE, out / WEIGHTS_FILE)
+    for name in hub.KEPT:
+        if (file := kept_file(run, name)).exists():
+            shutil.copyfile(file, out / name)
 
 
 def portable(config: RunConfig) -> RunConfig:
