@@ -46,6 +46,8 @@ CONDITIONS = {  # names only, as above
     "none": ConditionEntry("tarflow.model.condition:Condition", ""),
     "classes": ConditionEntry("tarflow.model.condition:Classes", "NUMBER"),
     "vector": ConditionEntry("tarflow.model.numeric:Vector", "N"),
+    "tokens": ConditionEntry("tarflow.model.prefix:GivenTokens", "T:D"),
+    "image": ConditionEntry("tarflow.model.prefix:GivenImage", "C:H:W:P"),
 }
 
 # Beyond what anybody trains, and within what PyTorch can count: a damaged number is an error, not a day of waiting.
@@ -114,5 +116,9 @@ def condition_parts(condition: str) -> list[tuple[str, tuple[int, ...]]]:
         if not known or not all(1 <= size <= LARGEST for size in sizes) or (name == "none" and part != condition):
             forms = ", ".join(f"{name}:{entry.sizes}" if entry.sizes else name for name, entry in CONDITIONS.items())
             raise ConfigError(f"condition: expected {forms}, or several joined by +, got {condition!r}")
+        if name == "image":
+            _, height, width, patch = sizes
+            divides = height % patch == 0 and width % patch == 0
+            check(divides, "condition", f"a patch size that divides {height}x{width}", condition)
         parts.append((name, sizes))
     return parts

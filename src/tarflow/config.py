@@ -16,6 +16,7 @@ from tarflow.architecture import (
     check_network,
     check_transform,
     check_transforms,
+    condition_parts,
     transform_entry,
 )
 from tarflow.fields import ConfigError as ConfigError
@@ -47,6 +48,7 @@ class TarFlowConfig:
     layers: tuple[int, ...] = option(help="Transformer layers of each block, one entry a block")
     channels: int = option(3, help="channels of the images: 1 is grey, 3 is RGB; those of the data when not given")
     num_classes: int = derived(0, help="number of classes, 0 for an unconditional model")
+    condition: str = derived("auto", help="as of a SequenceConfig; auto: the classes, where there are any")
     transform: str = option(
         "affine",
         help="affine (shift and scale), additive (the volume-preserving variant) or spline (bends each number before "
@@ -93,6 +95,12 @@ class TarFlowConfig:
         turns = not self.rotary or self.head_dim % 4 == 0
         check(turns, "head_dim", "a multiple of 4 with rotary positions", self.head_dim)
         check(0 <= self.num_classes <= LARGEST, "num_classes", f"0 to {LARGEST}", self.num_classes)
+        if self.condition != "auto":
+            parts = condition_parts(self.condition)
+            classes = parts[0][1][0] if len(parts) == 1 and parts[0][0] == "classes" else 0
+            object.__setattr__(self, "num_classes", self.num_classes or classes)
+            expected = f"{classes}, as condition {self.condition} says"
+            check(self.num_classes == classes, "num_classes", expected, self.num_classes)
         check(
             self.start_token or self.num_patches >= 2,
             "patch_size",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import slow_flow
-from flow_cases import assert_close, build, images, labels, latents, names, sequence_of, unchanged
+from flow_cases import assert_close, build, images, labels, latents, names, sequence_of, tensors_of, unchanged
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
 from tarflow.model.context import Context
@@ -72,7 +72,7 @@ def test_cached_is_uncached_for_any_windows(cut: tuple[str, int, list[int]], wit
         len(block.layers),
         BATCH,
         block.config.width // block.config.head_dim,
-        x.shape[1],
+        block.conditions.places + x.shape[1],
         block.config.head_dim,
     )
     assert cache.length == x.shape[1] and cache.values.shape == cache.keys.shape == shape
@@ -119,12 +119,12 @@ def test_the_conditioner_is_the_formula(name: str) -> None:
         with torch.no_grad():
             params = block.conditioner(x, block.context(y), temperature=torch.tensor(temperatures, dtype=torch.float64))
         for row, temperature in enumerate(temperatures):
+            given = slow_flow.given(flow.sequence, flow.state_dict(), weights[index], slow_flow.row_of(y, row))
             for i in range(x.shape[1]):
-                label = slow_flow.NULL if y is None else int(y[row])
                 known = x[row, lead : i + 1]
                 with torch.no_grad():
                     want = slow_flow.predict(
-                        flow.sequence, weights[index], index, order[: len(known)], known, label, temperature
+                        flow.sequence, weights[index], index, order[: len(known)], known, given, temperature
                     )
                 assert_close(params[row, i], want)
 
@@ -138,7 +138,8 @@ def test_temperature_is_of_its_row_only(name: str) -> None:
     assert_close(ones, plain, 1e-12)
     assert_close(mixed[[0, 2]], plain[[0, 2]], 1e-12)
     assert not torch.allclose(mixed[1], plain[1], atol=1e-4)
-    assert_close(mixed[1, 0], plain[1, 0], 1e-12)  # a single key has all the attention at any temperature
+    if not block.conditions.places:
+        assert_close(mixed[1, 0], plain[1, 0], 1e-12)  # a single key has all the attention at any temperature
 
 
 @every_seeing_case
@@ -150,8 +151,11 @@ def test_the_context_is_of_its_row_only(name: str) -> None:
     assert_close(block.conditioner(x, context), torch.cat(rows), 1e-12)
     null = block.context(None)
     if context is not None and null is not None:
-        assert context.added.shape == (BATCH, 1, block.config.width)
-        assert null.added.shape == (1, 1, block.config.width)
+        assert len(tensors_of(context)) == len(tensors_of(null)) > 0
+        heads = (block.config.width // block.config.head_dim, block.conditions.places, block.config.head_dim)
+        for count, each in ((BATCH, context), (1, null)):
+            assert each.added is None or each.added.shape == (count, 1, block.config.width)
+            assert each.prefix is None or each.prefix.shape == (len(block.layers), 2, count, *heads)
         assert_close(block.conditioner(x, null.expand(BATCH)), block.conditioner(x, null), 1e-12)
     else:
         assert context is null is block.context(torch.full((BATCH,), -1)) is None

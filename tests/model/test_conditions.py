@@ -13,6 +13,7 @@ import tarflow
 from flow_cases import assert_close, images, latents, randomise
 from tarflow import ConfigError, SequenceConfig, SequenceFlow
 from tarflow.architecture import condition_parts
+from tarflow.evaluation.likelihood.scores import log_likelihood
 from tarflow.model.condition import make_condition
 
 CPU = torch.device("cpu")
@@ -47,8 +48,8 @@ def test_the_fitted_numbers_are_saved_and_a_scaled_condition_is_the_same(tmp_pat
     flow, y = made("vector:2"), NUMBERS.double()
     x, wanted = images(flow, 4), flow.log_prob(images(flow, 4), y)
     scale, offset = torch.tensor([10.0, -2.0]).double(), torch.tensor([7.0, 3.0]).double()
-    flow.conditions.mean.copy_(offset)
-    flow.conditions.deviation.copy_(scale)
+    flow.conditions.mean.mul_(scale).add_(offset)
+    flow.conditions.deviation.mul_(scale)
     assert_close(flow.log_prob(x, y * scale + offset), wanted)
     flow.save_pretrained(tmp_path)
     loaded = SequenceFlow.from_pretrained(tmp_path)
@@ -154,3 +155,60 @@ def test_they_are_sampled_guided_denoised_edited_and_given_densities(condition: 
     assert one.batch_shape == () and torch.equal(
         one.log_prob(x[0]), flow.log_prob(x[:1], flow.conditions.rows(y, slice(1)))[0]
     )
+
+
+def test_an_image_is_read_in_patches_and_standardised_by_its_channels() -> None:
+    condition = make_condition("image:2:4:6:2")
+    images = torch.randn(50, 2, 4, 6, generator=torch.Generator().manual_seed(0)) * 3 + torch.tensor([5.0, -1.0]).view(
+        2, 1, 1
+    )
+    condition.fit(images)
+    assert condition.mean.shape == (2, 1, 1)
+    assert_close(condition.mean.flatten(), images.mean(dim=(0, 2, 3)), 1e-5)
+    patches = condition.standardised(images)
+    assert patches.shape == (50, 6, 8) and condition.places == 6
+    assert_close(
+        patches[:, 4, 4:6], (images[:, 1, 2, 2:4] - condition.mean[1, 0, 0]) / condition.deviation[1, 0, 0], 1e-5
+    )
+    with pytest.raises(ConfigError, match="condition: expected a patch size that divides 4x6, got 'image:2:4:6:4'"):
+        condition_parts("image:2:4:6:4")
+
+
+def test_what_is_far_off_in_a_prefix_is_seen_by_the_first_token_and_both_ways() -> None:
+    """The last token of a prefix changes what the first token of the sequence becomes, and its own first one."""
+    flow = made("tokens:3:2", start_token=True)
+    x, c = images(flow, 1), torch.zeros(1, 3, 2, dtype=torch.float64)
+    other = c.clone()
+    other[0, 2, 1] = 1.0
+    first, second = (flow.blocks[0].context(value).prefix for value in (c, other))
+    z, moved = (flow.blocks[0].encode(x, value)[0][0, 0] for value in (c, other))
+    assert bool((z != moved).all())
+    assert torch.equal(first[0, :, :, :, :2], second[0, :, :, :, :2])  # of the first layer, which sees each alone
+    deep = made("tokens:3:2", layers=(2, 1))
+    first, second = (deep.blocks[0].context(value).prefix for value in (c, other))
+    assert bool((first[1, :, :, :, 0] != second[1, :, :, :, 0]).any())
+
+
+def test_an_image_model_is_conditioned_by_its_config() -> None:
+    shape = dict(image_size=4, channels=1, patch_size=2, width=64, layers=(1, 1))
+    assert tarflow.TarFlowConfig(**shape, condition="classes:3").num_classes == 3
+    assert tarflow.TarFlow(tarflow.TarFlowConfig(**shape, num_classes=3)).sequence.condition == "classes:3"
+    assert tarflow.TarFlow(tarflow.TarFlowConfig(**shape)).sequence.condition == "none"
+    with pytest.raises(ConfigError, match="num_classes: expected 0, as condition vector:2 says, got 3"):
+        tarflow.TarFlowConfig(**shape, condition="vector:2", num_classes=3)
+
+
+def test_scores_are_under_values_or_null_where_they_cannot_be_counted() -> None:
+    config = tarflow.TarFlowConfig(
+        4, channels=1, patch_size=2, width=16, head_dim=8, layers=(1, 1), condition="vector:2"
+    )
+    flow = randomise(tarflow.TarFlow(config))
+    x, y = images(flow, 4, dtype=torch.float32), NUMBERS
+    assert_close(log_likelihood(flow, x, y.nan_to_num(1.0)), flow.log_prob(x, y.nan_to_num(1.0)), 1e-4)
+    assert_close(log_likelihood(flow, x, y), flow.log_prob(x), 1e-4)  # a row is null, so that all are scored alike
+    with pytest.raises(
+        ValueError, match="expected 'given' or 'null' for a conditional .of vector:2, not classes alone"
+    ):
+        log_likelihood(flow, x, y, labels="marginal")
+    with pytest.raises(ValueError, match="label policy 'given': image 2 has no label"):
+        log_likelihood(flow, x, y, labels="given")

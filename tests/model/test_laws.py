@@ -11,7 +11,7 @@ from torch.autograd.functional import jacobian
 from torch.distributions import Independent, Normal
 
 import slow_flow
-from flow_cases import assert_close, build, every_flow, images, labels, latents, names, sequence_of, unchanged
+from flow_cases import assert_close, build, every_flow, images, labels, latents, names, row_of, sequence_of, unchanged
 from tarflow import SequenceFlow
 from tarflow.model.context import Context
 from tarflow.model.transform import Affine, make_transform
@@ -66,7 +66,7 @@ def test_ladj_is_the_log_determinant_of_the_jacobian(name: str) -> None:
     _, ladj = flow.encode(x, y)
     assert ladj.shape == (3,)
     for i in range(3):
-        row_y = None if y is None else y[i : i + 1]
+        row_y = row_of(y, i)
         matrix = jacobian(lambda row, row_y=row_y: flow.encode(row, row_y)[0], x[i : i + 1])
         assert_close(ladj[i], torch.linalg.slogdet(matrix.view(flow.sequence.tokens * flow.sequence.dim, -1)).logabsdet)
 
@@ -114,7 +114,7 @@ def test_log_prob_is_the_base_density_plus_ladj(name: str) -> None:
     assert_close(log_prob, base.log_prob(z) + ladj)
     assert_close(flow.base.log_prob(z).sum(dim=1), base.log_prob(z))
     for i in range(BATCH):
-        assert_close(flow.log_prob(x[i : i + 1], None if y is None else y[i : i + 1]), log_prob[i : i + 1])
+        assert_close(flow.log_prob(x[i : i + 1], row_of(y, i)), log_prob[i : i + 1])
 
 
 @pytest.mark.parametrize(

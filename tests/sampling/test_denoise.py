@@ -11,7 +11,7 @@ from torch import Tensor
 
 import tarflow
 import tarflow.sampling.denoise as denoise_module
-from flow_cases import assert_close, build, every_case, images, labels, unchanged
+from flow_cases import assert_close, build, every_case, images, labels, row_of, unchanged
 from tarflow import TarFlow, TarFlowConfig
 from tarflow.model.events import unpatchify
 from tarflow.sampling.denoise import graph_bytes
@@ -80,7 +80,7 @@ def test_chunks_and_single_images_are_the_whole(name: str) -> None:
     for batch_size in (1, 2, 5, 100):
         assert_close(tarflow.denoise(flow, x, SIGMA, y, batch_size=batch_size), whole)
     for i in range(5):
-        row_y = None if y is None else y[i : i + 1]
+        row_y = row_of(y, i)
         assert_close(tarflow.denoise(flow, x[i : i + 1], SIGMA, row_y), whole[i : i + 1])
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import tarflow
-from flow_cases import assert_close, build, labels, latents, unchanged
+from flow_cases import assert_close, build, labels, latents, row_of, unchanged
 from tarflow import Guidance, SamplingError, TarFlow
 from tarflow.model.block import Block
 from tarflow.model.cache import KVCache
@@ -68,7 +68,7 @@ def test_a_sample_that_is_not_finite_is_drawn_again_alone(name: str, monkeypatch
     got, before = torch.cat([b.images for b in batches]), torch.cat([b.images for b in calm])
     assert torch.equal(got[[0, 2, 3, 5]], before[[0, 2, 3, 5]])
     for k, noise in again.items():
-        want = tarflow.sample(flow, 1, None if y is None else y[k : k + 1], noise=noise, solver="sequential")
+        want = tarflow.sample(flow, 1, row_of(y, k), noise=noise, solver="sequential")
         assert_close(got[k : k + 1], want)
 
 

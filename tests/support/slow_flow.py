@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,12 +25,58 @@ def weights_of(flow: SequenceFlow) -> list[Weights]:
     return [block.state_dict() for block in flow.blocks]
 
 
-def embedding(weights: Weights, label: int) -> Tensor | float:
-    """What is added to every token: the class, or the mean of the classes for none."""
-    table = weights.get("embedding.classes")
-    if table is None:
-        return 0.0
-    return table.mean(dim=0) if label == NULL else table[label]
+class Given(NamedTuple):
+    """What a block is given with one sequence: what is added to every token, and the tokens (P, W) before them."""
+
+    added: Tensor | float
+    prefix: Tensor
+
+
+def row_of(y: Any, row: int) -> list[Any] | None:
+    """The values of all conditions for one sequence; those of None are null."""
+    return (
+        None if y is None else [None if part is None else part[row] for part in (y if isinstance(y, tuple) else (y,))]
+    )
+
+
+def given(config: SequenceConfig, flow_weights: Weights, weights: Weights, values: list[Any] | None) -> Given:
+    """The values of all conditions of one sequence as a block reads them; None is null."""
+    names = [] if config.condition == "none" else config.condition.split("+")
+    added: Tensor | float = 0.0
+    prefix = [torch.zeros(0, config.width, dtype=weights["position"].dtype)]
+    for place, condition in enumerate(names):
+        kind, *sizes = condition.split(":")
+        value = values[place] if values is not None else None
+        own = f"embedding.{place}." if len(names) > 1 else "embedding."
+        stored = f"conditions.parts.{place}." if len(names) > 1 else "conditions."
+        if kind == "classes":
+            table = weights[own + "classes"]
+            added = added + (table.mean(dim=0) if value is None or value == NULL else table[value])
+            continue
+        null = value is None or bool(value.isnan().any())
+        if not null:
+            value = (value - flow_weights[stored + "mean"]) / flow_weights[stored + "deviation"]
+        if kind == "vector":
+            if null:
+                added = added + weights[own + "null"][0]
+                continue
+            hidden = weights[own + "mlp.0.weight"] @ value + weights[own + "mlp.0.bias"]
+            hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+            added = added + weights[own + "mlp.2.weight"] @ hidden + weights[own + "mlp.2.bias"]
+            continue
+        for token, position in enumerate(weights[own + "places"]):
+            if null:
+                prefix.append(weights[own + "null"] + position)
+                continue
+            numbers = value[token] if kind == "tokens" else pixels(value, token, int(sizes[3]))
+            prefix.append((weights[own + "linear.weight"] @ numbers + weights[own + "linear.bias"] + position)[None])
+    return Given(added, torch.cat(prefix))
+
+
+def pixels(image: Tensor, token: int, side: int) -> Tensor:
+    """Those of a patch of an image (C, H, W), by channel, row and column; patches are counted along the rows."""
+    down, right = divmod(token, image.shape[2] // side)
+    return torch.stack([c[down * side + i, right * side + j] for c in image for i in range(side) for j in range(side)])
 
 
 def predict(
@@ -38,7 +85,7 @@ def predict(
     index: int,
     places: list[int],
     x: Tensor,
-    label: int,
+    given: Given,
     temperature: float = 1.0,
 ) -> Tensor:
     """The parameters of the patch after those in x (n, D), which lie at `places`, in block `index`.
@@ -60,7 +107,9 @@ def predict(
     h = linear("proj_in", x) + weights["position"][places]  # (n, W)
     if config.start_token:  # it is the projection of zeros, with a place of its own
         h = torch.cat([weights["start"] + weights["proj_in.bias"], h])
-    count, h = len(h), h + embedding(weights, label)
+    before = len(given.prefix)
+    h = torch.cat([given.prefix, h]) + given.added
+    count = len(h)
     for layer in range(config.layers[index]):
         at = f"layers.{layer}."
         q, k, v = (
@@ -71,9 +120,10 @@ def predict(
             q, k = (rotated(config, places, part) for part in (q, k))
         seen = []
         for i in range(count):
-            logits = (q[i] * k[: i + 1]).sum(dim=-1) / math.sqrt(size) / temperature  # (i+1, H)
+            end = max(i + 1, before)  # the tokens of the prefix see each other, both ways and at no temperature
+            logits = (q[i] * k[:end]).sum(dim=-1) / math.sqrt(size) / (temperature if i >= before else 1.0)  # (end, H)
             chances = logits.exp() / logits.exp().sum(dim=0)
-            seen.append((chances.unsqueeze(-1) * v[: i + 1]).sum(dim=0).flatten())
+            seen.append((chances.unsqueeze(-1) * v[:end]).sum(dim=0).flatten())
         h = h + linear(at + "attention.out", torch.stack(seen))
         inner = linear(at + "mlp.1", norm(at + "mlp.0", h))
         h = h + linear(at + "mlp.3", inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2))))
@@ -151,7 +201,7 @@ def permutation(config: SequenceConfig, index: int) -> list[int]:
 
 
 def rotated(config: SequenceConfig, places: list[int], heads: Tensor) -> Tensor:
-    """Queries or keys (n, H, K) of all tokens, turned but for the start token."""
+    """Queries or keys (n, H, K) of all tokens, turned but for a prefix and the start token."""
     tokens = zip(places, heads[len(heads) - len(places) :], strict=True)
     return torch.cat([heads[: len(heads) - len(places)], *(turned(config, *each).unsqueeze(0) for each in tokens)])
 
@@ -186,7 +236,7 @@ def guided(conditional: list[Tensor], unconditional: list[Tensor], g: float, rul
 def decode(
     flow: SequenceFlow,
     z: Tensor,
-    y: Tensor | None,
+    y: Any,
     *,
     scale: float = 0.0,
     schedule: str = "linear",
@@ -203,7 +253,8 @@ def decode(
     length, bound = len(there), config.log_scale_bound
     decoded = []
     for row in range(len(z)):
-        label = NULL if y is None else int(y[row])
+        told = [given(config, flow.state_dict(), each, row_of(y, row)) for each in weights]
+        null = [given(config, flow.state_dict(), each, None) for each in weights]
         patches = dict(zip(there, z[row, there], strict=True))
         for index in reversed(range(len(weights))):
             order = [token for token in permutation(config, index) if token in there]
@@ -211,10 +262,10 @@ def decode(
             x = [] if config.start_token else [ordered[0]]
             for i in range(len(x), length):
                 known = torch.stack(x) if x else ordered[0][None][:0]
-                params, other = predict(config, weights[index], index, order[:i], known, label), None
+                params, other = predict(config, weights[index], index, order[:i], known, told[index]), None
                 g = scale * i / (length - 1) if schedule == "linear" and length > 1 else scale
                 if scale:
-                    other = predict(config, weights[index], index, order[:i], known, NULL, temperature)
+                    other = predict(config, weights[index], index, order[:i], known, null[index], temperature)
                 numbers: list[Tensor] = []
                 for d in range(config.dim):
                     found = number(config, weights[index], index, params, numbers)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tarflow.architecture import MIXED
 from tarflow.devices import without_autocast
-from tarflow.model.cache import KVCache
+from tarflow.model.cache import Behind, KVCache, Memory, Prefill
 from tarflow.model.condition import Condition, Value, small_normal
 from tarflow.model.config import SequenceConfig
 from tarflow.model.context import Context
@@ -78,17 +78,25 @@ class Block(nn.Module):
         """What the conditioner takes of checked values y, of one row for None; None without condition."""
         if self.embedding is None:
             return None
-        embedded = self.embedding(self.conditions.standardised(y))
-        return Context(embedded.added)
+        added, prefix = self.embedding(self.conditions.standardised(y))
+        return Context(added, None if prefix is None else self._prefilled(prefix if added is None else prefix + added))
+
+    def _prefilled(self, h: Tensor) -> Tensor:
+        """A prefix (B, P, W) to its keys and values in all layers, (layers, 2, B, H, P, K)."""
+        kept = []
+        for layer in self.layers:
+            memory = Prefill()
+            h = layer(h, None, memory, None)
+            kept.append(memory.kept)
+        return torch.stack(kept)
 
     def new_cache(self, batch: int, device: torch.device | None = None, dtype: torch.dtype | None = None) -> KVCache:
         """A cache for decoding `batch` sequences with this block."""
         config = self.config
         heads, length = config.width // config.head_dim, max(1, config.slots - 1)  # the last token is never read
-        device = device or self.position.device
-        return KVCache(
-            len(self.layers), batch, heads, length, config.head_dim, device=device, dtype=dtype or self.product_dtype
-        )
+        made: dict[str, Any] = {"device": device or self.position.device, "dtype": dtype or self.product_dtype}
+        prefix = self.conditions.places
+        return KVCache(len(self.layers), batch, heads, length, config.head_dim, prefix=prefix, **made)
 
     def conditioner(
         self,
@@ -104,23 +112,27 @@ class Block(nn.Module):
             x: (B, n, D), tokens in the block's own order.
             context: what `context(y)` returned.
             start: position of the first of them.
-            cache: keys and values of tokens before `start`; those of the given tokens are written to it. Needed where
-                start > 0.
-            temperature: (B,), attention logits are divided by it; None divides by nothing.
+            cache: keys and values of tokens before `start`; those of the given tokens are written to it, and where
+                start = 0 those of the prefix. Needed where start > 0.
+            temperature: (B,), attention logits are divided by it, not those within a prefix; None divides by nothing.
 
         Returns:
             params (B, n, k·D) of `self.transform`, float32 at least.
         """
         assert cache is not None or start == 0, "start > 0 needs the cache of what is before"
         h = self.proj_in(x.to(self.dtype)) + self.places(start, x.shape[1])  # (B, n, W)
-        if context is not None:
+        if context is not None and context.added is not None:
             h = h + context.added
+        prefix = None if context is None else context.prefix
+        if cache is not None and start == 0:
+            cache.begin(prefix)
         rotation = self.rotation()
         if rotation is not None:
             cos, sin = (table[..., start : start + x.shape[1], :] for table in rotation)
             rotation = cos, sin
         for index, layer in enumerate(self.layers):
-            h = layer(h, rotation, None if cache is None else cache.memory(index, start), temperature)
+            memory: Memory | None = None if prefix is None else Behind(prefix[index])
+            h = layer(h, rotation, memory if cache is None else cache.memory(index, start), temperature)
         with without_autocast(h.device):  # which would double its error in the density, for no time
             out = self.proj_out(h.to(self.dtype))
         return out.to(torch.promote_types(out.dtype, torch.float32))
@@ -196,7 +208,8 @@ class Block(nn.Module):
     def rotation(self) -> Rotation | None:
         """cos and sin (S, K/2) of the angles of all slots, in the block's own order; None without rotary positions.
 
-        The start token lies nowhere, and is not turned. (B, 1, S, K/2) where each row has an order of its own.
+        The start token lies nowhere, and is not turned. Neither is a prefix, which is no part of the lattice. They are
+        (B, 1, S, K/2) where each row has an order of its own.
 
         float32 at least: under autocast they are not rounded to what the products are.
         """

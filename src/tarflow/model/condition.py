@@ -31,12 +31,14 @@ class Condition(nn.Module):
     Attributes:
         value_shape: of the value of one row. null: what a row holds that has no condition.
         size: how many values there are; 0 where they are not to be counted.
+        places: tokens that stand before the sequence.
         drops: axes of what `drop` takes behind the rows: how many ways there are to drop a value.
     """
 
     value_shape: tuple[int, ...] = ()
     null: float = NULL_CLASS
     size = 0
+    places = 0
     drops: tuple[int, ...] = ()
 
     def __init__(self, **made: Any) -> None:

@@ -27,7 +27,9 @@ class SequenceConfig:
     width: int = option(help="channels of the Transformers, a multiple of the head dimension")
     layers: tuple[int, ...] = option(help="Transformer layers of each block, one entry a block")
     condition: str = option(
-        "none", help="what the density is conditioned on: none, classes:NUMBER, vector:N, or several joined by +"
+        "none",
+        help="what the density is conditioned on: none, classes:NUMBER, vector:N (numbers), tokens:T:D (a sequence), "
+        "image:C:H:W:P (an image, in patches of P), or several joined by +",
     )
     orders: tuple[str | tuple[int, ...], ...] = option(
         (), help="order of each block: raster, flipped, random:SEED or a permutation; raster and flipped in turn"

@@ -1,4 +1,4 @@
-"""What a block knows of the condition while it works: what is added to every token."""
+"""What a block knows of the condition while it works: what is added to every token, and what stands before them all."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ class Embedded(NamedTuple):
 
     Attributes:
         added: (B, 1, W), to every token; None adds nothing.
+        prefix: (B, P, W), tokens that every token sees; None has none.
     """
 
     added: Tensor | None = None
+    prefix: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -24,19 +26,29 @@ class Context:
     """What `Block.context` returns and `Block.conditioner` takes, for B rows, or one that stands for all.
 
     Attributes:
-        added: (B, 1, W), to every token.
+        added: (B, 1, W), to every token, or None.
+        prefix: (layers, 2, B, H, P, K), keys and values of the tokens before the sequence, in every layer, or None.
     """
 
-    added: Tensor
+    added: Tensor | None
+    prefix: Tensor | None = None
 
     def expand(self, rows: int) -> Context:
         """The same for `rows` rows."""
-        return Context(self.added.expand(rows, -1, -1))
+        added = None if self.added is None else self.added.expand(rows, -1, -1)
+        return Context(added, None if self.prefix is None else self.prefix.expand(-1, -1, rows, -1, -1, -1))
 
     def above(self, other: Context) -> Context:
-        """These rows, then those of another."""
-        return Context(torch.cat([self.added, other.added]))
+        """These rows, then those of another of the same condition."""
+        added, prefix = self.added, self.prefix
+        if added is not None and other.added is not None:
+            added = torch.cat([added, other.added])
+        if prefix is not None and other.prefix is not None:
+            prefix = torch.cat([prefix, other.prefix], dim=2)
+        return Context(added, prefix)
 
     def copy_(self, other: Context) -> None:
         """Take over the values of another of the same shape: what a GPU has recorded reads them here."""
-        self.added.copy_(other.added)
+        for mine, new in ((self.added, other.added), (self.prefix, other.prefix)):
+            if mine is not None and new is not None:
+                mine.copy_(new)

@@ -23,6 +23,7 @@ class Several(Condition):
         super().__init__()
         self.parts = cast("list[Condition]", nn.ModuleList(parts))
         self.drops = (len(parts) + 1,)
+        self.places = sum(part.places for part in parts)
 
     def __bool__(self) -> bool:
         return True
@@ -109,8 +110,15 @@ class Several(Condition):
 
 
 class SeveralEmbedding(nn.ModuleList):
-    """What the embeddings of all parts add, together."""
+    """What the embeddings of all parts add, together, and their prefixes one after the other."""
 
     def forward(self, c: Any) -> Embedded:
         values = [None] * len(self) if c is None else c
-        return Embedded(sum(embed(value).added for embed, value in zip(self, values, strict=True)))
+        found: list[Embedded] = [embed(value) for embed, value in zip(self, values, strict=True)]
+        added = [part.added for part in found if part.added is not None]
+        prefixes = [part.prefix for part in found if part.prefix is not None]
+        rows = max(len(prefix) for prefix in prefixes) if prefixes else 1  # a null one has a single row
+        return Embedded(
+            torch.stack(torch.broadcast_tensors(*added)).sum(dim=0) if added else None,
+            torch.cat([prefix.expand(rows, -1, -1) for prefix in prefixes], dim=1) if prefixes else None,
+        )

@@ -1,7 +1,8 @@
 """The causal Transformer: pre-norm layers of multi-head attention and a GELU MLP.
 
 No mask is stored. Queries of patches start … start+n-1 see keys 0 … their own position, which is one of three cases:
-the whole sequence (`is_causal`), a single query (no mask), a window (lower-right causality).
+the whole sequence (`is_causal`), a single query (no mask), a window or what is behind a prefix (lower-right causality).
+The tokens of a prefix see each other both ways (no mask).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Attention(nn.Module):
 
     Args:
         rotation: cos and sin (n, K/2), by which queries and keys are turned before they are kept.
-        memory: where keys and values are written, and those of the tokens before are read.
+        memory: where keys and values are written, and those of the tokens before are read. It says whether attention is
+            causal; without one it is.
         temperature: (B,), attention logits are divided by it.
     """
 
@@ -60,7 +62,8 @@ class Attention(nn.Module):
         if memory is not None:
             k, v = memory.write(k, v)
             k, v = k.to(q.dtype), v.to(q.dtype)
-        x = _causal_attention(q, k, v)  # (B, H, n, K)
+        causal = memory is None or memory.causal
+        x = _causal_attention(q, k, v) if causal else F.scaled_dot_product_attention(q, k, v)  # (B, H, n, K)
         return self.out(x.transpose(1, 2).reshape(batch, count, width))
 
 
@@ -69,8 +72,8 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     count, length = q.shape[2], k.shape[2]
     if count == 1:
         return F.scaled_dot_product_attention(q, k, v)
-    if count == length and count > CPU_QUERIES and q.device.type == "cpu":
-        ends = [*range(CPU_QUERIES, count, CPU_QUERIES), count]
+    if count > CPU_QUERIES and q.device.type == "cpu":
+        ends = [length - count + end for end in (*range(CPU_QUERIES, count, CPU_QUERIES), count)]
         chunks = zip(q.split(CPU_QUERIES, dim=2), ends, strict=True)
         parts = [_causal_attention(part, k[:, :, :end], v[:, :, :end]) for part, end in chunks]
         return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)  # (B, n, H, K) in memory

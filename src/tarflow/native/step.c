@@ -22,14 +22,15 @@ typedef struct {
 
 typedef struct {
     int64_t layers, width, hidden, head_dim, dim, outputs; /* dim: numbers in a patch */
-    int64_t length;                                        /* positions that the cache and `entry` have room for */
+    int64_t length;                                        /* positions that `entry` has room for */
+    int64_t prefix;                                        /* places of the cache before the first position */
     const layer_t *layer;
     const float *in_weight, *proj_weight, *proj_bias;
     const float *entry;                               /* (B, length, W), what a token is before x is added */
     int64_t entry_batch;                              /* numbers from one sequence to the next in it, 0 where shared */
     const float *scale;                               /* (B,), the queries' factors */
     const float *cos, *sin;                           /* (length, K/2), by which queries and keys are turned, or none */
-    float *store;                                     /* (layers, 2, B, H, length, K) */
+    float *store;                                     /* (layers, 2, B, H, prefix + positions, K) */
     int64_t store_layer, store_kind, store_batch, store_head; /* its strides, in numbers */
 } block_t;
 
@@ -200,7 +201,7 @@ static void turn(float *to, const float *from, const float *cos, const float *si
 
 /* Numbers of scratch memory, which is the caller's. */
 int64_t tarflow_scratch(const block_t *b, int64_t rows, int64_t threads) {
-    return rows * (5 * b->width + b->hidden) + threads * (rows * b->width + b->length + 2 * LANES);
+    return rows * (5 * b->width + b->hidden) + threads * (rows * b->width + b->prefix + b->length + 2 * LANES);
 }
 
 /* x (B·n, D), patches start … start+n-1 of each sequence, to out (B·n, O); their keys and values go into the cache. */
@@ -213,7 +214,7 @@ void tarflow_step(const block_t *b, const float *x, float *out, float *scratch, 
 #pragma omp parallel num_threads(threads)
     {
         const int thread = omp_get_thread_num(), all = omp_get_num_threads();
-        float *normed = own + thread * (rows * width + b->length + 2 * LANES), *score = normed + rows * width;
+        float *normed = own + thread * (rows * width + b->prefix + b->length + 2 * LANES), *score = normed + rows * width;
         const int64_t pairs = batch * heads, first = pairs * thread / all, last = pairs * (thread + 1) / all;
 
         if (thread == 0) { /* D is small */
@@ -239,11 +240,12 @@ void tarflow_step(const block_t *b, const float *x, float *out, float *scratch, 
                         turn(from, from, cos, sin, size / 2);
                         turn(from + width, from + width, cos, sin, size / 2);
                     }
-                    memcpy(keys + (start + j) * size, from + width, (size_t)size * sizeof(float));
-                    memcpy(values + (start + j) * size, from + 2 * width, (size_t)size * sizeof(float));
+                    const int64_t place = (b->prefix + start + j) * size;
+                    memcpy(keys + place, from + width, (size_t)size * sizeof(float));
+                    memcpy(values + place, from + 2 * width, (size_t)size * sizeof(float));
                 }
                 for (int64_t j = 0; j < count; j++) {
-                    const int64_t row = sequence * count + j, end = start + j + 1;
+                    const int64_t row = sequence * count + j, end = b->prefix + start + j + 1;
                     const float *q = qkv + row * 3 * width + head * size;
                     const float factor = b->scale ? root * b->scale[sequence] : root;
                     float *to = seen + row * width + head * size;

@@ -26,7 +26,7 @@ from typing import Literal
 from tarflow.architecture import MIXED, transform_entry
 from tarflow.config import Recompute, TarFlowConfig
 from tarflow.model.transformer import CPU_QUERIES
-from tarflow.planning.work import fed_tokens, inner_weights, layer_parameters, outputs, parameters
+from tarflow.planning.work import fed_tokens, inner_weights, layer_parameters, outputs, parameters, prefix_tokens
 from tarflow.training.layers import LEAST_NUMBERS
 
 Strategy = Literal["ddp", "fsdp"]
@@ -92,7 +92,7 @@ def training_memory(
     """
     numbers = parameters(config)
     share = -(-numbers // devices) if strategy == "fsdp" else numbers
-    tokens = images * fed_tokens(config)
+    tokens = images * (fed_tokens(config) + prefix_tokens(config))
     if recompute == "elementwise" and not compiled and tokens * config.width < LEAST_NUMBERS:
         recompute = "nothing"  # as the layer itself decides
     if compiled and recompute == "nothing":

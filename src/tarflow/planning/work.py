@@ -8,6 +8,7 @@ patch, T the patches (one more with a start token), O the outputs, such as 2D (a
     its attention        L·4W·(i+1)                              token i sees i+1 keys: q·k and the sum of values
     a block, one image   (T-1)·F + L·4W·T(T-1)/2                 the last patch is never fed: nothing comes after it
     its mixing           2TD²                                    of all patches, where a block mixes
+    a prefix of P        L·(P·2W²(4 + 2E) + 4W·P(T-1+P))         all of it sees itself, and is seen by all patches
     backward             twice that, less 2DW a token            the first block's patches want no gradient
 
 The half of attention that causality hides is not counted, though most kernels compute a part of it. What the backward
@@ -16,9 +17,13 @@ pass computes again is counted apart: it is work that the machine does, and none
 
 from __future__ import annotations
 
+from torch import nn
+
 from tarflow.architecture import MIXED
 from tarflow.config import Recompute, TarFlowConfig
+from tarflow.model.condition import Condition, make_condition
 from tarflow.model.flow import sequence_config
+from tarflow.model.prefix import PrefixEmbedding
 from tarflow.model.transform import Transform, make_transform
 from tarflow.training.optimizer import ITERATIONS
 
@@ -57,22 +62,27 @@ def muon_flops(config: TarFlowConfig) -> int:
 
 
 def parameters(config: TarFlowConfig) -> int:
-    """All numbers that training moves, positions and classes among them.
+    """All numbers that training moves, positions and what embeds a condition among them.
 
     >>> parameters(TarFlowConfig(image_size=64, patch_size=2, width=768, layers=(8,) * 8, num_classes=1000))
     466286784
     """
-    rows = (config.num_patches + config.start_token + config.num_classes) * config.width
+    embedding = _condition(config).embedding(config.width, device="meta")
+    told = 0 if embedding is None else sum(parameter.numel() for parameter in embedding.parameters())
+    rows = (config.num_patches + config.start_token) * config.width + told
     return sum(block_parameters(config, block) + rows for block in range(len(config.layers)))
 
 
 def forward_flops(config: TarFlowConfig, images: int = 1) -> int:
-    """`encode` of so many images."""
-    count = fed_tokens(config)
-    pairs = count * (count + 1) // 2  # token i of the T-1 that are fed sees i+1 keys
-    mixing = config.num_patches * 2 * config.patch_dim**2
+    """`encode` of so many images, each with a value of its condition."""
+    count, prefix = fed_tokens(config), prefix_tokens(config)
+    pairs = count * (count + 1) // 2 + prefix * (count + prefix)  # token i of the T-1 that are fed sees i+1 keys
+    told, mixing = embedding_flops(config), config.num_patches * 2 * config.patch_dim**2
     return images * sum(
-        count * token_flops(config, block) + layers * 4 * config.width * pairs + _is_mixed(config, block) * mixing
+        told
+        + count * token_flops(config, block)
+        + layers * (prefix * _layer_flops(config) + 4 * config.width * pairs)
+        + _is_mixed(config, block) * mixing
         for block, layers in enumerate(config.layers)
     )
 
@@ -90,9 +100,10 @@ def recomputed_flops(config: TarFlowConfig, images: int, recompute: Recompute) -
     """What a step of so many images computes once more: of each layer all but its last product, or no product."""
     if recompute != "layers":
         return 0
-    count = fed_tokens(config)
+    count, prefix = fed_tokens(config), prefix_tokens(config)
     last = 2 * config.expansion * config.width**2  # what comes out of it is not needed, and torch stops before it
-    layer = count * (_layer_flops(config) - last) + 4 * config.width * (count * (count + 1) // 2)
+    pairs = count * (count + 1) // 2 + prefix * (count + prefix)
+    layer = (count + prefix) * (_layer_flops(config) - last) + 4 * config.width * pairs
     return images * sum(config.layers) * layer
 
 
@@ -103,6 +114,25 @@ def _layer_flops(config: TarFlowConfig) -> int:
 def fed_tokens(config: TarFlowConfig) -> int:
     """Tokens of an image that go through a Transformer: all but the last, and the start token."""
     return config.num_patches - 1 + config.start_token
+
+
+def prefix_tokens(config: TarFlowConfig) -> int:
+    """Tokens of a condition that go through a Transformer before those of the image."""
+    return _condition(config).places
+
+
+def embedding_flops(config: TarFlowConfig) -> int:
+    """What embeds a condition, in one block and for one image."""
+    total, embedding = 0, _condition(config).embedding(config.width, device="meta")
+    for module in () if embedding is None else embedding.modules():
+        tokens = len(module.places) if isinstance(module, PrefixEmbedding) else 1
+        linears = (child for child in module.children() if isinstance(child, nn.Linear))
+        total += sum(2 * tokens * linear.weight.numel() for linear in linears)
+    return total
+
+
+def _condition(config: TarFlowConfig) -> Condition:
+    return make_condition(sequence_config(config).condition, device="meta")
 
 
 def outputs(config: TarFlowConfig, block: int) -> int:

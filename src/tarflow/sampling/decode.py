@@ -164,9 +164,9 @@ def default_batch_size(flow: SequenceFlow, guidance: Guidance | None) -> int:
     room = CACHE_BYTES
     if flow.device.type == "cuda":
         room = max(room, int(CACHE_SHARE * (free_bytes(flow.device) or 0)))
+    slots = flow.conditions.places + flow.sequence.slots
     per_row = max(
-        KVCache.bytes_needed(len(block.layers), 1, flow.sequence.width, flow.sequence.slots, block.dtype)
-        for block in flow.blocks
+        KVCache.bytes_needed(len(block.layers), 1, flow.sequence.width, slots, block.dtype) for block in flow.blocks
     )
     rows = room // per_row
     if flow.device.type == "cpu":

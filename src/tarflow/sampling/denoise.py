@@ -76,7 +76,8 @@ def graph_bytes(flow: SequenceFlow) -> int:
     config = flow.sequence
     inner = 8 + 2 * config.expansion
     numbers = sum(config.layers) * inner * config.width + sum(block.transform.size for block in flow.blocks)
-    return numbers * config.tokens * flow.dtype.itemsize
+    tokens = config.tokens + flow.conditions.places
+    return numbers * tokens * flow.dtype.itemsize
 
 
 def graph_room(flow: SequenceFlow) -> int:

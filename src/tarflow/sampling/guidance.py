@@ -74,7 +74,7 @@ class Guidance:
         """
         if self.scale == 0:
             return
-        by_temperature = self.temperature != 1.0 and slots > 2  # a softmax over one key has none
+        by_temperature = self.temperature != 1.0 and slots + condition.places > 2  # one key has none
         if not (condition.differs(y) or by_temperature):
             raise ValueError(
                 f"guidance scale {self.scale}: both branches are the same here and nothing is guided; it takes a "

@@ -160,6 +160,12 @@ def resolve(sections: Sections, splits: Splits) -> RunConfig:
     classes = len(train.class_names) if conditional else 0
     if model.setdefault("num_classes", classes) != classes:
         raise ConfigError(f"model.num_classes: the data have {classes} classes to learn, got {model['num_classes']}")
+    known = f"classes:{classes}" if classes else "none"
+    if model.get("condition", "auto") not in ("auto", known):
+        raise ConfigError(
+            f"model.condition: expected auto or {known}, which is what the data have, got {model['condition']!r}; "
+            "other conditions are given to flow.fit(x, c)"
+        )
 
     return RunConfig(from_dict(TarFlowConfig, model, "model"), data, training)
 

@@ -56,7 +56,9 @@ def log_posterior(flow: TarFlow, x: Tensor, *, prior: Tensor | None = None) -> T
     Every image goes through the flow once a class; gradients are not kept. `prior` and errors: see
     `Conditions.log_posterior`.
     """
-    conditions = Conditions.of(flow, None, "marginal" if flow.conditions.size else "none", len(x))
+    if not flow.conditions.size:
+        raise ValueError(f"bayes classifier: expected a model of classes, got condition {flow.sequence.condition}")
+    conditions = Conditions.of(flow, None, "marginal", len(x))
     size = max(len(x), default_batch_size(flow))
     return conditions.log_posterior(under_conditions(flow, x, conditions, batch_size=size), prior)
 

@@ -99,8 +99,8 @@ def evaluate_images(
     Raises:
         ValueError: as `class_scores`.
     """
-    flow, conditional = run.flow, run.flow.conditions
-    labels, options = images.labels if conditional else None, {"batch_size": batch_size, "progress": progress}
+    flow = run.flow
+    labels, options = images.labels if flow.conditions.size else None, {"batch_size": batch_size, "progress": progress}
     classify = classify and labels is not None
     resolved = scoring.resolved(flow, labels)
     # Images are compared with others under labels that both have: none of their own.

@@ -6,9 +6,8 @@ breakdown by class and a comparison with other sets are arithmetic on what it fo
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
@@ -19,6 +18,7 @@ from tarflow.evaluation.likelihood.scoring import Conditions, LabelPolicy, Scori
 from tarflow.fields import integer
 from tarflow.measure import Measure
 from tarflow.model.checks import check_tensor
+from tarflow.model.condition import Value
 from tarflow.model.flow import TarFlow
 from tarflow.ranks import ALONE, Ranks
 
@@ -67,21 +67,21 @@ class ClassScores:
 
     def under(self, labels: LabelPolicy | int | None, flow: TarFlow) -> ClassScores | None:
         """The same under no label of its own, "marginal" or "none", or "null"; None where that was not computed."""
-        scoring = dataclasses.replace(self.scoring, labels=labels).resolved(flow)
+        scoring = replace(self.scoring, labels=labels).resolved(flow)
         if scoring == self.scoring:
             return self
         if scoring.labels != "marginal" or not self.conditions.classes:
             return None
         classes = self.conditions.classes
-        table = None if self.conditions.table is None else self.conditions.table[:, :classes]
-        conditions = Conditions(table, None, classes)
+        values = self.conditions.condition.sweep().repeat(self.log_prob.shape[1])
+        conditions = replace(self.conditions, values=values, width=classes, own=None)
         return ClassScores(scoring, conditions, self.dims, self.log_prob[..., :classes], None, self.yardstick)
 
 
 def class_scores(
     flow: TarFlow,
     images: Tensor,
-    labels: Tensor | None = None,
+    labels: Value = None,
     *,
     scoring: Scoring,
     all_classes: bool = False,
@@ -98,7 +98,7 @@ def class_scores(
 
     Args:
         flow: the model; it is left as it was found.
-        images: (N, C, H, W) uint8. labels: (N,) integers, or None.
+        images: (N, C, H, W) uint8. labels: (N,) integers, or the values of another condition.
         all_classes: score under each class besides what the policy needs, for posteriors.
         maps: keep what each patch adds.
         yardstick: scores the same noisy images.
@@ -117,7 +117,7 @@ def class_scores(
     numbers = range(count) if indices is None else indices
     if len(numbers) != count:
         raise ValueError(f"indices: expected {count}, one an image, got {len(numbers)}")
-    width = 1 if conditions.table is None else conditions.table.shape[1]
+    width = conditions.width
     step = default_batch_size(flow) if batch_size is None else integer("batch_size", batch_size, 1)
     log_prob = torch.zeros(draws, count, width, device="cpu", dtype=torch.float64)
     by_patch = torch.zeros(count if maps else 0, flow.config.num_patches, device="cpu", dtype=torch.float64)
@@ -159,7 +159,7 @@ def under_conditions(
     between the classes of an image: a class is added to every token before the first layer, and what comes before it,
     one product of D by W a token, is a ten-thousandth of the work.
     """
-    width, device = 1 if conditions.table is None else conditions.table.shape[1], flow.device
+    width, device = conditions.width, flow.device
     total, parts = len(x) * width, []
     if device.type == "cpu":
         batch_size = min(batch_size, max(1, CPU_TOKENS // flow.config.num_patches))
@@ -173,8 +173,7 @@ def under_conditions(
                 pairs = torch.arange(start, stop, dtype=torch.int64, device="cpu")
                 images = images[(pairs // width - first).to(device)]
             # Labels are checked on the CPU, where they are: no wait for the device.
-            y = None if conditions.table is None else conditions.table.flatten()[start:stop]
-            found = flow.log_prob_by_token(images, y)
+            found = flow.log_prob_by_token(images, conditions.pairs(slice(start, stop)))
             parts.append(found if by_token else found.sum(dim=1))
             if progress:
                 progress(stop, total)
@@ -189,7 +188,7 @@ def under_conditions(
 def log_likelihood(
     flow: TarFlow,
     x: Tensor,
-    y: Tensor | None = None,
+    y: Value = None,
     *,
     labels: LabelPolicy | int | None = None,
     batch_size: int | None = None,
@@ -204,7 +203,7 @@ def log_likelihood(
 
 
 def patch_log_likelihood(
-    flow: TarFlow, x: Tensor, y: Tensor | None = None, *, labels: LabelPolicy | int | None = None
+    flow: TarFlow, x: Tensor, y: Value = None, *, labels: LabelPolicy | int | None = None
 ) -> Tensor:
     """`log_likelihood` taken apart into what each patch adds to it, (N, rows, columns) nats; see `Conditions.map`."""
     conditions = _conditions(flow, x, y, labels)
@@ -223,7 +222,7 @@ def default_batch_size(flow: TarFlow) -> int:
     return max(1, BATCH_TOKENS // flow.config.num_patches)
 
 
-def _conditions(flow: TarFlow, x: Tensor, y: Tensor | None, labels: LabelPolicy | int | None) -> Conditions:
+def _conditions(flow: TarFlow, x: Tensor, y: Value, labels: LabelPolicy | int | None) -> Conditions:
     flow.event.check(x)
     chosen = Scoring(Measure(), labels=labels).resolved(flow, y).labels
     return Conditions.of(flow, y, chosen, len(x))

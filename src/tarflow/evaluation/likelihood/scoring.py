@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from tarflow.fields import integer
 from tarflow.measure import Measure
-from tarflow.model.condition import NULL_CLASS
+from tarflow.model.condition import NULL_CLASS, Condition, Value
 from tarflow.model.flow import TarFlow
 from tarflow.seeding import seeded_generator
 
@@ -32,7 +31,8 @@ class Scoring:
     Attributes:
         measure: how the model sees pixels.
         draws, seed: of the noise. The noise of image k is drawn on the CPU from (seed, draw, k).
-        labels: one of these; None is "none" without classes, "given" where every image has a label, else "marginal".
+        labels: one of these; None is "none" without a condition, "given" where all images have labels, else "marginal",
+            or "null" where the condition is not classes alone, over which a mean has a meaning.
     """
 
     measure: Measure
@@ -51,12 +51,15 @@ class Scoring:
         """Its name, for a reader: "given" for one class as well."""
         return "given" if isinstance(self.labels, int) else str(self.labels)
 
-    def resolved(self, flow: TarFlow, y: Tensor | None = None) -> Scoring:
+    def resolved(self, flow: TarFlow, y: Value = None) -> Scoring:
         """The same with `labels` chosen for the labels y of the images; see `Conditions.of` for errors."""
         if self.labels is not None:
             return self
-        given = y is not None and not bool((y == NULL_CLASS).any())
-        return dataclasses.replace(self, labels=("given" if given else "marginal") if flow.conditions else "none")
+        if not flow.conditions:
+            return replace(self, labels="none")
+        missing = flow.conditions.missing(y)
+        given = missing is not None and not bool(missing.any())
+        return replace(self, labels="given" if given else "marginal" if flow.conditions.size else "null")
 
     def passes(self, flow: TarFlow) -> int:
         """How often an image without a label goes through the flow for each draw of its noise."""
@@ -72,48 +75,57 @@ class Conditions:
     """Which values of the condition each of N images is scored under, and what scores under them come to.
 
     Attributes:
-        table: (N, K), the values; None for a model without a condition, whose K is 1.
+        condition: that of the model.
+        values: of N·K rows, K an image in succession; None for null in all of them.
+        width: K.
         own: (N,), the column of the value that the policy scores each image under; None where it is "marginal".
         classes: how many columns, the first ones, are all values that the condition has; 0 where they are not there.
     """
 
-    table: Tensor | None
+    condition: Condition
+    values: Value
+    width: int
     own: Tensor | None
     classes: int
 
     @classmethod
     def of(
-        cls, flow: TarFlow, y: Tensor | None, labels: LabelPolicy | int | None, count: int, *, all_classes: bool = False
+        cls, flow: TarFlow, y: Value, labels: LabelPolicy | int | None, count: int, *, all_classes: bool = False
     ) -> Conditions:
         """Those of `count` images with labels y under a policy, and all classes besides where they are asked for.
 
         Raises:
             ValueError: a policy that is not one of this model, or lacks labels; an unknown label.
         """
-        known = ("given", "null", "marginal") if flow.conditions else ("none",)
+        condition = flow.conditions
+        known = ("given", "null", "marginal")[: 3 if condition.size else 2] if condition else ("none",)
         policy = "given" if isinstance(labels, int) else labels
         if policy not in known:
-            kind = "a conditional" if flow.conditions else "an unconditional"
+            kind = "a conditional" if condition else "an unconditional"
+            kind += "" if condition.size or not condition else f" (of {flow.sequence.condition}, not classes alone)"
             raise ValueError(f"label policy: expected {' or '.join(map(repr, known))} for {kind} model, got {policy!r}")
-        sweep = flow.conditions.sweep().expand(count, -1) if all_classes or policy == "marginal" else None
+        sweep = condition.sweep().expand(count, -1) if all_classes or policy == "marginal" else None
         classes = 0 if sweep is None else sweep.shape[1]
+        first = torch.zeros(count, device="cpu", dtype=torch.int64)  # the only column
         if policy == "none":
-            return cls(None, torch.zeros(count, device="cpu", dtype=torch.int64), 0)
-        if policy == "marginal":
-            return cls(sweep, None, classes)
-        wanted = torch.full((count,), NULL_CLASS, device="cpu", dtype=torch.int64)
-        if policy == "given":
-            wanted = _given(flow, y if labels == "given" else [labels] * count, count)
-        if sweep is None:
-            return cls(wanted.unsqueeze(1), torch.zeros_like(wanted), 0)
+            return cls(condition, None, 1, first, 0)
+        wanted = _given(flow, y if labels == "given" else [labels] * count, count) if policy == "given" else None
+        if sweep is None or not classes:
+            return cls(condition, wanted, 1, first, 0)
         if policy == "null":
-            return cls(torch.cat([sweep, wanted.unsqueeze(1)], dim=1), torch.full_like(wanted, classes), classes)
-        return cls(sweep, (sweep == wanted.unsqueeze(1)).int().argmax(dim=1), classes)
+            sweep = torch.cat([sweep, torch.full_like(first, NULL_CLASS).unsqueeze(1)], dim=1)
+            return cls(condition, sweep.flatten(), classes + 1, torch.full_like(first, classes), classes)
+        own = None if wanted is None else (sweep == wanted.unsqueeze(1)).int().argmax(dim=1)
+        return cls(condition, sweep.flatten(), classes, own, classes)
 
     def rows(self, rows: slice) -> Conditions:
         """Those of some of the images."""
-        table, own = (None if part is None else part[rows] for part in (self.table, self.own))
-        return Conditions(table, own, self.classes)
+        values = self.pairs(slice(rows.start * self.width, rows.stop * self.width))
+        return replace(self, values=values, own=None if self.own is None else self.own[rows])
+
+    def pairs(self, rows: slice) -> Value:
+        """The values of some pairs of an image and a column."""
+        return self.condition.rows(self.values, rows)
 
     def score(self, log_prob: Tensor) -> Tensor:
         """(…, N) under the policy, of log p (…, N, K)."""
@@ -154,14 +166,14 @@ class Conditions:
         return (posterior.unsqueeze(2) * tokens).sum(dim=1) - divergence.unsqueeze(1) / tokens.shape[2]
 
 
-def _given(flow: TarFlow, y: Tensor | Sequence[object] | None, count: int) -> Tensor:
-    """Checked labels of their own for every image, on the CPU."""
+def _given(flow: TarFlow, y: Any, count: int) -> Any:
+    """Checked values of their own for every image, on the CPU."""
     if y is None:
         raise ValueError("label policy 'given': expected labels, got none; choose 'marginal' or 'null'")
     wanted = flow.conditions.check(y, count, torch.device("cpu"))
-    assert wanted is not None
-    if bool((wanted == NULL_CLASS).any()):
-        row = int((wanted == NULL_CLASS).nonzero()[0])
+    missing = flow.conditions.missing(wanted)
+    if missing is None or bool(missing.any()):
+        row = 0 if missing is None else int(missing.nonzero()[0])
         raise ValueError(f"label policy 'given': image {row} has no label; choose 'marginal' or 'null'")
     return wanted
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tarflow.model.block import Block
+from tarflow.model.cache import KVCache
 from tarflow.model.transformer import Layer
 from tarflow.native.compile import Function, Number, Pointer, compiled
 
@@ -35,7 +36,7 @@ class _Block(ctypes.Structure):
     """block_t of step.c."""
 
     _fields_ = (
-        *((name, Number) for name in ("layers", "width", "hidden", "head_dim", "dim", "outputs", "length")),
+        *((name, Number) for name in ("layers", "width", "hidden", "head_dim", "dim", "outputs", "length", "prefix")),
         ("layer", ctypes.POINTER(_Layer)),
         *((name, Pointer) for name in ("in_weight", "proj_weight", "proj_bias", "entry")),
         ("entry_batch", Number),
@@ -63,12 +64,12 @@ class NativeBlock:
         library: what `library()` gave.
         block: a block of plain layers in float32; its weights are copied.
         entry: (B, T, W) or expanded to it over B, what a token is before its patch is added.
-        store: (layers, 2, B, H, T, K), the cache, which is written to.
+        cache: which is written to.
         scale: (B, …), the factors of the queries, or None.
     """
 
-    def __init__(self, library: ctypes.CDLL, block: Block, entry: Tensor, store: Tensor, scale: Tensor | None) -> None:
-        self.library, config = library, block.config
+    def __init__(self, library: ctypes.CDLL, block: Block, entry: Tensor, cache: KVCache, scale: Tensor | None) -> None:
+        self.library, config, store = library, block.config, cache.store
         self.kept: list[Tensor] = []  # what C holds pointers to
         layers = block.layers
         self.array = (_Layer * len(layers))(*(self._layer(layer) for layer in layers))
@@ -85,6 +86,7 @@ class NativeBlock:
             dim=config.dim,
             outputs=self.outputs,
             length=entry.shape[1],
+            prefix=cache.prefix,
             layer=self.array,
             in_weight=self._pointer(self._panels(block.proj_in.weight)),
             proj_weight=proj_weight,

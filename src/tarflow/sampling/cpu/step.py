@@ -48,10 +48,13 @@ class HostStep:
         self.dtype = block.dtype
         self.scale = None if temperature is None else (1 / temperature).to(block.dtype).view(-1, 1, 1, 1)
         places = block.places()  # (S, W), in the block's own order
-        entry = places + block.proj_in.bias if context is None else places + block.proj_in.bias + context.added
+        entry = places + block.proj_in.bias
+        entry = entry if context is None or context.added is None else entry + context.added
+        self.prefix = cache.prefix
+        cache.begin(None if context is None else context.prefix)
         self.entry = entry.expand(cache.store.shape[2], -1, -1)  # (B, S, W): what does not depend on x
         compiled = library() if self.dtype == torch.float32 else None
-        self.native = None if compiled is None else NativeBlock(compiled, block, self.entry, cache.store, self.scale)
+        self.native = None if compiled is None else NativeBlock(compiled, block, self.entry, cache, self.scale)
         self.into, self.proj_out = block.proj_in.weight.t().contiguous(), block.proj_out
         layers = block.layers
         self.rotation = block.rotation()
@@ -77,14 +80,14 @@ class HostStep:
             return self.native(x.to(self.dtype), start)
         entry = self.entry[:, start : start + count]
         h = torch.addmm(entry.reshape(batch * count, -1), x.reshape(-1, size).to(self.dtype), self.into)  # (B·n, W)
-        mask = None
-        if count > 1 and start > 0:  # query j sees keys 0 … start+j
-            mask = torch.ones(count, start + count, device="cpu", dtype=torch.bool).tril_(diagonal=start)
+        mask, place = None, self.prefix + start
+        if count > 1 and place > 0:  # query j sees keys 0 … place+j
+            mask = torch.ones(count, place + count, device="cpu", dtype=torch.bool).tril_(diagonal=place)
         rotation = None
         if self.rotation is not None:
             rotation = (self.rotation[0][start : start + count], self.rotation[1][start : start + count])
         for layer in self.layers:
-            layer(h, batch, start, self.scale, mask, rotation)
+            layer(h, batch, place, self.scale, mask, rotation)
         return F.linear(h, self.proj_out.weight, self.proj_out.bias).view(batch, count, -1)
 
 
@@ -104,20 +107,20 @@ class _LayerStep:
         self,
         h: Tensor,
         batch: int,
-        start: int,
+        place: int,
         scale: Tensor | None,
         mask: Tensor | None,
         rotation: tuple[Tensor, Tensor] | None,
     ) -> None:
-        """h (B·n, W) is written to, and so are positions start … start+n-1 of the cache."""
+        """h (B·n, W) is written to, and so are places `place` … place+n-1 of the cache, the first of which is 0."""
         rows, width = h.shape
         count, heads, size = rows // batch, self.heads, self.head_dim
-        end = start + count
+        end = place + count
         blocks = h.view(rows, heads, size).transpose(0, 1)  # (H, B·n, K), in the same memory
         qkv = self.qkv(_norm(self.attention_norm, h)).view(3, heads, batch, count, size)
         if rotation is not None:
             qkv = torch.cat([rotated(qkv[:2], rotation), qkv[2:]])
-        self.store.narrow(3, start, count).copy_(qkv[1:].transpose(1, 2))  # (2, B, H, n, K)
+        self.store.narrow(3, place, count).copy_(qkv[1:].transpose(1, 2))  # (2, B, H, n, K)
         q = qkv[0].transpose(0, 1)  # (B, H, n, K)
         if scale is not None:
             q = q * scale

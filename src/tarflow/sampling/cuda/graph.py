@@ -193,7 +193,8 @@ class Captured:
         """A cache for the block, in memory that all of its size share: they are decoded one after the other."""
         rows = guided_rows(guidance, self.batch)
         config = block.config
-        heads, length = config.width // config.head_dim, -(-max(1, config.slots - 1) // ALIGNED) * ALIGNED
+        places = block.conditions.places + max(1, config.slots - 1)
+        heads, length = config.width // config.head_dim, -(-places // ALIGNED) * ALIGNED
         shape = (len(block.layers), 2, rows, heads, length, config.head_dim)
         key = (rows, block.product_dtype)
         size = len(block.layers) * 2 * rows * heads * length * config.head_dim
@@ -221,7 +222,8 @@ class BlockReplay:
         return self.captured.solve(self.block, z, self.y, self.guidance).x
 
     def windows(self) -> Callable[[Tensor, int], Tensor] | None:
-        if guided_rows(self.guidance, self.batch) * self.block.config.slots > WINDOW_TOKENS:
+        slots = self.block.conditions.places + self.block.config.slots
+        if guided_rows(self.guidance, self.batch) * slots > WINDOW_TOKENS:
             return None
         return self.captured.predictor(self.block, self.y, self.guidance, self.batch)
 

@@ -43,14 +43,16 @@ class DeviceStep:
     Args:
         block: its weights are not written to. `fits` says whether it may be used at all.
         context: what `Block.context` returned, of R rows or one, or None: copied, and replaced by `begin`.
-        store: (layers, 2, R, H, T, K), keys and values; those of the given patches are written to it.
+        store: (layers, 2, R, H, P+T, K), keys and values; those of the given patches, and of a prefix of P tokens, are
+            written to it.
         temperature: (R,), attention logits are divided by it; None divides by nothing.
     """
 
     def __init__(self, block: Block, context: Context | None, store: Tensor, temperature: Tensor | None = None) -> None:
-        self.block, self.store = block, store
+        self.block, self.store, self.prefix = block, store, block.conditions.places
         self.kernels = kernels_for(store.device, store.dtype)
-        self.context = None if context is None else context.added.flatten(0, 1).clone()  # (R, W) or (1, W)
+        added = None if context is None else context.added
+        self.context = None if added is None else added.flatten(0, 1).clone()  # (R, W) or (1, W)
         self.scale = None if temperature is None else 1 / temperature
         self.entry = block.places() + block.proj_in.bias  # (S, W), in the block's own order
         self.rotation = block.rotation()
@@ -72,8 +74,11 @@ class DeviceStep:
         if self.kernels is None:
             self.store.zero_()  # a whole stretch is attended to under a mask, and 0·NaN is NaN
         if self.context is not None:
-            assert context is not None
+            assert context is not None and context.added is not None
             self.context.copy_(context.added.flatten(0, 1))
+        if self.prefix:
+            assert context is not None and context.prefix is not None
+            self.store[:, :, :, :, : self.prefix] = context.prefix
 
     def stretches(self, last: int) -> list[tuple[int, int]]:
         """How many of the patches 0 … last-1 are evaluated with which room: fixed parts of the cache, or none."""
@@ -81,13 +86,13 @@ class DeviceStep:
             return [(last, self.store.shape[4])]
         stretch = max(SHORTEST, -(-last // LENGTHS))
         ends = [min(last, first + stretch) for first in range(0, last, stretch)]
-        rooms = [min(self.store.shape[4], -(-end // ALIGNED) * ALIGNED) for end in ends]
+        rooms = [min(self.store.shape[4], -(-(self.prefix + end) // ALIGNED) * ALIGNED) for end in ends]
         return [(end - stretch * number, room) for number, (end, room) in enumerate(zip(ends, rooms, strict=True))]
 
     def __call__(self, x: Tensor, place: Tensor, room: int) -> Tensor:
         """x (R, 1, D), patch `place` (1,) in the block's own order, to the parameters (R, 1, k·D) of the next one.
 
-        No more than the first `room` places of the cache are looked at, of which `place` must be one.
+        No more than the first `room` places of the cache are looked at, of which that of the patch must be one.
         """
         block, rows, dtype = (
             self.block,
@@ -101,6 +106,7 @@ class DeviceStep:
         rotation = None
         if self.rotation is not None:
             rotation = (self.rotation[0].index_select(0, place), self.rotation[1].index_select(0, place))
+        place = place + self.prefix if self.prefix else place  # in the cache
         h = self._masked(h, place, room, rotation) if self.kernels is None else self._filled(h, place, rotation)
         out = block.proj_out(h).unsqueeze(1)
         return out.to(torch.promote_types(dtype, torch.float32))
