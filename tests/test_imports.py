@@ -45,6 +45,8 @@ ROOMS = [
     "training",
     "runs",
     "sharing",
+    "tables",
+    "adapters",
     "planning",
     "report",
     "play",

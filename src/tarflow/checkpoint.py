@@ -37,7 +37,7 @@ from tarflow.jsontext import to_json
 from tarflow.measure import Measure
 from tarflow.model.flow import TarFlow
 from tarflow.model.saving import CONFIG_FILE as CONFIG_FILE
-from tarflow.model.saving import WEIGHTS_FILE, read_json
+from tarflow.model.saving import WEIGHTS_FILE, of_images, read_json
 from tarflow.pretrained import located
 from tarflow.tensor_files import read_torch_file, stored_digest
 
@@ -101,7 +101,7 @@ def open_run(path: str | Path, device: torch.device | str = "cpu") -> Run:
     elif (path / DIGESTS_FILE).exists() and (problem := damage(path, MODEL_FILES)) is not None:
         raise ValueError(f"{path}/{problem}")
     try:
-        return Run(path, TarFlow.from_pretrained(path, device=device), read_config(path))
+        return Run(path, config=read_config(path), flow=TarFlow.from_pretrained(path, device=device))
     except (ValueError, OSError) as error:
         sound = [p for p in checkpoints(path) if damage(p, MODEL_FILES) is None]
         if not sound:
@@ -173,7 +173,7 @@ def _last_part(path: str) -> str:
 def read_config(path: str | Path) -> RunConfig:
     """The `config.json` of a directory, with the places of its `local.json`, unless it says others itself."""
     file, local = Path(path) / CONFIG_FILE, Path(path) / LOCAL_FILE
-    config = from_dict(RunConfig, read_json(file), str(file))
+    config = from_dict(RunConfig, of_images(read_json(file), path), str(file))
     places = from_dict(Places, read_json(local), str(local)) if local.exists() else Places.of(config)
     return places.put_into(config) if places.portable() == Places.of(config) else config
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
+import json
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import (
     Annotated,
     Any,
@@ -23,6 +26,7 @@ import tyro
 from tyro import _errors  # its hook for errors has no public name: pyproject.toml pins the minor version
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from tarflow.config import TABLE_SECTION
 from tarflow.fields import integer
 
 # Options that several commands have.
@@ -72,6 +76,15 @@ def _problem(event: _errors.ParseErrorEvent, options: Any) -> str:
     return "Unrecognized options: " + ", ".join(unknown)
 
 
+def is_table_run(word: str) -> bool:
+    """Whether a word is the directory of a flow on the columns of a table, which a few options are different for."""
+    if word.startswith("-"):
+        return False
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # damaged: whoever opens it says so
+        return TABLE_SECTION in json.loads((Path(word) / "config.json").read_text(encoding="utf-8"))
+    return False
+
+
 def check_positive(args: Any, *names: str) -> None:
     """Raise ValueError that names the first of these options that was given and is no positive number."""
     for name in names:
@@ -98,6 +111,15 @@ def option_names(options: Any) -> list[str]:
         named = next((mark.name for mark in marks if getattr(mark, "name", None)), name).replace("_", "-")
         names += [f"--{named}", f"--no-{named}"] if kind is bool else [f"--{named}"]
     return names
+
+
+def check_for_tables(argv: Sequence[str], of_images: Any, of_tables: Any) -> None:
+    """Raise ValueError that names the first word of `argv` that is an option of a command on images alone."""
+    known = set(option_names(of_tables))
+    for word in argv:
+        name = word.partition("=")[0].replace("_", "-")
+        if name not in known and name in option_names(of_images):
+            raise ValueError(f"{name}: an option for images, which means nothing for a table")
 
 
 def typed_fields(cls: type, shown: Mapping[str, Any], names: Collection[str] | None = None) -> Any:

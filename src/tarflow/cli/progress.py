@@ -82,6 +82,11 @@ class Progress:
         """Images drawn so far; an unfinished one counts by the share of the blocks that it has gone through."""
         self._advance("sampling", done, total, "images")
 
+    def fitting(self, metrics: dict[str, float]) -> None:
+        """An evaluation of a fit: its step, and the log-likelihood of held-out rows, nats."""
+        text = f"held-out {metrics['held_out']:.3f} nats a row  best {metrics['best']:.3f}"
+        self._advance("fitting", metrics["step"], int(metrics["total"]), "steps", text)
+
     def begin(self, config: RunConfig, splits: Splits, out: Path, processes: int = 1) -> None:
         """Say what is about to be trained on what."""
         model, training = config.model, config.training

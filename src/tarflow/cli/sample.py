@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from tarflow.cli.arguments import Device, RunPath
+from tarflow.cli.arguments import Device, RunPath, check_for_tables, is_table_run
 from tarflow.cli.drawing import Drawing, Solving, setting_of
 
 
@@ -41,7 +42,21 @@ class Sample:
     device: Device = "auto"
 
 
-def run(args: Sample) -> None:
+def options(argv: Sequence[str]) -> type:
+    """The options of `sample`: where a word is a run on a table, those of `tables.SampleTable`."""
+    if not any(map(is_table_run, argv)):
+        return Sample
+    from tarflow.cli.tables import SampleTable  # here, because it waits for torch
+
+    check_for_tables(argv, Sample, SampleTable)
+    return SampleTable
+
+
+def run(args: Any) -> None:
+    if not isinstance(args, Sample):
+        from tarflow.cli import tables
+
+        return tables.sample(args)
     from tarflow.checkpoint import open_run
     from tarflow.cli.progress import Progress
     from tarflow.devices import pick_device

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from tarflow.cli.arguments import Device, Flag, Precision, RunPath, check_positive
+from tarflow.cli.arguments import Device, Flag, Precision, RunPath, check_for_tables, check_positive, is_table_run
 
 MANY_CLASSES = 10  # from which on it is worth saying what a score under each of them costs
 
@@ -65,7 +66,21 @@ class Score:
     precision: Precision = "auto"
 
 
-def run(args: Score) -> None:
+def options(argv: Sequence[str]) -> type:
+    """The options of `score`: where a word is a run on a table, those of `tables.ScoreTable`."""
+    if not any(map(is_table_run, argv)):
+        return Score
+    from tarflow.cli.tables import ScoreTable  # here, because it waits for torch
+
+    check_for_tables(argv, Score, ScoreTable)
+    return ScoreTable
+
+
+def run(args: Any) -> None:
+    if not isinstance(args, Score):
+        from tarflow.cli import tables
+
+        return tables.score(args)
     from tarflow.checkpoint import open_run
     from tarflow.cli.progress import Progress
     from tarflow.devices import float32_products, pick_device

@@ -12,14 +12,14 @@ from typing import Annotated, Any
 from tyro.conf import UseAppendAction, arg
 
 from tarflow import recipes
-from tarflow.cli.arguments import Device, Flag, typed_fields
-from tarflow.config import ConfigError, Logger, RunConfig, from_dict, to_dict
+from tarflow.cli.arguments import Device, Flag, check_for_tables, is_table_run, typed_fields
+from tarflow.config import TABLE_SUFFIXES, ConfigError, Logger, RunConfig, from_dict, to_dict
 from tarflow.recipes import Sections
 
 
 @dataclasses.dataclass
 class Train:
-    """Train a flow on images.
+    """Train a flow on images, or on the columns of a table.
 
     Examples:
       tarflow train --recipe digits --out runs/digits
@@ -28,6 +28,7 @@ class Train:
       tarflow train --out runs/photos --resume
       tarflow train --out runs/photos --resume --steps 40000
       tarflow train --data photos/ --init afhq_model_8_768_8_8_0.07.pth --out runs/tuned
+      tarflow train --data table.csv --events a,b --conditions c --out runs/table
       torchrun --nproc_per_node=8 -m tarflow train --recipe imagenet64 --data imagenet64/ --out runs/imagenet64
 
     A run directory is left: config.json, model.safetensors (the best averaged weights), metrics.jsonl, samples/,
@@ -50,7 +51,19 @@ class Train:
 
 
 def options(argv: Sequence[str]) -> type:
-    """The options of `train`; --help shows the fields of the recipe, or of the run to resume, as their defaults."""
+    """The options of `train`; --help shows the fields of the recipe, or of the run to resume, as their defaults.
+
+    Where the words are about a table, they are those of `tables.TrainTable`.
+    """
+    if any(
+        word.partition("=")[0] in ("--events", "--conditions") or word.endswith(TABLE_SUFFIXES) or is_table_run(word)
+        for word in argv
+    ):
+        from tarflow.cli import tables  # here, because it waits for torch
+
+        if (of_table := tables.train_options(argv)) is not None:
+            check_for_tables(argv, _options({}), of_table)
+            return of_table
     shown: Sections = {}
     if {"-h", "--help"} & set(argv):
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -59,6 +72,11 @@ def options(argv: Sequence[str]) -> type:
         parser.add_argument("--resume", action="store_true")
         words, _ = parser.parse_known_args(argv)
         shown = _base(_stored(words.out) if words.resume else None, words.recipe, words.out)
+    return _options(shown)
+
+
+def _options(shown: Sections) -> type:
+    """The options of a training on images, with these fields of the sections shown as defaults."""
     fields = [
         (name, Annotated[typed_fields(section, shown.get(name, {})), arg(name="")])
         for name, section in recipes.SECTIONS.items()
@@ -69,6 +87,10 @@ def options(argv: Sequence[str]) -> type:
 
 
 def run(args: Any) -> None:
+    if not hasattr(args, "recipe"):
+        from tarflow.cli import tables
+
+        return tables.train(args)
     from tarflow import checkpoint, storage
     from tarflow.cli.progress import Progress
     from tarflow.devices import pick_device

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tarflow.config import ConfigError, from_dict
+from tarflow.config import TABLE_SECTION, ConfigError, from_dict
 from tarflow.pretrained import CONFIG_FILE as CONFIG_FILE
 from tarflow.pretrained import WEIGHTS_FILE as WEIGHTS_FILE
 from tarflow.pretrained import located
@@ -78,6 +78,13 @@ def read_model(directory: Path, config_type: type[Any], kind: str) -> tuple[Any,
             f"in {CONFIG_FILE}"
         )
     return config, tensors
+
+
+def of_images(sections: Any, path: str | Path) -> Any:
+    """The sections of a config.json; ConfigError where they are of a flow on the columns of a table."""
+    if isinstance(sections, dict) and TABLE_SECTION in sections:
+        raise ConfigError(f"{path}: a flow on the columns of a table; expected one on images")
+    return sections
 
 
 def read_json(path: Path) -> Any:

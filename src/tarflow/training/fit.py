@@ -154,6 +154,7 @@ class _Kept:
 
 def _standardise(rows: Rows) -> None:
     """Fit what a flow does to its events and conditions before the network sees them, where it does anything."""
+    rows.flow.event.fit(rows.x)
     rows.flow.conditions.fit(rows.c)
 
 

@@ -35,6 +35,9 @@ class Rows:
                 f"{name}[{', '.join(map(str, place))}]: expected finite numbers, got {x[tuple(place)].item()}; "
                 "leave such rows out"
             )
+        inside = flow.event.support.check(x) if len(x) else None  # torch cannot reshape nothing
+        if inside is not None and not bool(inside.all()):
+            raise ValueError(f"{name}: row {int((~inside).nonzero()[0])} lies outside of the support of the flow")
         x = x.detach().to(flow.device)
         # Under `torch.inference_mode` tensors are made that no gradient may see; a copy is an ordinary one.
         return cls(flow, x.clone() if x.is_inference() else x, flow.check_condition(c, len(x)))
