@@ -150,7 +150,7 @@ def interpolate(
         given, missing = ("y0", "y1") if y1 is None else ("y1", "y0")
         raise ValueError(f"{missing}: expected a label, because {given} has one; {NULL_CLASS} is the null class")
     conditions = flow.conditions
-    ends = flow.check_condition(conditions.cat([conditions.flatten(y)[0] for y in (y0, y1)]), 2)
+    ends = conditions.cat([flow.check_condition(conditions.flatten(y)[0], 1) for y in (y0, y1)])
 
     z, _ = flow.encode(torch.stack([x0, x1]), ends)
     t = torch.linspace(0, 1, steps, dtype=z.dtype, device=z.device).view(-1, 1, 1)  # (steps, 1, 1)
