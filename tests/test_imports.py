@@ -33,6 +33,7 @@ ROOMS = [
     "inference",
     "model",
     "sampling",
+    "exporting",
     "data",
     "pictures",
     "recipes",

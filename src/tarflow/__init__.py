@@ -51,6 +51,7 @@ _HOMES = {
     "load_official": "tarflow.interop",
     "Measure": "tarflow.measure",
     "patch_log_prob": "tarflow.evaluation.likelihood.patch_maps",
+    "export": "tarflow.exporting",
     "load_images": "tarflow.data.load",
     "save_sheet": "tarflow.pictures",
     "show": "tarflow.pictures",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from tarflow.config import TarFlowConfig as TarFlowConfig
     from tarflow.data.load import load_images as load_images
     from tarflow.evaluation.likelihood.patch_maps import patch_log_prob as patch_log_prob
+    from tarflow.exporting import export as export
     from tarflow.inference.chains import independence_metropolis as independence_metropolis
     from tarflow.inference.estimate import Estimate as Estimate
     from tarflow.inference.hmc import hmc as hmc

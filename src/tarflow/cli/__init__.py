@@ -34,6 +34,7 @@ COMMANDS = {  # name: (module, what --help says of it)
     "denoise": "Remove the noise that a flow was trained with from images.",
     "report": "Write one HTML page that shows a flow: scores, samples, maps, architecture.",
     "play": "Open a page to play with a flow: draw, score, walk, edit, look inside.",
+    "export": "Write a flow as a file that other programs run: torch.export or ONNX.",
     "models": "List the models that come with the package; any RUN may be one of their names.",
     "push": "Push a run to the Hugging Face hub, with a card made from the run.",
     "space": "Write a Space of the hub: the page of `tarflow play` as a folder that starts by itself.",
@@ -44,7 +45,8 @@ DESCRIPTION = """Normalizing flows on images (TarFlow, arXiv 2412.06329): exact 
 
 Start with `tarflow demo`, `tarflow sample digits --out digits.png`, or `tarflow train --data PATH --out RUN`. Every RUN
 is a training run, a directory with config.json and model.safetensors, one RUN/checkpoints/step-N, the name of a model
-that came along (`tarflow models`), or OWNER/NAME on the hub. TARFLOW_DEBUG=1 shows the traceback of an error."""
+that came along (`tarflow models`), or OWNER/NAME on the hub. TARFLOW_DEBUG=1 shows the traceback of an error.
+`tarflow --print-completion bash|zsh` prints a script by which a shell completes commands and options."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,6 +86,11 @@ def _run(argv: list[str]) -> int:
         from tarflow import __version__
 
         print(f"tarflow {__version__}")
+        return 0
+    if argv[:1] == ["--print-completion"]:
+        from tarflow.cli.completion import script
+
+        print(script(" ".join(argv[1:])), end="")
         return 0
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
