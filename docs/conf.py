@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
+
+from myst_parser.parsers.sphinx_ import MystParser
 
 import tarflow
 
@@ -49,6 +52,27 @@ def plain(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[st
     lines[:] = marked
 
 
+class NotebookParser(MystParser):
+    """A notebook as the page that it would be in Markdown: its cells, and the text and the pictures that it holds."""
+
+    supported = ("notebook",)
+
+    def parse(self, inputstring: str, document: Any) -> None:
+        pieces = []
+        for cell in json.loads(inputstring)["cells"]:
+            source = "".join(cell["source"])
+            pieces.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+            for output in cell.get("outputs", []):
+                if png := output.get("data", {}).get("image/png"):
+                    words = "".join(output["data"]["text/plain"]).strip("<>")
+                    pieces.append(f'<img src="data:image/png;base64,{"".join(png).strip()}" alt="{words}">')
+                elif text := "".join(output.get("text", [])).rstrip():
+                    pieces.append(f"```text\n{text}\n```")
+        super().parse("\n\n".join(pieces) + "\n", document)
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.add_source_suffix(".ipynb", "notebook")
+    app.add_source_parser(NotebookParser)
     app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon, at 500

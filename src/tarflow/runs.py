@@ -25,6 +25,7 @@ from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.evaluation.likelihood.table import ScoredFiles, score_files
 from tarflow.fields import integer
 from tarflow.model.flow import TarFlow
+from tarflow.pretrained import name_of
 from tarflow.run_data import image_options, open_splits
 from tarflow.sampling.auto import Auto
 from tarflow.sampling.sample import sample
@@ -46,7 +47,7 @@ class Run(checkpoint.Run):
         """What it is, in a few lines."""
         data, noise = self.config.data, str(self.measure) if self.config.training else "noise of training not stored"
         source = f"of {data.source}, {self.levels} levels; {noise}" if data else noise
-        return f"Run {self.path}: {source}\n{self.flow!r}"
+        return f"Run {name_of(self.path) or self.path}: {source}\n{self.flow!r}"
 
     @property
     def setting(self) -> Setting:

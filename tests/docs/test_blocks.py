@@ -8,8 +8,10 @@ are handed to the command line in this process, made shorter by `SHORTER`. A blo
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -216,6 +218,29 @@ def test_the_blocks_of_a_page_run(name: str, tmp_path: Path, monkeypatch: pytest
             for line in block.text.replace("\\\n", " ").splitlines():
                 if line.strip() and not line.startswith("#"):
                     run_command(line)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_the_cells_of_a_notebook_run_and_show_what_it_holds(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each cell in turn, without a kernel: the value of its last line is what a notebook would display."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path / "cache"))
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for number, cell in enumerate(cells):
+        tree = ast.parse("".join(cell["source"]))
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, f"cell {number}", "exec"), names)
+        value = last and eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), names)
+        shown = {"image/png"} if hasattr(value, "_repr_png_") else set()
+        assert not shown or value._repr_png_().startswith(b"\x89PNG")
+        held = {kind for output in cell["outputs"] for kind in output.get("data", {}) if kind != "text/plain"}
+        printed = any(output["output_type"] == "stream" for output in cell["outputs"])
+        assert (shown, bool(capsys.readouterr().out)) == (held, printed), f"cell {number} holds something else"
+    words = re.sub(r'"image/png": "[^"]*"', "", path.read_text())
+    assert len(cells) >= 5 and not re.search(r"(?<![\w./])/(\w+/)+", words), "a path of a machine"
 
 
 def test_blocks_that_are_not_run_say_why_and_are_few() -> None:
