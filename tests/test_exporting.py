@@ -17,7 +17,7 @@ from tarflow import exporting
 from tarflow.cli import main
 
 # Spline, start token, rotary, by number, additive, labels: whatever is written in C, or takes a way of its own.
-CASES = ["conditional", "spline_first", "start_token_rotary", "by_number", "spline_by_number", "random_orders"]
+CASES = ["conditional", "spline_first", "start_token_rotary", "by_number", "spline_by_number", "random_orders", "mixed"]
 
 
 def narrow(name: str) -> tarflow.SequenceFlow:

@@ -100,11 +100,12 @@ class Step(Exported):
 
     def forward(self, x: Tensor, store: Tensor, place: Tensor, y: Any = None) -> Any:
         block = self.block
-        own = block.enter(x)
+        own = block.enter(x.detach())  # a cache that is written to has no gradient
         step = DeviceStep(block, block.context(y), store)
         params = step(own.index_select(1, place), place, store.shape[4])
         token = block.transform.inverse(own.index_select(1, place + 1), params)
-        return block.leave(own.index_copy(1, place + 1, token))
+        x = block.leave(own.index_copy(1, place + 1, token))
+        return x if block.mixing is None else torch.where(place == block.config.slots - 2, block.unmixed(x), x)
 
     def example(self, rows: int, seed: int) -> tuple[Tensor, ...]:
         x = _noise((rows, *self.shape), self.block.state_dtype, seed)
@@ -222,7 +223,7 @@ def _exported(module: Exported, condition: Any, suffix: str, facts: dict[str, An
     if condition is not None:
         shapes, names = (*shapes, _mapped(lambda part: {0: rows}, condition)), (*names, "y")
     given, other = arguments(ROWS, 0), arguments(OTHER_ROWS, 1)
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.enable_grad():  # whatever the caller's mode; the weights want none
         right = module(*_mapped(torch.clone, other))
         try:
             program = torch.export.export(module, given, dynamic_shapes=shapes)

@@ -80,7 +80,7 @@ class Condition(nn.Module):
 
     def count(self, c: Any) -> int | None:
         """How many rows a value has; None for None."""
-        return None if c is None else len(c)
+        return None if c is None else c.shape[0]
 
     def rows(self, c: Any, index: slice | Tensor) -> Any:
         """The rows that a slice or a tensor of integers names."""

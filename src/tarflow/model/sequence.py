@@ -145,7 +145,7 @@ class SequenceFlow(nn.Module):
         z = ∞ and ladj = 0, and no gradient: a density of 0. NaN stays NaN.
         """
         self.event.check(x)
-        z, ladj = self.encode_in_range(x, self.check_condition(y, len(x)), self.check_mask(mask, len(x)))
+        z, ladj = self.encode_in_range(x, self.check_condition(y, x.shape[0]), self.check_mask(mask, x.shape[0]))
         return z, ladj.sum(dim=1)
 
     def in_range(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,7 +163,7 @@ class SequenceFlow(nn.Module):
         `tarflow.sample(flow, n, noise=flow.base.standardised(z))` does the same many times faster.
         """
         self.check_latents(z)
-        y, mask = self.check_condition(y, len(z)), self.check_mask(mask, len(z))
+        y, mask = self.check_condition(y, z.shape[0]), self.check_mask(mask, z.shape[0])
         x = only(mask, self.as_state(z))
         for block in reversed(self.blocks):
             x = block.padded(mask).decode(x, y)
@@ -185,7 +185,7 @@ class SequenceFlow(nn.Module):
         With several blocks c_i is no conditional density of token i: later blocks mix what earlier ones made.
         """
         self.event.check(x)
-        y, mask = self.check_condition(y, len(x)), self.check_mask(mask, len(x))
+        y, mask = self.check_condition(y, x.shape[0]), self.check_mask(mask, x.shape[0])
         z, ladj = self.encode_in_range(x, y, mask)
         return only(mask, self.base.log_prob(z) + ladj)
 
