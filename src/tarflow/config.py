@@ -302,11 +302,6 @@ class TrainingConfig:
         return steps, min(warmup, steps)
 
 
-TABLE_SUFFIXES = (".csv", ".parquet", ".npz", ".npy")
-TABLE_SECTION = "table"
-"""The section of a `config.json` by which it is one of a flow on the columns of a table (`tarflow.tables`)."""
-
-
 @dataclass(frozen=True)
 class RunConfig:
     """The three sections of a run's `config.json`. The last two are missing where only a model was saved."""

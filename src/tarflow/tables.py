@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from tarflow import checkpoint, storage
-from tarflow.config import TABLE_SECTION, ConfigError, from_dict, to_dict
+from tarflow.config import ConfigError, from_dict, to_dict
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.names import few
 from tarflow.data.tables import Table
 from tarflow.fields import coerce_fields
 from tarflow.model.saving import CONFIG_FILE, read_json
 from tarflow.model.vector import VectorFlow
+from tarflow.pretrained import TABLE_SECTION
 from tarflow.sampling.sample import sample
 from tarflow.training.fit import fit
 from tarflow.training.fitted import Fit

@@ -26,8 +26,8 @@ import tyro
 from tyro import _errors  # its hook for errors has no public name: pyproject.toml pins the minor version
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from tarflow.config import TABLE_SECTION
 from tarflow.fields import integer
+from tarflow.pretrained import CONFIG_FILE, TABLE_SECTION
 
 # Options that several commands have.
 Flag: TypeAlias = FlagCreatePairsOff[bool]
@@ -81,7 +81,7 @@ def is_table_run(word: str) -> bool:
     if word.startswith("-"):
         return False
     with contextlib.suppress(OSError, ValueError, RecursionError):  # damaged: whoever opens it says so
-        return TABLE_SECTION in json.loads((Path(word) / "config.json").read_text(encoding="utf-8"))
+        return TABLE_SECTION in json.loads((Path(word) / CONFIG_FILE).read_text(encoding="utf-8"))
     return False
 
 

@@ -13,7 +13,8 @@ from tyro.conf import UseAppendAction, arg
 
 from tarflow import recipes
 from tarflow.cli.arguments import Device, Flag, check_for_tables, is_table_run, typed_fields
-from tarflow.config import TABLE_SUFFIXES, ConfigError, Logger, RunConfig, from_dict, to_dict
+from tarflow.config import ConfigError, Logger, RunConfig, from_dict, to_dict
+from tarflow.data.options import TABLE_SUFFIXES
 from tarflow.recipes import Sections
 
 

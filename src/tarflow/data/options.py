@@ -12,6 +12,7 @@ from tarflow.data.errors import DataError
 from tarflow.fields import integer, real
 from tarflow.measure import check_levels
 
+TABLE_SUFFIXES = (".csv", ".parquet", ".npz", ".npy")  # of files that may hold a table (`data.tables`)
 NO_COLUMN = "none"  # as the name of a column: no such column is read
 
 

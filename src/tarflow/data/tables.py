@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from tarflow import storage
-from tarflow.config import TABLE_SUFFIXES
 from tarflow.data.errors import DataError, check_unpacked
 from tarflow.data.names import few
+from tarflow.data.options import TABLE_SUFFIXES
 from tarflow.data.readers.npz import Archive
 
 HIDDEN = "__index_level_"  # how a column begins that pandas writes for the numbers of its rows

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tarflow.config import TABLE_SECTION, ConfigError, from_dict
+from tarflow.config import ConfigError, from_dict
 from tarflow.pretrained import CONFIG_FILE as CONFIG_FILE
+from tarflow.pretrained import TABLE_SECTION, located
 from tarflow.pretrained import WEIGHTS_FILE as WEIGHTS_FILE
-from tarflow.pretrained import located
 from tarflow.tensor_files import read_tensors
 
 if TYPE_CHECKING:

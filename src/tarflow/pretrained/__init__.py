@@ -17,6 +17,7 @@ from tarflow.jsontext import to_json
 
 ROOT = Path(__file__).resolve().parent
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+TABLE_SECTION = "table"  # of a config.json: the flow is one on the columns of a table (`tarflow.tables`)
 MOST_BYTES = 8_000_000  # of all of them together: everybody downloads them with the package
 _FENCE = "---"
 
