@@ -35,7 +35,10 @@ BOOLEANS: dict[str, tuple[Callable[[], object], str]] = {
     "sigma=np.True_": (lambda: tarflow.denoise(FLOW, X, np.True_), "sigma: expected a positive number"),
     "y=True": (lambda: tarflow.sample(FLOW, 2, y=True), r"y: expected \(2,\) integer labels, got \(\) of torch.bool"),
     "y=[True, 1]": (lambda: FLOW.log_prob(X, [True, 1]), "y: expected integer labels, got a boolean"),
-    "y0=True": (lambda: tarflow.interpolate(FLOW, X[0], X[1], y0=True, y1=1), "y: expected .* integer labels, got .*bool"),
+    "y0=True": (
+        lambda: tarflow.interpolate(FLOW, X[0], X[1], y0=True, y1=1),
+        "y: expected .* integer labels, got .*bool",
+    ),
     "steps=True": (lambda: tarflow.interpolate(FLOW, X[0], X[1], steps=True), "steps: expected a whole number"),
     "keep=True": (lambda: tarflow.resample(FLOW, X, True), "keep: expected a whole number"),
     "block=False": (lambda: tarflow.resample(FLOW, X, 1, block=False), "block: expected a whole number"),

@@ -13,8 +13,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from trove_classifiers import classifiers
 
 import tarflow
 from tarflow import pretrained
@@ -79,6 +81,21 @@ def test_the_command_line_answers_quickly(arguments: list[str]) -> None:
     pytest.fail(f"tarflow {' '.join(arguments)} took {seconds} s of CPU time, never less than a second")
 
 
+def check_metadata(wheel: Path) -> None:
+    """What an index asks of a wheel before it takes it; and that it brings its types, and the licence of all of it."""
+    with zipfile.ZipFile(wheel) as archive:
+        inside = f"tarflow-{tarflow.__version__}.dist-info"
+        assert {"tarflow/py.typed", f"{inside}/licenses/LICENSE"} <= set(archive.namelist())
+        text = archive.read(f"{inside}/METADATA")
+    found = Metadata.from_email(text, validate=True)  # raises what is wrong
+    assert (found.name, str(found.version), found.license_expression) == ("tarflow", tarflow.__version__, "MIT")
+    assert found.description_content_type == "text/markdown" and found.description.startswith("# tarflow")
+    assert found.classifiers and set(found.classifiers) <= classifiers
+    assert all(version in (found.requires_python or []) for version in ("3.11", "3.12", "3.13"))
+    assert "Typing :: Typed" in found.classifiers
+    assert not any(requirement.url for requirement in found.requires_dist or [])
+
+
 def test_the_wheel_carries_recipes_and_models_and_runs(tmp_path: Path) -> None:
     python("-m", "build", "--wheel", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(ROOT))
     (wheel,) = tmp_path.glob("*.whl")
@@ -104,7 +121,10 @@ def test_the_wheel_carries_recipes_and_models_and_runs(tmp_path: Path) -> None:
     source = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*") if path.is_file()}
     expected = {name for name in source if "__pycache__" not in name}
     assert {name for name in packed if ".dist-info/" not in name} == expected, "the package and nothing else"
+    check_metadata(wheel)
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        beside = ("LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "constraints.txt", "PKG-INFO")
+        assert {f"tarflow-{tarflow.__version__}/{name}" for name in beside} <= set(archive.getnames())
         assert {f"tarflow-{tarflow.__version__}/src/{name}" for name in expected} <= set(archive.getnames())
 
 
