@@ -11,11 +11,12 @@ import torch
 
 from report_cases import Page, make_run
 from tarflow.checkpoint import open_run, weights_digest
-from tarflow.config import to_dict
+from tarflow.config import TarFlowConfig, to_dict
 from tarflow.evaluation.likelihood.patch_maps import ends_of_a_map
 from tarflow.evaluation.quality.judge import QUALITY_FILE, Figure, keep_quality, kept_quality
 from tarflow.evaluation.quality.sweep import SWEEP, Row, edges, write_rows
 from tarflow.kept import save_setting
+from tarflow.model.flow import TarFlow
 from tarflow.report.build import write_report
 from tarflow.report.subject import Settings, Subject
 from tarflow.sampling.guidance import Guidance
@@ -186,3 +187,9 @@ def test_maps_explain_their_first_and_last_patch(run: Path) -> None:
     shown = page_of(run).section("maps")
     assert ends_of_a_map(flow) in shown
     assert "1 of the 2 blocks" in shown and "top left" in shown and "bottom right" in shown
+    fields = dict(image_size=4, channels=1, patch_size=2, width=64, layers=(1, 1))
+    causal, started = (
+        TarFlow(TarFlowConfig(**fields, **more)) for more in ({"order": "causal"}, {"start_token": True})
+    )
+    assert "top left" in ends_of_a_map(causal) and "bottom" not in ends_of_a_map(causal)
+    assert "apart" not in ends_of_a_map(started)

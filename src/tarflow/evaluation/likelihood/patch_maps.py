@@ -34,8 +34,13 @@ def patch_log_prob(flow: TarFlow, x: Tensor, y: Tensor | None = None) -> Tensor:
 def ends_of_a_map(flow: TarFlow) -> str:
     """Why the first and the last patch of a map stand apart, in words for whoever looks at one."""
     forward, count = sum(block.order.is_raster for block in flow.blocks), len(flow.blocks)
-    if flow.config.num_patches == 1:
-        return "There is one patch, which no block changes."
+    if flow.config.start_token:
+        return "Every block changes every patch, the first of its order by what it has learned of a start token."
+    if forward == count:
+        return (
+            "The patch at the top left stands apart. It is the first in the order of every block, which leaves it as "
+            "it is: where it is red, or blue, in every map, that is no sign of something odd."
+        )
     return (
         "The patches at the top left and at the bottom right stand apart. Every block leaves the first patch of its "
         f"order as it is: {forward} of the {count} blocks do so with the one at the top left, {count - forward} with "
