@@ -187,7 +187,7 @@ def test_rows_that_do_not_fit_are_one_line(arguments: tuple[Any, ...], message: 
     [
         ({"held_out": 0}, "held_out: expected a share between 0 and 1"),
         ({"held_out": 1}, "held_out: expected a share between 0 and 1"),
-        ({"held_out": (rows(), None, None)}, r"expected a share, x or \(x, c\), got 3 values"),
+        ({"held_out": (rows(), None, None, 1)}, r"expected a share, x, \(x, c\) or \(x, c, mask\), got 4 values"),
         ({"held_out": rows()[:0]}, "expected at least one row"),
         ({"held_out": nan_at(0, 0)}, r"held_out\[0, 0, 0\]: expected finite"),
         ({"seed": 0.5}, "seed: expected a whole number"),
@@ -233,3 +233,42 @@ def test_every_field_reaches_the_weights() -> None:
     for name, value in changed.items():
         assert not same(plain, fitted(**{name: value})), name
     assert not same(fitted(optimizer="muon"), fitted(optimizer="muon", muon_lr=1e-2))
+
+
+# --- sequences of several lengths -----------------------------------------------------------------------------------
+
+
+def padded(count: int = 200) -> tuple[Tensor, Tensor]:
+    """Rows of one to three tokens, NaN under the padding, and their mask."""
+    mask = torch.arange(3) <= torch.arange(count).unsqueeze(1) % 3
+    return torch.where(mask.unsqueeze(2), rows(count) * 100, math.nan), mask
+
+
+def test_what_lies_under_the_padding_is_not_learned_from() -> None:
+    x, mask = padded()
+    found = []
+    for under in (math.nan, 1e6):
+        flow = make()
+        before = flow.log_prob(x, mask=mask).mean().item()
+        result = flow.fit(torch.where(mask.unsqueeze(2), x, under), mask=mask, **QUICK)
+        assert flow.log_prob(x, mask=mask).mean().item() > before and result.rows == 180
+        found.append(weights(flow))
+    assert same(*found)
+    assert result.curve[-1].train == pytest.approx(result.held_out_log_prob, abs=2.0), "both are of what is there"
+    z = flow.event.to_tokens(x, mask)[0][mask]
+    assert abs(float(z.mean())) < 0.2 and float(z.std()) == pytest.approx(1, abs=0.2), "standardised by what is there"
+
+
+def test_masked_rows_that_do_not_fit_are_named() -> None:
+    x, mask = padded(40)
+    flow = make(support="positive")
+    with pytest.raises(ValueError, match=r"^x: "):
+        flow.fit(x - 1e3, mask=mask)
+    with pytest.raises(ValueError, match=r"^mask: expected \(40, 3\) booleans"):
+        make().fit(x, mask=mask[1:])
+    with pytest.raises(ValueError, match=r"^x\[:, 2, 0\]: 5 in all of"):
+        make().fit(torch.where(mask.unsqueeze(2) & (torch.arange(3).view(1, 3, 1) == 2), 5.0, x), mask=mask)
+    with pytest.raises(ValueError, match=r"^mask: expected none with the base 'followed'"):
+        make(base="followed").fit(x, mask=mask)
+    result = make().fit(x, mask=mask, held_out=(x, None, mask), **QUICK)
+    assert result.rows == result.held_out_rows == 40

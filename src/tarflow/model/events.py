@@ -59,13 +59,17 @@ class Tokens(nn.Module):
 
         Both are 0 where a mask (B, T) says that there is no token, whatever x is there.
         """
-        if mask is not None:  # what x is there is read by nothing, not even by a gradient
-            x = torch.where(mask.unsqueeze(2), x, self.from_tokens(torch.zeros_like(x[:1])))
+        if mask is not None:
+            x = self.filled(x, mask)
         if self.preprocessing is None:
             return self.cut(x), 0.0
         x, slopes = self.preprocessing(x)
         tokens, ladj = self.cut(x), self.cut(slopes).sum(dim=2)
         return (tokens, ladj) if mask is None else (only(mask, tokens), only(mask, ladj))
+
+    def filled(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x (B, T, D) with numbers of the support where there is no token: nothing reads what was there."""
+        return torch.where(mask.unsqueeze(2), x, self.from_tokens(torch.zeros_like(x[:1])))
 
     def from_tokens(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens (B, T, D) to x (B, *shape), 0 where there is no token: the inverse of `to_tokens`."""

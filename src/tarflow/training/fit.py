@@ -61,6 +61,7 @@ def fit(
     x: Tensor,
     c: Any = None,
     *,
+    mask: Tensor | None = None,
     held_out: Any = 0.1,
     seed: int = 0,
     steps: int | None = None,
@@ -79,8 +80,9 @@ def fit(
 
     Args:
         flow: any flow, on any device; it keeps its mode (`train` or `eval`).
-        x: (N, …) events, floating. c: the values of its condition, a row for each; None without.
-        held_out: the share of the rows that is held out, drawn by `seed`; or other rows, x or (x, c).
+        x: (N, …) events, floating. c: the values of its condition, a row for each; None without. mask: (N, T), which
+            tokens of sequences are there.
+        held_out: the share of the rows that is held out, drawn by `seed`; or other rows, x, (x, c) or (x, c, mask).
         seed: of that draw, the order of batches and the labels that are dropped.
         steps: of the optimizer, at most; None is `EPOCHS` passes, and 1000 to 4000.
         patience: held-out evaluations, of which a whole fit has `EVALUATIONS`, without a better one before it stops;
@@ -108,7 +110,7 @@ def fit(
     """
     if flow.in_inference_mode:
         raise ValueError("flow: made in torch.inference_mode, so that no gradient flows; make it outside")
-    rows, others = split_rows(Rows.checked(flow, x, c), held_out, integer("seed", seed))
+    rows, others = split_rows(Rows.checked(flow, x, c, mask=mask), held_out, integer("seed", seed))
     config = _config(len(rows), steps, batch_size=batch_size, lr=lr, seed=seed, fields=fields)
     patience = None if patience is None else integer("patience", patience, 1)
     with (
@@ -154,7 +156,7 @@ class _Kept:
 
 def _standardise(rows: Rows) -> None:
     """Fit what a flow does to its events and conditions before the network sees them, where it does anything."""
-    rows.flow.event.fit(rows.x)
+    rows.flow.event.fit(rows.x, mask=rows.mask)
     rows.flow.conditions.fit(rows.c)
 
 
@@ -225,7 +227,7 @@ class _Fitting:
             c = self.flow.conditions.drop(c, drawn < config.label_drop)
         warmup = min(config.warmup_steps or 0, self.steps // 10)
         set_learning_rate(self.optimizer, learning_rate(step, config=config, steps=self.steps, warmup=warmup))
-        return self.step(batch.x, c)["log_prob"]
+        return self.step(batch.x, c, batch.mask)["log_prob"]
 
     def evaluate(self, step: int, train: float) -> bool:
         """Score held-out rows under the averaged weights; keep these where they are the best so far."""
@@ -256,7 +258,9 @@ class _Fitting:
 @torch.no_grad()
 def score_rows(flow: SequenceFlow, rows: Rows) -> tuple[float, float]:
     """The mean log-likelihood of rows, nats, and the standard error of that mean (NaN of one row)."""
-    found = torch.cat([flow.log_prob(part.x, part.c).double().cpu() for part in rows.parts(SCORED_AT_ONCE)])
+    found = torch.cat(
+        [flow.log_prob(part.x, part.c, mask=part.mask).double().cpu() for part in rows.parts(SCORED_AT_ONCE)]
+    )
     return float(found.mean()), float(found.std() / len(found) ** 0.5) if len(found) > 1 else math.nan
 
 

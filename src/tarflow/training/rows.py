@@ -18,16 +18,21 @@ LEAST_ROWS = 10  # to learn from: of fewer not even means and deviations are kno
 
 @dataclass(frozen=True, eq=False)  # equality of tensors is no truth value
 class Rows:
-    """Checked events x (N, …) of a flow, and c, the values of its condition, on its device."""
+    """Checked events x (N, …) of a flow, c, the values of its condition, and the mask of tokens, on its device."""
 
     flow: SequenceFlow
     x: Tensor
     c: Any = None
+    mask: Tensor | None = None
 
     @classmethod
-    def checked(cls, flow: SequenceFlow, x: Any, c: Any, name: str = "x") -> Rows:
+    def checked(cls, flow: SequenceFlow, x: Any, c: Any, name: str = "x", mask: Any = None) -> Rows:
         """Rows of what a caller gave; ValueError where it does not fit the flow, or holds what is not finite."""
         flow.event.check(x, name)
+        mask = flow.check_mask(mask, len(x))
+        if mask is not None:
+            check_base(flow)
+            x = flow.event.filled(x, mask.to(x.device))
         finite = x.isfinite()
         if not bool(finite.all()):
             place = (~finite).nonzero()[0].tolist()
@@ -40,7 +45,7 @@ class Rows:
             raise ValueError(f"{name}: row {int((~inside).nonzero()[0])} lies outside of the support of the flow")
         x = x.detach().to(flow.device)
         # Under `torch.inference_mode` tensors are made that no gradient may see; a copy is an ordinary one.
-        return cls(flow, x.clone() if x.is_inference() else x, flow.check_condition(c, len(x)))
+        return cls(flow, x.clone() if x.is_inference() else x, flow.check_condition(c, len(x)), mask)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -48,7 +53,8 @@ class Rows:
     def choose(self, index: Tensor) -> Rows:
         """The rows at `index` (n,), in that order."""
         index = index.to(self.x.device)
-        return Rows(self.flow, self.x[index], self.flow.conditions.rows(self.c, index))
+        mask = None if self.mask is None else self.mask[index]
+        return Rows(self.flow, self.x[index], self.flow.conditions.rows(self.c, index), mask)
 
     def parts(self, size: int) -> Iterator[Rows]:
         """All rows in their order, `size` at a time."""
@@ -59,25 +65,42 @@ class Rows:
         """Raise ValueError where there are too few rows, or a number is the same in all: it has no density."""
         if len(self) < LEAST_ROWS:
             raise ValueError(f"x: expected at least {LEAST_ROWS} rows to learn from, got {len(self)}")
-        constant = (self.x == self.x[:1]).all(dim=0)
+        if self.mask is None:
+            constant = (self.x == self.x[:1]).all(dim=0)
+        else:  # where two rows at least have a token
+            there = self.mask.unsqueeze(2)
+            highest, lowest = (torch.where(there, self.x, end) for end in (-torch.inf, torch.inf))
+            constant = (highest.amax(dim=0) == lowest.amin(dim=0)) & (self.mask.sum(dim=0) > 1).unsqueeze(1)
         if bool(constant.any()):
             place = constant.nonzero()[0].tolist()
+            value = self.x[(slice(None), *place)][
+                0 if self.mask is None else int(self.mask[:, place[0]].long().argmax())
+            ]
             raise ValueError(
-                f"x[:, {', '.join(map(str, place))}]: {self.x[(0, *place)].item():g} in all of {len(self)} rows: what "
+                f"x[:, {', '.join(map(str, place))}]: {value.item():g} in all of {len(self)} rows: what "
                 "does not vary has no density; leave it out, or add noise"
             )
 
 
+def check_base(flow: SequenceFlow) -> None:
+    """Raise ValueError where padding would be learned from: the variance that a base follows is that of all places."""
+    if flow.base.follows:
+        raise ValueError(
+            "mask: expected none with the base 'followed', whose variance knows of no padding; use 'normal'"
+        )
+
+
 def split_rows(rows: Rows, held_out: Any, seed: int) -> tuple[Rows, Rows]:
-    """Rows to learn from and rows held out: a share of them, drawn by `seed`; or rows that a caller gave, x or (x, c).
+    """Rows to learn from and rows held out: a share of them, drawn by `seed`; or a caller's, x, (x, c) or (x, c, mask).
 
     Raises ValueError where it is neither, or leaves too few to learn from.
     """
     if isinstance(held_out, Tensor | tuple):
         given = held_out if isinstance(held_out, tuple) else (held_out,)
-        if not 1 <= len(given) <= 2:
-            raise ValueError(f"held_out: expected a share, x or (x, c), got {len(given)} values")
-        other = Rows.checked(rows.flow, given[0], given[1] if len(given) > 1 else None, "held_out")
+        if not 1 <= len(given) <= 3:
+            raise ValueError(f"held_out: expected a share, x, (x, c) or (x, c, mask), got {len(given)} values")
+        x, c, mask = (*given, None, None)[:3]
+        other = Rows.checked(rows.flow, x, c, "held_out", mask)
         if not len(other):
             raise ValueError("held_out: expected at least one row, got none")
         if (other.c is None) != (rows.c is None):

@@ -15,6 +15,7 @@ from torch import Tensor
 from tarflow.config import TrainingConfig
 from tarflow.measure import Measure
 from tarflow.model.condition import Condition, Value
+from tarflow.model.events import only
 from tarflow.ranks import ALONE, Ranks
 from tarflow.seeding import seeded_generator
 from tarflow.training.ema import EMA
@@ -82,7 +83,8 @@ class TrainingStep(Generic[Flow]):
     Args:
         flow, optimizer, ema: what moves; the optimizer is that of `build_optimizer`; None averages no weights.
         config: `accumulate` and `clip_norm` are read.
-        forward: `flow` itself, or what wraps it (autocast, compilation): (x, y) to z and ladj by token.
+        forward: `flow` itself, or what wraps it (autocast, compilation): (x, y), and a mask if there is one, to z and
+            ladj by token.
         micro_batch: a context for each micro-batch, told whether it is the last of the step, after which the gradients
             must be those of all ranks.
         ranks: the processes that share each batch in equal parts.
@@ -113,12 +115,12 @@ class TrainingStep(Generic[Flow]):
         counts = torch.tensor([skipped, skipped_in_a_row, skipped_in_a_row], device=self.flow.device, dtype=torch.int64)
         self.skipped, self.skipped_in_a_row, self.longest_row = counts.unbind()
 
-    def __call__(self, x: Tensor, y: Value) -> dict[str, Tensor]:
+    def __call__(self, x: Tensor, y: Value, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Take one step, at the optimizer's learning rate.
 
         Args:
             x: (B, …), this rank's events, such as noisy images (B, C, H, W); `accumulate` divides B. y: values of the
-                condition, such as labels (B,).
+                condition, such as labels (B,). mask: (B, T), which tokens of sequences are there.
 
         Returns:
             0-d tensors on the device: `loss` (`objective` of the batch), `log_prob` (its mean, nats), both before the
@@ -129,14 +131,15 @@ class TrainingStep(Generic[Flow]):
         loss = log_prob = x.new_zeros((), dtype=torch.float32)
         energy: Tensor | None = None  # mean z² of the batch (T, D), which the base follows, if it does
         ys = self.flow.conditions.chunk(y, parts)
-        for number, (x_part, y_part) in enumerate(zip(x.chunk(parts), ys, strict=True), 1):
+        there = [None] * parts if mask is None else mask.chunk(parts)
+        for number, (x_part, y_part, mask_part) in enumerate(zip(x.chunk(parts), ys, there, strict=True), 1):
             with self.micro_batch(number == parts):
-                z, ladj = self.forward(x_part, y_part)
+                z, ladj = self.forward(x_part, y_part, *(() if mask_part is None else (mask_part,)))
                 part = objective(z, ladj) / parts  # equal parts: the mean of their means is that of the batch
                 part.backward()
             with torch.no_grad():
                 loss = loss + part.detach()
-                log_prob = log_prob + (self.flow.base.log_prob(z) + ladj).sum(dim=1).mean() / parts
+                log_prob = log_prob + only(mask_part, self.flow.base.log_prob(z) + ladj).sum(dim=1).mean() / parts
                 if self.flow.base.follows:
                     share = z.detach().square().mean(dim=0) / parts
                     energy = share if energy is None else energy + share
