@@ -126,7 +126,8 @@ def explain(model: HubId, error: Exception) -> NoReturn:
     status = getattr(getattr(cause, "response", None), "status_code", None)
     if isinstance(cause, errors.OfflineModeIsEnabled) or (constants.HF_HUB_OFFLINE and status is None):
         raise FileNotFoundError(
-            f"{model}: not, or not all of it, in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE keeps from fetching it"
+            f"{model}: no such directory, and not, or not all of it, in {constants.HF_HUB_CACHE}; HF_HUB_OFFLINE keeps "
+            "from fetching it"
         ) from error
     if isinstance(cause, errors.RevisionNotFoundError):
         raise FileNotFoundError(f"{model}: no revision {model.revision} of {model.repo} on {endpoint()}") from error
@@ -142,7 +143,9 @@ def explain(model: HubId, error: Exception) -> NoReturn:
     if isinstance(cause, OSError) and cause.errno:  # of the file system: no room, no right to write
         raise OSError(cause.errno, cause.strerror, cause.filename or str(constants.HF_HUB_CACHE)) from error
     reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}".rstrip(": ")
-    raise OSError(f"{model}: not fetched from {endpoint()} ({reason}); what came whole is kept, try again") from error
+    raise OSError(
+        f"{model}: no such directory, and not fetched from {endpoint()} ({reason}); what came whole is kept, try again"
+    ) from error
 
 
 def _is_ours(file: Path) -> bool:

@@ -125,7 +125,9 @@ def test_a_download_that_breaks_off_leaves_nothing_half_and_goes_on_later(
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub.cut = [0] * 20  # the library tries six times
     message = error_of(capsys)
-    assert message.startswith(f"{NAME}: not fetched from {hub.url} (") and message.endswith("kept, try again")
+    assert message.startswith(f"{NAME}: no such directory, and not fetched from {hub.url} (") and message.endswith(
+        "kept, try again"
+    )
     hub.cut, hub.asked = [], []
     tarflow.open_run(NAME)
     assert "config.json" not in hub.fetched()  # which came whole the first time
@@ -204,7 +206,7 @@ def test_offline_with_a_cold_and_a_warm_cache(
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", value)
 
     offline(True)
-    said = f"{NAME}: not, or not all of it, in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE keeps"
+    said = f"{NAME}: no such directory, and not, or not all of it, in {constants.HF_HUB_CACHE}; HF_HUB_OFFLINE"
     assert error_of(capsys).startswith(said) and hub.asked == []
     offline(False)
     hub.fail = lambda method, path: 500 if path.startswith("/cdn/") else None
@@ -230,7 +232,9 @@ def test_a_hub_that_is_not_reached(
     hub.close()
     close_session()
     tarflow.open_run(NAME)  # from the cache
-    assert error_of(capsys, "alice/other").startswith(f"alice/other: not fetched from {hub.url} (ConnectError")
+    assert error_of(capsys, "alice/other").startswith(
+        f"alice/other: no such directory, and not fetched from {hub.url} (ConnectError"
+    )
 
 
 def test_a_cache_that_cannot_be_written_to(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
