@@ -163,14 +163,13 @@ class DataConfig:
     class_names: tuple[str, ...] = derived((), help="names of the classes, in the order of the labels")
     conditional: bool = option(True, help="learn p(x|y) where the data have labels")
     flip: bool = option(False, help="mirror half of the training images from left to right")
+    crop_padding: int = option(0, help="train on random crops of images that are continued by so many pixels a side")
     held_out_fraction: float = option(0.1, help="share of images held out where the data have no split of their own")
     split_seed: int = option(0, help="seed of that split")
     skip_bad: bool = option(False, help="leave out files that cannot be read, instead of stopping")
     variant: str = option("", help="which of several versions of the data set; what its files tell when not given")
     image_column: str = option("", help="column of Parquet files with the images; found by its name when not given")
-    label_column: str = option(
-        "", help="column of Parquet files with the labels, or none; found by its name when not given"
-    )
+    label_column: str = option("", help="that with the labels, or none; found by its name when not given")
     value_range: ValueRange = option(  # noqa: RUF009 - an alias hides from ruff that it cannot change
         "full",
         help="of images of more than 8 bits, which values become black and white: two numbers; full, all of 16 bits; "
@@ -183,6 +182,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         coerce_fields(self)
         check(2 <= self.levels <= 256, "levels", "2 to 256", self.levels)
+        check(self.crop_padding >= 0, "crop_padding", "0 or more", self.crop_padding)
         check(0 < self.held_out_fraction < 1, "held_out_fraction", "between 0 and 1", self.held_out_fraction)
         values = self.value_range
         check(isinstance(values, str) or values[0] < values[1], "value_range", "a lower number, then a higher", values)

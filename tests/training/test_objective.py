@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,19 +15,20 @@ from tarflow.data.batches import batch_indices
 from tarflow.model.base import VARIANCE_RATE
 from tarflow.model.condition import Classes
 from tarflow.ranks import Ranks
-from tarflow.training.step import objective, training_batch
+from tarflow.training.step import crops, objective, training_batch
 
 IMAGES = torch.randint(0, 17, (40, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 LABELS = torch.arange(40) % 3
 
 
-def batch(step: int, *, labels: torch.Tensor | None = LABELS, flip: bool = False, **fields: object) -> tuple:
+def batch(
+    step: int, *, labels: torch.Tensor | None = LABELS, flip: bool = False, crop_padding: int = 0, **fields: object
+) -> tuple:
     config = TrainingConfig(**{"batch_size": 16, "steps": 10, **fields})
     rows = batch_indices(len(IMAGES), config.batch_size, step, config.seed)
     chosen = None if labels is None else labels[rows]
-    return training_batch(
-        IMAGES[rows], chosen, step, config=config, condition=Classes(10), measure=config.measure(17), flip=flip
-    )
+    how = {"config": config, "condition": Classes(10), "measure": config.measure(17)}
+    return training_batch(IMAGES[rows], chosen, step, **how, flip=flip, crop_padding=crop_padding)
 
 
 def test_is_minus_the_log_density_a_dimension_without_its_constant() -> None:
@@ -99,13 +101,37 @@ def test_base_variance_follows_the_latents_of_the_additive_variant_only() -> Non
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_the_shares_of_a_batch_are_the_batch(size: int) -> None:
     """Noise, flips and dropped labels, whatever the number of processes."""
-    whole_x, whole_y = batch(3, flip=True, label_drop=0.5)
+    whole_x, whole_y = batch(3, flip=True, crop_padding=2, label_drop=0.5)
     config = TrainingConfig(batch_size=16, steps=10, label_drop=0.5)
     chosen = batch_indices(len(IMAGES), 16, 3, 0)
     for rank in range(size):
         rows = Ranks(rank, size).share(16)
         pixels, labels = IMAGES[chosen[rows]], LABELS[chosen[rows]]
-        x, y = training_batch(
-            pixels, labels, 3, config=config, condition=Classes(10), measure=config.measure(17), flip=True, rows=rows
-        )
+        how = {"config": config, "condition": Classes(10), "measure": config.measure(17), "rows": rows}
+        x, y = training_batch(pixels, labels, 3, **how, flip=True, crop_padding=2)
         assert torch.equal(x, whole_x[rows]) and torch.equal(y, whole_y[rows])
+
+
+@pytest.mark.parametrize("padding", [1, 3])
+def test_a_random_crop_is_a_window_of_the_image_continued_by_reflection(padding: int) -> None:
+    images = torch.randint(0, 256, (50, 3, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    continued = np.pad(images.numpy(), ((0, 0), (0, 0), (padding, padding), (padding, padding)), mode="reflect")
+    places = [(down, right) for down in range(-padding, padding + 1) for right in range(-padding, padding + 1)]
+    moved = torch.tensor(places).repeat(2, 1)[:50]
+    for image, whole, (down, right) in zip(crops(images[: len(moved)], moved), continued, moved.tolist(), strict=False):
+        top, left = padding + down, padding + right
+        assert np.array_equal(image.numpy(), whole[:, top : top + 4, left : left + 6])
+
+
+def test_crops_are_a_function_of_seed_and_step_and_reach_every_place() -> None:
+    noise = {"noise_std": 1e-6, "label_drop": 0.0}
+    for other in ({"step": 4}, {"seed": 1}):
+        first = batch(3, crop_padding=1, **noise)[0]
+        assert torch.equal(first, batch(3, crop_padding=1, **noise)[0])
+        assert not torch.equal(first, batch(**{"step": 3, **other}, crop_padding=1, **noise)[0])
+    config = TrainingConfig(batch_size=900, steps=1, **noise)
+    pixels = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4).expand(900, -1, -1, -1)
+    how = {"config": config, "condition": Classes(10), "measure": config.measure(17)}
+    x, _ = training_batch(pixels, None, 0, **how, flip=False, crop_padding=1)
+    _, counts = x.round(decimals=3).unique(dim=0, return_counts=True)
+    assert len(counts) == 9 and int(counts.min()) > 60  # of 100 expected; 9.4 is a standard deviation

@@ -131,3 +131,10 @@ def test_a_bound_and_other_classes_may_be_new_and_the_shape_be_said_in_another_w
     flow = TarFlow(dataclasses.replace(source.config, **changes))  # type: ignore[arg-type]
     start_from(flow, source)
     assert torch.equal(flow.blocks[1].proj_in.weight, source.blocks[1].proj_in.weight)
+
+
+def test_a_crop_that_is_wider_than_the_images_is_refused() -> None:
+    sections = {"model": dict(patch_size=2, width=64, layers=(1,)), "training": {"steps": 1}}
+    assert resolve({**sections, "data": {"crop_padding": 3}}, splits()).data.crop_padding == 3  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match=r"data\.crop_padding: expected less than a side of the images, 4x4, got 4"):
+        resolve({**sections, "data": {"crop_padding": 4}}, splits())

@@ -24,6 +24,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "uniform": {"noise": "uniform"},
     "additive": {"model": {"transform": "additive"}},
     "unconditional, flipped": {"data": {"conditional": False, "flip": True}},
+    "cropped": {"data": {"crop_padding": 2}},
     "no averaging, no clipping": {"ema_decay": 0.0, "clip_norm": 0.0},
     "muon, trapezoid": {"optimizer": "muon", "schedule": "trapezoid"},
 }
@@ -210,6 +211,7 @@ def test_does_not_overwrite_a_run(tmp_path: Path) -> None:
         ({"steps": 5}, r"training\.steps: .* has taken 12 steps, got 5"),
         ({"model": {"width": 32}}, r"model\.width"),
         ({"data": {"flip": True}}, r"data\.flip"),
+        ({"data": {"crop_padding": 1}}, r"data\.crop_padding"),
     ],
 )
 def test_refuses_to_resume_with_another_config(change: dict[str, Any], field: str, tmp_path: Path) -> None:

@@ -68,7 +68,10 @@ def _data(subject: Subject, data: DataConfig) -> Rows:
         seen = f"{len(splits.train):,} to train on, {len(splits.held_out):,} held out ({own})"
     except Unavailable as reason:
         seen = str(reason)
-    return {"Data": data.source + (", half of it mirrored" if data.flip else ""), "Images seen": seen}
+    changed = (", half of it mirrored" if data.flip else "") + (
+        f", random crops with {data.crop_padding} pixels a side" if data.crop_padding else ""
+    )
+    return {"Data": data.source + changed, "Images seen": seen}
 
 
 def _training(training: TrainingConfig, classes: int) -> Rows:

@@ -157,6 +157,10 @@ def resolve(sections: Sections, splits: Splits) -> RunConfig:
     channels, height, width = train.image_shape
     model.setdefault("image_size", height if height == width else (height, width))
     model.setdefault("channels", channels)
+    if data.crop_padding >= min(height, width):
+        raise ConfigError(
+            f"data.crop_padding: expected less than a side of the images, {height}x{width}, got {data.crop_padding}"
+        )
     classes = len(train.class_names) if conditional else 0
     if model.setdefault("num_classes", classes) != classes:
         raise ConfigError(f"model.num_classes: the data have {classes} classes to learn, got {model['num_classes']}")

@@ -39,9 +39,10 @@ def training_batch(
     measure: Measure,
     condition: Condition,
     flip: bool,
+    crop_padding: int = 0,
     rows: slice | None = None,
 ) -> tuple[Tensor, Value]:
-    """What the model sees of the images of one step: mirrored, with noise, with labels dropped.
+    """What the model sees of the images of one step: mirrored, cropped, with noise, with labels dropped.
 
     Everything random is drawn from (seed, step), so a resumed run sees what the uninterrupted one would have seen, and
     for the whole batch, so an image sees the same however many processes share it.
@@ -51,6 +52,7 @@ def training_batch(
             condition; None for an unconditional model.
         step: 0, 1, 2, …
         condition: that of the flow, which says what a dropped label is.
+        flip, crop_padding: as in `DataConfig`; see `crops`.
         rows: which of the `config.batch_size` rows of the batch these are; None where they are all of it.
 
     Returns:
@@ -62,11 +64,32 @@ def training_batch(
     if flip:
         mirrored = torch.rand(count, generator=generator, device=device, dtype=torch.float32)[rows] < 0.5
         pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+    if crop_padding:
+        sides = 2 * crop_padding + 1
+        moved = torch.randint(sides, (count, 2), generator=generator, device=device, dtype=torch.int64)[rows]
+        pixels = crops(pixels, moved - crop_padding)
     x = measure.noisy(pixels, generator, rows, count)
     if labels is None:
         return x, None
     drawn = torch.rand(count, *condition.drops, generator=generator, device=device, dtype=torch.float32)[rows]
     return x, condition.drop(labels, drawn < config.label_drop)
+
+
+def crops(pixels: Tensor, moved: Tensor) -> Tensor:
+    """Windows of the size of the images, `moved` (B, 2) down and right, of images (B, C, H, W) continued by reflection.
+
+    The pixel at the border is not repeated, so that a move is less than H and W.
+
+    >>> crops(torch.arange(4, dtype=torch.uint8).view(1, 1, 1, 4), torch.tensor([[0, -2]])).flatten().tolist()
+    [2, 1, 0, 1]
+    """
+    for axis, by in ((2, moved[:, :1]), (3, moved[:, 1:])):
+        size = pixels.shape[axis]
+        at = (torch.arange(size, device=pixels.device, dtype=torch.int64) + by).abs()  # (B, size)
+        at = size - 1 - (size - 1 - at).abs()
+        shape = (-1, 1, size, 1) if axis == 2 else (-1, 1, 1, size)
+        pixels = pixels.gather(axis, at.view(shape).expand(pixels.shape))
+    return pixels
 
 
 Forward: TypeAlias = Callable[..., tuple[Tensor, Tensor]]

@@ -205,10 +205,9 @@ class Trainer:
     def seen(self, step: int) -> tuple[torch.Tensor, Value]:
         """This rank's rows of a step's batch, as the model sees them."""
         data, (pixels, labels) = self.data, self.feed.batch(step)
-        config, measure, condition = self.training, self.measure, self.flow.conditions
-        return training_batch(
-            pixels, labels, step, config=config, measure=measure, condition=condition, flip=data.flip, rows=self.rows
-        )
+        how: dict[str, Any] = {"config": self.training, "measure": self.measure, "condition": self.flow.conditions}
+        how |= {"flip": data.flip, "crop_padding": data.crop_padding, "rows": self.rows}
+        return training_batch(pixels, labels, step, **how)
 
     def read(self, measured: dict[str, Any]) -> dict[str, Any]:
         """The metrics of a step as numbers, for which the host waits. Raises Diverged where it is time to."""
