@@ -108,6 +108,7 @@ def to_official(flow: TarFlow) -> dict[str, Tensor]:
     kinds = set(config.block_transforms)
     for fits, field, expected, got in (
         (config.log_scale_bound is None, "log_scale_bound", "an unbounded log-scale", config.log_scale_bound),
+        (config.condition in ("auto", "none"), "condition", "classes or none", config.condition),
         (not config.rotary, "rotary", "learned positions alone", config.rotary),
         (not config.start_token, "start_token", "none", config.start_token),
         (config.order == "alternating", "order", "alternating blocks", config.order),

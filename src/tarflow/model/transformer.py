@@ -85,7 +85,7 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _window_mask(count: int, length: int, device: torch.device) -> Tensor:
     """What the last `count` of `length` positions may see: themselves and all before."""
-    if device.type == "cpu":
+    if device.type == "cpu" or torch.compiler.is_compiling():  # which knows no subclass of a tensor made within it
         return torch.ones(count, length, device=device, dtype=torch.bool).tril(length - count)
     # For CUDA's flash kernels, which take no other mask. Importing it imports torch's compiler: five seconds.
     from torch.nn.attention.bias import causal_lower_right

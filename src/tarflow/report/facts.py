@@ -178,7 +178,9 @@ def block_inside(name: str, flow: TarFlow) -> Markup:
         ("patches before i, in the block's order", f"{config.patch_dim} numbers each", "latent"),
         (
             f"linear, {config.patch_dim} → {width}",
-            "+ position" if block.embedding is None else "+ position + class",
+            "+ position"
+            if block.embedding is None
+            else "+ position + " + ("class" if config.num_classes else "condition"),
             "part",
         ),
         (
