@@ -31,7 +31,8 @@ def lazy(flow: SequenceFlow) -> LazyFlow:
     It stands where `zuko.flows.Flow` does, also as the base of one of zuko's.
 
     >>> import torch, tarflow
-    >>> flow = tarflow.adapters.lazy(tarflow.VectorFlow(2, condition=3))
+    >>> from tarflow.adapters import lazy
+    >>> flow = lazy(tarflow.VectorFlow(2, condition=3))
     >>> c = torch.randn(5, 3)
     >>> flow(c).log_prob(torch.zeros(5, 2)).shape, flow(c).sample((4,)).shape
     (torch.Size([5]), torch.Size([4, 5, 2]))

@@ -1,7 +1,8 @@
 """Density estimators for `sbi`: posteriors (NPE) and likelihoods (NLE) that are a `VectorFlow`.
 
     from sbi.inference import NPE
-    inference = NPE(prior, density_estimator=tarflow.adapters.sbi.posterior())
+    from tarflow.adapters import sbi
+    inference = NPE(prior, density_estimator=sbi.posterior())
     inference.append_simulations(theta, x).train()
     samples = inference.build_posterior().sample((1000,), x=observed)
 
