@@ -83,7 +83,7 @@ KERNELS = {"sampling.cuda.kernels": "triton"}
 # Of benchmarks/: they read images, or measure or damage how they are read, or run the tests.
 READ_IMAGES = {
     *("loader", "killing", "fuzz", "corpus", "bench", "ablations", "peers", "recipe_samples"),
-    *("long_run", "planted", "precision", "ship", "timed_training"),
+    *("long_run", "planted", "play_fuzz", "precision", "ship", "timed_training"),
 }
 MAX_LINES = 320
 

@@ -56,6 +56,16 @@ def test_one_class_no_class_and_no_guidance(studio: Studio) -> None:
         assert (images.int() - shown(run, expected).int()).abs().max() <= 16
 
 
+def test_what_a_sweep_found_best_is_the_default() -> None:
+    """The shipped digits have such a setting."""
+    run = tarflow.open_run("digits")
+    studio = Studio(run)
+    assert studio.usual == run.setting and studio.usual.guidance.scale > 0
+    usual = studio.usual.guidance
+    wish = Drawing(1, 0, 3, usual.scale, usual.rule, usual.temperature, studio.usual.denoise is not None)
+    assert studio.setting(wish) == studio.usual
+
+
 def test_a_drawing_that_is_left_frees_the_studio(studio: Studio) -> None:
     drawing = studio.draw(Drawing(64, 0, None, 0.0, "paper", 1.0, True))
     next(drawing)

@@ -267,7 +267,7 @@ class Answers:
         for found in inside.look(self.studio):
             drawings = [stack("play-stack", self.studio.flow), block_inside("play-inside", self.studio.flow)]
             blocks = [vars(block) | {"src": address(block.image)} for block in found.blocks]
-            shown = PARTS.inside(found.facts, address(found.image), blocks, drawings, inside.IMAGES, "")
+            shown = PARTS.inside(found.facts, address(found.image), blocks, drawings, inside.IMAGES)
             yield str(PARTS.message("Measured just now.")), str(shown)
 
     # --- what several of them do ------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
 MOST_BODY = 16_000_000  # bytes of a request: two pictures, or several small ones, in base64
+MOST_DROPPED = 50_000_000  # bytes beyond it that are read for the sake of an answer
 MOST_TEXT = 200  # characters of any value that is no list of pictures
 OPEN = re.compile(
     r"/(|config/?|theme\.css|manifest\.json|favicon\.ico|robots\.txt|(assets|static)/[A-Za-z0-9_./-]+|"
@@ -90,9 +91,9 @@ class Gate:
         if method in ("GET", "HEAD") and OPEN.fullmatch(path) and ".." not in path:
             return None
         if method == "POST" and path in CANCEL:
-            return self._small(await _body(scope, receive, 10 * MOST_TEXT))
+            return self._small(await _body(receive, 10 * MOST_TEXT))
         if method == "POST" and path == JOIN:
-            body = await _body(scope, receive, MOST_BODY)
+            body = await _body(receive, MOST_BODY)
             self._check_event(_object(body))
             return body
         raise Refused(404, "there is nothing at this address")
@@ -131,22 +132,28 @@ class Gate:
                 raise Refused(422, f"data: expected a smaller number at {number}")
 
 
-async def _body(scope: Scope, receive: Receive, most: int) -> bytes:
-    """All of a request's body. Raises `Refused` where it is longer than `most`, whatever it says of its length."""
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit() and int(value) > most:
-            raise Refused(413, f"{int(value) / 1e6:.1f} MB at once: expected at most {most / 1e6:g}")
-    parts, size = [], 0
+async def _body(receive: Receive, most: int) -> bytes:
+    """All of a request's body. Raises `Refused` where it is longer than `most`, whatever it says of its length.
+
+    What is too much is read and dropped, within reason: who is still sending would not see the answer.
+    """
+    parts: list[bytes] = []
+    size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Refused(400, "the connection was closed")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
+        part = message.get("body", b"")
+        size += len(part)
         if size > most:
-            raise Refused(413, f"more than {most / 1e6:g} MB at once")
-        if not message.get("more_body"):
-            return b"".join(parts)
+            parts.clear()
+        else:
+            parts.append(part)
+        if not message.get("more_body") or size > most + MOST_DROPPED:
+            break
+    if size > most:
+        raise Refused(413, f"{size / 1e6:.1f} MB or more at once: expected at most {most / 1e6:g}")
+    return b"".join(parts)
 
 
 def _object(body: bytes) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import gradio as gr
 
 from tarflow.play.answers import Answers
 from tarflow.play.wishes import ALL, MOST_GUIDANCE, MOST_IMAGES, MOST_SEED, MOST_STEPS, MOST_VARIATIONS, NULL, RULES
+from tarflow.sampling.guidance import Guidance
 
 HERE = Path(__file__).resolve().parent / "templates"
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
@@ -150,15 +151,26 @@ _CONTROLS: dict[str, Callable[[Answers], Any]] = {
     "images": lambda _: _raw(gr.Slider(1, MOST_IMAGES, 16, step=1, label="Images")),
     "seed": lambda _: _raw(gr.Number(0, precision=0, minimum=0, maximum=MOST_SEED, label="Seed")),
     "class": lambda answers: _class_choice(answers, "Class", ("all in turn", ALL)),
-    "guidance": lambda _: _raw(gr.Slider(0, MOST_GUIDANCE / 2, 0, step=0.1, label="Guidance", info="0 guides nothing")),
-    "rule": lambda _: _raw(gr.Radio(list(RULES), value="paper", label="Rule of the guidance")),
-    "temperature": lambda _: _raw(
+    "guidance": lambda answers: _raw(
+        gr.Slider(0, MOST_GUIDANCE / 2, _usual(answers).scale, step=0.05, label="Guidance", info="0 guides nothing")
+    ),
+    "rule": lambda answers: _raw(gr.Radio(list(RULES), value=_usual(answers).rule, label="Rule of the guidance")),
+    "temperature": lambda answers: _raw(
         gr.Slider(
-            0.1, 3, 1, step=0.05, label="Temperature", info="of the attention of the unguided branch; 1 leaves it"
+            *(0.1, 3, _usual(answers).temperature),
+            step=0.05,
+            label="Temperature",
+            info="of the attention of the unguided branch; 1 leaves it",
         )
     ),
-    "denoise": lambda answers: _raw(gr.Checkbox(True, label=f"Denoise (σ = {answers.studio.sigma:g})")),
+    "denoise": lambda answers: _raw(
+        gr.Checkbox(answers.studio.usual.denoise is not None, label=f"Denoise (σ = {answers.studio.sigma:g})")
+    ),
 }
+
+
+def _usual(answers: Answers) -> Guidance:
+    return answers.studio.usual.guidance
 
 
 def _raw(component: Any) -> Any:

@@ -46,14 +46,15 @@ class Studio:
     Attributes:
         classes: their names; empty where the model has none.
         by_class, by_temperature: whether guidance by the class does anything, and by the temperature.
-        sigma: by which samples are denoised; None where there is nothing to remove.
+        sigma: of the noise that the model has learned; None where there is nothing to remove.
+        usual: how samples are drawn where nobody says otherwise, such as what `tarflow sweep` found best.
     """
 
     def __init__(self, run: Run) -> None:
         model = run.config.model
         if model.channels not in (1, 3):
             raise ValueError(f"{run.path}: expected images of 1 or 3 channels, got {model.channels}")
-        self.run, self.flow, self.sigma = run, run.flow, run.sigma
+        self.run, self.flow, self.sigma, self.usual = run, run.flow, run.sigma, run.setting
         # Of other conditions than one class nothing is asked for: their samples are those of no condition.
         counted = run.flow.conditions.size == model.num_classes
         self.classes = tuple(run.class_names[: model.num_classes]) if counted else ()
@@ -64,8 +65,9 @@ class Studio:
 
     def setting(self, wish: Drawing) -> Setting:
         """Guidance and denoising as the samplers take them."""
-        guidance = Guidance(wish.guidance, temperature=wish.temperature, rule=wish.rule)  # type: ignore[arg-type]
-        return Setting(guidance, self.sigma if wish.denoised else None)
+        schedule = self.usual.guidance.schedule
+        guidance = Guidance(wish.guidance, schedule, wish.temperature, wish.rule)  # type: ignore[arg-type]
+        return Setting(guidance, (self.usual.denoise or self.sigma) if wish.denoised else None)
 
     def draw(self, wish: Drawing) -> Iterator[Drawn]:
         """Images as they finish, with how far it is in between; leaving the iterator ends the work."""
