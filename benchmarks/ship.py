@@ -88,9 +88,9 @@ MODELS = {
     ),
     "fashion-mnist": Model(
         "clothes",
-        "It draws clothes of a wanted class, and scores them. It learned images with uniform noise (dequantisation), so "
-        "that its density is one of pixels, in bits. A spline next to the pixels follows how they pile up at black; its "
-        "samples need no noise that would be removed again.",
+        "It draws clothes of a wanted class, and scores them. It learned images with uniform noise (dequantisation), "
+        "so that its density is one of pixels, in bits. A spline next to the pixels follows how they pile up at black, "
+        "and samples need no noise that would be removed again.",
         "-n 1000 --extractor classifier",
         "--no-classify",  # a pass for each class over 10,000 images
     ),
