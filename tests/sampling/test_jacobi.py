@@ -170,3 +170,12 @@ def test_a_network_that_rounds_by_the_shape_converges_all_the_same(window: int |
         want = sequential(predictor(block, None, None, block.new_cache(3)), z)
     assert found[8].iterations < 63 and found[8].residual <= 0.002
     assert float((found[8].x - want.x).abs().max()) < 0.2
+
+
+@pytest.mark.parametrize("name", ["spline", "affine-by-number"])
+def test_patches_that_enter_together_have_as_many_parameters(name: str) -> None:
+    """In float32, where what makes x of z is C, which broadcasts nothing."""
+    torch.manual_seed(0)
+    flow = TarFlow(TarFlowConfig(8, channels=1, patch_size=2, width=64, layers=(1, 1), transform=name))
+    found = tarflow.sample(flow, 3, solver=Jacobi(window=4))  # of a new flow, whose windows converge at once
+    torch.testing.assert_close(found, tarflow.sample(flow, 3, solver="sequential"))

@@ -111,7 +111,8 @@ def jacobi(
         if end > guessed:
             entering = slice(guessed + 1, end + 1)
             if params is not None:
-                x[:, entering] = _finite_guess(predict.inverse(z[:, entering], params[:, -1:]), safe[:, entering])
+                same = params[:, -1:].expand(-1, end - guessed, -1)  # as those of the last patch
+                x[:, entering] = _finite_guess(predict.inverse(z[:, entering], same), safe[:, entering])
             guessed = end
         guess = x[:, known + 1 : end + 1]
         params = predict(x[:, begin:end], begin)[:, known - begin :]
