@@ -207,6 +207,7 @@ def figure_rows(facts: dict[str, Any]) -> str:
             f"| {name}, {fewer} samples | {best['value_at_floor_samples']:.3f} | the same |",
             f"| {name}, {fewer} held-out images | {best['floor']:.3f} | the same |",
         ]
+        rows = rows if fewer < best["samples"] else [*rows[:-2], rows[-1]]  # as many: it is the row before
         if samples["agreement"] is not None:
             rows.append(f"| samples that show the wanted class | {100 * samples['agreement']:.1f} % | the same |")
     return "\n".join(rows)
