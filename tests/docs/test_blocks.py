@@ -57,6 +57,7 @@ SHORTER = [  # (what the command matches, options)
     (r"report ", "--images 2 --limit 4"),
     (r"evaluate ", "--draws 2 --limit 16"),
     (r"denoise .* digits ", "--limit 4"),
+    (r"inpaint ", "-n 2 --warmup 4"),
 ]
 
 NOT_RUN = {
@@ -125,6 +126,12 @@ def noisy_digits(place: Path) -> None:
         Image.fromarray(pixels.numpy()).save(place / "noisy" / f"{k}.png")
 
 
+def region(place: Path) -> None:
+    pixels = np.zeros((8, 8), dtype=np.uint8)
+    pixels[2:6, 2:6] = 255
+    Image.fromarray(pixels).save(place / "region.png")
+
+
 def official_checkpoint(place: Path) -> None:
     config = tarflow.TarFlowConfig(
         image_size=16, patch_size=8, width=64, layers=(1, 1), num_classes=3, log_scale_bound=None
@@ -159,7 +166,8 @@ def stars(place: Path) -> None:
 
 
 STAND_INS: dict[str, list[Callable[[Path], None]]] = {
-    "README.md": [photographs, noisy_digits, official_checkpoint],
+    "README.md": [photographs, noisy_digits, region, official_checkpoint],
+    "docs/inference.md": [noisy_digits, region],
     "docs/data.md": [photographs, downsampled_imagenet, scans],
     "docs/models.md": [noisy_digits],
     "docs/official-checkpoints.md": [official_checkpoint],

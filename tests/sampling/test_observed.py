@@ -19,6 +19,7 @@ CASES: dict[str, dict[str, Any]] = {  # name in the table, and what makes its bl
     "spline_first": {"order": "causal"},
     "random_orders": {"orders": ("raster",) * 3, "log_scale_bound": 0.6},
     "mixed": {"order": "causal"},
+    "given_tokens": {"orders": ("raster",) * 2, "log_scale_bound": 0.6},
     "supports": {"orders": ("raster",) * 2},
     "affine_on_a_followed_variance": {"orders": ("raster",) * 2, "log_scale_bound": 0.6},
     "vector_in_pairs": {},

@@ -32,6 +32,7 @@ COMMANDS = {  # name: (module, what --help says of it)
     "quality": "Measure how good samples are: distances with names, beside their floors; prints one JSON object.",
     "sweep": "Find the best guidance and denoising of a flow, and keep it as its default.",
     "denoise": "Remove the noise that a flow was trained with from images.",
+    "inpaint": "Draw a region of an image anew, given the rest of it.",
     "report": "Write one HTML page that shows a flow: scores, samples, maps, architecture.",
     "play": "Open a page to play with a flow: draw, score, walk, edit, look inside.",
     "export": "Write a flow as a file that other programs run: torch.export or ONNX.",

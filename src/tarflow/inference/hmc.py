@@ -15,7 +15,7 @@ from tarflow.seeding import seeded_generator
 
 # Dual averaging: Hoffman and Gelman, JMLR 15 (2014), section 3.2, whose constants these are.
 SHRINKAGE, EARLY, FORGETTING = 0.05, 10.0, 0.75
-WINDOWS = (1, 2, 4, 8, 14)
+WINDOWS = (1, 2, 4, 8, 12)
 """Sixteenths of the warm-up, after each of which the scales are those of the draws since the one before."""
 LEAST_DRAWS = 10
 """Draws from which scales are estimated at least."""

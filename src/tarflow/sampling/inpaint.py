@@ -65,9 +65,10 @@ def inpaint(
     Where all blocks walk in one order, and the rest are the first tokens of it, these are exact draws (as
     `flow.condition` gives). Elsewhere the conditional density is known but for its constant, p(x_region, x_rest | c),
     and Hamiltonian Monte Carlo (`hmc`) goes through it with the flow's exact score, all chains of all rows in one
-    batch. Chains start at regions of fresh samples; `steps` states of each are kept after `warmup`, and n of them
-    returned, evenly spaced. In the limit they are exact draws; how near they are, say the effective sample size and
-    R-hat. `resample` is faster, and draws from another distribution.
+    batch. Chains start at regions of fresh samples; `steps` states of each are kept after `warmup`, and n of all of
+    them returned, evenly spaced: as many as there are chains are the last state of each. In the limit they are exact
+    draws; how near they are, say the effective sample size and R-hat. `resample` is faster, and draws from another
+    distribution.
 
     A model of noisy images (`denoise`: σ of its training) knows no clean rest. There the rest gets noise of its own in
     each chain, the region is drawn given that, and all of it is denoised; at last the rest is put back as it was. So
@@ -112,10 +113,10 @@ def inpaint(
         if n > chains * steps:
             raise ValueError(f"n: expected at most chains·steps = {chains * steps}, got {n}")
         drawn, worth = _walk(flow, seen, region, own, chains, steps, warmup, leapfrog, seed)
-    # (steps, B·count, …) to (B, steps·count, …), of which n are taken, evenly spaced
-    drawn = drawn.unflatten(1, (len(x), count)).transpose(0, 1).flatten(1, 2)
-    chosen = torch.linspace(0, drawn.shape[1] - 1, n, device="cpu", dtype=torch.float64).round().long()
-    samples = drawn[:, chosen.to(drawn.device)].transpose(0, 1)  # (n, B, …)
+    # (steps, B·count, …) to (count·steps, B, …), of which n are taken: evenly spaced, the last state among them
+    drawn = drawn.unflatten(1, (len(x), count)).movedim(2, 0).flatten(0, 1)
+    chosen = (_numbers(n, drawn.device) + 1) * len(drawn) // n - 1
+    samples = drawn[chosen]
     if denoise is not None:
         flat, many = samples.flatten(0, 1), flow.conditions.rows(c, _numbers(len(x), x.device).repeat(n))
         samples = denoise_images(flow, flat, denoise, many).unflatten(0, (n, len(x)))
