@@ -96,6 +96,8 @@ class Gate:
             body = await _body(receive, MOST_BODY)
             self._check_event(_object(body))
             return body
+        if method not in ("GET", "HEAD"):
+            await _body(receive, MOST_BODY)  # who is still sending would not see the answer
         raise Refused(404, "there is nothing at this address")
 
     def _small(self, body: bytes) -> bytes:
