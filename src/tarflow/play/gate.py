@@ -11,6 +11,8 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from tarflow.jsontext import to_json
+
 Scope = Any
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -70,7 +72,7 @@ class Gate:
         try:
             body = await self._checked(scope, receive)
         except Refused as refused:
-            answer = json.dumps({"detail": refused.text}).encode()
+            answer = to_json({"detail": refused.text}).encode()
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
             headers.append((b"connection", b"close"))  # what is left of its body is not read
             await with_headers({"type": "http.response.start", "status": refused.status, "headers": headers})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from tarflow.jsontext import to_json
 from tarflow.play.answers import Answers
 from tarflow.play.wishes import ALL, MOST_GUIDANCE, MOST_IMAGES, MOST_SEED, MOST_STEPS, MOST_VARIATIONS, NULL, RULES
 from tarflow.sampling.guidance import Guidance
@@ -223,7 +223,7 @@ def _on(button: Any, answer: Any, inputs: list[Any], word: Any, result: Any, scr
 
 def _stops(button: Any, answers: Answers, word: Any, events: list[Any]) -> None:
     """End what is going on. The page says so by itself: what the server said would be lost with what is ended."""
-    button.click(None, outputs=word, cancels=events, js=f"() => {json.dumps(answers.stopped())}")
+    button.click(None, outputs=word, cancels=events, js=f"() => {to_json(answers.stopped())}")
 
 
 def _escaped(text: str) -> str:
