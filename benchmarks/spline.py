@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import functools
 import json
+import math
 import os
 import platform
 import statistics
@@ -152,8 +153,9 @@ def decoding(size: str, batch: int) -> dict[str, Work]:
 def drawing(batch: int) -> dict[str, Work]:
     """Drawing from the flows of `WHOLE`, of the best recipe's size, by the sequential solver."""
     work: dict[str, Work] = {}
+    side = math.isqrt(SIZES["best"]["tokens"])
     for name, fields in WHOLE.items():
-        flow = flow_of("best", "affine", layers=(1,) * 8, rotary=True, lattice=(8, 8), **fields)
+        flow = flow_of("best", "affine", **{"layers": (1,) * 8, "rotary": True, "lattice": (side, side)} | fields)
         noise = torch.randn(batch, flow.sequence.tokens, flow.sequence.dim)
         work[name] = functools.partial(tarflow.sample, flow, batch, noise=noise, solver="sequential")
     return work

@@ -43,7 +43,7 @@ def test_in_float32_it_is_that_up_to_rounding(name: str) -> None:
 def count_encodings(monkeypatch: pytest.MonkeyPatch, flow: Any) -> list[int]:
     counted = []
     honest = flow.log_prob
-    monkeypatch.setattr(flow, "log_prob", lambda *given: counted.append(1) or honest(*given))
+    monkeypatch.setattr(flow, "log_prob", lambda *given, **named: counted.append(1) or honest(*given, **named))
     return counted
 
 

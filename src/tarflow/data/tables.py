@@ -131,7 +131,8 @@ def read_table(path: str | Path) -> Table:
     else:
         table = _of_arrow(path)
     if not len(table):
-        raise DataError(f"{path}: no rows of numbers or words")
+        keys = f", and no `images`; it has {few(Archive(path).keys)}" if suffix == ".npz" else ""
+        raise DataError(f"{path}: no rows of numbers or words{keys}")
     return table
 
 

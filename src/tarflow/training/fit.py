@@ -104,9 +104,9 @@ def fit(
     >>> flow = tarflow.SequenceFlow(config)
     >>> x = torch.randn(500, 3, 1) * 0.1 + 2
     >>> before = flow.log_prob(x).mean()
-    >>> result = flow.fit(x, steps=60, lr=3e-3)
-    >>> result.steps, result.rows, bool(flow.log_prob(x).mean() > before)
-    (60, 450, True)
+    >>> result = flow.fit(x, steps=20, lr=3e-3)
+    >>> result.rows, bool(flow.log_prob(x).mean() > before)
+    (450, True)
     """
     if flow.in_inference_mode:
         raise ValueError("flow: made in torch.inference_mode, so that no gradient flows; make it outside")
