@@ -35,6 +35,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 }
 PAGES = {name: path for name, path in PAGES.items() if "_build" not in name}
+SLOW_PAGES = {"docs/export.md"}  # whose blocks start PyTorch's compiler
 
 # Options added to a command, in place of its own where it has them: the same code, in seconds.
 SMALL_MODEL = "--image-size 32 --width 64 --layers 1 1 --patch-size 8"
@@ -207,7 +208,9 @@ def run_command(line: str) -> None:
         assert main(shortened(words[1:])) == 0, line
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_PAGES else name for name in PAGES]
+)
 def test_the_blocks_of_a_page_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [block for block in blocks(PAGES[name].read_text()) if block.language in ("shell", "python")]
     if not found:
