@@ -155,7 +155,8 @@ def drawing(batch: int) -> dict[str, Work]:
     work: dict[str, Work] = {}
     side = math.isqrt(SIZES["best"]["tokens"])
     for name, fields in WHOLE.items():
-        flow = flow_of("best", "affine", **{"layers": (1,) * 8, "rotary": True, "lattice": (side, side)} | fields)
+        blocks: dict[str, Any] = {"layers": (1,) * 8, "rotary": True, "lattice": (side, side)}
+        flow = flow_of("best", "affine", **blocks | fields)
         noise = torch.randn(batch, flow.sequence.tokens, flow.sequence.dim)
         work[name] = functools.partial(tarflow.sample, flow, batch, noise=noise, solver="sequential")
     return work
