@@ -53,7 +53,7 @@ def test_files_that_mean_harm_are_one_line_each(place: Path) -> None:
 
 @pytest.mark.slow
 def test_many_files_that_mean_harm_are_one_line_each(place: Path) -> None:
-    assert broken(place, list(range(1, 7)), list(hostile_subjects())) == []
+    assert broken(place, list(range(1, 4)), list(hostile_subjects())) == []
 
 
 def test_the_fuzzer_sees_what_breaks_the_promise(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tarflow.sampling.guidance import Guidance
 HERE = Path(__file__).resolve().parent / "templates"
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
 WAITING = 64  # requests that wait at most; who comes then is told so
+LATE = 700  # milliseconds within which what a stopped answer still said has come
 ONE = "tarflow"  # what all that compute share: one at a time
 
 
@@ -222,8 +223,13 @@ def _on(button: Any, answer: Any, inputs: list[Any], word: Any, result: Any, scr
 
 
 def _stops(button: Any, answers: Answers, word: Any, events: list[Any]) -> None:
-    """End what is going on. The page says so by itself: what the server said would be lost with what is ended."""
-    button.click(None, outputs=word, cancels=events, js=f"() => {to_json(answers.stopped())}")
+    """End what is going on. The page says so by itself: what the server said would be lost with what is ended.
+
+    It says so twice, as a word that was on its way when the button was pressed may come after the first time.
+    """
+    text = to_json(answers.stopped())
+    stopped = button.click(None, outputs=word, cancels=events, js=f"() => {text}")
+    stopped.then(None, outputs=word, js=f"() => new Promise((say) => setTimeout(() => say({text}), {LATE}))")
 
 
 def _escaped(text: str) -> str:
