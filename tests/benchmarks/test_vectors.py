@@ -39,13 +39,18 @@ def test_the_best_weights_on_the_held_out_rows_are_left_and_all_is_written(
     monkeypatch.setattr(vectors, "ROWS", (200, 50, 50))
     arguments = ["--sets", "two moons", "--flows", "VectorFlow", "--seconds", "0.5", "--seeds", "1"]
     assert vectors.main([*arguments, "--out", str(tmp_path / "out.json")]) == 0
-    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert row["steps"] >= 1 and row["rows"] == 200 and row["dim"] == 2 and math.isfinite(row["nats"])
-    assert f"{row['nats']:.3f}" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [row["lr"] for row in rows] == list(vectors.RATES)
+    for row in rows:
+        assert row["steps"] >= 1 and row["rows"] == 200 and row["dim"] == 2 and math.isfinite(row["nats"])
+    (best,) = vectors.chosen(rows)
+    assert best["held_out"] == min(row["held_out"] for row in rows)
+    assert f"{best['nats']:.3f}" in capsys.readouterr().out
 
 
 def test_the_flows_of_the_other_package_have_a_density() -> None:
     pytest.importorskip("zuko", reason="compares with zuko")
-    for name, (make, _) in vectors.FLOWS.items():
-        _, log_prob = make(3)
-        assert log_prob(torch.zeros(5, 3)).shape == (5,), name
+    for variants in vectors.FLOWS.values():
+        for name, make in variants.items():
+            _, log_prob = make(3)
+            assert log_prob(torch.zeros(5, 3)).shape == (5,), name

@@ -101,8 +101,7 @@ class SequenceConfig:
 ALONE = 16
 """Numbers of a vector that are a token each; with more, attention over single numbers is slow for what it gains."""
 FEW = 4
-"""Tokens of a longer vector, at most: 3 of 10 numbers came nearer to 30 numbers than 30 of 1 did in several times as
-long."""
+"""Tokens of a longer vector, at most: on 30 numbers, 3 of 10 came to 4.7 nats in the time in which 30 came to 21."""
 
 
 def default_tokens(dim: int) -> int:
