@@ -32,9 +32,9 @@ from tarflow.pretrained import TABLE_SECTION
 from tarflow.sampling.sample import sample
 from tarflow.training.fit import fit
 from tarflow.training.fitted import Fit
+from tarflow.training.rows import Rows
 
 MOST_CLASSES = 1000  # words in a column of conditions; a column of names or texts has more
-SCORED_AT_ONCE = 4096  # rows
 DIGITS = 1e4  # how far from zero, in its deviations, a column may lie to be learned from in float32
 TOLD = ("held_out_log_prob", "standard_error", "best_step", "steps", "stopped", "skipped", "rows", "held_out_rows")
 """What config.json says of a fit, beside its arguments."""
@@ -141,15 +141,9 @@ class TableRun:
     flow: VectorFlow
     columns: TableConfig
 
-    @torch.no_grad()
     def score(self, table: Table) -> Tensor:
         """The log-likelihood of every row given its conditions, nats, (N,) float64."""
-        x, c = self.columns.events_of(table), self.columns.values_of(table)
-        scores = []
-        for index in torch.arange(len(table), device="cpu", dtype=torch.int64).split(SCORED_AT_ONCE):
-            part = self.flow.log_prob(x[index].to(self.flow.device), self.flow.conditions.rows(c, index))
-            scores.append(part.double().cpu())
-        return torch.cat(scores)
+        return Rows(self.flow, self.columns.events_of(table), self.columns.values_of(table)).log_prob()
 
     def sample(self, n: int, given: Table | None = None, seed: int = 0, **options: Any) -> dict[str, Any]:
         """Draw n rows, or n for each row of a table of conditions: columns by name, and which row each was drawn for.

@@ -116,7 +116,7 @@ def facts(studio: Studio) -> dict[str, str]:
         "Patches": f"{model.num_patches} of {model.patch_size}×{model.patch_size} pixels",
         "Blocks": f"{plural(len(model.layers), 'block')} ({kinds}), width {model.width}",
         "Parameters": f"{parameters_of(run.flow):,}",
-        "Classes": plural(len(studio.classes), "class").replace("classs", "classes") if studio.classes else "none",
+        "Classes": plural(len(studio.classes), "class") if studio.classes else "none",
     }
     if run.config.training is not None:
         found["A density of"] = str(run.measure)

@@ -21,7 +21,7 @@ from tarflow.report.samples import SHOWN
 from tarflow.runs import Run
 from tarflow.sampling.decode import draw_noise
 from tarflow.sampling.denoise import denoise
-from tarflow.sampling.editing import interpolate, resample, trace
+from tarflow.sampling.editing import interpolate, nearer_end, resample, trace
 from tarflow.sampling.guidance import Guidance
 from tarflow.sampling.sample import sample
 from tarflow.sampling.setting import Setting
@@ -120,11 +120,8 @@ class Studio:
             with self.turn:
                 x = interpolate(self.flow, ends[0], ends[1], steps, first, last)
                 y = None
-                if (
-                    first is not None and last is not None
-                ):  # as `interpolate`, which decodes each under the label of the nearer end
-                    nearer = torch.linspace(0, 1, steps, device="cpu", dtype=torch.float32) >= 0.5
-                    y = torch.where(nearer, last, first)
+                if first is not None and last is not None:
+                    y = torch.tensor([first, last], device="cpu", dtype=torch.int64)[nearer_end(steps)]
                 tell(self.shown(self._cleaned(x, y)))
 
         return streamed(work)

@@ -17,10 +17,11 @@ def quoted(mean: float, error: float) -> str:
 def plural(count: int, noun: str) -> str:
     """A count of things.
 
-    >>> plural(1, "layer"), plural(3, "layer")
-    ('1 layer', '3 layers')
+    >>> plural(1, "layer"), plural(3, "layer"), plural(2, "class")
+    ('1 layer', '3 layers', '2 classes')
     """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    ending = "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{'' if count == 1 else ending}"
 
 
 def short(count: int) -> str:

@@ -157,8 +157,13 @@ def interpolate(
     u = flow.base.standardised(z)
     start, end = _arc(u, t) if spherical else (1 - t, t)
     u = start * u[0] + end * u[1]  # (steps, T, D)
-    y = conditions.rows(ends, (t.flatten() >= 0.5).long())
+    y = conditions.rows(ends, nearer_end(steps, z.device))
     return _edited(flow.event.from_tokens(_invert_all(flow, flow.blocks, flow.base.sample(u), y)))
+
+
+def nearer_end(steps: int, device: torch.device | str = "cpu") -> Tensor:
+    """Under whose label each step of a walk is decoded, (steps,): 0, that of the first end, and halfway on 1."""
+    return (torch.linspace(0, 1, steps, dtype=torch.float64, device=device) >= 0.5).long()
 
 
 @torch.no_grad()

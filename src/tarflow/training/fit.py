@@ -8,6 +8,7 @@ share it. What is fitted here takes seconds to minutes, and leaves nothing but t
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,6 @@ from tarflow.training.step import TrainingStep
 EPOCHS, LEAST_STEPS, MOST_STEPS = 100, 1000, 4000
 """Where no number of steps is given: passes over the rows, and the fewest and the most steps that these may come to."""
 EVALUATIONS = 40  # of held-out rows in a whole fit
-SCORED_AT_ONCE = 4096  # held-out rows
 SKIPS_ALLOWED = 100  # steps in a row without a finite gradient: no later batch will mend the weights
 
 DEFAULTS: dict[str, Any] = {
@@ -255,12 +255,9 @@ class _Fitting:
         self.best, self.error = score_rows(flow, self.others)
 
 
-@torch.no_grad()
 def score_rows(flow: SequenceFlow, rows: Rows) -> tuple[float, float]:
-    """The mean log-likelihood of rows, nats, and the standard error of that mean (NaN of one row)."""
-    found = torch.cat(
-        [flow.log_prob(part.x, part.c, mask=part.mask).double().cpu() for part in rows.parts(SCORED_AT_ONCE)]
-    )
+    """The mean log-likelihood of rows under a flow, nats, and the standard error of that mean (NaN of one row)."""
+    found = dataclasses.replace(rows, flow=flow).log_prob()
     return float(found.mean()), float(found.std() / len(found) ** 0.5) if len(found) > 1 else math.nan
 
 
