@@ -163,7 +163,7 @@ def interpolate(
 
 def nearer_end(steps: int, device: torch.device | str = "cpu") -> Tensor:
     """Under whose label each step of a walk is decoded, (steps,): 0, that of the first end, and halfway on 1."""
-    return (torch.linspace(0, 1, steps, dtype=torch.float64, device=device) >= 0.5).long()
+    return (torch.linspace(0, 1, steps, dtype=torch.float32, device=device) >= 0.5).long()
 
 
 @torch.no_grad()
