@@ -10,42 +10,33 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.autograd.functional import jacobian
 
 import slow_flow
 import tarflow
-from flow_cases import assert_close, build, images, labels, latents, names, sequence_of, unchanged
-from tarflow import Guidance, SequenceFlow
+from flow_cases import (
+    assert_close,
+    build,
+    images,
+    labels,
+    latents,
+    masks,
+    padded,
+    sequence_of,
+    unchanged,
+    under,
+)
+from tarflow import Guidance
 from tarflow.model.order import Padded, make_order
 from tarflow.sampling import denoise as denoise_module
 
-PADDED = [
-    name for name in names(sequences=True, long=True) if sequence_of(name).start_token and sequence_of(name).tokens >= 3
-]
-PADDED = [name for name in PADDED if isinstance(build(name), SequenceFlow) and build(name).event.may_be_padded]
+PADDED = padded()
 SOLVERS = [
     tarflow.Sequential(),
     tarflow.Jacobi(tol=1e-12),
     tarflow.Jacobi(window=2, tol=1e-12),
     tarflow.Auto(tol=1e-12),
 ]
-
-
-def masks(flow: SequenceFlow) -> Tensor:
-    """All there; the first ones; some in between; one; none."""
-    count = flow.sequence.tokens
-    mask = torch.zeros(5, count, dtype=torch.bool)
-    mask[0] = True
-    mask[1, :-1] = True
-    mask[2, ::2] = True
-    mask[3, 1] = True
-    return mask
-
-
-def under(mask: Tensor, x: Tensor, value: float) -> Tensor:
-    """x with `value` in place of what is padding."""
-    return torch.where(mask.unsqueeze(2), x, value)
 
 
 def test_there_are_cases_of_every_kind() -> None:

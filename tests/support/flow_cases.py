@@ -166,6 +166,28 @@ def names(*, sequences: bool = False, **conditions: bool) -> list[str]:
     ]
 
 
+def padded() -> list[str]:
+    """Cases whose tokens may be padding, three of them at least."""
+    found = [name for name in names(sequences=True, long=True) if name in SEQUENCES]
+    return [name for name in found if sequence_of(name).start_token]
+
+
+def masks(flow: SequenceFlow) -> Tensor:
+    """All there; the first ones; some in between; one; none."""
+    count = flow.sequence.tokens
+    mask = torch.zeros(5, count, dtype=torch.bool)
+    mask[0] = True
+    mask[1, :-1] = True
+    mask[2, ::2] = True
+    mask[3, 1] = True
+    return mask
+
+
+def under(mask: Tensor, x: Tensor, value: float) -> Tensor:
+    """x with `value` in place of what is padding."""
+    return torch.where(mask.unsqueeze(2), x, value)
+
+
 def _rank(name: str) -> int:
     return 0 if name.endswith("position") else 1 if "embedding" in name else 2
 

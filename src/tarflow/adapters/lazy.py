@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from tarflow.model.sequence import SequenceFlow
@@ -20,9 +20,9 @@ class LazyFlow(nn.Module):
         super().__init__()
         self.flow = flow
 
-    def forward(self, c: Any = None) -> Distribution:
-        """p(x|c), whose `batch_shape` is the leading shape of c, and () for None."""
-        return self.flow.distribution(c)
+    def forward(self, c: Any = None, mask: Tensor | None = None) -> Distribution:
+        """p(x|c), whose `batch_shape` is the leading shape of c, and () for None; `mask` is that of `distribution`."""
+        return self.flow.distribution(c, mask=mask)
 
 
 def lazy(flow: SequenceFlow) -> LazyFlow:

@@ -24,7 +24,9 @@ LogDensity = Callable[[Tensor], Tensor]
 """Of x (n, …) the logarithm of a density (n,), nats; up to a constant where it is a target."""
 
 
-def importance(sampler: Sampler, log_target: LogDensity, n: int, c: Any = None, seed: int = 0) -> Weighted:
+def importance(
+    sampler: Sampler, log_target: LogDensity, n: int, c: Any = None, seed: int = 0, mask: Tensor | None = None
+) -> Weighted:
     """n draws of a flow, weighted so that they stand for the density exp(log_target)/Z.
 
         x_i ~ q,    log w_i = log p̃(x_i) - log q(x_i)
@@ -32,6 +34,7 @@ def importance(sampler: Sampler, log_target: LogDensity, n: int, c: Any = None, 
     Args:
         sampler: a flow, or what `flow.inverse()` gives. c: (n, …) values of its condition.
         log_target: log p̃ (n,) of x (n, …), nats, without its constant. -∞ outside of its support.
+        mask: (n, T) booleans, which tokens of a sequence are there: the same in all rows, where they stand for one p.
 
     Raises:
         ValueError: a log-target of another shape, or one that is NaN or +∞.
@@ -42,8 +45,9 @@ def importance(sampler: Sampler, log_target: LogDensity, n: int, c: Any = None, 
     >>> drawn.x.shape, drawn.log_weight.shape
     (torch.Size([50, 3, 1]), torch.Size([50]))
     """
+    padding = {} if mask is None else {"mask": mask}  # which not every sampler knows
     with torch.no_grad():
-        x, log_q = sampler.sample_and_log_prob(n, c, seed=seed)
+        x, log_q = sampler.sample_and_log_prob(n, c, seed=seed, **padding)
         log_p = log_target(x)
     if log_p.shape != log_q.shape:
         raise ValueError(f"log_target: expected {tuple(log_q.shape)}, one number a draw, got {tuple(log_p.shape)}")

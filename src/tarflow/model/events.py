@@ -68,8 +68,8 @@ class Tokens(nn.Module):
         return (tokens, ladj) if mask is None else (only(mask, tokens), only(mask, ladj))
 
     def filled(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (B, T, D) with numbers of the support where there is no token: nothing reads what was there."""
-        return torch.where(mask.unsqueeze(2), x, self.from_tokens(torch.zeros_like(x[:1])))
+        """x (…, T, D) with numbers of the support where there is no token: nothing reads what was there."""
+        return torch.where(mask.unsqueeze(-1), x, self.from_tokens(torch.zeros_like(x[:1])))
 
     def from_tokens(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens (B, T, D) to x (B, *shape), 0 where there is no token: the inverse of `to_tokens`."""

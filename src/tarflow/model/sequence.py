@@ -189,11 +189,11 @@ class SequenceFlow(nn.Module):
         z, ladj = self.encode_in_range(x, y, mask)
         return only(mask, self.base.log_prob(z) + ladj)
 
-    def distribution(self, y: Any = None, validate_args: bool | None = None) -> FlowDistribution:
+    def distribution(self, y: Any = None, validate_args: bool | None = None, mask: Any = None) -> FlowDistribution:
         """p(x|y) as a `torch.distributions.Distribution`, for code that is written against that interface.
 
         Labels of any shape are its `batch_shape`; None is the null class and `batch_shape` (). See
-        `tarflow.FlowDistribution`, also for `validate_args`.
+        `tarflow.FlowDistribution`, also for `validate_args` and a `mask` (…, T).
 
         >>> import torch, tarflow
         >>> flow = tarflow.TarFlow(tarflow.TarFlowConfig(8, channels=1, patch_size=2, width=64, layers=(1, 1)))
@@ -206,7 +206,7 @@ class SequenceFlow(nn.Module):
         # sampling/, and whoever calls this asks for that. It runs at the call; nothing here depends on it.
         from tarflow.sampling.distribution import FlowDistribution
 
-        return FlowDistribution(self, y, validate_args)
+        return FlowDistribution(self, y, validate_args, mask)
 
     def sample_and_log_prob(
         self, n: int, c: Any = None, seed: int = 0, solver: Any = "auto", batch_size: Any = None, mask: Any = None
@@ -232,7 +232,7 @@ class SequenceFlow(nn.Module):
 
         return InverseFlow(self)
 
-    def condition(self, prefix: Tensor, c: Any = None) -> Observed:
+    def condition(self, prefix: Tensor, c: Any = None, mask: Any = None) -> Observed:
         """p(future | prefix, c), exactly, where all blocks walk in raster order; `tarflow.Observed` says more.
 
         >>> import torch, tarflow
@@ -243,7 +243,7 @@ class SequenceFlow(nn.Module):
         """
         from tarflow.sampling.observed import Observed  # as above
 
-        return Observed(self, prefix, c)
+        return Observed(self, prefix, c, mask)
 
     def fit(self, x: Tensor, c: Any = None, **options: Any) -> Fit:
         """Fit this flow to rows x (N, …) given c, and say what came of it: `tarflow.training.fit.fit`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -23,9 +23,10 @@ class FlowDistribution(Distribution):
     """p(x|y) of a flow; `flow.distribution(y)` makes one.
 
     `event_shape` and `support` are those of `flow.event`, (C, H, W) for images, and `batch_shape` is the shape of the
-    labels. There is no guidance here, which is no density, and no denoising: of a model of noisy images these are the
-    noisy images, and `tarflow.denoise` cleans them. Works in `Independent`, `TransformedDistribution` and
-    `MixtureSameFamily`; the last one over all classes is the marginal `log mean_y p(x|y)`.
+    labels, broadcast with that of the masks where there are any. There is no guidance here, which is no density, and no
+    denoising: of a model of noisy images these are the noisy images, and `tarflow.denoise` cleans them. Works in
+    `Independent`, `TransformedDistribution` and `MixtureSameFamily`; the last one over all classes is the marginal
+    `log mean_y p(x|y)`.
 
     Moments, entropy and divergences are not known in closed form. `entropy(n)` and `kl(q, n)` estimate them from draws
     and say how well; `entropy()` and `torch.distributions.kl_divergence`, which promise a number without an error,
@@ -37,9 +38,11 @@ class FlowDistribution(Distribution):
             `batch_shape` is ().
         validate_args: None as everywhere in torch.distributions. Labels are checked always, values in `log_prob` where
             it is on.
+        mask: (…, T) booleans, which tokens of a sequence are there; draws are 0 elsewhere, and there is nothing that
+            values hold looked at.
 
     Raises:
-        ValueError: labels that are no classes of this model.
+        ValueError: labels that are no classes of this model, or a mask of a flow that takes none.
 
     >>> import torch, tarflow
     >>> from torch.distributions import Categorical, MixtureSameFamily
@@ -60,22 +63,36 @@ class FlowDistribution(Distribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = True
 
-    def __init__(self, flow: SequenceFlow, y: Any = None, validate_args: bool | None = None) -> None:
+    def __init__(
+        self, flow: SequenceFlow, y: Any = None, validate_args: bool | None = None, mask: Tensor | None = None
+    ) -> None:
         self.flow = flow
         rows, batch_shape = flow.conditions.flatten(y)
-        self.y = flow.check_condition(rows, batch_shape.numel())
-        self.rows = torch.arange(batch_shape.numel(), device="cpu", dtype=torch.int64).view(batch_shape)  # which of y
+        rows = flow.check_condition(rows, batch_shape.numel())
+        index = _numbers(batch_shape)
+        self.mask = None
+        if mask is not None:
+            check_tensor("mask", mask, f"(…, {flow.sequence.tokens}) booleans, True where a token is there")
+            mask = torch.atleast_1d(mask)
+            leading = mask.shape[:-1]
+            batch_shape = broadcast(leading, batch_shape, "mask")
+            there = cast("Tensor", flow.check_mask(mask.reshape(leading.numel(), mask.shape[-1]), leading.numel()))
+            self.mask = there[_numbers(leading).expand(batch_shape).reshape(-1).to(there.device)]
+            rows = flow.conditions.rows(rows, index.expand(batch_shape).reshape(-1))
+            index = _numbers(batch_shape)
+        self.y, self.rows = rows, index  # values of the condition, and which of them each element of the batch has
         super().__init__(batch_shape, torch.Size(flow.event.shape), validate_args)
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
         """Where values may lie: that of the event. Outside of it `log_prob` is -∞, or ValueError where validated."""
-        return self.flow.event.support
+        support = self.flow.event.support
+        return support if self.mask is None else _WhereThere(self.flow, support, self.mask[self.rows])
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
         """The same distribution with labels repeated to `batch_shape`."""
         new = self._get_checked_instance(FlowDistribution, _instance)
-        new.flow = self.flow
+        new.flow, new.mask = self.flow, self.mask
         new.y, new.rows = self.y, self.rows.expand(batch_shape)
         super(FlowDistribution, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
@@ -97,14 +114,9 @@ class FlowDistribution(Distribution):
             raise ValueError(f"value: expected {expected}, got {tuple(value.shape)}")
         if self._validate_args and value.numel():  # torch's check cannot reshape nothing
             self._validate_sample(value)
-        try:
-            shape = torch.broadcast_shapes(value.shape[:-axes], self.batch_shape)
-        except RuntimeError:  # what torch's check says, where it is asked to
-            raise ValueError(
-                f"value: leading shape {tuple(value.shape[:-axes])} does not broadcast with {tuple(self.batch_shape)}"
-            ) from None
+        shape = broadcast(value.shape[:-axes], self.batch_shape, "value")
         x = value.expand(*shape, *self.event_shape).reshape(shape.numel(), *self.event_shape)
-        return self.flow.log_prob(x, self._values(shape)).reshape(shape)
+        return self.flow.log_prob(x, self._values(shape), mask=self._there(shape)).reshape(shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw (*sample_shape, *batch_shape, *event_shape), detached, as fast as `tarflow.sample`.
@@ -119,12 +131,13 @@ class FlowDistribution(Distribution):
         if shape.numel() == 0:
             dtype = torch.promote_types(self.flow.dtype, torch.float32)
             return torch.empty(*shape, *self.event_shape, dtype=dtype, device=self.flow.device)
-        return sample(self.flow, shape.numel(), self._values(shape), seed=seed).reshape(*shape, *self.event_shape)
+        x = sample(self.flow, shape.numel(), self._values(shape), seed=seed, mask=self._there(shape))
+        return x.reshape(*shape, *self.event_shape)
 
     def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """The same with log p(x|y) of each, (*sample_shape, *batch_shape), as `flow.sample_and_log_prob` has it."""
         shape, seed = torch.Size(sample_shape) + self.batch_shape, draw_seed()
-        x, log_p = self.flow.sample_and_log_prob(shape.numel(), self._values(shape), seed)
+        x, log_p = self.flow.sample_and_log_prob(shape.numel(), self._values(shape), seed, mask=self._there(shape))
         return x.reshape(*shape, *self.event_shape), log_p.reshape(shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -140,8 +153,9 @@ class FlowDistribution(Distribution):
         if shape.numel() == 0:
             return self.sample(sample_shape)
         noise = draw_noise(self.flow, torch.arange(shape.numel(), device="cpu", dtype=torch.int64), seed)
-        tokens = decode_with_gradients(self.flow, latents_of(self.flow, noise), self._values(shape))
-        x = self.flow.event.from_tokens(tokens)
+        there = self._there(shape)
+        tokens = decode_with_gradients(self.flow, latents_of(self.flow, noise), self._values(shape), mask=there)
+        x = self.flow.event.from_tokens(tokens, there)
         return check_finite(x, "draw {}", "bound the log-scale").reshape(*shape, *self.event_shape)
 
     def entropy(self, n: int | None = None) -> Estimate:  # type: ignore[override]
@@ -170,5 +184,34 @@ class FlowDistribution(Distribution):
         """The values of the condition, for as many rows as `shape` has."""
         return self.flow.conditions.rows(self.y, self.rows.expand(shape).reshape(-1))
 
+    def _there(self, shape: torch.Size) -> Tensor | None:
+        """The masks of as many rows."""
+        return None if self.mask is None else self.mask[self.rows.expand(shape).reshape(-1).to(self.mask.device)]
+
     def __repr__(self) -> str:
         return f"FlowDistribution(batch_shape: {tuple(self.batch_shape)}, event_shape: {tuple(self.event_shape)})"
+
+
+class _WhereThere(constraints.Constraint):
+    """A constraint on the tokens (…, T, D) that a mask (…, T) says are there; whatever lies elsewhere is allowed."""
+
+    def __init__(self, flow: SequenceFlow, base: constraints.Constraint, mask: Tensor) -> None:
+        self.flow, self.base, self.mask = flow, base, mask
+        self.event_dim, self.is_discrete = base.event_dim, base.is_discrete
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        return self.base.check(self.flow.event.filled(value, self.mask.to(value.device)))
+
+
+def broadcast(shape: torch.Size, batch_shape: torch.Size, name: str) -> torch.Size:
+    """The two shapes broadcast; ValueError, which begins with `name`, where they do not."""
+    try:
+        return torch.broadcast_shapes(shape, batch_shape)
+    except RuntimeError:  # what torch's own check says, where it is asked to
+        raise ValueError(f"{name}: leading shape {tuple(shape)} does not broadcast with {tuple(batch_shape)}") from None
+
+
+def _numbers(shape: torch.Size) -> Tensor:
+    """0, 1, … in this shape."""
+    return torch.arange(shape.numel(), device="cpu", dtype=torch.int64).view(shape)

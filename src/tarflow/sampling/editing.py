@@ -16,6 +16,7 @@ from tarflow.fields import integer
 from tarflow.model.block import Block
 from tarflow.model.checks import check_tensor
 from tarflow.model.condition import NULL_CLASS, Value
+from tarflow.model.events import only
 from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.decode import decode, default_batch_size, draw_noise, invert, latents_of
 from tarflow.sampling.denoise import denoise as denoise_images
@@ -31,6 +32,7 @@ def trace(
     seed: int = 0,
     denoise: float | None = None,
     noise: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> list[Tensor]:
     """Draw n images and keep what each block leaves.
 
@@ -56,19 +58,19 @@ def trace(
     True
     """
     integer("seed", seed)
-    y = check_arguments(flow, n, y, guidance, denoise, noise)
+    y, mask = check_arguments(flow, n, y, guidance, denoise, noise), flow.check_mask(mask, n)
     noise = draw_noise(flow, torch.arange(n, device="cpu", dtype=torch.int64), seed) if noise is None else noise
-    stages = [flow.event.from_tokens(latents_of(flow, noise))]
-    stages += [flow.event.from_tokens(solution.x) for solution in decode(flow, noise, y, guidance)]
+    solutions = decode(flow, noise, y, guidance, mask=mask)
+    stages = [flow.event.from_tokens(x, mask) for x in (latents_of(flow, noise), *(each.x for each in solutions))]
     if denoise is not None:
-        stages.append(denoise_images(flow, stages[-1], denoise, y))
+        stages.append(denoise_images(flow, stages[-1], denoise, y, mask=mask))
     advice = "take another seed, lower the guidance, or use rule 'stable'"
     check_finite(stages[-1], "sample {}", advice)
     return stages
 
 
 @torch.no_grad()
-def reconstruct(flow: SequenceFlow, x: Tensor, y: Value = None) -> tuple[Tensor, Tensor]:
+def reconstruct(flow: SequenceFlow, x: Tensor, y: Value = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Encode images and decode them again: what rounding costs, which is all that is lost.
 
         x̂ = decode(encode(x, y), y),    error = max_chw |x̂ - x|
@@ -76,6 +78,7 @@ def reconstruct(flow: SequenceFlow, x: Tensor, y: Value = None) -> tuple[Tensor,
     Args:
         x: (B, C, H, W). Not written to.
         y: (B,) labels, None for the null class. Any label reconstructs, as long as it is the same both ways.
+        mask: (B, T) booleans, which tokens of a sequence are there; the others come as 0, and have no error.
 
     Returns:
         x̂ (B, C, H, W), float32 at least, and error (B,), in the units of x. Below 1e-5 in float32 for trained models;
@@ -91,9 +94,10 @@ def reconstruct(flow: SequenceFlow, x: Tensor, y: Value = None) -> tuple[Tensor,
     >>> x_hat.shape, bool((error < 1e-5).all())
     (torch.Size([3, 1, 8, 8]), True)
     """
-    z, _ = flow.encode(x, y)
-    x_hat = flow.event.from_tokens(_invert_all(flow, flow.blocks, z, flow.check_condition(y, len(x))))
-    return x_hat, (x_hat - x).abs().flatten(1).amax(dim=1)
+    z, _ = flow.encode(x, y, mask=mask)
+    y, mask = flow.check_condition(y, len(x)), flow.check_mask(mask, len(x))
+    x_hat = flow.event.from_tokens(_invert_all(flow, flow.blocks, z, y, mask), mask)
+    return x_hat, only(mask, x_hat - x).abs().flatten(1).amax(dim=1)
 
 
 @torch.no_grad()
@@ -106,6 +110,7 @@ def interpolate(
     y1: Any = None,
     *,
     spherical: bool = True,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Walk from one image to another in the latent space.
 
@@ -124,6 +129,7 @@ def interpolate(
         steps: images on the walk, both ends included; at least 2.
         y0, y1: a class each, or a value of another condition, or None for both; -1 (`NULL_CLASS`) is the null class.
         spherical: along the arc, or (False) along the straight line.
+        mask: (T,) booleans, which tokens of a sequence are there: at both ends, as their latents are of one space.
 
     Returns:
         (steps, C, H, W), float32 at least, not clipped; the first and last are x0 and x1 up to rounding.
@@ -152,13 +158,16 @@ def interpolate(
     conditions = flow.conditions
     ends = conditions.cat([flow.check_condition(conditions.flatten(y)[0], 1) for y in (y0, y1)])
 
-    z, _ = flow.encode(torch.stack([x0, x1]), ends)
+    if mask is not None:
+        check_tensor("mask", mask, f"({flow.sequence.tokens},) booleans, True where a token is there at both ends")
+        mask = flow.check_mask(mask.expand(steps, *mask.shape), steps)
+    z, _ = flow.encode(torch.stack([x0, x1]), ends, mask=None if mask is None else mask[:2])
     t = torch.linspace(0, 1, steps, dtype=z.dtype, device=z.device).view(-1, 1, 1)  # (steps, 1, 1)
     u = flow.base.standardised(z)
     start, end = _arc(u, t) if spherical else (1 - t, t)
     u = start * u[0] + end * u[1]  # (steps, T, D)
     y = conditions.rows(ends, nearer_end(steps, z.device))
-    return _edited(flow.event.from_tokens(_invert_all(flow, flow.blocks, flow.base.sample(u), y)))
+    return _edited(flow.event.from_tokens(_invert_all(flow, flow.blocks, flow.base.sample(u), y, mask), mask))
 
 
 def nearer_end(steps: int, device: torch.device | str = "cpu") -> Tensor:
@@ -167,7 +176,16 @@ def nearer_end(steps: int, device: torch.device | str = "cpu") -> Tensor:
 
 
 @torch.no_grad()
-def resample(flow: SequenceFlow, x: Tensor, keep: int, y: Value = None, *, block: int = 0, seed: int = 0) -> Tensor:
+def resample(
+    flow: SequenceFlow,
+    x: Tensor,
+    keep: int,
+    y: Value = None,
+    *,
+    block: int = 0,
+    seed: int = 0,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Keep the first patches of images in the order of one block, and draw the others anew.
 
         w  = encode of x by blocks 0 … block             what that block makes of x
@@ -188,6 +206,7 @@ def resample(flow: SequenceFlow, x: Tensor, keep: int, y: Value = None, *, block
         y: (B,) labels, None for the null class.
         block: 0 … K-1, or negative from the last.
         seed: the noise of image k is drawn from (seed, k), as in `tarflow.sample`.
+        mask: (B, T) booleans, which tokens of a sequence are there; of those the first `keep` are kept.
 
     Returns:
         (B, C, H, W), float32 at least, not clipped.
@@ -210,18 +229,18 @@ def resample(flow: SequenceFlow, x: Tensor, keep: int, y: Value = None, *, block
     if not -count <= block < count:
         raise ValueError(f"block: expected {-count} to {count - 1}, got {block}")
     flow.event.check(x)
-    y = flow.check_condition(y, len(x))
+    y, mask = flow.check_condition(y, len(x)), flow.check_mask(mask, len(x))
     split = block % count + 1  # encode with those before it, draw with those from it on
     before, after = flow.blocks[:split], flow.blocks[split:]
 
-    w, _ = flow.event.to_tokens(flow.as_state(x))
+    w, _ = flow.event.to_tokens(flow.as_state(x), mask)
     for each in before:
-        w, _ = each.encode(w, y)
+        w, _ = each.padded(mask).encode(w, y)
     noise = draw_noise(flow, torch.arange(len(x), device="cpu", dtype=torch.int64), seed) if len(x) else w
-    drawn = _invert_all(flow, after, latents_of(flow, noise).to(w.dtype), y)
-    order = flow.blocks[block].order
+    drawn = _invert_all(flow, after, latents_of(flow, noise).to(w.dtype), y, mask)
+    order = flow.blocks[block].padded(mask).order
     mixed = order.inverse(torch.cat([order.forward(w)[:, :keep], order.forward(drawn)[:, keep:]], dim=1))
-    return _edited(flow.event.from_tokens(_invert_all(flow, before, mixed, y)))
+    return _edited(flow.event.from_tokens(_invert_all(flow, before, mixed, y, mask), mask))
 
 
 def _arc(u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,14 +252,16 @@ def _arc(u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sin((1 - t) * angle) / torch.sin(angle), torch.sin(t * angle) / torch.sin(angle)
 
 
-def _invert_all(flow: SequenceFlow, blocks: Sequence[Block], z: Tensor, y: Value) -> Tensor:
+def _invert_all(flow: SequenceFlow, blocks: Sequence[Block], z: Tensor, y: Value, mask: Tensor | None) -> Tensor:
     """(B, T, D) back through `blocks`, the last first, as many at once as the cache allows; checked labels."""
     size = default_batch_size(flow, None)
     chunks = []
     for first in range(0, len(z), size):
-        x = z[first : first + size]
+        rows = slice(first, first + size)
+        there = None if mask is None else mask[rows]
+        x = only(there, z[rows])
         for block in reversed(blocks):
-            x = invert(block, x, flow.conditions.rows(y, slice(first, first + size))).x
+            x = invert(block.padded(there), x, flow.conditions.rows(y, rows)).x
         chunks.append(x)
     return torch.cat(chunks) if chunks else z
 

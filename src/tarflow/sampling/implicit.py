@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from tarflow.devices import without_autocast
 from tarflow.model.block import Block
+from tarflow.model.events import only
 from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.decode import default_batch_size, invert
 from tarflow.sampling.denoise import graph_bytes, graph_room
@@ -30,7 +31,9 @@ SETTLED = 16
 """Times the spacing of numbers: changes of w, relative to its largest number in a row, at which iterating ends."""
 
 
-def decode_with_gradients(flow: SequenceFlow, z: Tensor, c: Any = None, solver: Solver | str = "auto") -> Tensor:
+def decode_with_gradients(
+    flow: SequenceFlow, z: Tensor, c: Any = None, solver: Solver | str = "auto", mask: Tensor | None = None
+) -> Tensor:
     """Latents z (B, T, D) to x (B, T, D), the tokens, with gradients to z, to c and to the weights.
 
     What is kept for the gradient is what goes into each block and what comes out; one evaluation of a block is made
@@ -39,17 +42,18 @@ def decode_with_gradients(flow: SequenceFlow, z: Tensor, c: Any = None, solver: 
     again.
 
     Args:
-        c: checked values of the condition.
+        c, mask: checked values of the condition, and which tokens are there; x is 0 elsewhere.
     """
-    solver, z = solver_of(solver), flow.as_state(z)
+    solver, z = solver_of(solver), only(mask, flow.as_state(z))
     size = min(default_batch_size(flow, None), max(1, graph_room(flow) * len(flow.blocks) // graph_bytes(flow)))
     solvers = solver.by_block(flow, None, min(size, max(1, len(z))), max(1.0, len(z) / size))
     parts = []
     for first in range(0, len(z), size):
         rows = slice(first, first + size)
         x, own = z[rows], flow.conditions.rows(c, rows)
+        there = None if mask is None else mask[rows]
         for block, each in zip(reversed(flow.blocks), solvers, strict=True):
-            x = _Inverted.apply(block, each, own, x, *_tensors(own), *block.parameters())
+            x = _Inverted.apply(block.padded(there), each, own, x, *_tensors(own), *block.parameters())
         parts.append(x)
     return torch.cat(parts) if parts else z
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tarflow.fields import integer
 from tarflow.inference.hmc import hmc
+from tarflow.model.events import only
 from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.denoise import check_sigma
 from tarflow.sampling.denoise import denoise as denoise_images
@@ -58,6 +59,7 @@ def inpaint(
     steps: int = 100,
     warmup: int = 300,
     leapfrog: int = 10,
+    there: Tensor | None = None,
     seed: int = 0,
 ) -> Inpainted:
     """Draw a region of x given the rest of it: x_region ~ p(· | x_rest, c).
@@ -80,6 +82,7 @@ def inpaint(
         c: (B, …) values of the condition.
         n: draws for each row, at most chains·steps.
         leapfrog: evaluations of the score for each state, on average.
+        there: (B, T) booleans, which tokens of a sequence are there: the others are padding, and 0 in all draws.
 
     Raises:
         ValueError: a mask of another shape or dtype, or with nothing to draw, or arguments that do not fit.
@@ -97,30 +100,35 @@ def inpaint(
     if denoise is not None:
         check_sigma(denoise)
     flow.event.check(x)
-    region, c = _region(flow, mask), flow.check_condition(c, len(x))
-    x = flow.as_state(x.detach().to(flow.device))
+    region, c, there = _region(flow, mask), flow.check_condition(c, len(x)), flow.check_mask(there, len(x))
+    x = only(there, flow.as_state(x.detach().to(flow.device)))
     known = _known_tokens(flow, region)
     count = n if known is not None else chains
     rows, own = x.repeat_interleave(count, dim=0), flow.conditions.repeat(c, count)
+    padding = None if there is None else there.repeat_interleave(count, dim=0)
     seen = rows
     if denoise is not None:
         noise = torch.stack([seeded_normal(x.shape[1:], seed, "inpaint", k) for k in range(len(rows))])
         seen = rows + denoise * noise.to(rows)
     if known is not None:
-        drawn = futures(flow, seen, known, own, seed).unsqueeze(0)
+        drawn = futures(flow, seen, known, own, seed, mask=padding).unsqueeze(0)
         worth = [torch.full((len(x),), value, device="cpu", dtype=torch.float64) for value in (1.0, float(n), 1.0)]
     else:
         if n > chains * steps:
             raise ValueError(f"n: expected at most chains·steps = {chains * steps}, got {n}")
-        drawn, worth = _walk(flow, seen, region, own, chains, steps, warmup, leapfrog, seed)
+        drawn, worth = _walk(flow, seen, region, own, chains, steps, warmup, leapfrog, seed, padding)
+        worth[1] = torch.where(worth[1].isinf(), float(n), worth[1])  # of a row with nothing to draw
     # (steps, B·count, …) to (count·steps, B, …), of which n are taken: evenly spaced, the last state among them
     drawn = drawn.unflatten(1, (len(x), count)).movedim(2, 0).flatten(0, 1)
     chosen = (_numbers(n, drawn.device) + 1) * len(drawn) // n - 1
     samples = drawn[chosen]
     if denoise is not None:
-        flat, many = samples.flatten(0, 1), flow.conditions.rows(c, _numbers(len(x), x.device).repeat(n))
-        samples = denoise_images(flow, flat, denoise, many).unflatten(0, (n, len(x)))
+        index = _numbers(len(x), x.device).repeat(n)
+        own, padding = flow.conditions.rows(c, index), None if there is None else there[index]
+        samples = denoise_images(flow, samples.flatten(0, 1), denoise, own, mask=padding).unflatten(0, (n, len(x)))
     samples = torch.where(region, samples, x)
+    if there is not None:
+        samples = torch.where(there.unsqueeze(2), samples, 0)
     return Inpainted(samples, known is not None, *worth)
 
 
@@ -134,26 +142,35 @@ def _walk(
     warmup: int,
     leapfrog: int,
     seed: int,
+    there: Tensor | None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Chains in the region of x (R, …), `chains` successive rows of each image: (steps, R, …), and their worth."""
+    """Chains in the region of x (R, …), `chains` successive rows of each image: (steps, R, …), and their worth.
+
+    What is padding in some rows is a number of the chains of all. The flow has no density for it, and the chains are
+    given one, N(0, 1), that keeps it where it is; it does not count in what they are worth.
+    """
     index = region.flatten().nonzero().squeeze(1)
+    padded = None if there is None else ~there.unsqueeze(2).expand(x.shape).flatten(1)[:, index]
 
     def whole(free: Tensor) -> Tensor:
         return x.flatten(1).index_copy(1, index, free).view_as(x)
 
     def log_density(free: Tensor) -> Tensor:
-        z, ladj = flow.encode_in_range(whole(free), c)
-        log_p: Tensor = (flow.base.log_prob(z) + ladj).sum(dim=1)
-        return log_p
+        z, ladj = flow.encode_in_range(whole(free), c, there)
+        log_p: Tensor = only(there, flow.base.log_prob(z) + ladj).sum(dim=1)
+        return log_p if padded is None else log_p - 0.5 * torch.where(padded, free, 0).square().sum(dim=1)
 
-    start = sample(flow, len(x), c, seed=seed).to(x).flatten(1)[:, index]
+    start = sample(flow, len(x), c, seed=seed, mask=there).to(x).flatten(1)[:, index]
     walked = hmc(log_density, start, steps, warmup, leapfrog, seed=seed)
     by_image = walked.draws.unflatten(1, (-1, chains))  # (steps, B, chains, free)
     by_image = by_image.transpose(1, 2)  # (steps, chains, B, free)
     each = type(walked)(by_image, walked.acceptance, walked.step_size, walked.scale)
     ess, rhat = each.effective_sample_size, each.rhat  # (B, free)
     # A number that never moved has neither: it is worth the one state that it is in.
-    worst = [ess.nan_to_num(nan=1.0).amin(dim=1).cpu(), rhat.nan_to_num(nan=torch.inf).amax(dim=1).cpu()]
+    ess, rhat = ess.nan_to_num(nan=1.0), rhat.nan_to_num(nan=torch.inf)
+    if padded is not None:
+        ess, rhat = ess.masked_fill(padded[::chains], torch.inf), rhat.masked_fill(padded[::chains], 1.0)
+    worst = [ess.amin(dim=1).cpu(), rhat.amax(dim=1).cpu()]
     acceptance = walked.acceptance.unflatten(0, (-1, chains)).mean(dim=1).cpu()
     with torch.no_grad():
         states = torch.stack([whole(free) for free in walked.draws])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tarflow.fields import integer
+from tarflow.model.events import only
 from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.decode import draw_noise, latents_of
 from tarflow.sampling.implicit import decode_with_gradients
@@ -39,45 +40,52 @@ class InverseFlow(nn.Module):
         super().__init__()
         self.flow = flow
 
-    def forward(self, u: Tensor, c: Any = None) -> tuple[Tensor, Tensor]:
-        """Latents u (n, T, D) to x (n, …) and log q(x|c) (n,), nats, with gradients to u and to the weights."""
+    def forward(self, u: Tensor, c: Any = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latents u (n, T, D) to x (n, …) and log q(x|c) (n,), nats, with gradients to u and to the weights.
+
+        A mask (n, T) says which tokens are there, as in `flow.encode`; here and in all that follows.
+        """
         flow = self.flow
         flow.check_latents(u, "u")
-        c = flow.check_condition(c, len(u))
-        u = flow.as_state(u)
-        tokens, log_q = u, flow.base.log_prob(u)
-        for block in flow.blocks:
-            tokens, ladj = block.encode(tokens, c)
-            log_q = log_q - ladj
-        x = flow.event.from_tokens(tokens)
-        return x, (log_q + flow.event.to_tokens(x)[1]).sum(dim=1)
+        c, mask = flow.check_condition(c, len(u)), flow.check_mask(mask, len(u))
+        tokens, log_q = self._blocks(only(mask, flow.as_state(u)), c, mask)
+        x = flow.event.from_tokens(tokens, mask)
+        return x, (log_q + flow.event.to_tokens(x, mask)[1]).sum(dim=1)
 
-    def rsample_and_log_prob(self, n: int, c: Any = None, seed: int = 0) -> tuple[Tensor, Tensor]:
+    def _blocks(self, u: Tensor, c: Any, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Latents u (n, T, D) to the tokens that the blocks make of them, and their log-density by token, (n, T)."""
+        tokens, log_q = u, only(mask, self.flow.base.log_prob(u))
+        for block in self.flow.blocks:
+            tokens, ladj = block.padded(mask).encode(tokens, c)
+            log_q = log_q - ladj
+        return tokens, log_q
+
+    def rsample_and_log_prob(
+        self, n: int, c: Any = None, seed: int = 0, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Draw x (n, …) and log q(x|c) (n,), differentiable; the noise of draw k is that of `tarflow.sample`."""
         numbers = torch.arange(integer("n", n, 1), device="cpu", dtype=torch.int64)
-        return self(latents_of(self.flow, draw_noise(self.flow, numbers, integer("seed", seed))), c)
+        return self(latents_of(self.flow, draw_noise(self.flow, numbers, integer("seed", seed))), c, mask)
 
     @torch.no_grad()
-    def sample_and_log_prob(self, n: int, c: Any = None, seed: int = 0) -> tuple[Tensor, Tensor]:
+    def sample_and_log_prob(
+        self, n: int, c: Any = None, seed: int = 0, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The same without gradients."""
-        return self.rsample_and_log_prob(n, c, seed)
+        return self.rsample_and_log_prob(n, c, seed, mask)
 
-    def sample(self, n: int, c: Any = None, seed: int = 0) -> Tensor:
+    def sample(self, n: int, c: Any = None, seed: int = 0, mask: Tensor | None = None) -> Tensor:
         """Draw x (n, …), without gradients."""
-        return self.sample_and_log_prob(n, c, seed)[0]
+        return self.sample_and_log_prob(n, c, seed, mask)[0]
 
-    def log_prob(self, x: Tensor, c: Any = None, solver: Solver | str = "auto") -> Tensor:
+    def log_prob(self, x: Tensor, c: Any = None, solver: Solver | str = "auto", mask: Tensor | None = None) -> Tensor:
         """log q(x|c) (B,), nats, of any x (B, …), with gradients to x, to c and to the weights.
 
         The latents are found by decoding, token after token or with a solver that iterates, within its tolerance.
         """
         flow = self.flow
         flow.event.check(x)
-        c = flow.check_condition(c, len(x))
-        tokens, outside = flow.event.to_tokens(flow.as_state(x))
-        u = decode_with_gradients(flow, tokens, c, solver)
-        z, log_q = u, flow.base.log_prob(u)
-        for block in flow.blocks:
-            z, ladj = block.encode(z, c)
-            log_q = log_q - ladj
-        return (log_q + outside).sum(dim=1)
+        c, mask = flow.check_condition(c, len(x)), flow.check_mask(mask, len(x))
+        tokens, outside = flow.event.to_tokens(flow.as_state(x), mask)
+        u = decode_with_gradients(flow, tokens, c, solver, mask)
+        return (self._blocks(u, c, mask)[1] + outside).sum(dim=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from torch.distributions import Distribution, constraints
 from tarflow.fields import integer
 from tarflow.model.block import Block
 from tarflow.model.checks import check_tensor
+from tarflow.model.events import only
 from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.decode import default_batch_size, draw_noise, draw_seed, latents_of
 from tarflow.sampling.guidance import predictor
@@ -33,6 +34,8 @@ class Observed(Distribution):
 
     Args:
         past: (…, as an event, but shorter along one axis). c: None, one value, or one for each past.
+        mask: (T,) or (…, T) booleans, which tokens of a sequence are there, of its past and of its future; draws are 0
+            elsewhere.
 
     Raises:
         ValueError: blocks that walk in several orders; a past that is no whole number of tokens.
@@ -48,7 +51,7 @@ class Observed(Distribution):
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}  # the flow checks its condition
 
-    def __init__(self, flow: SequenceFlow, past: Tensor, c: Any = None) -> None:
+    def __init__(self, flow: SequenceFlow, past: Tensor, c: Any = None, mask: Tensor | None = None) -> None:
         if common_order(flow) is None or not flow.blocks[0].order.is_raster:
             raise ValueError(
                 "condition: expected a flow whose blocks all walk in raster order (TarFlowConfig(order='causal'), "
@@ -68,6 +71,11 @@ class Observed(Distribution):
         elif rows is not None and given != batch:
             raise ValueError(f"c: expected one value, or one for each past {tuple(batch)}, got {tuple(given)}")
         self.c = flow.check_condition(rows, len(self.past))
+        if mask is not None:
+            check_tensor("mask", mask, f"(…, {flow.sequence.tokens}) booleans, True where a token is there")
+            whole = mask.shape[:-1] == batch
+            mask = mask.reshape(-1, mask.shape[-1]) if whole and batch else mask.expand(len(self.past), *mask.shape)
+        self.mask = flow.check_mask(mask, len(self.past))
         super().__init__(batch, torch.Size(shape), validate_args=False)
 
     @property
@@ -81,9 +89,9 @@ class Observed(Distribution):
         if value.shape[max(0, value.ndim - len(whole)) :] != whole:
             raise ValueError(f"value: expected (…, {_words(whole)}), got {tuple(value.shape)}")
         future = value.reshape(-1, *self.event_shape)
-        past, c = self._repeated(len(future))
+        past, c, mask = self._repeated(len(future))
         x = torch.cat([past.to(future.device), self.flow.as_state(future)], dim=self.axis + 1)
-        return self.flow.log_prob_by_token(x, c)[:, self.tokens :].sum(dim=1).reshape(shape)
+        return self.flow.log_prob_by_token(x, c, mask=mask)[:, self.tokens :].sum(dim=1).reshape(shape)
 
     def sample(self, sample_shape: Sequence[int] | int = ()) -> Tensor:
         """Draw (*sample_shape, *batch_shape, *event_shape), without gradients; a number is a shape, too.
@@ -93,15 +101,16 @@ class Observed(Distribution):
         sample_shape = (integer("n", sample_shape, 0),) if isinstance(sample_shape, int) else sample_shape
         shape = torch.Size(sample_shape) + self.batch_shape
         seed = draw_seed()
-        past, c = self._repeated(shape.numel())
-        whole = futures(self.flow, _filled(self.flow, past, self.axis), self.tokens, c, seed)
+        past, c, mask = self._repeated(shape.numel())
+        whole = futures(self.flow, _filled(self.flow, past, self.axis), self.tokens, c, seed, mask=mask)
         future = whole.narrow(self.axis + 1, past.shape[self.axis + 1], self.event_shape[self.axis])
         return future.reshape(*shape, *self.event_shape)
 
-    def _repeated(self, count: int) -> tuple[Tensor, Any]:
-        """The pasts and conditions, one after the other, again and again: `count` rows."""
+    def _repeated(self, count: int) -> tuple[Tensor, Any, Tensor | None]:
+        """The pasts, conditions and masks, one after the other, again and again: `count` rows."""
         index = torch.arange(count, device=self.past.device, dtype=torch.int64) % max(1, len(self.past))
-        return self.past[index], self.flow.conditions.rows(self.c, index)
+        mask = None if self.mask is None else self.mask[index]
+        return self.past[index], self.flow.conditions.rows(self.c, index), mask
 
     def __repr__(self) -> str:
         return f"Observed(batch_shape: {tuple(self.batch_shape)}, event_shape: {tuple(self.event_shape)})"
@@ -115,7 +124,13 @@ def common_order(flow: SequenceFlow) -> tuple[int, ...] | None:
 
 @torch.no_grad()
 def futures(
-    flow: SequenceFlow, x: Tensor, known: int, c: Any = None, seed: int = 0, solver: Solver | str = "auto"
+    flow: SequenceFlow,
+    x: Tensor,
+    known: int,
+    c: Any = None,
+    seed: int = 0,
+    solver: Solver | str = "auto",
+    mask: Tensor | None = None,
 ) -> Tensor:
     """x (B, …) with all but its first `known` tokens drawn anew given those, in the one order of all blocks: exact.
 
@@ -123,27 +138,53 @@ def futures(
     the cache when the solver begins. The noise of row k is a function of (seed, k), as in `tarflow.sample`.
 
     Args:
-        known: 1 … T-1, or 0 with a start token. c: checked values.
+        known: 1 … T-1, or 0 with a start token. c, mask: checked values, and which tokens are there.
     """
-    order, solver = flow.blocks[0].order, solver_of(solver)
+    solver = solver_of(solver)
     size = min(default_batch_size(flow, None), max(1, len(x)))
     solvers = solver.by_block(flow, None, size, len(x) / size)
-    parts = []
-    for first in range(0, len(x), size):
-        rows = slice(first, first + size)
-        own = flow.conditions.rows(c, rows)
-        stage, _ = flow.event.to_tokens(flow.as_state(x[rows]))
-        given = []  # of each block, the known tokens that go into it, in its own order
-        for block in flow.blocks:
-            given.append(order.forward(stage)[:, :known])
-            stage, _ = block.encode(order.inverse(_padded(given[-1], flow.sequence.tokens)), own)
-        numbers = torch.arange(first, first + len(stage), device="cpu", dtype=torch.int64)
-        rest = order.forward(latents_of(flow, draw_noise(flow, numbers, seed)))[:, known:].to(stage.dtype)
-        for block, before, each in zip(reversed(flow.blocks), reversed(given), solvers, strict=True):
-            rest = _following(block, before, rest, own, each)
-        parts.append(flow.event.from_tokens(order.inverse(torch.cat([given[0], rest], dim=1))))
-    drawn = torch.cat(parts) if parts else x
+    drawn = torch.empty_like(flow.as_state(x))
+    for known_there, rows in _alike(flow, known, len(x), mask):
+        for part in rows.split(size):
+            index = part.to(x.device)
+            own, there = flow.conditions.rows(c, index), None if mask is None else mask[index]
+            drawn[index] = _followed(flow, x[index], known_there, own, draw_noise(flow, part, seed), solvers, there)
     return check_finite(drawn, "draw {}", "the past leads where the model was not trained")
+
+
+def _alike(flow: SequenceFlow, known: int, count: int, mask: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+    """How many of the known tokens are there, and the numbers of the rows of which that is so."""
+    rows = torch.arange(count, device="cpu", dtype=torch.int64)
+    if mask is None:
+        yield from [(known, rows)] if count else []
+        return
+    there = flow.blocks[0].order.forward(mask)[:, :known].sum(dim=1).cpu()
+    for each in there.unique().tolist():
+        yield each, rows[there == each]
+
+
+def _followed(
+    flow: SequenceFlow,
+    x: Tensor,
+    known: int,
+    c: Any,
+    noise: Tensor,
+    solvers: Sequence[Solver],
+    mask: Tensor | None,
+) -> Tensor:
+    """What `futures` does with rows of which the same number of known tokens is there."""
+    blocks = [block.padded(mask) for block in flow.blocks]
+    order = blocks[0].order
+    stage, _ = flow.event.to_tokens(flow.as_state(x), mask)
+    given = []  # of each block, the known tokens that go into it, in its own order
+    for block in blocks:
+        given.append(order.forward(stage)[:, :known])
+        stage, _ = block.encode(order.inverse(_padded(given[-1], flow.sequence.tokens)), c)
+    rest = order.forward(latents_of(flow, noise))[:, known:].to(stage.dtype)
+    there = None if mask is None else order.forward(mask)[:, known:]
+    for block, before, each in zip(reversed(blocks), reversed(given), solvers, strict=True):
+        rest = only(there, _following(block, before, only(there, rest), c, each))
+    return flow.event.from_tokens(order.inverse(torch.cat([given[0], rest], dim=1)), mask)
 
 
 def _following(block: Block, known: Tensor, z: Tensor, c: Any, solver: Solver) -> Tensor:
