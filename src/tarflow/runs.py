@@ -226,8 +226,8 @@ def open_run(path: str | Path, *, device: torch.device | str = "cpu") -> Run:
 def from_pil(images: Any, of: Run | TarFlow) -> Tensor:
     """Pillow's pictures as pixels (N, C, H, W) uint8 of a run or a flow, read as `tarflow score` reads files.
 
-    They are turned upright, laid over white where they are transparent, made grey or RGB, scaled and cut to the size of
-    the model, and more than 8 bits become levels by the run's `value_range`. `run.score` takes the pixels;
+    They are turned upright, laid over white where they are transparent, made grey or RGB, brought to the size of the
+    model by the run's `aspect`, and more than 8 bits become levels by its `value_range`. `run.score` takes the pixels;
     `run.measure.clean` and `run.noisy` make of them what the flow sees.
 
     Args:
@@ -274,7 +274,8 @@ def train(
             `tarflow.data.readers.dataset.open_dataset`. It is read once, into memory. held_out: another one; None holds
             out a seeded fraction.
         out: the run directory; must not hold a run unless `resume`, which goes on from its newest checkpoint.
-        recipe: by name, or the path of a `.toml` file. Size, channels, levels and classes are those of the data.
+        recipe: by name, or the path of a `.toml` file. Channels, levels, classes and, without `image_size` among the
+            fields, the size are those of the data.
         levels, class_names: see `open_dataset`.
         report: called after every step, with a dictionary of what was measured.
         fields: of the recipe to replace, such as `steps=1000` or `width=128`: those of the three sections of a run's
@@ -291,8 +292,9 @@ def train(
         sections["model"].pop(name, None)
     sections["data"]["source"] = f"{type(data).__name__}, given to tarflow.train"
     sections = recipes.with_fields(sections, fields)
-    names = ("held_out_fraction", "split_seed", "value_range")
+    names = ("held_out_fraction", "split_seed", "value_range", "aspect", "pad_with", "crop_from")
     options = {name: sections["data"][name] for name in names if name in sections["data"]}
+    options["image_size"] = sections["model"].get("image_size")
     splits = load_dataset(data, held_out, levels=levels, class_names=class_names, **options)
     train_run(resolve(sections, splits), splits, out, resume=resume, device=pick_device(device), report=report)
     return open_run(out)

@@ -53,15 +53,16 @@ def run(args: Inpaint) -> None:
     if args.out.suffix.lower() != ".npz":
         check_output(run, "--out", args.out, args.image)
     model, options = run.config.model, LoadOptions.of(run.config.data, own=False)
+    dark = options.replace(pad_with="black")  # what a mask is padded with is not to be drawn
     label = class_number(run, args.label) if model.num_classes else None
     if label is None and args.label != "null":
         raise ValueError(f"--class: {args.run} is an unconditional model")
     pictures = {}
-    for name, source, channels, levels in (
-        ("IMAGE", args.image, model.channels, run.levels),
-        ("--mask", args.mask, 1, 256),
+    for name, source, how, channels, levels in (
+        ("IMAGE", args.image, options, model.channels, run.levels),
+        ("--mask", args.mask, dark, 1, 256),
     ):
-        found, _ = load_all(source, options, image_size=model.image_shape, channels=channels, levels=levels)
+        found, _ = load_all(source, how, image_size=model.image_shape, channels=channels, levels=levels)
         if len(found) != 1:
             raise ValueError(f"{name}: expected one picture, got {len(found)} in {source}")
         pictures[name] = found.images

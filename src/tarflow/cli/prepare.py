@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from tarflow.cli.arguments import Flag
-from tarflow.config import DataConfig, ValueRange
+from tarflow.config import Aspect, DataConfig, PadWith, ValueRange
 
 if TYPE_CHECKING:
     from tarflow.data.store.read import Manifest
@@ -44,6 +44,8 @@ class Prepare:
         int | tuple[int, int] | None,
         arg(help="height and width in pixels, one number for a square; the images' own when not given"),
     ] = None
+    aspect: Annotated[Aspect, _as_trained("aspect")] = "crop"
+    pad_with: Annotated[PadWith, _as_trained("pad_with")] = "edge"
     channels: Annotated[
         Literal[1, 3] | None, arg(help="1 is grey, 3 is RGB; grey where all images are, when not given")
     ] = None

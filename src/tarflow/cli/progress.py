@@ -93,11 +93,13 @@ class Progress:
         assert training is not None and config.data is not None
         height, width = model.image_shape
         classes = f"{model.num_classes} classes" if model.num_classes else "no classes"
+        wide = splits.train.wide
+        windows = "" if wide is None else f" windows of {wide.shape[2]}x{wide.shape[3]}"
         split = "its own split" if splits.own_split else "split by seed"
         noise = training.noise + (f" σ={training.noise_std}" if config.measure.kind.has_std else "")
         self.say(
             f"{config.data.source}: {len(splits.train)} training and {len(splits.held_out)} held-out images ({split}), "
-            f"{model.channels}x{height}x{width}, {classes}"
+            f"{model.channels}x{height}x{width}{windows}, {classes}"
         )
         shared = (
             f" of {processes} processes ({'fsdp' if training.strategy == 'fsdp' else 'ddp'})" if processes > 1 else ""

@@ -234,21 +234,22 @@ def decoded(layout: Layout, options: LoadOptions, *, alike: bool = False) -> Gen
 
 
 def _pixels(content: Content, source: Source, options: LoadOptions, values: Values) -> Any:
-    """The pixels (C, H, W) uint8 of one record, of the wanted size and channels where they are given."""
-    size, channels, levels = options.size, options.channels, source.levels
+    """The pixels (C, H, W) uint8 of one record, of the size that is kept and the channels where they are given."""
+    size, channels, levels = options.kept_size, options.channels, source.levels
+    rule = options.aspect, options.pad_with
     if isinstance(content, DataError):
         raise content
     if isinstance(content, np.ndarray):
         if channels in (None, len(content)) and size in (None, content.shape[1:]):
             return content
         image = convert(from_array(content), channels)
-        image = image if size is None else fit(image, size)
+        image = image if size is None else fit(image, size, *rule)
     else:
         try:
             data = content.read_bytes() if isinstance(content, Path) else content
         except OSError as error:
             raise DataError(error.strerror or str(error)) from None
-        image = decode(data, channels, size, values)
+        image = decode(data, channels, size, values, None, *rule)
     pixels = to_array(image)
     return pixels if levels == 256 else np.minimum(pixels, levels - 1)  # bicubic overshoots, Pillow clips at 255 only
 

@@ -25,7 +25,8 @@ class Feed:
     """The batches of a run: `batch(step)` is (pixels (B, C, H, W) uint8, labels (B,) int64 or None) on the device.
 
     Args:
-        images: what is learned from. labelled: whether labels are wanted, where there are any.
+        images: what is learned from; where they are the middle of wide ones, a batch is of these.
+        labelled: whether labels are wanted, where there are any.
         batch_size, seed: of the order.
         rows: which neighbours of each batch this process is to have; all by default. Together the processes see the
             same batches, however many they are.
@@ -48,7 +49,8 @@ class Feed:
     ) -> None:
         self.device = numbered(device)
         self.batch_size, self.seed, self.rows = batch_size, seed, rows
-        self.images = images.images.to(self.device) if _fits(images.images, self.device) else images.images
+        pixels = images.images if images.wide is None else images.wide
+        self.images = pixels.to(self.device) if _fits(pixels, self.device) else pixels
         labels = images.labels if labelled else None
         self.labels = None if labels is None else labels.to(self.images.device)
         self.background = self.images.device != self.device

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tarflow.config import ValueRange
+from tarflow.config import Aspect, PadWith, ValueRange
 from tarflow.data.errors import DataError, DataWarning
 
 # The formats tried, by content and not by suffix. A list, because Pillow knows others that run programs (EPS).
@@ -51,6 +51,8 @@ def decode(
     size: tuple[int, int] | None = None,
     values: Values | None = None,
     most: int | None = None,
+    aspect: Aspect = "crop",
+    pad_with: PadWith = "edge",
 ) -> Image.Image:
     """The image in `data`, the contents of a file, as mode L (channels 1) or RGB (channels 3); made to `fit` a size.
 
@@ -68,7 +70,7 @@ def decode(
         ):
             opened.load()  # everything is read here: nothing below can meet a truncated file
             found = convert(plain(opened, values), channels)
-            return found if size is None else fit(found, size)
+            return found if size is None else fit(found, size, aspect, pad_with)
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -118,8 +120,13 @@ def convert(image: Image.Image, channels: int | None) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """`image` scaled until it just covers `size` (H, W), then cropped to its middle.
+def fit(image: Image.Image, size: tuple[int, int], aspect: Aspect = "crop", pad_with: PadWith = "edge") -> Image.Image:
+    """`image` at `size` (H, W), by one of three rules:
+
+    - crop: scaled until it just covers the size, and cropped to its middle;
+    - pad: scaled until it just fits in, and put into the middle of what `pad_with` says: its pixels at the edge,
+      repeated outwards, or white or black;
+    - stretch: scaled in both directions, so that nothing is lost but its shape.
 
     The filter is bicubic, widened when it shrinks (antialiased), and scaling and cropping are one resampling. Where
     there is nothing to scale pixels are copied, so that lossless data stay what they are.
@@ -127,6 +134,10 @@ def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     height, width = size
     if (image.height, image.width) == size:
         return image
+    if aspect == "stretch":
+        return image.resize((width, height), Image.Resampling.BICUBIC)
+    if aspect == "pad":
+        return _pad(image, size, pad_with)
     scale = max(height / image.height, width / image.width)
     if scale == 1:  # whole pixels, also where the middle lies between two
         left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -135,6 +146,22 @@ def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     x, y = (image.width - cover_width) / 2, (image.height - cover_height) / 2
     box = (x, y, x + cover_width, y + cover_height)
     return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+
+
+def _pad(image: Image.Image, size: tuple[int, int], pad_with: PadWith) -> Image.Image:
+    """All of `image`, scaled to fit into `size` (H, W), with something around it."""
+    height, width = size
+    scale = min(height / image.height, width / image.width)
+    inner = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    scaled = image if inner == image.size else image.resize(inner, Image.Resampling.BICUBIC)
+    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+    if pad_with == "edge":
+        around = [(top, height - inner[1] - top), (left, width - inner[0] - left)]
+        pixels = np.asarray(scaled)
+        return Image.fromarray(np.pad(pixels, [*around, (0, 0)][: pixels.ndim], mode="edge"))
+    ground = Image.new(image.mode, (width, height), pad_with)
+    ground.paste(scaled, (left, top))
+    return ground
 
 
 def to_array(image: Image.Image) -> Any:

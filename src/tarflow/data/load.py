@@ -18,6 +18,7 @@ from tarflow.data.options import LoadOptions
 from tarflow.data.readers.dataset import open_dataset
 from tarflow.data.sets import ImageSet as ImageSet
 from tarflow.data.sets import Splits as Splits
+from tarflow.data.sets import middle
 from tarflow.data.sources import common_shape, open_measured
 from tarflow.data.store.read import mapped_sets
 from tarflow.data.store.write import open_cached
@@ -135,7 +136,9 @@ class Scan:
         with contextlib.closing(decoded(self.layout, self.options)) as images:
             for index, (name, found) in enumerate(zip(names, images, strict=True)):
                 bad = isinstance(found, DataError)
-                pixels = None if bad else torch.tensor(found, device="cpu", dtype=torch.uint8)
+                pixels = None
+                if not bad:
+                    pixels = torch.tensor(middle(found, self.options.size), device="cpu", dtype=torch.uint8)
                 yield ScannedImage(index, name, pixels, str(found) if bad else None)
 
 
@@ -177,7 +180,10 @@ class _Array:
 
 def _sets(layout: Layout, options: LoadOptions) -> tuple[list[ImageSet], Skipped]:
     """The sets of a layout, as they are in a store, or decoded into memory."""
-    return assemble(layout, options, _Array) if layout.source.store is None else mapped_sets(layout, options)
+    if layout.source.store is not None:
+        return mapped_sets(layout, options)
+    sets, skipped = assemble(layout, options, _Array)
+    return [images.windowed(options.size) for images in sets], skipped
 
 
 def _splits(layout: Layout, options: LoadOptions) -> Splits:
@@ -191,10 +197,10 @@ def _too_large(layout: Layout, options: LoadOptions) -> tuple[int, int, int] | N
         return None
     room = 0.0 if layout.source.remote else MEMORY_SHARE * (machine_bytes() or math.inf)
     total, channels = sum(layout.sizes()), options.channels or 3
-    if options.size is not None and total * math.prod((channels, *options.size)) <= room:
+    if options.kept_size is not None and total * math.prod((channels, *options.kept_size)) <= room:
         return None
     found = common_shape(layout.source)
-    if found is None and options.size is None:
+    if found is None and options.kept_size is None:
         return None  # whoever reads all of it says best what is wrong
-    shape = (options.channels or (found[0] if found else 3), *(options.size or found[1:]))  # type: ignore[index]
+    shape = (options.channels or (found[0] if found else 3), *(options.kept_size or found[1:]))  # type: ignore[index]
     return shape if total * math.prod(shape) > room else None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tarflow.config import DataConfig, ValueRange
+from tarflow.config import Aspect, DataConfig, PadWith, ValueRange
 from tarflow.data.errors import DataError
 from tarflow.fields import integer, real
 from tarflow.measure import check_levels
@@ -21,8 +21,10 @@ class LoadOptions:
     """What images are to become, checked before anything is read.
 
     Attributes:
-        image_size: a side, or (H, W); other images are scaled until they cover it and cropped to their middle.
-            None: the images' own, which must then agree.
+        image_size: a side, or (H, W), of the images; None: their own, which must then agree.
+        aspect, pad_with: how images of another shape get that size, see `images.fit`.
+        crop_from: a size, no smaller, that images get first. `image_size` is cut out of their middle, and training cuts
+            it out anywhere (`ImageSet.wide`). None: `image_size` itself.
         channels: 1 or 3. None: 1 if all images are grey, else 3.
         levels: number of values of a pixel, 2 to 256; images are requantised where they have another. None: their own.
         class_names: the classes a model was trained with; labels are mapped by name. None: the data's own.
@@ -37,6 +39,9 @@ class LoadOptions:
     """
 
     image_size: int | tuple[int, int] | None = None
+    aspect: Aspect = "crop"
+    pad_with: PadWith = "edge"
+    crop_from: int | tuple[int, int] | None = None
     channels: int | None = None
     levels: int | None = None
     class_names: tuple[str, ...] | None = None
@@ -55,6 +60,11 @@ class LoadOptions:
         size = self.size
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise DataError(f"image_size: expected a positive number or (height, width), got {self.image_size}")
+        kept = self.kept_size
+        if size is not None and kept is not None and (kept[0] < size[0] or kept[1] < size[1]):
+            raise DataError(
+                f"crop_from: expected at least the size of the model, {size[0]}x{size[1]}, got {kept[0]}x{kept[1]}"
+            )
         if self.channels not in (None, 1, 3):
             raise DataError(f"channels: expected 1 (grey) or 3 (RGB), got {self.channels}")
         if self.levels is not None:
@@ -66,7 +76,10 @@ class LoadOptions:
     def of(cls, data: DataConfig | None, *, own: bool = True, **fields: Any) -> LoadOptions:
         """Those of a run's data, or (not `own`) of other data that are read like them, with these fields changed."""
         if data is not None:
-            names = ("held_out_fraction", "split_seed", "image_column", "label_column", "value_range")
+            names = (
+                *("held_out_fraction", "split_seed", "image_column", "label_column", "value_range"),
+                *("aspect", "pad_with", "crop_from"),
+            )
             fields = (
                 {name: getattr(data, name) for name in names}
                 | {"class_names": data.class_names or None, "skip_bad": own and data.skip_bad, "strict": own}
@@ -76,9 +89,17 @@ class LoadOptions:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width."""
-        size = self.image_size
-        return (size, size) if isinstance(size, int) else size
+        """Height and width of the images."""
+        return _pair(self.image_size)
+
+    @property
+    def kept_size(self) -> tuple[int, int] | None:
+        """Height and width that images are decoded to: those of which windows are cut, where any are."""
+        return _pair(self.image_size if self.crop_from is None else self.crop_from)
 
     def replace(self, **changes: Any) -> LoadOptions:
         return dataclasses.replace(self, **changes)
+
+
+def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    return (size, size) if isinstance(size, int) else size

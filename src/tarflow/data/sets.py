@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,14 @@ def set_digest(pixels: Any, shape: Sequence[int], labels: Tensor | None) -> str:
     return str(digest.hexdigest())
 
 
+def middle(images: Any, size: tuple[int, int] | None) -> Any:
+    """The middle (H, W) of images (…, H', W'), which is no copy; `images` without a size."""
+    if size is None:
+        return images
+    top, left = ((have - want) // 2 for have, want in zip(images.shape[-2:], size, strict=True))
+    return images[..., top : top + size[0], left : left + size[1]]
+
+
 @dataclass(frozen=True, eq=False)  # equality of tensors is no truth value
 class ImageSet:
     """Images with their labels and names, in memory; or mapped from a file, and then nobody may write to them.
@@ -46,6 +55,7 @@ class ImageSet:
     class_names: tuple[str, ...]  # empty where there are no labels
     mapped: bool = False
     known_digest: str | None = None  # what `digest` would compute, where somebody already has
+    wide: Tensor | None = None  # (N, C, H', W') uint8, whose middle `images` are; training cuts elsewhere, too
 
     def __post_init__(self) -> None:
         assert self.images.ndim == 4 and self.images.dtype == torch.uint8, (self.images.shape, self.images.dtype)
@@ -65,6 +75,12 @@ class ImageSet:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
+    def windowed(self, size: tuple[int, int] | None) -> ImageSet:
+        """These images as `wide` ones, of which the middle of that size is seen; as they are where they have it."""
+        if size in (None, self.image_shape[1:]):
+            return self
+        return dataclasses.replace(self, images=middle(self.images, size), wide=self.images)
+
     def subset(self, indices: Tensor | Sequence[int]) -> ImageSet:
         """The images at `indices`, in that order, copied."""
         chosen = torch.as_tensor(indices, device=self.images.device, dtype=torch.int64)
@@ -81,10 +97,10 @@ class ImageSet:
         """A digest of the images and labels: what resuming a run must find unchanged."""
         if self.known_digest is not None:
             return self.known_digest
-        pixels = new_digest()
-        for part in self.images.view(-1).split(_SLICE_BYTES):
+        pixels, images = new_digest(), self.images if self.wide is None else self.wide
+        for part in images.view(-1).split(_SLICE_BYTES):
             pixels.update(part.numpy().data)
-        return set_digest(pixels, self.images.shape, self.labels)
+        return set_digest(pixels, images.shape, self.labels)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,9 +15,12 @@ from torch import Tensor
 
 from tarflow.checkpoint import Run
 from tarflow.data.errors import DataError
-from tarflow.data.images import decode, from_array, to_array
+from tarflow.data.images import Values, decode, from_array, to_array
+from tarflow.data.options import LoadOptions
+from tarflow.data.sets import middle
 from tarflow.measure import requantize
 from tarflow.report.parts import data_uri
+from tarflow.run_data import image_options
 
 MOST_FILES = 16  # that are looked at together
 MOST_BYTES = 6_000_000  # of a file
@@ -75,13 +78,15 @@ def _bytes(data: Any) -> bytes:
 
 
 def read_image(run: Run, data: bytes) -> Tensor:
-    """The contents of an image file as the model's data are: scaled, cropped and levelled, (C, H, W) uint8.
+    """The contents of an image file as the model's data are: made to fit, and levelled, (C, H, W) uint8.
 
     Raises `DataError` with the reason, before anything large is unpacked.
     """
     model = run.config.model
-    image = decode(data, model.channels, model.image_shape, most=MOST_PIXELS)
-    pixels = torch.from_numpy(to_array(image).copy())
+    options = image_options(run) if run.config.data else LoadOptions(image_size=model.image_shape)
+    size, values = options.kept_size, Values(options.value_range)
+    image = decode(data, model.channels, size, values, MOST_PIXELS, options.aspect, options.pad_with)
+    pixels = torch.from_numpy(middle(to_array(image), options.size).copy())
     return requantize(pixels, 256, run.levels)
 
 

@@ -68,8 +68,13 @@ def _data(subject: Subject, data: DataConfig) -> Rows:
         seen = f"{len(splits.train):,} to train on, {len(splits.held_out):,} held out ({own})"
     except Unavailable as reason:
         seen = str(reason)
-    changed = (", half of it mirrored" if data.flip else "") + (
-        f", random crops with {data.crop_padding} pixels a side" if data.crop_padding else ""
+    size = (data.crop_from,) * 2 if isinstance(data.crop_from, int) else data.crop_from
+    shapes = {"crop": "", "pad": f", padded with {data.pad_with}", "stretch": ", stretched to one shape"}
+    changed = (
+        shapes[data.aspect]
+        + (f", random windows of {size[0]}×{size[1]} pixels" if size else "")
+        + (", half of it mirrored" if data.flip else "")
+        + (f", random crops with {data.crop_padding} pixels a side" if data.crop_padding else "")
     )
     return {"Data": data.source + changed, "Images seen": seen}
 

@@ -16,7 +16,6 @@ from tarflow.config import (
     RunConfig,
     TarFlowConfig,
     TrainingConfig,
-    ValueRange,
     from_dict,
 )
 from tarflow.data.errors import DataWarning
@@ -66,12 +65,16 @@ def follow_data(sections: Sections, typed: Collection[str]) -> dict[str, dict[st
     if "channels" not in typed:
         model.pop("channels", None)
     data = from_dict(DataConfig, found.get("data", {}), "data")
-    if data.value_range in ("auto", "percentile") or is_prepared(located(data)):
-        found["data"]["value_range"] = _measured(data)
+    if is_prepared(located(data)):
+        found["data"] |= _prepared_by(data, typed)
+    elif data.value_range in ("auto", "percentile"):
+        found["data"]["value_range"] = open_measured(located(data), LoadOptions.of(data)).value_range
     size, patch = model.get("image_size"), model.get("patch_size")
     shape = common_shape(open_source(located(data), LoadOptions.of(data)))
     if size is None or shape is None:
         return found
+    if data.crop_from is not None:
+        return found  # the windows are of the size that was asked for
     own = shape[1:]
     height, width = (size, size) if isinstance(size, int) else size
     if "image_size" not in typed and (
@@ -94,21 +97,18 @@ def _has_patches(size: tuple[int, int], patch: Any) -> bool:
     return size[0] % patch == size[1] % patch == 0 and size[0] * size[1] > patch * patch
 
 
-def _measured(data: DataConfig) -> ValueRange:
-    """The range of values that a prepared set has, or that "auto" and "percentile" come to."""
-    where = located(data)
-    if not is_prepared(where):
-        return open_measured(where, LoadOptions.of(data)).value_range
-    manifest = read_manifest(Path(where).expanduser())
-    if (
-        data.value_range not in ("full", manifest.value_range)
-        and ("value range", repr(data.value_range)) not in manifest.asked
-    ):
-        raise ConfigError(
-            f"data.value_range: {data.source} was prepared with {manifest.value_range}, got {data.value_range}; "
-            "prepare it anew with another"
-        )
-    return manifest.value_range
+def _prepared_by(data: DataConfig, typed: Collection[str]) -> dict[str, Any]:
+    """How the images of a prepared set were made. ConfigError where the run asks for something else."""
+    manifest = read_manifest(Path(located(data)).expanduser())
+    own = {name: getattr(manifest, name) for name in ("value_range", "aspect", "pad_with")}
+    for name, have in own.items():
+        want = getattr(data, name)
+        meant = want == have or (name.replace("_", " "), repr(want)) in manifest.asked
+        if not meant and (name in typed or want != getattr(DataConfig, name)):
+            raise ConfigError(
+                f"data.{name}: {data.source} was prepared with {have}, got {want}; prepare it anew with another"
+            )
+    return own
 
 
 def check_sections(sections: Sections) -> TrainingConfig:
@@ -121,8 +121,14 @@ def check_sections(sections: Sections) -> TrainingConfig:
         model["image_size"] = 2 * max(1, model["patch_size"])  # of four patches, as those of any images that fit
     from_dict(TarFlowConfig, model, "model")
     training = _training(sections)
-    from_dict(DataConfig, sections.get("data", {}), "data")
+    _check_windows(sections, from_dict(DataConfig, sections.get("data", {}), "data"))
     return training
+
+
+def _check_windows(sections: Sections, data: DataConfig) -> None:
+    """ConfigError where windows are to be cut, and nobody says of what size."""
+    if data.crop_from is not None and sections.get("model", {}).get("image_size") is None:
+        raise ConfigError("data.crop_from: expected --image-size besides, that of the windows, got none")
 
 
 def _training(sections: Sections) -> TrainingConfig:
@@ -153,6 +159,7 @@ def resolve(sections: Sections, splits: Splits) -> RunConfig:
         held_out_digest=splits.held_out.digest(),
     )
 
+    _check_windows(sections, data)
     model = dict(sections.get("model", {}))
     channels, height, width = train.image_shape
     model.setdefault("image_size", height if height == width else (height, width))

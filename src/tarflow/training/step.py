@@ -5,6 +5,7 @@ The batch is a pure function of the seed and the step. The host waits for nothin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, TypeAlias
@@ -40,6 +41,7 @@ def training_batch(
     condition: Condition,
     flip: bool,
     crop_padding: int = 0,
+    size: tuple[int, int] | None = None,
     rows: slice | None = None,
 ) -> tuple[Tensor, Value]:
     """What the model sees of the images of one step: mirrored, cropped, with noise, with labels dropped.
@@ -53,6 +55,7 @@ def training_batch(
         step: 0, 1, 2, …
         condition: that of the flow, which says what a dropped label is.
         flip, crop_padding: as in `DataConfig`; see `crops`.
+        size: height and width of what the model sees, random windows of larger pixels; None: those of the pixels.
         rows: which of the `config.batch_size` rows of the batch these are; None where they are all of it.
 
     Returns:
@@ -64,31 +67,41 @@ def training_batch(
     if flip:
         mirrored = torch.rand(count, generator=generator, device=device, dtype=torch.float32)[rows] < 0.5
         pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
-    if crop_padding:
-        sides = 2 * crop_padding + 1
-        moved = torch.randint(sides, (count, 2), generator=generator, device=device, dtype=torch.int64)[rows]
-        pixels = crops(pixels, moved - crop_padding)
+    size = size or (pixels.shape[2], pixels.shape[3])
+    places = [have - want + 2 * crop_padding + 1 for have, want in zip(pixels.shape[2:], size, strict=True)]
+    if places != [1, 1]:
+        # One range for both axes, of which the remainders are even.
+        drawn = torch.randint(math.lcm(*places), (count, 2), generator=generator, device=device, dtype=torch.int64)
+        moved = torch.stack([drawn[rows, axis] % places[axis] for axis in (0, 1)], dim=1)
+        pixels = crops(pixels, moved - crop_padding, size)
     x = measure.noisy(pixels, generator, rows, count)
     if labels is None:
         return x, None
-    drawn = torch.rand(count, *condition.drops, generator=generator, device=device, dtype=torch.float32)[rows]
-    return x, condition.drop(labels, drawn < config.label_drop)
+    chance = torch.rand(count, *condition.drops, generator=generator, device=device, dtype=torch.float32)[rows]
+    return x, condition.drop(labels, chance < config.label_drop)
 
 
-def crops(pixels: Tensor, moved: Tensor) -> Tensor:
-    """Windows of the size of the images, `moved` (B, 2) down and right, of images (B, C, H, W) continued by reflection.
+def crops(pixels: Tensor, moved: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """Windows (B, C, h, w) of a size, by default that of the images, whose corner is `moved` (B, 2) down and right.
 
-    The pixel at the border is not repeated, so that a move is less than H and W.
+    Images (B, C, H, W) are continued by reflection. The pixel at the border is not repeated, so that what lies beyond
+    is less than H and W.
 
-    >>> crops(torch.arange(4, dtype=torch.uint8).view(1, 1, 1, 4), torch.tensor([[0, -2]])).flatten().tolist()
+    >>> row = torch.arange(4, dtype=torch.uint8).view(1, 1, 1, 4)
+    >>> crops(row, torch.tensor([[0, -2]])).flatten().tolist()
     [2, 1, 0, 1]
+    >>> crops(row, torch.tensor([[0, 1]]), (1, 2)).flatten().tolist()
+    [1, 2]
     """
     for axis, by in ((2, moved[:, :1]), (3, moved[:, 1:])):
-        size = pixels.shape[axis]
-        at = (torch.arange(size, device=pixels.device, dtype=torch.int64) + by).abs()  # (B, size)
-        at = size - 1 - (size - 1 - at).abs()
-        shape = (-1, 1, size, 1) if axis == 2 else (-1, 1, 1, size)
-        pixels = pixels.gather(axis, at.view(shape).expand(pixels.shape))
+        last = pixels.shape[axis] - 1
+        side = last + 1 if size is None else size[axis - 2]
+        at = (torch.arange(side, device=pixels.device, dtype=torch.int64) + by).abs()  # (B, side)
+        at = last - (last - at).abs()
+        taken = list(pixels.shape)
+        taken[axis] = side
+        shape = (-1, 1, side, 1) if axis == 2 else (-1, 1, 1, side)
+        pixels = pixels.gather(axis, at.view(shape).expand(taken))
     return pixels
 
 

@@ -207,6 +207,7 @@ class Trainer:
         data, (pixels, labels) = self.data, self.feed.batch(step)
         how: dict[str, Any] = {"config": self.training, "measure": self.measure, "condition": self.flow.conditions}
         how |= {"flip": data.flip, "crop_padding": data.crop_padding, "rows": self.rows}
+        how["size"] = self.config.model.image_shape
         return training_batch(pixels, labels, step, **how)
 
     def read(self, measured: dict[str, Any]) -> dict[str, Any]:

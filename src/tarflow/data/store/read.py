@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tarflow.config import ConfigError, ValueRange, check_value, from_dict
+from tarflow.config import Aspect, ConfigError, PadWith, ValueRange, check_value, from_dict
 from tarflow.data.assemble import Layout, Skipped, label_tensors
 from tarflow.data.errors import DataError
 from tarflow.data.options import LoadOptions
@@ -52,6 +52,7 @@ class Manifest:
         own_split: the split is the source's own, and not a seeded one.
         skipped: (name, reason) of the records that could not be read.
         value_range: what that of images of more than 8 bits came to.
+        aspect, pad_with: how images of another shape got this one.
     """
 
     format: int
@@ -72,6 +73,8 @@ class Manifest:
     preprocessing: str
     skipped: tuple[tuple[str, str], ...]
     value_range: ValueRange = "full"
+    aspect: Aspect = "crop"
+    pad_with: PadWith = "edge"
 
     def __post_init__(self) -> None:
         """Tuples where JSON has lists; ConfigError where a field has another type."""
@@ -110,8 +113,11 @@ def mapped_sets(layout: Layout, options: LoadOptions) -> tuple[list[ImageSet], S
     assert path is not None
     manifest = read_manifest(path)
     channels, height, width = manifest.shape
+    asked = options.kept_size or (0, 0)
+    larger = options.crop_from is None and height >= asked[0] and width >= asked[1]
+    hint = f"; or train on windows of {height}x{width}, by --crop-from" if larger else ""
     for name, have, want in (
-        ("image size", (height, width), options.size),
+        ("image size", (height, width), options.kept_size),
         ("channels", channels, options.channels),
         ("levels", manifest.levels, options.levels),
     ):
@@ -120,6 +126,7 @@ def mapped_sets(layout: Layout, options: LoadOptions) -> tuple[list[ImageSet], S
             raise DataError(
                 f"{layout.where}: prepared with {name} {texts[0]}, asked for {texts[1]}: "
                 f"ask for what it has, or prepare {manifest.source} once more, into another directory"
+                + (hint if name == "image size" else "")
             )
     kept = [np.flatnonzero(layout.which == number) for number in range(layout.count)]
     labels, class_names = label_tensors(layout, kept, options.class_names)
@@ -130,7 +137,8 @@ def mapped_sets(layout: Layout, options: LoadOptions) -> tuple[list[ImageSet], S
     sets = []
     for number, (rows, own) in enumerate(zip(kept, labels, strict=True)):
         part, digest = slice(rows[0], rows[-1] + 1), digests[number] if known else None
-        sets.append(ImageSet(pixels[part], own, names[part], manifest.levels, class_names, True, digest))
+        whole = ImageSet(pixels[part], own, names[part], manifest.levels, class_names, True, digest)
+        sets.append(whole.windowed(options.size))
     return sets, manifest.skipped
 
 

@@ -55,12 +55,15 @@ _COPY_BYTES = 1 << 24  # of the held-out images, at a time, to behind the others
 ASKED = (  # the options that make other images or another split
     *("image_size", "channels", "levels", "held_out_fraction", "split_seed"),
     *("image_column", "label_column", "value_range"),
+    *("aspect", "pad_with"),
 )
 Asked: TypeAlias = tuple[tuple[str, str], ...]
-PREPROCESSING = (
-    "upright by EXIF orientation; transparency over white; 16 bits rounded to 8; scaled (bicubic, antialiased) until "
-    "it covers the size, cropped to its middle; images of that size as they are"
-)
+_ALIKE = "upright by EXIF orientation; transparency over white; 16 bits rounded to 8; scaled (bicubic, antialiased) "
+PREPROCESSING = {  # in words, by the aspect
+    "crop": _ALIKE + "until it covers the size, cropped to its middle; images of that size as they are",
+    "pad": _ALIKE + "until it fits in, padded to the size; images of that size as they are",
+    "stretch": _ALIKE + "to the size, whatever its shape; images of that size as they are",
+}
 
 
 def prepare(
@@ -87,6 +90,8 @@ def prepare(
         DataError: as `load`; the source changed while it was read.
     """
     out, wanted = Path(out), (options or LoadOptions()).replace(**fields)
+    if wanted.crop_from is not None:  # windows are cut by who trains
+        wanted = wanted.replace(image_size=wanted.crop_from, crop_from=None)
     if not out.name:
         raise FileExistsError(f"{out}: expected a directory by its own name, which is made new")
     if is_prepared(source):
@@ -136,8 +141,9 @@ def _still_good(source: str, out: Path, asked: Asked, files: str, skip_bad: bool
     """The manifest of `out` where it still is what would be written; FileExistsError naming what is not."""
     manifest = read_manifest(out)
     hint = "give another --out, or --force to replace it"
+    known = dict(_asked(LoadOptions())) | dict(manifest.asked)  # an option that came later was left as it is by default
     for name, value in asked:
-        if (before := dict(manifest.asked).get(name)) != value:
+        if (before := known[name]) != value:
             raise FileExistsError(f"{out}: prepared with {name} {before}, asked for {name} {value}; {hint}")
     if files != manifest.files_digest:
         raise FileExistsError(f"{out}: prepared from {manifest.source}, and {source} is not the same files; {hint}")
@@ -212,9 +218,11 @@ def _fill(folder: Path, layout: Layout, options: LoadOptions, asked: Asked, file
         train_digest=set_digests[0],
         held_out_digest=set_digests[1],
         own_split=layout.own_split,
-        preprocessing=PREPROCESSING,
+        preprocessing=PREPROCESSING[options.aspect],
         skipped=skipped,
         value_range=source.value_range,
+        aspect=options.aspect,
+        pad_with=options.pad_with,
     )
     storage.write_json(folder / MANIFEST_FILE, to_dict(manifest))
     small = (MANIFEST_FILE, NAMES_FILE, *([LABELS_FILE] if manifest.labelled else []))
@@ -234,7 +242,7 @@ def open_cached(layout: Layout, options: LoadOptions, shape: tuple[int, int, int
         return None
     where, source = layout.where, layout.source
     files, levels = source.files_digest(), options.levels or source.levels
-    how = (options.image_column, options.label_column, source.value_range)
+    how = (options.image_column, options.label_column, source.value_range, options.aspect, options.pad_with)
     facts = (files, shape, levels, *how, layout.own_split)  # sizes and channels are in the shape, asked for or not
     key = hashlib.blake2b(repr(facts).encode(), digest_size=16)
     key.update(layout.which.data)
