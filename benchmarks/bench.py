@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import official
-from benchmarks.variants import BASELINE, VARIANTS, Network, Variant, configs
+from benchmarks.networks import Network
+from benchmarks.variants import BASELINE, VARIANTS, Variant, configs
 from tarflow.config import TarFlowConfig, TrainingConfig
 from tarflow.data.batches import batch_indices
 from tarflow.data.load import load
@@ -102,7 +103,7 @@ class Bench:
         """The training step of a variant from the weights of the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
-            flow = Network.build(model, variant.parts).to(self.device).train()
+            flow = Network.build(model, variant.parts, self.splits.train.levels).to(self.device).train()
         ema = EMA(flow, training.ema_decay) if training.ema_decay else None
         return TrainingStep(flow, build_optimizer(flow, training), ema, config=training)
 

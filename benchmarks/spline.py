@@ -1,12 +1,13 @@
 """What the spline costs: beside the affine transform alone, in a training step of a block, and in decoding.
 
     OMP_WAIT_POLICY=passive python -m benchmarks.spline --out benchmarks/results/spline-cpu.json
+    OMP_WAIT_POLICY=passive python -m benchmarks.spline --only drawing --out benchmarks/results/spline-cpu.json
 
 A block of the cifar10 recipe's size and one of the best recipe's on CIFAR-10, with random output layers, each with the
 affine transform and with the spline, in C and in PyTorch's operations; and drawing from all eight blocks of the best
 recipe, with what stands in `WHOLE` and without it. Seconds are the processor's, of all threads, the
 sides take turns, and ratios are the median of those within a turn: other processes slow both. A thread that waits for
-another, with a passive policy, takes none.
+another, with a passive policy, takes none. What is measured again replaces what the file had of it; the rest stays.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import contextlib
 import functools
 import json
 import math
+import operator
 import os
 import platform
 import statistics
@@ -29,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 import tarflow
-from benchmarks.bench import spent
+from benchmarks.bench import read, spent
 from tarflow.model import spline_native
 from tarflow.model.block import Block
 
@@ -40,6 +42,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 BATCH = {"cifar10": 4, "best": 32}
 DECODED = (1, 16)  # images
+PARTS = ("transform", "output layer", "training step", "decoding", "drawing")
 FEWER = (3, 4)  # bins than the 8 of all others
 AFFINE = ("affine",)
 MIXED = ("affine-mixed",)
@@ -187,21 +190,21 @@ def _repeated(work: Work, count: int) -> None:
         work()
 
 
-def measure(turns: int, threads: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """A row for each size, number of threads, and thing that is measured."""
+def measure(turns: int, threads: Sequence[int], only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """A row for each size, number of threads, and thing that is measured, or those of `PARTS` alone that `only` has."""
     parts: dict[str, Callable[[str], dict[str, Work]]] = {
         "transform": transforms,
         "output layer": output_layers,
         "training step": training_steps,
         **{f"decoding {batch}": functools.partial(decoding, batch=batch) for batch in DECODED},
     }
+    cases = [(size, part, functools.partial(make, size)) for size in SIZES for part, make in parts.items()]
+    cases += [("best", f"drawing {batch}", functools.partial(drawing, batch)) for batch in DECODED]
     for count in threads:
         torch.set_num_threads(count)
-        for size in SIZES:
-            for part, make in parts.items():
-                yield {"size": size, "threads": count, "what": part, "sides": paired(make(size), turns)}
-        for batch in DECODED:
-            yield {"size": "best", "threads": count, "what": f"drawing {batch}", "sides": paired(drawing(batch), turns)}
+        for size, what, made in cases:
+            if not only or what.rstrip(" 0123456789") in only:
+                yield {"size": size, "threads": count, "what": what, "sides": paired(made(), turns)}
 
 
 def as_text(row: Mapping[str, Any]) -> str:
@@ -216,15 +219,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=[], help="what is measured; all of it otherwise")
     options = parser.parse_args(argv)
+    key = operator.itemgetter("size", "threads", "what")
+    rows = {key(row): row for row in (read(options.out) or {"rows": []})["rows"]}
     result: dict[str, Any] = {
         "sizes": {name: SIZES[name] | {"batch": BATCH[name]} for name in SIZES},
         "device": f"cpu, a shared machine with {os.cpu_count()} cores",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "rows": [],
     }
-    for row in measure(options.turns, options.threads):
-        result["rows"].append(row)
+    for row in measure(options.turns, options.threads, options.only):
+        rows[key(row)] = row
+        result["rows"] = list(rows.values())
         options.out.write_text(json.dumps(result, indent=1) + "\n")
         print(as_text(row), flush=True)
     return 0

@@ -1,7 +1,6 @@
-"""The ideas that `benchmarks.ablations` tries: fields of the config where there are any, own networks where not.
+"""The ideas that `benchmarks.ablations` tries: fields of the config where there are any, else `benchmarks.networks`.
 
-What has not been shown to help enough does not get into the library: normalised queries and keys, rotary positions
-without the learned ones, and other orders of the patches live here, for training and scoring only.
+What has not been shown to help enough does not get into the library.
 """
 
 from __future__ import annotations
@@ -10,22 +9,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
+from benchmarks.networks import DEQUANTISER, Parts
 from tarflow.config import TarFlowConfig, TrainingConfig
-from tarflow.model.block import Block
-from tarflow.model.cache import Memory
-from tarflow.model.condition import Condition
-from tarflow.model.config import SequenceConfig
-from tarflow.model.flow import TarFlow
-from tarflow.model.rotary import Rotation, rotated
-from tarflow.model.transformer import Attention
-
-ORDERS = ("raster", "flipped", "columns", "columns flipped")
-
-Parts = frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -107,71 +92,21 @@ VARIANTS: dict[str, Variant] = {
     "spline in all blocks": Variant("spline", {"transform": "spline"}),
     "spline by number": Variant("spline", {"transforms": ("spline-by-number",)}),
     "spline mixed": Variant("spline", {"transforms": ("spline-mixed",)}),
+    "spline, then spline mixed": Variant("spline", {"transforms": ("spline", "spline-mixed")}),  # with "mixed" after it
     "mixed": Variant("order within a patch", {"transform": "affine-mixed"}),  # but for blocks that others name
     "affine by number": Variant("order within a patch", {"transforms": ("affine-by-number",)}),
     "affine by number in all blocks": Variant("order within a patch", {"transform": "affine-by-number"}),
+    "smaller patches first": _part("patches", "smaller patches first"),
+    "smaller patches last": _part("patches", "smaller patches last"),
+    "larger patches last": _part("patches", "larger patches last"),
+    "larger patches in turn": _part("patches", "larger patches in turn"),  # every other pair of blocks
+    "shifted patches in turn": _part("patches", "shifted patches in turn"),
+    DEQUANTISER: _part("dequantisation", DEQUANTISER),
     "always raster": _part("order", "raster only"),
     "four orders": _part("order", "four orders"),
     "label drop 0": _training("label drop", label_drop=0.0),
     "label drop 0.3": _training("label drop", label_drop=0.3),
 }
-
-
-class Network(nn.Module):
-    """A TarFlow with parts of `Variant.parts`, for training and scoring."""
-
-    @staticmethod
-    def build(config: TarFlowConfig, parts: Parts) -> TarFlow:
-        """A flow whose blocks have the parts; without parts it is a TarFlow and nothing else."""
-        flow = TarFlow(config)
-        if parts:
-            kinds = [ORDERS[index % (4 if "four orders" in parts else 2)] for index in range(len(config.layers))]
-            orders = [patch_order(config.grid, "raster" if "raster only" in parts else kind) for kind in kinds]
-            rotary = config.rotary or "rotary alone" in parts
-            sequence = dataclasses.replace(flow.sequence, orders=tuple(orders), rotary=rotary)
-            blocks = [TriedBlock(sequence, index, flow.conditions, parts) for index in range(len(config.layers))]
-            flow.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]
-        return flow
-
-
-class TriedBlock(Block):
-    """A block with the parts that are tried."""
-
-    def __init__(self, config: SequenceConfig, index: int, condition: Condition, parts: Parts) -> None:
-        super().__init__(config, index, condition)
-        if "rotary alone" in parts:
-            self.position.requires_grad_(False).zero_()
-        for layer in self.layers:
-            layer.attention = TriedAttention(config, parts)
-
-
-class TriedAttention(Attention):
-    """Attention of a whole sequence whose queries and keys have unit RMS a head, times a gain."""
-
-    def __init__(self, config: SequenceConfig, parts: Parts) -> None:
-        super().__init__(config.width, config.head_dim)
-        self.gain = nn.Parameter(torch.ones(2, config.head_dim)) if "qk norm" in parts else None
-
-    def attend(
-        self, qkv: Tensor, rotation: Rotation | None, memory: Memory | None, temperature: Tensor | None
-    ) -> Tensor:
-        assert memory is None and temperature is None, "for training and scoring only"
-        batch, count, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-        heads = (batch, count, width // self.head_dim, self.head_dim)
-        q, k, v = (part.view(heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
-        if self.gain is not None:
-            q, k = (F.rms_norm(part, (self.head_dim,), gain) for part, gain in zip((q, k), self.gain, strict=True))
-        if rotation is not None:
-            q, k = rotated(q, rotation), rotated(k, rotation)
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out(x.transpose(1, 2).reshape(batch, count, width))
-
-
-def patch_order(grid: tuple[int, int], order: str) -> tuple[int, ...]:
-    """Which patch, in raster order, comes at each place, T of them."""
-    places = torch.arange(grid[0] * grid[1]).view(grid)
-    places = places.t() if order.startswith("columns") else places
-    return tuple((places.flatten().flip(0) if order.endswith("flipped") else places.flatten()).tolist())
 
 
 def together(names: list[str]) -> Variant:

@@ -43,6 +43,12 @@ def test_everything_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert len({(row["size"], row["what"]) for row in rows}) == len(rows) == 12
     assert all(row["sides"]["affine"]["ratio"] == 1 and any("spline" in side for side in row["sides"]) for row in rows)
+    assert (
+        spline.main(["--turns", "1", "--threads", "1", "--only", "drawing", "--out", str(tmp_path / "out.json")]) == 0
+    )
+    again = json.loads((tmp_path / "out.json").read_text())["rows"]
+    changed = [new["what"] for new, old in zip(again, rows, strict=True) if new != old]
+    assert changed == ["drawing 1", "drawing 16"]
 
 
 def test_the_ways_that_the_rules_take_are_theirs() -> None:
