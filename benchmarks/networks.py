@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tarflow.config import TarFlowConfig
-from tarflow.model import rational_quadratic
 from tarflow.model.block import Block
 from tarflow.model.cache import Memory
 from tarflow.model.condition import Condition, Value
@@ -21,6 +20,7 @@ from tarflow.model.config import SequenceConfig
 from tarflow.model.events import Images, patchify, unpatchify
 from tarflow.model.flow import TarFlow
 from tarflow.model.rotary import Rotation, rotated
+from tarflow.model.spline import Spline
 from tarflow.model.transformer import Attention
 
 ORDERS = ("raster", "flipped", "columns", "columns flipped")
@@ -47,7 +47,7 @@ class Network(nn.Module):
             blocks = [_block(flow, index, parts) for index in range(len(config.layers))]
             flow.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]
         if DEQUANTISER in parts:
-            flow.event = Dequantised((config.channels, *config.image_shape), config.patch_size, levels)
+            flow.event = Dequantised((config.channels, *config.image_shape), flow.sequence, config.patch_size, levels)
         return flow
 
 
@@ -169,43 +169,43 @@ class Dequantised(Images):
         x = 2(k + u)/L - 1  →  2(k + f(u; k))/L - 1
 
     f is a rational-quadratic spline of each number, of [0, 1] onto itself, whose parameters a small network makes of
-    the levels in a window around the patch. With u uniform, f(u; k) has the density q = 1/f'(u; k), and what the flow
-    gives to x is log p(k + f(u; k)) + log f'(u; k): the variational bound E_q[log p - log q] on the log-probability of
-    the levels, which is that of uniform dequantisation where f is the identity. So nothing else has to know of it, and
-    what is scored compares. Source: Ho et al., Flow++, arXiv 1902.00275, section 3.1, whose q is a larger flow.
+    the levels in a window around the patch: as the transform has it, of [-1, 1], and without its affine map. With u
+    uniform, f(u; k) has the density q = 1/f'(u; k), and what the flow gives to x is log p(k + f(u; k)) + log f'(u; k):
+    the variational bound E_q[log p - log q] on the log-probability of the levels, which is that of uniform
+    dequantisation where f is the identity. So nothing else has to know of it, and what is scored compares. Source: Ho
+    et al., Flow++, arXiv 1902.00275, section 3.1, whose q is a larger flow.
     """
 
-    BINS, WIDTH, MARGIN = 8, 64, 2  # of the splines; channels of the network; pixels around a patch that it sees
+    BINS, WIDTH, MARGIN = 4, 64, 2  # of the splines; channels of the network; pixels around a patch that it sees
 
-    def __init__(self, shape: tuple[int, int, int], patch_size: int, levels: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], config: SequenceConfig, patch_size: int, levels: int) -> None:
         super().__init__(shape, patch_size)
         self.levels = levels
-        dim = shape[0] * patch_size**2
+        self.spline = Spline(dataclasses.replace(config, bins=self.BINS, interval=1.0))
         self.hidden = nn.Linear(shape[0] * (patch_size + 2 * self.MARGIN) ** 2, self.WIDTH)
-        self.out = nn.Linear(self.WIDTH, rational_quadratic.parameters_of(self.BINS) * dim)
+        self.out = nn.Linear(self.WIDTH, self.spline.size - 2 * config.dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def to_tokens(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | float]:
         assert mask is None, "images have no padding"
         k, params = self._level(x)
-        u = self.cut((x + 1) * (self.levels / 2) - k)
-        v, log_slope = rational_quadratic.forward(2 * u - 1, params, self.BINS, 1.0)
-        return (self.cut(k) + (v + 1) / 2) * (2 / self.levels) - 1, log_slope.sum(dim=2)
+        v, ladj = self.spline(self.cut((x + 1) * self.levels - 2 * k - 1), params)  # of 2u - 1
+        return (2 * self.cut(k) + v + 1) / self.levels - 1, ladj
 
     def from_tokens(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         x = self.join(tokens)
         k, params = self._level(x)
-        v = self.cut((x + 1) * self.levels - 2 * k - 1)
-        u = (rational_quadratic.inverse(v, params, self.BINS, 1.0) + 1) / 2
-        return (k + self.join(u)) * (2 / self.levels) - 1
+        v = self.spline.inverse(self.cut((x + 1) * self.levels - 2 * k - 1), params)
+        return (2 * k + self.join(v) + 1) / self.levels - 1
 
     def _level(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """k (B, C, H, W), and the parameters of f for the numbers of all patches, (B, T, …)."""
+        """k (B, C, H, W), and the parameters of f for the numbers of all patches, (B, T, …), without an affine map."""
         k = ((x + 1) * (self.levels / 2)).floor().clamp(0, self.levels - 1)
         size = self.patch_size + 2 * self.MARGIN
         seen = F.unfold(2 * k / (self.levels - 1) - 1, size, padding=self.MARGIN, stride=self.patch_size).mT
-        return k, self.out(F.gelu(self.hidden(seen.to(self.hidden.weight.dtype))))
+        curve = self.out(F.gelu(self.hidden(seen.to(self.hidden.weight.dtype))))
+        return k, F.pad(curve, (2 * self.spline.dim, 0))
 
 
 def patch_order(grid: tuple[int, int], order: str) -> tuple[int, ...]:

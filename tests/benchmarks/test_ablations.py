@@ -98,7 +98,7 @@ def test_a_dequantiser_moves_the_noise_within_its_level_and_is_uniform_at_first(
     tokens, _ = flow.event.to_tokens(x)
     moved = flow.event.join(tokens)
     assert torch.equal(((x + 1) * 2).floor(), ((moved + 1) * 2).floor()) and not torch.allclose(x, moved, atol=1e-3)
-    fresh = Dequantised((1, 4, 4), 2, levels=4).double()
+    fresh = Dequantised((1, 4, 4), flow.sequence, 2, levels=4).double()
     tokens, ladj = fresh.to_tokens(x)
     torch.testing.assert_close(fresh.join(tokens), x)
     torch.testing.assert_close(ladj, torch.zeros(5, 4, dtype=torch.float64))
