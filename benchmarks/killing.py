@@ -220,7 +220,9 @@ def campaign(place: Path, loader: str, kills: int, seed: int) -> dict[str, Any]:
     status = _end_of(child(board, None, functools.partial(train, source, loader, killed, steps)), board)
     equal = {"finished": status == 0} | (compare(whole, killed) if status == 0 else {})
     fell = dict(sorted(Counter(death["phase"] for death in deaths).items()))
-    return {"steps": steps, "kills": kills, "fell": fell, "equal": equal, "sound": sound, "deaths": deaths}
+    report = {"steps": steps, "kills": kills, "fell": fell, "equal": equal, "sound": sound, "deaths": deaths}
+    names = set(_names(whole)) ^ set(_names(killed))
+    return report | ({"in one run only": sorted(names)} if names else {})
 
 
 def _wait_for(holds: Callable[[], bool], pid: int, board: Board) -> None:

@@ -1,4 +1,4 @@
-"""Spoilt files, eight of each kind every day and forty more among the slow tests; and that the fuzzer can fail."""
+"""Spoilt files, one of each kind every day and seven more among the slow tests; and that the fuzzer can fail."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def broken(place: Path, seeds: list[int | None], kinds: list[str] | None = None)
 
 def test_spoilt_files_are_one_line_each(place: Path) -> None:
     assert broken(place, [None]) == [], "good files are accepted"
-    assert broken(place, [0, 1]) == []
+    assert broken(place, [0]) == []
 
 
 @pytest.mark.slow
 def test_many_spoilt_files_are_one_line_each(place: Path) -> None:
     assert len(subjects()) * 8 >= 200
-    assert broken(place, list(range(2, 8))) == []
+    assert broken(place, list(range(1, 8))) == []
 
 
 def test_files_that_mean_harm_are_one_line_each(place: Path) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor
@@ -34,9 +31,3 @@ def test_attention_in_chunks_is_attention(queries: int, monkeypatch: pytest.Monk
     # Of every block's single layer, the chunks that are windows: not the first, and not a query on its own.
     windows = {1: [], 2: [(2, 4)], 4: [], 5: []}[queries]
     assert calls == 2 * windows
-
-
-def test_importing_the_model_does_not_import_the_compiler() -> None:
-    """Which takes longer than most commands have to do."""
-    code = "import sys, tarflow.sampling.sample; sys.exit('torch._dynamo' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)

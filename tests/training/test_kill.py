@@ -21,7 +21,9 @@ from training_cases import assert_bitwise_equal, run_weights
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the killer forks, and this system cannot")
 
 
-@pytest.mark.parametrize(("loader", "kills"), [("memory", 3), ("mapped", 1), ("stored", 1)])
+@pytest.mark.parametrize(
+    ("loader", "kills"), [("memory", 3), ("mapped", 1), pytest.param("stored", 1, marks=pytest.mark.slow)]
+)
 def test_killed_and_resumed_is_bitwise_the_same(loader: str, kills: int, tmp_path: Path) -> None:
     write_images(tmp_path / "images")
     threads = torch.get_num_threads()

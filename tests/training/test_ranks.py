@@ -145,6 +145,7 @@ def test_a_rank_that_dies_is_noticed_and_the_last_checkpoint_is_good(everyday: P
     checkpoint.open_run(latest)
 
 
+@pytest.mark.slow
 def test_a_wave_of_signals_to_all_ranks_and_the_end_of_their_launcher_save(tmp_path: Path) -> None:
     """A scheduler signals every process, a launcher its own again, and nobody those whose launcher is killed."""
     run_job(tmp_path, "ended")
