@@ -16,7 +16,7 @@ from tarflow import __version__, storage
 from tarflow.checkpoint import Run, open_run
 from tarflow.evaluation.quality.judge import kept_quality
 from tarflow.pretrained import name_of
-from tarflow.report import facts, likelihood, samples, sweep
+from tarflow.report import facts, likelihood, samples, sweep, verdict
 from tarflow.report.facts import parameters_of
 from tarflow.report.likelihood import LABELS, advantage, unit_of
 from tarflow.report.parts import TEMPLATES, Figure, Parts, Section, Strip, Table, png, sheet
@@ -34,6 +34,7 @@ MARK = Markup('<meta name="generator" content="tarflow report">')  # by which a 
 
 # A new section is a function of the subject and a line here. It raises Unavailable where it has nothing to show.
 SECTIONS: Sequence[tuple[str, str, Callable[[Subject], Parts]]] = (
+    ("verdict", "In short", verdict.verdict),
     ("trained", "What was trained on what", facts.trained),
     ("architecture", "Architecture", facts.architecture),
     ("curves", "Training curves", facts.curves),
