@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 import tarflow
-from flow_cases import assert_close, build, every_case, images, labels, names, unchanged
-from tarflow import NULL_CLASS, SamplingError, TarFlow
-from tarflow.model.events import patchify
+from flow_cases import assert_close, build, every_flow, images, labels, names, unchanged
+from tarflow import SamplingError, SequenceFlow
 from tarflow.sampling import editing
 from tarflow.sampling.decode import draw_noise
 from tarflow.sampling.solver import Solution
@@ -20,14 +19,14 @@ from tarflow.sampling.solver import Solution
 # --- reconstruct ------------------------------------------------------------------------------------------------------
 
 
-@every_case
+@every_flow
 def test_a_reconstruction_is_the_image(name: str) -> None:
     flow = build(name)
     x, y = images(flow, 4), labels(flow, 4)
     with unchanged(x, y):
         x_hat, error = tarflow.reconstruct(flow, x, y)
     assert_close(x_hat, x)
-    assert torch.equal(error, (x_hat - x).abs().amax(dim=(1, 2, 3))) and not x_hat.requires_grad
+    assert torch.equal(error, (x_hat - x).abs().flatten(1).amax(dim=1)) and not x_hat.requires_grad
     assert tarflow.reconstruct(flow, x[:0])[1].shape == (0,)
 
 
@@ -64,15 +63,16 @@ def test_it_is_as_wide_as_the_widest() -> None:
 # --- interpolate ------------------------------------------------------------------------------------------------------
 
 
-@every_case
+@every_flow
 @pytest.mark.parametrize("spherical", [True, False])
 @pytest.mark.parametrize("steps", [2, 5])
 def test_the_ends_of_a_walk_are_the_images(name: str, spherical: bool, steps: int) -> None:
     flow = build(name)
     x0, x1 = images(flow, 2)
-    walks = [(None, None)]
-    if flow.config.num_classes:
-        walks += [(0, 0), (0, flow.config.num_classes - 1), (NULL_CLASS, 0)]
+    walks: list[tuple[Any, Any]] = [(None, None)]
+    if flow.conditions:
+        given = [flow.conditions.rows(labels(flow, 3), torch.tensor(row)) for row in range(3)]  # one of them is null
+        walks += [(given[0], given[0]), (given[0], given[1]), (given[2], given[0])]
     for y0, y1 in walks:
         with unchanged(x0, x1):
             walk = tarflow.interpolate(flow, x0, x1, steps, y0, y1, spherical=spherical)
@@ -81,7 +81,7 @@ def test_the_ends_of_a_walk_are_the_images(name: str, spherical: bool, steps: in
         assert_close(walk[-1], x1)
 
 
-def latents_on(flow: TarFlow, walk: Tensor, y: Tensor | None = None) -> Tensor:
+def latents_on(flow: SequenceFlow, walk: Tensor, y: Tensor | None = None) -> Tensor:
     """The latents of a walk, (steps, T·D), in units of the base's standard deviation."""
     return flow.base.standardised(flow.encode(walk, y)[0]).detach().flatten(1)
 
@@ -148,15 +148,16 @@ def test_walks_that_make_no_sense_are_refused(name: str) -> None:
 # --- resample ---------------------------------------------------------------------------------------------------------
 
 
-def patches(flow: TarFlow, x: Tensor) -> Tensor:
-    return patchify(x, flow.config.patch_size)
+def patches(flow: SequenceFlow, x: Tensor) -> Tensor:
+    """The tokens of x in the order of the first block."""
+    return flow.blocks[0].order.forward(flow.event.to_tokens(x)[0])
 
 
-@every_case
+@every_flow
 def test_the_first_block_keeps_pixels(name: str) -> None:
     flow = build(name)
     x, y = images(flow, 3), labels(flow, 3)
-    length = flow.config.num_patches
+    length = flow.sequence.tokens
     for keep in range(length + 1):
         with unchanged(x, y):
             new = tarflow.resample(flow, x, keep, y, seed=3)
@@ -165,11 +166,11 @@ def test_the_first_block_keeps_pixels(name: str) -> None:
         assert (changed[:, keep:] > 1e-3).all() and not new.requires_grad
 
 
-@every_case
+@every_flow
 def test_the_last_block_keeps_latents_and_draws_the_others_as_sample_does(name: str) -> None:
     flow = build(name)
     x, y = images(flow, 3), labels(flow, 3)
-    length, last = flow.config.num_patches, flow.blocks[-1]
+    length, last = flow.sequence.tokens, flow.blocks[-1]
     old, _ = flow.encode(x, y)
     fresh = flow.base.sample(draw_noise(flow, torch.arange(3), 3))
     for keep in (0, 1, length // 2, length):
@@ -178,12 +179,12 @@ def test_the_last_block_keeps_latents_and_draws_the_others_as_sample_does(name: 
         assert_close(last.order.forward(new)[:, keep:].detach(), last.order.forward(fresh)[:, keep:].detach(), 1e-8)
 
 
-@every_case
+@every_flow
 def test_keeping_all_reconstructs_and_keeping_none_samples(name: str) -> None:
     flow = build(name)
     x, y = images(flow, 3), labels(flow, 3)
     for block in range(-len(flow.blocks), len(flow.blocks)):
-        assert_close(tarflow.resample(flow, x, flow.config.num_patches, y, block=block), x)
+        assert_close(tarflow.resample(flow, x, flow.sequence.tokens, y, block=block), x)
         assert_close(tarflow.resample(flow, x, 0, y, block=block, seed=9), tarflow.sample(flow, 3, y, seed=9))
 
 
@@ -242,7 +243,7 @@ def test_an_edit_that_overflows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
         tarflow.interpolate(flow, *images(flow, 2))
 
 
-@pytest.mark.parametrize("name", names(conditional=True, long=True))
+@pytest.mark.parametrize("name", names(sequences=True, conditional=True, long=True))
 def test_the_label_is_used(name: str) -> None:
     flow = build(name)
     x = images(flow, 2)

@@ -17,7 +17,7 @@ from tarflow.sampling.guidance import guided_rows, predictor
 BATCH = 4
 RULES = ["paper", "stable"]
 SCHEDULES = ["linear", "constant"]
-CONDITIONAL = names(sequences=True, conditional=True, long=True)
+CONDITIONAL = names(sequences=True, given=True, long=True)
 SEEING = names(sequences=True, long=True)
 
 

@@ -37,7 +37,7 @@ def test_they_are_those_of_the_reference_decode(name: str, solver: str) -> None:
         assert_close(got, want, 1e-8 * float(1 + want.abs().amax()))
 
 
-@pytest.mark.parametrize("name", ["conditional", "spline", "by_number_from_a_start", "vector_of_supports"])
+@every_flow
 def test_they_are_those_of_finite_differences(name: str) -> None:
     """Along one direction of all weights together, and one of the noise."""
     flow = build(name)
@@ -57,7 +57,7 @@ def test_they_are_those_of_finite_differences(name: str) -> None:
                 parameter -= step * move
         return float((x * direction).sum())
 
-    h = 1e-5
+    h = 1e-6
     assert (value(h) - value(-h)) / (2 * h) == pytest.approx(want, rel=1e-5)
 
 

@@ -37,7 +37,7 @@ def test_the_density_is_that_of_the_jacobian(name: str) -> None:
         assert_close(q(u, y)[1], want.unsqueeze(0), 1e-8)
 
 
-@pytest.mark.parametrize("name", ["conditional", "spline", "vector_of_supports"])
+@every_flow
 def test_the_density_of_given_x_has_gradients(name: str) -> None:
     flow = build(name)
     q, y = flow.inverse(), labels(flow, 2)

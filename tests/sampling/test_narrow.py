@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tarflow
-from flow_cases import assert_close, build, labels, latents, names, repeated
+from flow_cases import assert_close, build, images, labels, latents, names, repeated
 from tarflow.model.transformer import Layer
 from tarflow.sampling.cuda.graph import Captured
 from tarflow.sampling.guidance import predictor
@@ -14,7 +14,7 @@ from tarflow.sampling.narrow import narrowed
 from tarflow.sampling.sequential import sequential
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", names(sequences=True))
 def test_matrices_of_the_layers_are_rounded_and_nothing_else(name: str) -> None:
     flow = build(name, torch.float32)
     narrow = narrowed(flow)
@@ -29,8 +29,8 @@ def test_matrices_of_the_layers_are_rounded_and_nothing_else(name: str) -> None:
         assert after.dtype == (torch.bfloat16 if key in rounded else torch.float32), key
         assert_close(after.float(), before, 0.01)
     assert flow.blocks[0].product_dtype == torch.float32 and narrow.blocks[0].new_cache(2).store.dtype == torch.bfloat16
-    assert not torch.equal(flow.log_prob(images := torch.zeros(2, flow.config.channels, *flow.config.image_shape)),
-                           narrow.log_prob(images))  # fmt: skip
+    x = images(flow, 2, dtype=torch.float32)
+    assert not torch.equal(flow.log_prob(x), narrow.log_prob(x))
 
 
 def test_it_is_as_far_from_float32_as_bf16_products_make_it_and_closer_than_bf16_weights() -> None:

@@ -9,14 +9,13 @@ import pytest
 import torch
 
 import tarflow
-from flow_cases import assert_close, build, every_case, labels, latents, names, unchanged
+from flow_cases import assert_close, build, every_flow, labels, latents, names, unchanged
 from tarflow import Guidance, SamplingError
-from tarflow.model.events import patchify
 
 GUIDANCE = Guidance(scale=1.0, temperature=0.5)
 
 
-@every_case
+@every_flow
 def test_it_goes_from_noise_to_sample_one_block_at_a_time(name: str) -> None:
     flow = build(name)
     noise, y = latents(flow, 3), labels(flow, 3)
@@ -26,12 +25,12 @@ def test_it_goes_from_noise_to_sample_one_block_at_a_time(name: str) -> None:
     assert_close(stages[0], flow.event.from_tokens(flow.base.sample(noise)))
     assert torch.equal(stages[-1], tarflow.sample(flow, 3, y, noise=noise))
     for block, before, after in zip(reversed(flow.blocks), stages, stages[1:], strict=False):
-        z, _ = block.encode(patchify(after, flow.config.patch_size), y)
-        assert_close(flow.event.from_tokens(z), before)
+        z, _ = block.encode(flow.event.to_tokens(after)[0], y)
+        assert_close(z, flow.event.to_tokens(before)[0])
         assert not after.requires_grad
 
 
-@every_case
+@every_flow
 def test_it_is_the_trace_of_that_seed(name: str) -> None:
     flow = build(name)
     y = labels(flow, 2)
@@ -39,7 +38,7 @@ def test_it_is_the_trace_of_that_seed(name: str) -> None:
     assert not torch.equal(tarflow.trace(flow, 2, y, seed=7)[0], tarflow.trace(flow, 2, y, seed=8)[0])
 
 
-@pytest.mark.parametrize("name", [n for n in names(long=True) if n != "additive"])
+@pytest.mark.parametrize("name", [n for n in names(sequences=True, long=True) if n != "additive"])
 def test_guidance_and_denoising_are_those_of_sample(name: str) -> None:
     flow = build(name)
     y = labels(flow, 3)
