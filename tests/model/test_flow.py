@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flow_cases import assert_close, build, every_flow, images, labels, latents, unchanged
+from flow_cases import assert_close, build, every_kind, images, labels, latents, unchanged
 from tarflow import ConfigError, TarFlow
 from tarflow.model.saving import load_weights
 
@@ -118,7 +118,7 @@ def test_images_and_latents_that_do_not_fit_are_refused() -> None:
 # --- saving and loading --------------------------------------------------------------------------------------------
 
 
-@every_flow
+@every_kind
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_saved_and_loaded_is_the_same_bit_for_bit(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     flow = build(name, dtype)
@@ -233,7 +233,7 @@ def test_what_cannot_be_loaded_is_named_in_one_line(name: str, tmp_path: Path) -
 # --- copies ----------------------------------------------------------------------------------------------------------
 
 
-@every_flow
+@every_kind
 def test_deep_copies_and_pickles_are_the_same_flow_with_weights_of_their_own(name: str) -> None:
     flow = build(name)
     x, y = images(flow, 2), labels(flow, 2)

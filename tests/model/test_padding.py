@@ -22,6 +22,7 @@ from flow_cases import (
     latents,
     masks,
     padded,
+    row_of,
     sequence_of,
     unchanged,
     under,
@@ -84,7 +85,7 @@ def test_a_row_is_what_it_is_alone(name: str) -> None:
     want = flow.log_prob(x, y, mask=mask)
     for i in range(5):
         row = slice(i, i + 1)
-        assert_close(flow.log_prob(x[row], None if y is None else y[row], mask=mask[row]), want[row])
+        assert_close(flow.log_prob(x[row], row_of(y, i), mask=mask[row]), want[row])
 
 
 @pytest.mark.parametrize("name", PADDED)
@@ -95,7 +96,7 @@ def test_decode_is_the_formula_of_the_paper_on_the_tokens_that_are_there(name: s
     assert not x[~mask].any()
     for i in range(4):
         there = mask[i].nonzero().flatten().tolist()
-        tokens = slow_flow.decode(flow, z[i : i + 1], None if y is None else y[i : i + 1], there=there)
+        tokens = slow_flow.decode(flow, z[i : i + 1], row_of(y, i), there=there)
         got = flow.event.to_tokens(x[i : i + 1], mask[i : i + 1])[0]
         assert_close(got[:, there], tokens)
 
@@ -107,7 +108,7 @@ def test_encode_and_decode_are_inverses_and_ladj_is_the_jacobian_of_what_is_ther
     z, ladj = flow.encode(x, y, mask=mask)
     assert_close(flow.decode(z, y, mask=mask), under(mask, x, 0.0))
     for i in range(4):
-        row_y, row = None if y is None else y[i : i + 1], mask[i : i + 1]
+        row_y, row = row_of(y, i), mask[i : i + 1]
         matrix = jacobian(lambda x, row_y=row_y, row=row: flow.encode(x, row_y, mask=row)[0], x[i : i + 1])
         dim = flow.sequence.dim * int(row.sum())
         inside = row.view(-1).repeat_interleave(flow.sequence.dim)
@@ -139,7 +140,7 @@ def test_guided_samples_know_of_no_padding(name: str, schedule: Any) -> None:
     assert_close(narrow.double(), got, 1e-3)
     for i in range(4):
         there = mask[i].nonzero().flatten().tolist()
-        row_y, options = None if y is None else y[i : i + 1], {"temperature": 0.5, "schedule": schedule}
+        row_y, options = row_of(y, i), {"temperature": 0.5, "schedule": schedule}
         tokens = slow_flow.decode(flow, noise[i : i + 1], row_y, there=there, scale=1.0, **options)
         assert_close(flow.event.to_tokens(got[i : i + 1], mask[i : i + 1])[0][:, there], tokens, 1e-8)
 

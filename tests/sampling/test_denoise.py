@@ -11,7 +11,7 @@ from torch import Tensor
 
 import tarflow
 import tarflow.sampling.denoise as denoise_module
-from flow_cases import assert_close, build, every_flow, images, labels, row_of, unchanged
+from flow_cases import assert_close, build, every_kind, images, labels, row_of, unchanged
 from tarflow import TarFlow, TarFlowConfig
 from tarflow.model.events import unpatchify
 from tarflow.sampling.denoise import graph_bytes
@@ -59,7 +59,7 @@ def test_denoising_a_gaussian_is_its_posterior_mean(transform: str, sigma: float
     assert_close(tarflow.denoise(flow, x, sigma), want)
 
 
-@every_flow
+@every_kind
 def test_denoising_is_one_step_along_the_score(name: str) -> None:
     """The score by finite differences of the summed log-density, in nats."""
     flow, step = build(name), 1e-5
@@ -72,7 +72,7 @@ def test_denoising_is_one_step_along_the_score(name: str) -> None:
             assert_close((moved * direction).flatten(1).sum(dim=1), SIGMA**2 * slope, 1e-6)
 
 
-@every_flow
+@every_kind
 def test_chunks_and_single_images_are_the_whole(name: str) -> None:
     flow = build(name)
     x, y = images(flow, 5), labels(flow, 5)
@@ -84,7 +84,7 @@ def test_chunks_and_single_images_are_the_whole(name: str) -> None:
         assert_close(tarflow.denoise(flow, x[i : i + 1], SIGMA, row_y), whole[i : i + 1])
 
 
-@every_flow
+@every_kind
 def test_block_by_block_is_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where one image's activations are more than may be kept."""
     flow = build(name)

@@ -10,11 +10,11 @@ import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 import tarflow
-from flow_cases import assert_close, build, every_flow, images, labels, names, unchanged
+from flow_cases import assert_close, build, every_kind, images, labels, names, unchanged
 from tarflow import NULL_CLASS, FlowDistribution
 
 
-@every_flow
+@every_kind
 def test_log_prob_is_the_flows(name: str) -> None:
     flow = build(name)
     x, y = images(flow, 4), labels(flow, 4)
@@ -51,7 +51,7 @@ def test_gradients_flow_to_the_image_and_to_the_weights() -> None:
     assert_close(x.grad, want)
 
 
-@every_flow
+@every_kind
 def test_samples_have_the_shape_and_the_seed_is_torchs(name: str) -> None:
     flow = build(name)
     y = labels(flow, 3)
@@ -63,7 +63,9 @@ def test_samples_have_the_shape_and_the_seed_is_torchs(name: str) -> None:
     assert torch.equal(p.sample((2,)), first) and not torch.equal(first, second)
     assert first.shape == shape and first.dtype == torch.float64 and not first.requires_grad
     assert p.sample().shape == shape[1:] and p.sample((0,)).shape == (0, *shape[1:])
-    assert p.sample(torch.Size([2, 3])).shape == (2, 3, *shape[1:]) == p.log_prob(p.sample((2, 3))).shape + p.event_shape
+    assert (
+        p.sample(torch.Size([2, 3])).shape == (2, 3, *shape[1:]) == p.log_prob(p.sample((2, 3))).shape + p.event_shape
+    )
 
 
 @pytest.mark.parametrize("name", ["bounded_conditional", "additive_conditional"])
@@ -110,7 +112,7 @@ def test_independent_sums_over_the_labels() -> None:
     p.log_prob(x).sum().backward()
 
 
-@every_flow
+@every_kind
 def test_expand_repeats_the_labels(name: str) -> None:
     flow = build(name)
     y = labels(flow, 3)

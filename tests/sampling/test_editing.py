@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import tarflow
-from flow_cases import assert_close, build, every_flow, images, labels, names, unchanged
+from flow_cases import assert_close, build, every_kind, images, labels, names, unchanged
 from tarflow import SamplingError, SequenceFlow
 from tarflow.sampling import editing
 from tarflow.sampling.decode import draw_noise
@@ -19,7 +19,7 @@ from tarflow.sampling.solver import Solution
 # --- reconstruct ------------------------------------------------------------------------------------------------------
 
 
-@every_flow
+@every_kind
 def test_a_reconstruction_is_the_image(name: str) -> None:
     flow = build(name)
     x, y = images(flow, 4), labels(flow, 4)
@@ -63,7 +63,7 @@ def test_it_is_as_wide_as_the_widest() -> None:
 # --- interpolate ------------------------------------------------------------------------------------------------------
 
 
-@every_flow
+@every_kind
 @pytest.mark.parametrize("spherical", [True, False])
 @pytest.mark.parametrize("steps", [2, 5])
 def test_the_ends_of_a_walk_are_the_images(name: str, spherical: bool, steps: int) -> None:
@@ -153,7 +153,7 @@ def patches(flow: SequenceFlow, x: Tensor) -> Tensor:
     return flow.blocks[0].order.forward(flow.event.to_tokens(x)[0])
 
 
-@every_flow
+@every_kind
 def test_the_first_block_keeps_pixels(name: str) -> None:
     flow = build(name)
     x, y = images(flow, 3), labels(flow, 3)
@@ -166,7 +166,7 @@ def test_the_first_block_keeps_pixels(name: str) -> None:
         assert (changed[:, keep:] > 1e-3).all() and not new.requires_grad
 
 
-@every_flow
+@every_kind
 def test_the_last_block_keeps_latents_and_draws_the_others_as_sample_does(name: str) -> None:
     flow = build(name)
     x, y = images(flow, 3), labels(flow, 3)
@@ -179,7 +179,7 @@ def test_the_last_block_keeps_latents_and_draws_the_others_as_sample_does(name: 
         assert_close(last.order.forward(new)[:, keep:].detach(), last.order.forward(fresh)[:, keep:].detach(), 1e-8)
 
 
-@every_flow
+@every_kind
 def test_keeping_all_reconstructs_and_keeping_none_samples(name: str) -> None:
     flow = build(name)
     x, y = images(flow, 3), labels(flow, 3)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import AffineTransform, TransformedDistribution
 
 import tarflow
-from flow_cases import assert_close, build, every_flow, images, labels, latents
+from flow_cases import assert_close, build, every_flow, every_kind, images, labels, latents
 from tarflow.sampling import implicit
 from tarflow.sampling.decode import draw_noise, latents_of
 from tarflow.sampling.implicit import decode_with_gradients
@@ -37,7 +37,7 @@ def test_they_are_those_of_the_reference_decode(name: str, solver: str) -> None:
         assert_close(got, want, 1e-8 * float(1 + want.abs().amax()))
 
 
-@every_flow
+@every_kind
 def test_they_are_those_of_finite_differences(name: str) -> None:
     """Along one direction of all weights together, and one of the noise."""
     flow = build(name)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import tarflow
-from flow_cases import assert_close, build, every_flow, images, labels, latents
+from flow_cases import assert_close, build, every_flow, every_kind, images, labels, latents
 from tarflow.sampling.objectives import rsample_and_log_prob
 
 
@@ -37,7 +37,7 @@ def test_the_density_is_that_of_the_jacobian(name: str) -> None:
         assert_close(q(u, y)[1], want.unsqueeze(0), 1e-8)
 
 
-@every_flow
+@every_kind
 def test_the_density_of_given_x_has_gradients(name: str) -> None:
     flow = build(name)
     q, y = flow.inverse(), labels(flow, 2)

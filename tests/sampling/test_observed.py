@@ -9,21 +9,9 @@ import torch
 from torch import Tensor
 
 import tarflow
-from flow_cases import assert_close, build, images, labels
+from flow_cases import KINDS, assert_close, build, images, in_one_order, labels, sequence_of
 
-CASES: dict[str, dict[str, Any]] = {  # name in the table, and what makes its blocks walk in one order
-    "conditional": {"order": "causal", "log_scale_bound": 0.6},
-    "causal": {},
-    "rotary": {"order": "causal", "log_scale_bound": 0.6},
-    "by_number": {"order": "causal", "log_scale_bound": 0.6},
-    "spline_first": {"order": "causal"},
-    "random_orders": {"orders": ("raster",) * 3, "log_scale_bound": 0.6},
-    "mixed": {"order": "causal"},
-    "given_tokens": {"orders": ("raster",) * 2, "log_scale_bound": 0.6},
-    "supports": {"orders": ("raster",) * 2},
-    "affine_on_a_followed_variance": {"orders": ("raster",) * 2, "log_scale_bound": 0.6},
-    "vector_in_pairs": {},
-}
+CASES = [name for name in KINDS if sequence_of(name).tokens > 1]
 every_case = pytest.mark.parametrize("name", CASES)
 
 
@@ -43,7 +31,7 @@ def joined(past: Tensor, future: Tensor) -> Tensor:
 @every_case
 def test_the_conditional_density_is_the_joint_one_over_that_of_the_past(name: str) -> None:
     """log p(x) - log p(future | past) is the same for every future: the log-density of the past."""
-    flow = build(name, **CASES[name])
+    flow = in_one_order(name)
     y, (past, _) = labels(flow, 2), split(flow, images(flow, 2))
     p = flow.condition(past, y)
     futures = torch.stack([split(flow, images(flow, 2, seed=seed))[1] for seed in range(4)])
@@ -60,7 +48,7 @@ def test_a_future_is_drawn_after_its_past(name: str, solver: str) -> None:
     from tarflow.sampling.decode import draw_noise, latents_of
     from tarflow.sampling.observed import futures
 
-    flow = build(name, **CASES[name])
+    flow = in_one_order(name)
     y, x = labels(flow, 3), images(flow, 3)
     known = 1 if flow.sequence.tokens < 4 else 2
     drawn = futures(flow, x, known, y, seed=5, solver=solver)
@@ -71,7 +59,7 @@ def test_a_future_is_drawn_after_its_past(name: str, solver: str) -> None:
 
 @every_case
 def test_it_is_a_distribution(name: str) -> None:
-    flow = build(name, **CASES[name])
+    flow = in_one_order(name)
     y, (past, future) = labels(flow, 3), split(flow, images(flow, 3))
     p = flow.condition(past, y)
     assert p.batch_shape == (3,) and p.event_shape == future.shape[1:]
@@ -80,7 +68,10 @@ def test_it_is_a_distribution(name: str) -> None:
     torch.manual_seed(1)
     assert torch.equal(x, p.sample((4,))) and x.shape == (4, 3, *p.event_shape) and p.sample().shape == x.shape[1:]
     assert p.log_prob(x).shape == (4, 3) and torch.isfinite(p.log_prob(x)).all()
-    one = flow.condition(past[0], None if y is None else y[0])
+    assert p.support.event_dim == len(p.event_shape) and bool(p.support.check(x).all())
+    outside = flow.event.support.check(joined(past, future - 9))
+    assert torch.equal(p.support.check(future - 9), outside), "of the future as of the whole, whose past is inside"
+    one = flow.condition(past[0], None if y is None else flow.conditions.rows(y, torch.tensor(0)))
     assert one.batch_shape == () and one.sample(2).shape == (2, *p.event_shape)
     assert_close(one.log_prob(x[:, 0]).detach(), p.log_prob(x)[:, 0].detach())
     assert bool(flow.event.support.check(joined(past, x[0])).all())
@@ -88,7 +79,7 @@ def test_it_is_a_distribution(name: str) -> None:
 
 def test_draws_agree_with_the_density() -> None:
     """E_p[q/p] = 1 for any density q: here, of the same flow under another past."""
-    flow = build("random_orders", **CASES["random_orders"])
+    flow = in_one_order("random_orders")
     past = 0.3 * images(flow, 2)[:, :2]
     p, q = flow.condition(past[0], 1), flow.condition(past[1], 1)
     torch.manual_seed(0)

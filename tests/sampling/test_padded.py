@@ -15,20 +15,26 @@ from torch.autograd.functional import jacobian
 from torch.distributions import Independent
 
 import tarflow
-from flow_cases import assert_close, build, images, labels, latents, masks, padded, row_of, unchanged, under
+from flow_cases import (
+    assert_close,
+    build,
+    images,
+    in_one_order,
+    labels,
+    latents,
+    masks,
+    padded,
+    row_of,
+    unchanged,
+    under,
+)
 from tarflow.sampling.decode import draw_noise
 from tarflow.sampling.implicit import decode_with_gradients
 from tarflow.sampling.objectives import rsample_and_log_prob
 
 every_padded = pytest.mark.parametrize("name", padded())
-ONE_ORDER = ["permuted_start", "supports", "given_tokens_rotary", "spline_by_number"]
+ONE_ORDER = ["permuted_start", "supports", "given_tokens_rotary", "given_all_from_a_start"]
 QUICK: dict[str, Any] = {"chains": 2, "steps": 4, "warmup": 4, "leapfrog": 2}
-
-
-def in_one_order(name: str) -> Any:
-    """The flow of the table, all of whose blocks walk forwards."""
-    flow = build(name)
-    return build(name, orders=("raster",) * len(flow.blocks), log_scale_bound=0.6)
 
 
 # --- gradients, and the flow in its other direction -----------------------------------------------------------------
@@ -199,7 +205,7 @@ def test_a_padded_region_has_the_moments_of_the_conditional_density() -> None:
     mask = torch.tensor([[True, True, False, True], [True, False, True, True]])
     region = torch.zeros(4, 3, dtype=torch.bool)
     region[1, 1], region[2, 0] = True, True
-    drawn = tarflow.inpaint(flow, x, region, n=240, steps=30, warmup=64, leapfrog=3, there=mask)
+    drawn = tarflow.inpaint(flow, x, region, n=120, steps=25, warmup=40, leapfrog=3, there=mask)
     grid = torch.linspace(-12, 12, 1201, dtype=torch.float64)
     for row, place in ((0, (1, 1)), (1, (2, 0))):
         many = x[row].expand(1201, -1, -1).clone()
@@ -209,7 +215,7 @@ def test_a_padded_region_has_the_moments_of_the_conditional_density() -> None:
         mean = (weight * grid).sum()
         deviation = (weight * (grid - mean).square()).sum().sqrt()
         values, worth = drawn.samples[:, row, place[0], place[1]], float(drawn.effective_sample_size[row])
-        assert worth > 60 and float(drawn.rhat[row]) < 1.1
+        assert worth > 40 and float(drawn.rhat[row]) < 1.1
         assert abs(float((values.mean() - mean) / deviation)) < 4 / worth**0.5
         assert abs(float(values.std() / deviation) - 1) < 4 / worth**0.5
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tarflow
-from flow_cases import assert_close, build, every_flow, labels, latents
+from flow_cases import assert_close, build, every_kind, labels, latents
 from report_cases import make_run
 from solver_law import assert_solves
 from tarflow import Auto, Calibration, Guidance, Jacobi, Sequential
@@ -30,7 +30,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SOLVERS, "toy", "toy_solver:Toy")
 
 
-@every_flow
+@every_kind
 @pytest.mark.parametrize("guidance", [None, Guidance(1.0, temperature=0.5)], ids=str)
 def test_a_new_solver_obeys_the_law(name: str, guidance: Guidance | None) -> None:
     assert_solves(Toy(), build(name), guidance, batch=3, seed=0, tol=0)

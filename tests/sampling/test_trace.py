@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import tarflow
-from flow_cases import assert_close, build, every_flow, labels, latents, names, unchanged
+from flow_cases import assert_close, build, every_kind, labels, latents, names, unchanged
 from tarflow import Guidance, SamplingError
 
 GUIDANCE = Guidance(scale=1.0, temperature=0.5)
 
 
-@every_flow
+@every_kind
 def test_it_goes_from_noise_to_sample_one_block_at_a_time(name: str) -> None:
     flow = build(name)
     noise, y = latents(flow, 3), labels(flow, 3)
@@ -30,7 +30,7 @@ def test_it_goes_from_noise_to_sample_one_block_at_a_time(name: str) -> None:
         assert not after.requires_grad
 
 
-@every_flow
+@every_kind
 def test_it_is_the_trace_of_that_seed(name: str) -> None:
     flow = build(name)
     y = labels(flow, 2)

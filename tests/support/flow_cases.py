@@ -64,6 +64,10 @@ CASES: dict[str, dict[str, Any]] = {
     "causal": {"order": "causal", "start_token": True, "num_classes": 2, "log_scale_bound": 0.6},
     "image_given_an_image": {"condition": "image:2:4:2:2", "transforms": ("affine-by-number",), "log_scale_bound": 0.6},
     "image_given_numbers": {"condition": "vector:3", "start_token": True, "image_size": (2, 4)},
+    "image_given_all": {
+        **{"condition": "image:1:2:4:2+vector:2", "order": "causal", "start_token": True, "rotary": True},
+        **{"transforms": ("spline-mixed",), "bins": 3, "log_scale_bound": 0.6},
+    },
     "one_pixel_patches": {"image_size": (3, 2), "patch_size": 1, "head_dim": 16, "expansion": 1},  # D=1, one head
 }
 
@@ -105,6 +109,11 @@ SEQUENCES: dict[str, dict[str, Any]] = {  # flows on sequences: what images do n
         **{"condition": "classes:2+vector:2+tokens:2:2+image:1:2:4:2", "transforms": ("spline", "affine"), "bins": 3},
         **{"log_scale_bound": 0.6},
     },
+    "given_all_from_a_start": {
+        **{"condition": "classes:2+vector:2+tokens:2:1", "tokens": 3, "dim": 2, "start_token": True, "bins": 3},
+        **{"transforms": ("spline-by-number", "affine-mixed"), "orders": ("random:14", (2, 0, 1)), "standardise": True},
+        **{"support": ("positive", "real"), "log_scale_bound": 0.6},
+    },
     "affine_on_a_followed_variance": {"base": "followed", "orders": ("raster", "random:6")},
     "additive_on_a_fixed_variance": {"base": "normal", "transforms": ("additive",) * 2, "dim": 1},
     "start_token_rotary_spline": {
@@ -124,11 +133,29 @@ VECTORS: dict[str, dict[str, Any]] = {
     "vector": {"condition": "classes:2"},
     "vector_in_pairs": {"dim": 8, "tokens": 4, "transform": "affine-by-number", "orders": ("raster", "raster")},
     "vector_of_supports": {"support": ("positive", "real", "real", "interval:0:1"), "orders": ("random:1", "random:2")},
+    "vector_given_numbers": {
+        **{
+            "dim": 6,
+            "tokens": 3,
+            "condition": "vector:3",
+            "transform": "spline-mixed",
+            "orders": ("random:3", "raster"),
+        },
+        **{"support": ("positive", "real", "real", "interval:0:1", "real", "real")},
+    },
     "bounded_vector": {"support": "interval:2:5", "standardise": False, "transform": "affine", "start_token": False},
 }
 
 every_case = pytest.mark.parametrize("name", CASES)
 every_flow = pytest.mark.parametrize("name", [*CASES, *SEQUENCES, *VECTORS])
+
+KINDS = (  # few flows, in which every kind of event, condition, order, transform, base and support is (test_cases.py)
+    *("conditional", "additive", "rotary", "start_token_rotary", "mixed", "image_given_an_image", "image_given_all"),
+    *("random_orders", "permuted_additive", "given_tokens_rotary", "spline_mixed", "given_several", "standardised"),
+    *("by_number_from_a_start", "given_all_from_a_start", "affine_on_a_followed_variance", "supports", "one_token"),
+    *("vector", "vector_in_pairs", "vector_given_numbers", "bounded_vector"),
+)
+every_kind = pytest.mark.parametrize("name", KINDS)
 
 
 def config_of(name: str) -> TarFlowConfig:
@@ -164,6 +191,13 @@ def names(*, sequences: bool = False, **conditions: bool) -> list[str]:
     return [
         name for name in known if all(properties(sequence_of(name))[key] == want for key, want in conditions.items())
     ]
+
+
+def in_one_order(name: str) -> Any:
+    """A flow of the table, all of whose blocks walk forwards."""
+    bound = {} if sequence_of(name).log_scale_bound is None and "additive" in name else {"log_scale_bound": 0.6}
+    orders = {"order": "causal"} if name in CASES else {"orders": ("raster",) * len(sequence_of(name).layers)}
+    return build(name, **orders, **bound)
 
 
 def padded() -> list[str]:

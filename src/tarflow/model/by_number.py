@@ -43,7 +43,7 @@ class ByNumber(Transform):
             raise ConfigError(f"transforms: {name} by number takes tokens of two numbers at least, got {config.dim}")
         super().__init__(config, **made)
         self.inner = make_transform(name, config)  # which has no weights
-        self.single = make_transform(name, dataclasses.replace(config, dim=1))  # t of one number
+        self.single = make_transform(name, dataclasses.replace(config, dim=1, support="real"))  # of one number
         dim = config.dim
         self.hidden = self.reads = config.width
         self.size = self.inner.size + self.hidden

@@ -132,7 +132,9 @@ def _score_by_block(flow: SequenceFlow, x: Tensor, y: Value, mask: Tensor | None
         (score,) = torch.autograd.grad((above * score).sum() + ladj.sum(), [below])
     score = torch.where(inside.view(-1, 1, 1), score, 0)  # as through the whole flow: no gradient
     outputs, weights = [tokens], [score]
-    if isinstance(event_ladj, Tensor) and event_ladj.requires_grad:  # a standardised number has the same slope everywhere
+    if (
+        isinstance(event_ladj, Tensor) and event_ladj.requires_grad
+    ):  # a standardised number has the same slope everywhere
         outputs.append(event_ladj)
         weights.append(inside.view(-1, 1).expand_as(event_ladj).to(event_ladj.dtype))
     (score,) = torch.autograd.grad(outputs, [x], weights)

@@ -16,6 +16,7 @@ from tarflow.model.block import Block
 from tarflow.model.checks import check_tensor
 from tarflow.model.events import only
 from tarflow.model.sequence import SequenceFlow
+from tarflow.model.support import Preprocessing
 from tarflow.sampling.decode import default_batch_size, draw_noise, draw_seed, latents_of
 from tarflow.sampling.guidance import predictor
 from tarflow.sampling.sample import check_finite
@@ -80,7 +81,12 @@ class Observed(Distribution):
 
     @property
     def support(self) -> Any:
-        return constraints.independent(constraints.real, len(self.event_shape))
+        """Where futures may lie: of a vector the supports of its last numbers."""
+        preprocessing, numbers = self.flow.event.preprocessing, constraints.real
+        if preprocessing is not None:
+            names = preprocessing.names[-self.event_shape[-1] :]
+            numbers = Preprocessing(names, len(names), False).constraint
+        return constraints.independent(numbers, len(self.event_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(future | past, c), nats, of futures (…, *batch_shape, *event_shape); gradients flow to them."""
