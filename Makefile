@@ -13,7 +13,7 @@ EXTRAS_STAMP := $(VENV)/.installed-extras
 SIGNATURE = $(CURDIR) $$(cat pyproject.toml constraints.txt | cksum)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-extras test-all gpu gpu-carry lint types format docs clean
+.PHONY: help install demo test test-slow test-extras installs test-all gpu gpu-carry lint types format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,11 @@ test-extras: install ## the tests of what is optional (the page, the hub …), w
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,docs,all]'; \
 		echo "$(SIGNATURE)" > $(EXTRAS_STAMP); fi
 	$(BIN)/python -m pytest -m extra tests -n $(JOBS) --dist worksteal || [ $$? -eq 5 ]
+
+installs: install ## wheel and sdist in new environments, each extra alone; PYTHONS="python3.12 …"
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python -m benchmarks.installs --dist dist --out dist/installs.json --python $(or $(PYTHONS),$(BIN)/python)
 
 test-all: install ## every test
 	$(BIN)/python -m pytest

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.installs import PACKAGES
+
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "tarflow"
 BENCHMARKS = SOURCE.parent.parent / "benchmarks"
 
@@ -86,6 +88,8 @@ READ_IMAGES = {
     *("long_run", "planted", "play_fuzz", "precision", "ship", "timed_training"),
 }
 MAX_LINES = 320
+# Modules that are made of an optional package. Whatever else needs one imports it where it is asked for.
+OPTIONAL = {"play.page": "gradio", "adapters.sbi": "sbi"}
 
 
 def modules(root: Path) -> dict[str, Path]:
@@ -255,6 +259,30 @@ def test_a_convenience_may_be_imported_at_the_call_and_is_one_that_exists(tmp_pa
         path.write_text(f"def f():\n    from {name.rpartition('.')[0]} import {name.rpartition('.')[2]}\n")
         assert name in dict(imported(ast.parse(modules(SOURCE)[module].read_text()), anywhere=True)), "a stale line"
     assert wrong_imports(tmp_path) == []
+
+
+def optional_imports(root: Path) -> list[str]:
+    """Imports of optional packages, or of the modules that are made of them, that run when a module is imported."""
+    found = []
+    for module, path in modules(root).items():
+        for name, line in imported(ast.parse(path.read_text()), anywhere=False):
+            top = name.partition(".")[0]
+            made_of_one = any(f"{name}.".startswith(f"tarflow.{made}.") for made in OPTIONAL)
+            if made_of_one or (top in PACKAGES and OPTIONAL.get(module) != top):
+                found.append(f"{module}, line {line}: {name}")
+    return found
+
+
+def test_no_extra_is_imported_without_being_asked_for(tmp_path: Path) -> None:
+    assert optional_imports(SOURCE) == []
+    (tmp_path / "hub.py").write_text("def f():\n    import huggingface_hub\n")
+    assert optional_imports(tmp_path) == []
+    (tmp_path / "hub.py").write_text("try:\n    from huggingface_hub import errors\nexcept ImportError:\n    pass\n")
+    (tmp_path / "serve.py").write_text("from tarflow.play import page\n")
+    assert optional_imports(tmp_path) == [
+        "hub, line 2: huggingface_hub.errors",
+        "serve, line 1: tarflow.play.page",
+    ]
 
 
 def test_the_core_needs_nothing_compiled_but_torch() -> None:

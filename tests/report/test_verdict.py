@@ -21,8 +21,8 @@ from tarflow.report.verdict import MOST, NEXT, RULES, sentences
 SURE, UNSURE = 0.01, 0.1  # errors, of differences of 0.2
 
 
-def curve(change: float, error: float = SURE) -> Trend:
-    return Trend(Estimate(change, error), 6, 500, 1000)
+def curve(change: float, error: float = SURE, drop: float = 0.02) -> Trend:
+    return Trend(Estimate(change, error), 6, 500, 1000, drop)
 
 
 # A run of which all is well.
@@ -51,6 +51,12 @@ SAID = {  # what is other than well: what is said then, of the topic and of what
         {"trend": curve(-0.2)},
         "Held-out scores still fall: by 0.200 ± 0.010 bits/dim over the last 6 evaluations, steps 500 to 1,000.",
         "Next: train longer, by “tarflow train --resume --steps”",
+    ),
+    "slows": (
+        {"trend": curve(-0.2, drop=0.008)},
+        "all but levelled off: they fell by 0.200 ± 0.010 bits/dim over the last 6 evaluations, steps 500 to 1,000, "
+        "the last time by 0.008.",
+        "Nothing",
     ),
     "rises": ({"trend": curve(0.2)}, "rise again: by 0.200 ± 0.010 bits/dim over", "Nothing"),
     "falls or not": (
@@ -185,6 +191,7 @@ def test_a_trend_is_that_of_the_last_third_with_the_error_of_its_line() -> None:
     assert found is not None and found.scores == 35
     assert (found := trend(steep)) is not None and found.change.value == pytest.approx(-0.04)
     assert found.change.clear and (found.first, found.last) == (10, 50)
+    assert found.drop == pytest.approx(0.01)
     assert (level := trend(flat)) is not None and level.scores == 6 and not level.change.clear
     assert trend(flat[:4]) is None
 

@@ -51,6 +51,7 @@ class Trend(NamedTuple):
     scores: int
     first: int
     last: int
+    drop: float  # from the last score but one to the last
 
     def __format__(self, _: str) -> str:
         return f"over the last {self.scores} evaluations, steps {self.first:,} to {self.last:,}"
@@ -129,8 +130,14 @@ class Findings:
         return self.step is not None and self.steps is not None and self.step < self.steps
 
     @property
-    def falls(self) -> bool:
+    def fell(self) -> bool:
+        """Whether the trend is downwards."""
         return self.trend is not None and self.trend.change.clear and self.trend.change.value < 0
+
+    @property
+    def falls(self) -> bool:
+        """Whether it still is, at the last evaluation: a line is steep after a steep beginning, too."""
+        return self.fell and self.trend is not None and self.trend.drop > WORTH
 
     @property
     def rises(self) -> bool:
@@ -212,7 +219,8 @@ def trend(scores: Sequence[tuple[int, float]]) -> Trend | None:
     slope = sum((x - middle) * (y - mean) for x, y in last) / spread
     rest = sum((y - mean - slope * (x - middle)) ** 2 for x, y in last)
     error = math.sqrt(rest / (count - 2) / spread)
-    return Trend(Estimate(slope * span, error * span), count, last[0][0], last[-1][0])
+    drop = last[-2][1] - last[-1][1]
+    return Trend(Estimate(slope * span, error * span), count, last[0][0], last[-1][0], drop)
 
 
 def difference(a: Tensor, b: Tensor) -> Estimate | None:

@@ -53,6 +53,11 @@ RULES: Sequence[Rule] = (
         "Held-out scores still fall: by {f.trend.change} {f.unit} {f.trend}.",
     ),
     Rule(
+        *("training", GOOD, lambda f: f.fell),
+        "Held-out scores have all but levelled off: they fell by {f.trend.change} {f.unit} {f.trend}, the last "
+        "time by {f.trend.drop:.3f}.",
+    ),
+    Rule(
         *("training", NOT_GOOD, lambda f: f.rises),
         "Held-out scores rise again: by {f.trend.change} {f.unit} {f.trend}; the best were of step {f.best:,}.",
     ),
