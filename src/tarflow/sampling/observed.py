@@ -82,7 +82,8 @@ class Observed(Distribution):
     @property
     def support(self) -> Any:
         """Where futures may lie: of a vector the supports of its last numbers."""
-        preprocessing, numbers = self.flow.event.preprocessing, constraints.real
+        preprocessing = self.flow.event.preprocessing
+        numbers: constraints.Constraint = constraints.real
         if preprocessing is not None:
             names = preprocessing.names[-self.event_shape[-1] :]
             numbers = Preprocessing(names, len(names), False).constraint
