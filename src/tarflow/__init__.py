@@ -58,7 +58,7 @@ _HOMES = {
     "to_images": "tarflow.pictures",
     "from_pil": "tarflow.runs",
     "Run": "tarflow.runs",
-    "open_run": "tarflow.runs",
+    "open_run": "tarflow.tables",
     "train": "tarflow.runs",
     "Setting": "tarflow.sampling.setting",
 }
@@ -91,7 +91,6 @@ if TYPE_CHECKING:
     from tarflow.pictures import to_images as to_images
     from tarflow.runs import Run as Run
     from tarflow.runs import from_pil as from_pil
-    from tarflow.runs import open_run as open_run
     from tarflow.runs import train as train
     from tarflow.sampling.auto import Auto as Auto
     from tarflow.sampling.auto import Calibration as Calibration
@@ -116,6 +115,7 @@ if TYPE_CHECKING:
     from tarflow.sampling.sample import sample_batches as sample_batches
     from tarflow.sampling.sequential import Sequential as Sequential
     from tarflow.sampling.setting import Setting as Setting
+    from tarflow.tables import open_run as open_run
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tarflow import checkpoint, storage
+from tarflow import checkpoint, runs, storage
 from tarflow.config import ConfigError, from_dict, to_dict
 from tarflow.data.errors import DataError, DataWarning
 from tarflow.data.names import few
@@ -28,7 +28,7 @@ from tarflow.data.tables import Table
 from tarflow.fields import coerce_fields
 from tarflow.model.saving import CONFIG_FILE, read_json
 from tarflow.model.vector import VectorFlow
-from tarflow.pretrained import TABLE_SECTION
+from tarflow.pretrained import TABLE_SECTION, is_table_run, located
 from tarflow.sampling.sample import sample
 from tarflow.training.fit import fit
 from tarflow.training.fitted import Fit
@@ -135,7 +135,7 @@ def _classes(table: Table, name: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class TableRun:
-    """A flow on the columns of a table. `fit_table` makes one, `open_table_run` opens it."""
+    """A flow on the columns of a table. `fit_table` makes one, `tarflow.open_run` opens it."""
 
     path: Path
     flow: VectorFlow
@@ -165,6 +165,23 @@ class TableRun:
                 columns["row"] = np.repeat(np.arange(rows), n)
             columns |= {name: np.repeat(given.columns[name], n) for name in self.columns.conditions}
         return columns | {name: drawn[:, k] for k, name in enumerate(self.columns.events)}
+
+
+def open_run(path: str | Path, *, device: torch.device | str = "cpu") -> Any:
+    """Open a RUN of any kind by its path, or a model of the package or the hub by its name.
+
+    A `tarflow.Run` where it is one of images (or one `step-N` of it, or a hub directory), and a `TableRun` where it is
+    one of the columns of a table.
+
+    Raises FileNotFoundError or ValueError naming the file that is missing or does not fit.
+
+    >>> import tarflow
+    >>> run = tarflow.open_run("digits")
+    >>> run.levels, run.sample("2", n=4).shape
+    (17, torch.Size([4, 1, 8, 8]))
+    """
+    where = located(path)
+    return open_table_run(where, device) if is_table_run(where) else runs.open_run(path, device=device)
 
 
 def open_table_run(path: str | Path, device: torch.device | str = "cpu") -> TableRun:

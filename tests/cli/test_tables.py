@@ -15,7 +15,7 @@ import tarflow
 from tarflow import checkpoint
 from tarflow.cli import main
 from tarflow.data.tables import Table, read_table, write_table
-from tarflow.tables import open_table_run
+from tarflow.tables import TableRun, open_table_run
 
 SMALL = "--layers 1 1 --width 16 --head-dim 8 --steps 40 --lr 1e-2 --batch-size 64"
 
@@ -206,7 +206,15 @@ def test_a_run_that_is_damaged_is_one_line(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps(sections | {"table": sections["table"] | change}))
         (tmp_path / "model.safetensors").write_bytes(Path("given/model.safetensors").read_bytes())
         with pytest.raises(ValueError, match=message):
-            open_table_run(tmp_path)
+            tarflow.open_run(tmp_path)
+
+
+def test_one_function_opens_runs_of_tables_and_of_images() -> None:
+    run = tarflow.open_run("given")
+    assert isinstance(run, TableRun) and run.columns == open_table_run("given").columns
+    assert isinstance(tarflow.open_run("digits"), tarflow.Run)
+    with pytest.raises(FileNotFoundError, match="nowhere: no such directory; expected a run"):
+        tarflow.open_run("nowhere")
 
 
 def test_help_is_that_of_tables(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import inspect
-import json
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import (
     Annotated,
     Any,
@@ -26,8 +23,8 @@ import tyro
 from tyro import _errors  # its hook for errors has no public name: pyproject.toml pins the minor version
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from tarflow import pretrained
 from tarflow.fields import integer
-from tarflow.pretrained import CONFIG_FILE, TABLE_SECTION
 
 # Options that several commands have.
 Flag: TypeAlias = FlagCreatePairsOff[bool]
@@ -78,11 +75,7 @@ def _problem(event: _errors.ParseErrorEvent, options: Any) -> str:
 
 def is_table_run(word: str) -> bool:
     """Whether a word is the directory of a flow on the columns of a table, which a few options are different for."""
-    if word.startswith("-"):
-        return False
-    with contextlib.suppress(OSError, ValueError, RecursionError):  # damaged: whoever opens it says so
-        return TABLE_SECTION in json.loads((Path(word) / CONFIG_FILE).read_text(encoding="utf-8"))
-    return False
+    return not word.startswith("-") and pretrained.is_table_run(word)
 
 
 def check_positive(args: Any, *names: str) -> None:

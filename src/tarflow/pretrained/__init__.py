@@ -7,6 +7,7 @@ between two lines of dashes, which is YAML too, as a hub wants it. `benchmarks.s
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 from pathlib import Path
@@ -50,6 +51,13 @@ def located(run: str | Path) -> Path:
         f"{name}: no such directory; expected a run, a directory with {CONFIG_FILE}, one of the models that come "
         f"along: {', '.join(names())}, or of the hub: {hub.PREFIX}OWNER/NAME{hint}"
     )
+
+
+def is_table_run(path: str | Path) -> bool:
+    """Whether a directory is that of a flow on the columns of a table; not of one that is damaged."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # whoever opens it says what is wrong
+        return TABLE_SECTION in json.loads((Path(path) / CONFIG_FILE).read_text(encoding="utf-8"))
+    return False
 
 
 def name_of(path: Path) -> str | None:
