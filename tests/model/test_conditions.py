@@ -71,6 +71,7 @@ def test_a_row_of_nan_is_null_and_so_is_a_dropped_one() -> None:
     ("value", "message"),
     [
         (torch.zeros(4), r"y: expected numbers \(4, 2\), got \(4,\)"),
+        (torch.zeros(1, 2), r"got \(1, 2\) of torch.float32; one value for all rows is c.expand\(4, 2\)"),
         (torch.zeros(3, 2), r"y: expected numbers \(4, 2\), got \(3, 2\)"),
         (torch.zeros(4, 2, dtype=torch.bool), "of torch.bool"),
         (torch.tensor([[0, 0], [0, NULL], [0, 0], [0, 0]]), "NaN in all of a row for null; row 1 has others"),

@@ -54,7 +54,9 @@ class Numbers(Condition):
             return None
         c, expected = self.as_values(c), (batch, *self.value_shape)
         if c.is_complex() or c.dtype == torch.bool or tuple(c.shape) != expected:
-            raise ValueError(f"y: expected numbers {expected}, got {tuple(c.shape)} of {c.dtype}")
+            one = tuple(c.shape) in (self.value_shape, (1, *self.value_shape))
+            hint = f"; one value for all rows is c.expand{expected}" if one else ""
+            raise ValueError(f"y: expected numbers {expected}, got {tuple(c.shape)} of {c.dtype}{hint}")
         c = c if c.is_floating_point() else c.to(self.mean.dtype)
         wrong = ~(c.isfinite().flatten(1).all(dim=1) | self._missing(c))
         if known_true(wrong.any()):
