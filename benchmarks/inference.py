@@ -8,6 +8,12 @@ one of each. What comes out is distributed as samples where the draws are exact,
 tell them from others: 0.5. Its blocks walk forwards and backwards in turn; `resample` keeps the first half of what goes
 into the first block, `inpaint` conditions on it. For each of some seeds.
 
+**chains.** The lower half of a sample of a shipped model drawn anew, given the upper half and its class: what chains
+are worth, for the number that mixes worst, for each second of processor time. `--before` takes the arguments that
+`inpaint` had before: ten leapfrog steps, and step sizes that each chain finds by itself; run it with that code.
+
+    python -m benchmarks.inference --part chains --models digits --out benchmarks/results/inference-chains.json
+
 **gradients.** Seconds of drawing and differentiating, and the peak of memory, of `rsample`'s way through a decode
 beside autograd through `flow.decode`: each in a process of its own, in turn, on one thread.
 """
@@ -70,6 +76,24 @@ def regions(count: int, steps: int, warmup: int, leapfrog: int, seed: int) -> di
     }
 
 
+def chains(model: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+    """What chains in the lower half of one sample are worth."""
+    torch.set_num_threads(1)
+    run = tarflow.open_run(model)
+    flow, c = run.flow.requires_grad_(False), torch.tensor([seed + 1])
+    x = tarflow.sample(flow, 1, c, seed=100 + seed, denoise=run.sigma)
+    mask = torch.zeros(flow.event.shape, dtype=torch.bool)
+    mask[:, flow.event.shape[1] // 2 :] = True
+    began = time.process_time()
+    drawn = tarflow.inpaint(flow, x, mask, c, denoise=run.sigma, seed=seed, **options)
+    seconds = time.process_time() - began
+    worth = float(drawn.effective_sample_size[0])
+    return {
+        **{"model": model, "seed": seed, **options, "seconds": seconds, "acceptance": float(drawn.acceptance[0])},
+        **{"effective_sample_size": worth, "a_second": worth / seconds, "rhat": float(drawn.rhat[0])},
+    }
+
+
 def one_gradient(way: str, tokens: int, rows: int) -> dict[str, float]:
     """Seconds forwards and backwards, and MiB above what the process had before: one draw by one way."""
     torch.set_num_threads(1)
@@ -118,12 +142,15 @@ def gradients(cases: Sequence[tuple[int, int]], rounds: int) -> list[dict[str, A
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure one part, print it, and write it where it is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("regions", "gradients"), default="regions")
+    parser.add_argument("--part", choices=("regions", "chains", "gradients"), default="regions")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="of the part on regions")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=120)
     parser.add_argument("--leapfrog", type=int, default=8)
+    parser.add_argument("--models", nargs="*", default=["digits"], help="of the part on chains")
+    parser.add_argument("--chains", type=int, default=8, help="of the part on chains")
+    parser.add_argument("--before", action="store_true", help="of the part on chains: with the arguments of before")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, nargs="*", default=[16, 64], help="squares; of the part on gradients")
     parser.add_argument("--rows", type=int, default=8)
@@ -133,9 +160,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.one:
         print(json.dumps(one_gradient(options.one[0], int(options.one[1]), int(options.one[2]))))
         return 0
+    if options.part == "chains":
+        given: Any = {"chains": options.chains, "steps": options.steps, "warmup": options.warmup}
+        given |= {"leapfrog": options.leapfrog} if options.before else {}
+        known = json.loads(options.out.read_text())["result"] if options.out and options.out.exists() else []
+        name = "before" if options.before else "now"
+        for model in options.models:
+            for seed in options.seeds:
+                if any((r["model"], r["seed"], r["code"]) == (model, seed, name) for r in known):
+                    continue
+                known.append({"code": name, **chains(model, seed, given)})
+                print(json.dumps(known[-1]), flush=True)
+                if options.out:
+                    options.out.write_text(json.dumps({"torch": torch.__version__, "result": known}, indent=1) + "\n")
+        return 0
     if options.part == "regions":
-        given = options.count, options.steps, options.warmup, options.leapfrog
-        result: Any = [regions(*given, seed) for seed in options.seeds]
+        shape = options.count, options.steps, options.warmup, options.leapfrog
+        result: Any = [regions(*shape, seed) for seed in options.seeds]
     else:
         result = gradients([(tokens, options.rows) for tokens in options.tokens], options.rounds)
     if options.out:

@@ -36,7 +36,7 @@ ASKED: dict[str, tuple[list[Any], str]] = {  # by the button: the values of the 
     "follow-start": ([2, 8, 0, "all", 0, "paper", 1, True], "in 8 stages"),
     "score-start": (["[]", 0, "all"], "1 scored"),
     "walk-start": (["[]", 0, "[]", 1, 9, "1", "null"], "9 images"),
-    "edit-start": (["[]", 0, 8, 4, 0, "first", "null"], "4 times drawn anew"),
+    "edit-start": (["[]", 0, "[8, 9, 10, 11, 12, 13, 14, 15]", 4, 0, 2, "null"], "4 drawings in"),
     "inside-start": ([], "Measured just now"),
 }
 

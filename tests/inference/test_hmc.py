@@ -39,6 +39,42 @@ def test_each_chain_is_tuned_by_itself() -> None:
     assert ((chains.draws.std((0, 2)) / widths - 1).abs() < 0.25).all()
 
 
+def test_chains_of_one_density_share_what_warm_up_finds() -> None:
+    """Two densities, 30 times as wide the one as the other, of four chains each: two scales, two step sizes."""
+    widths = torch.tensor([1.0, 30.0], dtype=torch.float64).repeat_interleave(4).unsqueeze(1)
+    chains = hmc(lambda x: -0.5 * (x / widths).square().sum(1), torch.zeros(8, 2).double(), 100, 60, pooled=4)
+    for each in (chains.scale, chains.step_size):
+        groups = each.view(2, 4, -1)
+        assert (groups == groups[:, :1]).all() and not torch.equal(groups[0], groups[1])
+    assert ((chains.scale / widths).log().abs() < 0.5).all()
+
+
+def test_trajectories_are_as_long_as_the_widest_direction_asks_for() -> None:
+    """Eight numbers of correlation 0.99, along which a fixed few leapfrog steps are a random walk."""
+    covariance = 0.99 * torch.ones(8, 8, dtype=torch.float64) + 0.01 * torch.eye(8, dtype=torch.float64)
+    precision, start = torch.linalg.inv(covariance), torch.zeros(4, 8, dtype=torch.float64)
+    counts = []
+
+    def density(x: Tensor) -> Tensor:
+        counts.append(1)
+        return -0.5 * torch.einsum("nd,de,ne->n", x, precision, x)
+
+    worth = []
+    for leapfrog in (4, None):
+        counts.clear()
+        chains = hmc(density, start, 100, 100, leapfrog, pooled=4)
+        worth.append(float(chains.effective_sample_size.amin()) / len(counts))
+    assert worth[1] > 2 * worth[0], "more independent draws for each evaluation"
+
+
+def test_it_ends_in_time_and_says_how_far_it_is() -> None:
+    shares: list[float] = []
+    start = torch.zeros(2, 3, dtype=torch.float64)
+    chains = hmc(gaussian, start, 10**6, 10**6, seconds=0.1, progress=lambda share, _: shares.append(share))
+    assert 4 <= len(chains.draws) < 10**4 and shares[-1] == 1 and shares == sorted(shares)
+    assert len(hmc(gaussian, start, 10, 10**6, seconds=0.01).draws) >= 4
+
+
 def test_a_density_with_an_edge_is_not_left() -> None:
     """Half a normal: outside there is no density, and a gradient of NaN leads nowhere."""
 
@@ -64,6 +100,9 @@ def test_it_is_a_function_of_its_seed() -> None:
         ({"steps": 0}, "steps"),
         ({"target": 1.0}, "target: expected a number between 0 and 1"),
         ({"step_size": 0.0}, "step_size"),
+        ({"pooled": 3}, "pooled: expected a divisor of the 2 chains, got 3"),
+        ({"seconds": 0}, "seconds: expected a positive number"),
+        ({"leapfrog": 0}, "leapfrog"),
         ({"log_density": lambda x: x.sum()}, r"log_density: expected \(2,\)"),
     ],
 )

@@ -70,9 +70,12 @@ def test_without_pictures_a_sample_is_scored(answers: Answers, plain: Answers) -
 def test_a_walk_and_an_edit(answers: Answers, plain: Answers) -> None:
     word, film = outcome(answers.walk("[]", 0, sent(picture()), 1, 5, "1", "null"))
     assert "5 images" in word and len(images(film)) == 6
-    word, found = outcome(plain.redraw(sent(picture()), 0, 2, 3, 9, "last"))
-    assert "2 of 4 patches of the noise kept, 3 times drawn anew with seed 9" in word
-    assert images(found) == ["The picture itself", "Variation 1", "Variation 2", "Variation 3"]
+    told = list(plain.redraw(sent(picture()), 0, "[2, 3]", 3, 9, 1))
+    assert "<progress" in told[1][0] and "the chains are on their way" in told[1][0]
+    word, found = told[-1]
+    assert "3 drawings in" in word and "seed 9" in word
+    assert images(found or "") == ["The picture itself", "Drawing 1", "Drawing 2", "Drawing 3"]
+    assert "R-hat" in (found or "") and "independent" in (found or "")
 
 
 def test_a_look_inside_names_no_place_on_the_machine(answers: Answers) -> None:
@@ -94,9 +97,12 @@ WRONG: list[tuple[str, tuple[Any, ...], str]] = [
     ("walk", ("[]", 0, "[]", 1, 5), "expected 2 classes, got 0"),
     ("walk", (sent(b"no", names=("x.png",)), 0, "[]", 1, 5, "1", "1"), "x.png: not an image"),
     ("walk", (sent(picture(), picture()), 0, "[]", 1, 5, "1", "1"), "at most 1 at a time, got 2"),
-    ("redraw", ("[]", 0, 5, 3, 0, "first", "1"), "patches kept: expected a whole number from 0 to 4, got 5"),
-    ("redraw", ("[]", 0, 2, 17, 0, "first", "1"), "variations: expected a whole number from 1 to 16, got 17"),
-    ("redraw", ("[]", 0, 2, 3, 0, "middle", "1"), "kept in: expected first or last, got 'middle'"),
+    ("redraw", ("[]", 0, "[4]", 3, 0, 5, "1"), "drawn anew: expected a JSON list of numbers from 0 to 3, got '[4]'"),
+    ("redraw", ("[]", 0, "[true]", 3, 0, 5, "1"), "drawn anew: expected a JSON list"),
+    ("redraw", ("[]", 0, "[", 3, 0, 5, "1"), "drawn anew: expected a JSON list"),
+    ("redraw", ("[]", 0, "[]", 3, 0, 5, "1"), "nothing is chosen"),
+    ("redraw", ("[]", 0, "[2]", 17, 0, 5, "1"), "drawings: expected a whole number from 1 to 16, got 17"),
+    ("redraw", ("[]", 0, "[2]", 3, 0, 121, "1"), "seconds: expected a whole number from 1 to 120, got 121"),
 ]
 
 

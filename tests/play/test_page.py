@@ -166,8 +166,24 @@ def test_every_tab_does_what_it_says(person: Person, tmp_path: Path) -> None:
     assert len(person.all("#walk-result .reel img")) == 13
 
     person.tab("Edit")
-    assert person.press("edit") == "2 of 4 patches of the picture kept, 6 times drawn anew with seed 0."
-    assert len(person.all("#edit-result img")) == 7
+    cells = person.all("[data-region=edit] input")
+    assert [cell.is_selected() for cell in cells] == [False, False, True, True], "the lower half, at first"
+    cells[2].click()
+    cells[0].send_keys(keys.ARROW_RIGHT)
+    person.browser.switch_to.active_element.send_keys(" ")
+    assert [cell.is_selected() for cell in cells] == [False, True, False, True]
+    person.seen("[data-choose='upper half']").click()
+    assert [cell.is_selected() for cell in cells] == [True, True, False, False]
+    limit = person.seen("input[aria-label='number input for Seconds at most']")
+    limit.clear()
+    limit.send_keys("2\t")
+    assert re.match(r"6 drawings in .* s, seed 0\.", person.press("edit"))
+    assert len(person.all("#edit-result img")) == 7 and "R-hat" in person.seen("#edit-result").text
+    person.browser.execute_script(
+        "document.querySelectorAll('[data-region=edit] input').forEach((e) => e.checked = false)"
+    )
+    assert "nothing is chosen" in person.press("edit")
+    assert len(person.all("#edit-result img")) == 7, "what is there stays"
 
     person.tab("Look inside")
     assert person.press("inside") == "Measured just now."

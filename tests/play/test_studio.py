@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -95,11 +96,26 @@ def test_a_walk_goes_from_one_end_to_the_other(studio: Studio, plain: Studio) ->
 
 def test_what_is_kept_of_a_picture_stays(plain: Studio) -> None:
     pixels = plain.run.images().held_out.images[0]
-    ((own, found),) = plain.redraw(plain.seen(pixels), 2, 5, 0, None, 0)
+    lower = plain.region([2, 3])  # of four patches of 4x4
+    assert plain.cells == (2, 2) and torch.equal(lower, torch.arange(8).view(8, 1).expand(8, 8) >= 4)
+    *on_the_way, last = plain.redraw(plain.seen(pixels), lower, 5, 0, None, 1)
+    own, found = last.own, last.images
+    assert own is not None and found is not None and last.drawn is not None and last.share == 1
     assert torch.equal(own[0], to_8bit(pixels, plain.run.levels))
-    assert found.shape == (5, 1, 8, 8)
-    assert bool((found[:, :, :4] == own[:, :, :4]).all()), "two patches of 4x4 are the upper half"
+    assert found.shape == (5, 1, 8, 8) and last.drawn.samples.shape[0] == 5 and not last.drawn.exact
+    assert bool((found[:, :, :4] == own[:, :, :4]).all())
     assert len({image.numpy().tobytes() for image in found}) == 5
+    shares = [each.share for each in on_the_way]
+    assert shares == sorted(shares) and 0 < shares[0] < 1 and all(each.drawn is None for each in on_the_way)
+
+
+def test_drawing_anew_can_be_left(plain: Studio) -> None:
+    pixels = plain.run.images().held_out.images[0]
+    began = time.monotonic()
+    drawing = plain.redraw(plain.seen(pixels), plain.region([0]), 2, 0, None, 100)
+    next(drawing)
+    drawing.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - began < 50 and not plain.turn.locked()
 
 
 def test_scores_are_those_of_the_command(studio: Studio) -> None:

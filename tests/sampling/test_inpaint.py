@@ -10,6 +10,7 @@ import torch
 import tarflow
 from flow_cases import assert_close, build, every_flow, images, labels
 from tarflow.sampling.observed import futures
+from tarflow.sampling.region import Region, _Solved
 
 QUICK: dict[str, Any] = {"chains": 2, "steps": 4, "warmup": 4, "leapfrog": 2}
 
@@ -48,6 +49,7 @@ def test_draws_have_the_moments_of_the_conditional_density() -> None:
         assert abs(float((values.mean() - mean) / deviation)) < 4 / worth**0.5
         assert abs(float(values.std() / deviation) - 1) < 4 / worth**0.5
     assert "effective sample size" in str(drawn)
+    assert drawn.mixed and drawn.verdict.startswith("The chains have mixed (R-hat 1.0")
 
 
 @pytest.mark.parametrize(
@@ -86,16 +88,61 @@ def test_everything_may_be_drawn_where_nothing_is_given() -> None:
 
 
 def test_a_model_of_noisy_images_sees_the_rest_through_noise() -> None:
-    """The rest comes back clean, each chain has noise of its own, and what is drawn is denoised."""
+    """The rest comes back clean, and what is drawn is denoised; what the chains see of the rest is the same for all."""
     flow = build("bounded", torch.float32)
     x = images(flow, 2, dtype=torch.float32)
     mask = torch.zeros(4, 4, dtype=torch.bool)
     mask[1:3, :2] = True
     noisy = tarflow.inpaint(flow, x, mask, n=4, seed=1, **QUICK)
-    clean = tarflow.inpaint(flow, x, mask, n=4, seed=1, denoise=0.3, **QUICK)
+    seen: list[torch.Tensor] = []
+    told = lambda _, events: seen.append(events)  # noqa: E731
+    clean = tarflow.inpaint(flow, x, mask, n=4, seed=1, denoise=0.3, progress=told, **QUICK)
     kept = ~mask.expand(1, 4, 4)
+    rest = seen[-1][:, kept].unflatten(0, (2, 2))
+    assert torch.equal(rest[:, 0], rest[:, 1]) and not torch.allclose(rest[:, 0], x[:, kept], atol=0.1)
     assert torch.equal(clean.samples[:, :, kept], x[:, kept].expand(4, -1, -1))
     assert not torch.allclose(noisy.samples, clean.samples)
+
+
+@every_flow
+def test_coordinates_of_a_region_are_a_change_of_variables(name: str) -> None:
+    """x comes back from v, log p(v) = log p(x) + log|det ∂x/∂v|, and its gradient is that of finite differences."""
+    flow = build(name).requires_grad_(False)
+    x, y = images(flow, 2), flow.check_condition(labels(flow, 2), 2)
+    tokens = torch.zeros(1, flow.sequence.tokens, flow.sequence.dim)
+    tokens[:, 1:], tokens[:, 0, 0] = 1, 1  # all tokens but the first, and a part of that
+    mask = flow.event.join(tokens)[0].bool()
+    place = Region(flow, x, mask, y)
+    v = place.coordinates(x)
+    assert v.shape == (2, int(mask.sum()))
+    assert_close(place.events(v), x, 1e-9)
+    other = (v + 0.1 * torch.randn_like(v)).requires_grad_()
+    assert torch.equal(place.events(other)[:, ~mask], x[:, ~mask]) or flow.event.preprocessing is not None
+    jacobian = torch.autograd.functional.jacobian(lambda v: _Solved.apply(v, place).flatten(1)[:, place.index], other)
+    event = flow.event.to_tokens(place.events(other))[1]
+    slopes = torch.as_tensor(event).sum(-1).expand(2) if isinstance(event, torch.Tensor) else torch.zeros(2)
+    for k in range(2):
+        density = flow.log_prob(place.events(other), y)[k] - slopes[k] + torch.linalg.slogdet(jacobian[k, :, k])[1]
+        assert_close(place.log_density(other)[k], density, 1e-8)
+    assert torch.autograd.gradcheck(place.log_density, (other,), atol=1e-5)
+
+
+def test_a_drawing_ends_in_time_or_where_somebody_stops_it_and_says_what_it_is_worth() -> None:
+    flow = build("bounded")
+    x, mask = images(flow, 1), torch.eye(4, dtype=torch.bool)
+    shares: list[float] = []
+    told = lambda share, events: shares.append(share)  # noqa: E731
+    drawn = tarflow.inpaint(flow, x, mask, n=8, chains=2, steps=10**6, warmup=10**6, seconds=0.2, progress=told)
+    assert 4 < len(shares) < 10**4 and shares == sorted(shares) and shares[-1] == 1
+    assert not drawn.mixed and "The chains have not mixed" in drawn.verdict and "More time helps" in drawn.verdict
+    with pytest.raises(ValueError, match="n: expected at most chains·steps = 8, got 9"):
+        tarflow.inpaint(flow, x, mask, n=9, chains=2, seconds=0.2)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tarflow.inpaint(flow, x, mask, chains=2, progress=stop)
 
 
 def test_draws_are_a_function_of_the_seed_and_inputs_are_left_alone() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,15 +12,16 @@ from torch import Tensor
 from tarflow.devices import without_autocast
 from tarflow.fields import integer, real
 from tarflow.inference.chains import Chains
+from tarflow.inference.tuning import Tuning
 from tarflow.inference.weights import LogDensity
 from tarflow.seeding import seeded_generator
 
-# Dual averaging: Hoffman and Gelman, JMLR 15 (2014), section 3.2, whose constants these are.
-SHRINKAGE, EARLY, FORGETTING = 0.05, 10.0, 0.75
-WINDOWS = (1, 2, 4, 8, 12)
-"""Sixteenths of the warm-up, after each of which the scales are those of the draws since the one before."""
-LEAST_DRAWS = 10
-"""Draws from which scales are estimated at least."""
+MOST_HALVINGS = 20
+"""Of the first step size, until one of the chains that share it would take a step."""
+LEAST_STEPS = 4
+"""Kept of each chain, however late it is: what there are figures of."""
+
+Progress = Callable[[float, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -34,24 +37,36 @@ def hmc(
     start: Tensor,
     steps: int = 500,
     warmup: int = 300,
-    leapfrog: int = 10,
+    leapfrog: int | None = None,
     step_size: float = 0.1,
     target: float = 0.8,
     seed: int = 0,
+    *,
+    pooled: int = 1,
+    seconds: float | None = None,
+    progress: Progress | None = None,
 ) -> HMCChains:
-    """Chains in exp(log_density), each with a step size and scales of its own, found in warm-up and fixed from then on.
+    """Chains in exp(log_density), with step sizes and scales that warm-up finds, and that are fixed from then on.
 
         p ~ N(0, 1),  leapfrog steps of H(x, p) = -log π(s·x) + |p|²/2,  accepted with min(1, e^{H - H'})
 
-    All chains take the same number of leapfrog steps, drawn anew each time from leapfrog/2 … 3·leapfrog/2, so that no
-    period of the dynamics is hit again and again. In warm-up dual averaging leads the step size of each chain to
-    acceptance `target`; the scales s are the standard deviations within windows that double, after each of which the
-    step size is sought anew.
+    All chains take the same number of leapfrog steps, drawn anew each time from half to one and a half of the mean, so
+    that no period of the dynamics is hit again and again. In warm-up dual averaging leads the step size to acceptance
+    `target`; the scales s are the standard deviations within windows that double, after each of which the step size is
+    sought anew. Where `leapfrog` is None the mean number is such that they last a quarter of the period of the widest
+    direction, (π/2)·√λ for the largest eigenvalue λ of the draws' correlations: shorter ones are a random walk.
 
     Args:
         log_density: (chains,) nats of x (chains, d), differentiable. -∞ or NaN is refused as a proposal.
         start: (chains, d), of a finite density. Not written to.
-        steps: kept of each chain. warmup: before them, and not kept. step_size: the first one, in the units of x.
+        steps: kept of each chain. warmup: before them, and not kept. step_size: the first one, in the
+            units of x; halved where it leads nowhere.
+        pooled: so many successive chains have one density, and share the step size and scales, which are found the
+            sooner. A divisor of chains.
+        seconds: the time that it may take, about. The warm-up ends after half of it at the latest, and the chains at
+            the end of it, 4 steps after the warm-up at the earliest: `draws` has as many as there was time for. What is
+            drawn depends on the machine then.
+        progress: called after each step with the share that is done and the states (chains, d). What it raises ends it.
 
     Raises:
         ValueError: a start without a density, or arguments out of their range.
@@ -64,27 +79,39 @@ def hmc(
     (torch.Size([50, 4, 2]), torch.Size([4]))
     """
     steps, warmup = integer("steps", steps, 1), integer("warmup", warmup, 0)
-    leapfrog, seed = integer("leapfrog", leapfrog, 1), integer("seed", seed)
+    leapfrog = None if leapfrog is None else integer("leapfrog", leapfrog, 1)
+    seed, pooled = integer("seed", seed), integer("pooled", pooled, 1)
     first_size = real("step_size", step_size, "a positive number", lambda value: value > 0)
     target = real("target", target, "a number between 0 and 1", lambda value: 0 < value < 1)
+    if seconds is not None:
+        seconds = real("seconds", seconds, "a positive number", lambda value: value > 0)
     if start.ndim != 2 or not start.is_floating_point():
         raise ValueError(f"start: expected floating (chains, d), got {tuple(start.shape)} of {start.dtype}")
+    if len(start) % pooled:
+        raise ValueError(f"pooled: expected a divisor of the {len(start)} chains, got {pooled}")
     x = start.detach().clone()
     generator = seeded_generator(seed, "hmc")
     log_p, gradient = _value_and_gradient(log_density, x)
     if not bool(torch.isfinite(log_p).all()):
         row = int((~torch.isfinite(log_p)).nonzero()[0])
         raise ValueError(f"start: expected a finite log-density, got {float(log_p[row])} of chain {row}")
-    scale = torch.ones_like(x)
-    tuning = _DualAveraging(x.new_full((len(x),), first_size), target)
-    spread, windows = _Spread(x), [warmup * part // 16 for part in WINDOWS]
+    momentum = _normal(x, generator)
+    size = x.new_full((len(x), 1), first_size)
+    for _ in range(MOST_HALVINGS):
+        _, p, log_there, _ = _leapfrog(log_density, x, momentum, gradient, size, 1)
+        change = log_there - log_p - 0.5 * (p.square() - momentum.square()).sum(dim=1)
+        refused = ~(change.view(-1, pooled) > -1).any(dim=1).repeat_interleave(pooled)
+        if not bool(refused.any()):
+            break
+        size = torch.where(refused.unsqueeze(1), size / 2, size)
+    tuning = Tuning(x, size[::pooled, 0], target, leapfrog, pooled)
+    clock = _Clock(seconds, steps, warmup)
     kept, accepted = [], torch.zeros_like(log_p)
-    for step in range(warmup + steps):
-        if step == warmup and warmup:
-            tuning.settle()
-        size = (tuning.size.unsqueeze(1) * scale).detach()
+    while not clock.ended:
+        size = tuning.size.unsqueeze(1) * tuning.scale
         momentum = _normal(x, generator)
-        fewest, most = leapfrog - leapfrog // 2, leapfrog + leapfrog // 2
+        mean = tuning.leapfrog
+        fewest, most = mean - mean // 2, mean + mean // 2
         count = fewest + int(
             torch.rand((), generator=generator, device="cpu", dtype=torch.float64) * (most + 1 - fewest)
         )
@@ -95,16 +122,42 @@ def hmc(
         x = torch.where(taken.unsqueeze(1), there, x)
         gradient = torch.where(taken.unsqueeze(1), gradient_there, gradient)
         log_p = torch.where(taken, log_there, log_p)
-        if step < warmup:
-            tuning.update(probability)
-            spread.add(x)
-            if step + 1 in windows and spread.count >= LEAST_DRAWS:
-                scale, spread = spread.deviation(), _Spread(x)
-                tuning = _DualAveraging(torch.ones_like(tuning.size) * x.shape[1] ** -0.25, target)
+        warming = clock.warmed < 1
+        clock.count()
+        if warming:
+            tuning.learn(x, probability, clock.warmed)
         else:
             kept.append(x)
             accepted += probability
-    return HMCChains(torch.stack(kept), accepted / steps, tuning.size, scale)
+        if progress is not None:
+            progress(clock.share, x)
+    return HMCChains(torch.stack(kept), accepted / len(kept), tuning.size, tuning.scale)
+
+
+class _Clock:
+    """How far the chains are, by steps, or by time where that is short.
+
+    Attributes:
+        warmed, share: of the warm-up, and of all, 0 … 1. ended: whether there is nothing left to do.
+    """
+
+    def __init__(self, seconds: float | None, steps: int, warmup: int) -> None:
+        self.seconds, self.steps, self.warmup, self.began = seconds, steps, warmup, time.monotonic()
+        self.walked = self.kept = 0
+        self.warmed, self.share, self.ended = 0.0 if warmup else 1.0, 0.0, False
+
+    def count(self) -> None:
+        """One step was made."""
+        spent = 0.0 if self.seconds is None else (time.monotonic() - self.began) / self.seconds
+        if self.warmed < 1:
+            self.walked += 1
+            self.warmed = min(1.0, max(self.walked / self.warmup, 2 * spent))
+        else:
+            self.kept += 1
+            late = spent >= 1 and self.kept >= LEAST_STEPS
+            self.ended = late or self.kept == self.steps
+        done = (self.walked + self.kept) / (self.warmup + self.steps)
+        self.share = 1.0 if self.ended else min(0.99, max(done, spent))
 
 
 def _leapfrog(
@@ -133,48 +186,3 @@ def _value_and_gradient(log_density: LogDensity, x: Tensor) -> tuple[Tensor, Ten
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, device="cpu", dtype=torch.float64).to(like)
-
-
-class _DualAveraging:
-    """The step size (chains,) that leads the probability of acceptance to a target."""
-
-    def __init__(self, size: Tensor, target: float) -> None:
-        self.size, self.target = size, target
-        self.aim = (10 * size).log()
-        self.error, self.log_mean, self.count = torch.zeros_like(size), torch.zeros_like(size), 0
-
-    def update(self, probability: Tensor) -> None:
-        self.count += 1
-        share = 1 / (self.count + EARLY)
-        self.error = (1 - share) * self.error + share * (self.target - probability)
-        log_size = self.aim - self.count**0.5 / SHRINKAGE * self.error
-        weight = self.count**-FORGETTING
-        self.log_mean = weight * log_size + (1 - weight) * self.log_mean
-        self.size = log_size.exp()
-
-    def settle(self) -> None:
-        """From now on the mean of the last ones, which no longer swings."""
-        if self.count:
-            self.size = self.log_mean.exp()
-
-
-class _Spread:
-    """Variances of each number of each chain, gathered step by step (Welford)."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.count, self.mean, self.sum = 0, torch.zeros_like(x), torch.zeros_like(x)
-
-    def add(self, x: Tensor) -> None:
-        self.count += 1
-        change = x - self.mean
-        self.mean = self.mean + change / self.count
-        self.sum = self.sum + change * (x - self.mean)
-
-    def deviation(self) -> Tensor:
-        """Standard deviations, drawn a little towards the geometric mean of their chain: they are of few draws."""
-        variance = self.sum / (self.count - 1)
-        smallest = torch.finfo(variance.dtype).tiny ** 0.5
-        log_variance = variance.clamp(min=smallest).log()
-        trust = self.count / (self.count + 5)
-        common = log_variance.mean(dim=1, keepdim=True)
-        return (0.5 * (trust * log_variance + (1 - trust) * common)).exp()

@@ -16,15 +16,25 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from torch import Tensor
 
 from tarflow.play import inside
+from tarflow.play.parts import PARTS, histogram, variations, worth
 from tarflow.play.pictures import MOST_BYTES, MOST_FILES, Picture, address, read_pictures
-from tarflow.play.scoring import Histogram, Scorer, Scores
+from tarflow.play.scoring import Scorer, Scores
 from tarflow.play.studio import Studio
-from tarflow.play.wishes import ALL, MOST_SEED, MOST_STEPS, MOST_VARIATIONS, Drawing, drawing, label, whole
+from tarflow.play.wishes import (
+    ALL,
+    MOST_SECONDS,
+    MOST_SEED,
+    MOST_STEPS,
+    MOST_VARIATIONS,
+    Drawing,
+    cells,
+    drawing,
+    label,
+    whole,
+)
 from tarflow.report.facts import block_inside, stack
 from tarflow.report.likelihood import LABELS, unit_of
 from tarflow.report.words import plural
@@ -34,14 +44,6 @@ Answer: TypeAlias = Iterator[tuple[str, str | None]]
 Method = Callable[..., Answer]
 
 OFTEN = 0.2  # seconds between two words on how far it is
-TEMPLATES = Environment(
-    loader=PackageLoader("tarflow.play"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-PARTS: Any = TEMPLATES.get_template("parts.html").module
 
 
 def explained(error: Exception) -> str:
@@ -91,6 +93,11 @@ class Answers:
         """Where somebody chooses or draws pictures, by the name that `tarflowSource` in page.js takes."""
         limits = {"bytes": MOST_BYTES, "files": MOST_FILES}
         return str(PARTS.source(name, legend, many, seed, limits, self.studio.run.config.model.channels))
+
+    def region(self, name: str) -> str:
+        """Where somebody chooses what of a picture is drawn anew, by the name that `tarflowRegion` in page.js takes."""
+        rows, columns = self.studio.cells
+        return str(PARTS.region(name, rows, columns))
 
     def stopped(self) -> str:
         return str(PARTS.message("Stopped."))
@@ -190,33 +197,8 @@ class Answers:
         note = f"Scored with {LABELS[found.policy]}; the mean over {found.draws} draws of the noise of the training."
         if found.problem:
             note += f" There are no percentiles: {found.problem}."
-        drawn = "" if found.histogram is None else self._histogram(found.histogram, found, unit)
+        drawn = "" if found.histogram is None else histogram(found.histogram, found, unit)
         return str(PARTS.scored(items, drawn, note))
-
-    def _histogram(self, known: Histogram, found: Scores, unit: str) -> Markup | str:
-        if not known.images:
-            return ""
-        low, high, most = known.edges[0], known.edges[-1], max(known.counts)
-        left, width, floor, height = 20, 400, 160, 128
-        step = width / len(known.counts)
-        bars = [
-            {"x": f"{left + k * step:.1f}", "y": f"{floor - height * c / most:.1f}"}
-            | {"width": f"{step - 1:.1f}", "height": f"{height * c / most:.1f}"}
-            for k, c in enumerate(known.counts)
-        ]
-        marks, words = [], []
-        for number, score in enumerate(found.scores, 1):
-            if not math.isfinite(score.bits):
-                continue
-            share = min(max((score.bits - low) / (high - low), 0.0), 1.0)
-            x = left + width * share
-            anchor = "start" if share < 0.2 else "end" if share > 0.8 else "middle"
-            beyond = "→" if score.bits > high else "←" if score.bits < low else ""
-            text = f"{number}: {score.bits:.2f}{beyond}" if len(found.scores) < 4 else str(number)
-            marks.append({"x": f"{x:.1f}", "anchor": anchor, "label": text})
-            words.append(f"picture {number} at {score.bits:.2f}")
-        description = f"{known.images} held-out images from {low:.2f} to {high:.2f} {unit}; {', '.join(words)}."
-        return PARTS.histogram("score-histogram", bars, marks, f"{low:.2f}", f"{high:.2f}", unit, description)
 
     # --- walk and edit ----------------------------------------------------------------------------------------------
 
@@ -237,26 +219,30 @@ class Answers:
             yield str(PARTS.message(f"{count} images, both ends included.")), str(film)
 
     @answered
-    def redraw(self, files: Any, seed: Any, keep: Any, images: Any, again: Any, block: Any, *chosen: Any) -> Answer:
-        """The first patches of a picture kept, the others drawn anew."""
-        patches = self.studio.flow.sequence.tokens
-        kept = whole("patches kept", keep, 0, patches)
-        count, number = whole("variations", images, 1, MOST_VARIATIONS), whole("seed of the new", again, 0, MOST_SEED)
-        if block not in ("first", "last"):
-            raise ValueError(f"kept in: expected first or last, got {block!r}")
-        (own,) = self._several(chosen, 1)
-        yield str(PARTS.waiting(0, "drawing anew")), None
-        x = self._seen("picture", files, seed, own)
-        which = 0 if block == "first" else -1
-        for picture, found in self.studio.redraw(x, kept, count, number, own, which):
-            items = [{"src": address(picture[0]), "alt": "The picture itself", "caption": "the picture"}]
-            items += [
-                {"src": address(image), "alt": f"Variation {k + 1}", "caption": f"variation {k + 1}"}
-                for k, image in enumerate(found)
-            ]
-            what = "patches of the picture" if which == 0 else "patches of the noise"
-            text = f"{kept} of {patches} {what} kept, {count} times drawn anew with seed {number}."
-            yield str(PARTS.message(text)), str(PARTS.grid(items))
+    def redraw(self, files: Any, seed: Any, chosen: Any, images: Any, again: Any, seconds: Any, *labels: Any) -> Answer:
+        """A region of a picture drawn anew, given the rest."""
+        rows, columns = self.studio.cells
+        region = self.studio.region(cells("what is drawn anew", chosen, rows * columns))
+        count, start = whole("drawings", images, 1, MOST_VARIATIONS), whole("seed of the new", again, 0, MOST_SEED)
+        limit = whole("seconds", seconds, 1, MOST_SECONDS)
+        (own,) = self._several(labels, 1)
+        yield str(PARTS.waiting(0, "the chains begin")), None
+        x = self._seen("picture", files, seed, own, clean=True)
+        began = told = time.monotonic()
+        for redrawn in self.studio.redraw(x, region, count, start, own, limit):
+            if redrawn.drawn is None:
+                if redrawn.images is not None or time.monotonic() - told > OFTEN:
+                    told = time.monotonic()
+                    seen = None if redrawn.images is None else variations(redrawn.images, "on the way")
+                    yield str(PARTS.waiting(redrawn.share, "the chains are on their way")), seen
+                continue
+            assert redrawn.images is not None and redrawn.own is not None
+            text = f"{plural(count, 'drawing')} in {time.monotonic() - began:.1f} s, seed {start}."
+            yield (
+                str(PARTS.message(text)),
+                str(PARTS.verdict(redrawn.drawn.verdict, not redrawn.drawn.mixed, worth(redrawn.drawn)))
+                + variations(redrawn.images, "drawing", redrawn.own),
+            )
 
     # --- look inside ------------------------------------------------------------------------------------------------
 
@@ -282,14 +268,18 @@ class Answers:
             raise ValueError(f"expected {count if classes else 0} classes, got {len(chosen)}")
         return [label("class", value, classes) for value in chosen] if classes else [None] * count
 
-    def _seen(self, what: str, files: Any, seed: Any, own: int | None) -> Tensor:
-        """The one picture that was given, or the sample of a seed, as the model sees it."""
+    def _seen(self, what: str, files: Any, seed: Any, own: int | None, *, clean: bool = False) -> Tensor:
+        """The one picture that was given, or the sample of a seed, as the model sees it; `clean`, without its noise."""
         pictures = read_pictures(self.studio.run, files, 1)
         if not pictures:
-            return self.studio.sampled(whole(f"seed of the {what}", seed, 0, MOST_SEED), own)
-        if pictures[0].pixels is None:
+            x = self.studio.sampled(whole(f"seed of the {what}", seed, 0, MOST_SEED), own)
+            return self.studio.clean(x, own) if clean else x
+        pixels = pictures[0].pixels
+        if pixels is None:
             raise ValueError(f"{pictures[0].name}: {pictures[0].problem}")
-        return self.studio.seen(pictures[0].pixels)
+        if clean and self.studio.sigma is not None:
+            return self.studio.run.measure.clean(pixels).to(self.studio.flow.device)
+        return self.studio.seen(pixels)
 
     def _sample(self, seed: Any, own: int | None) -> Picture:
         number = whole("seed", seed, 0, MOST_SEED)

@@ -10,7 +10,17 @@ import gradio as gr
 
 from tarflow.jsontext import to_json
 from tarflow.play.answers import Answers
-from tarflow.play.wishes import ALL, MOST_GUIDANCE, MOST_IMAGES, MOST_SEED, MOST_STEPS, MOST_VARIATIONS, NULL, RULES
+from tarflow.play.wishes import (
+    ALL,
+    MOST_GUIDANCE,
+    MOST_IMAGES,
+    MOST_SECONDS,
+    MOST_SEED,
+    MOST_STEPS,
+    MOST_VARIATIONS,
+    NULL,
+    RULES,
+)
 from tarflow.sampling.guidance import Guidance
 
 HERE = Path(__file__).resolve().parent / "templates"
@@ -115,21 +125,24 @@ def _walk(answers: Answers) -> None:
 
 
 def _edit(answers: Answers) -> None:
-    patches = answers.studio.flow.sequence.tokens
     with gr.Row():
         with gr.Column(min_width=280, scale=1):
             source = _source(answers, "edit", "The picture")
-            keep = _raw(gr.Slider(0, patches, patches // 2, step=1, label="Patches to keep"))
-            places = [("the picture, from the top left on", "first"), ("its noise in the last block", "last")]
-            block = _raw(gr.Radio(places, value="first", label="Of what the first are kept"))
-            images = _raw(gr.Slider(1, MOST_VARIATIONS, 6, step=1, label="Variations"))
+            gr.HTML(answers.region("edit"), elem_classes="tf")
+            region = _raw(gr.Textbox(visible=False))
+            images = _raw(gr.Slider(1, MOST_VARIATIONS, 6, step=1, label="Drawings"))
+            seconds = _raw(
+                gr.Slider(1, MOST_SECONDS, 20, step=1, label="Seconds at most", info="more of them draw more exactly")
+            )
             seed = _raw(gr.Number(0, precision=0, minimum=0, maximum=MOST_SEED, label="Seed of what is new"))
             labels = [_class_choice(answers, "Class")] if answers.studio.classes else []
-            start = _start("Draw the rest anew", "edit")
+            with gr.Row():
+                start, stop = _start("Draw it anew", "edit"), gr.Button("Stop", min_width=100, elem_id="edit-stop")
         with gr.Column(min_width=280, scale=3):
             word, result = _outcome("edit")
-    script = "(f, s, ...rest) => [...window.tarflowSource('edit'), ...rest]"
-    _on(start, answers.redraw, [*source, keep, images, seed, block, *labels], word, result, script)
+    script = "(f, s, r, ...rest) => [...window.tarflowSource('edit'), window.tarflowRegion('edit'), ...rest]"
+    redrawing = _on(start, answers.redraw, [*source, region, images, seed, seconds, *labels], word, result, script)
+    _stops(stop, answers, word, [redrawing])
 
 
 def _look(answers: Answers) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,12 +23,30 @@ from tarflow.report.samples import SHOWN
 from tarflow.runs import Run
 from tarflow.sampling.decode import draw_noise
 from tarflow.sampling.denoise import denoise
-from tarflow.sampling.editing import interpolate, nearer_end, resample, trace
+from tarflow.sampling.editing import interpolate, nearer_end, trace
 from tarflow.sampling.guidance import Guidance
+from tarflow.sampling.inpaint import Inpainted, inpaint
 from tarflow.sampling.sample import sample
 from tarflow.sampling.setting import Setting
 
 BATCHES = 8  # that a drawing is cut into, so that its first images are there soon
+MOST_CELLS = 16  # a side of what a region is chosen from
+LEAST_CHAINS, MOST_STATES = 4, 100  # chains whose figures say something, and states that are kept of each
+STATES_BYTES = 64_000_000  # that all of them take, about
+OFTEN = 1.0  # seconds between two looks at chains on their way
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """How far drawing a region anew is, `share` of it, and what chains are at, (n, C, H, W) uint8, only now and then.
+
+    At last the picture itself, (1, C, H, W), the drawings, and what they are worth.
+    """
+
+    share: float
+    images: Tensor | None = None
+    own: Tensor | None = None
+    drawn: Inpainted | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +132,10 @@ class Studio:
             return self.run.measure.clean(pixels).to(self.flow.device)
         return self.run.noisy(pixels[None])[0].to(self.flow.device)
 
+    def clean(self, x: Tensor, label: int | None) -> Tensor:
+        """An image (C, H, W) as the model sees it without the noise that it has learned."""
+        return self._cleaned(x[None], self._labels(label, 1))[0]
+
     def walk(self, ends: Sequence[Tensor], labels: Sequence[int | None], steps: int) -> Iterator[Tensor]:
         """Images (steps, C, H, W) uint8 on the way between two (C, H, W) as the model sees them, denoised."""
         first, last = labels if self.classes else (None, None)
@@ -126,18 +150,61 @@ class Studio:
 
         return streamed(work)
 
-    def redraw(
-        self, x: Tensor, keep: int, images: int, seed: int, label: int | None, block: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The picture x (C, H, W) as the model sees it, and `images` others that keep its first patches in the order
-        of a block: (1, C, H, W) and (images, C, H, W) uint8. See `tarflow.resample`."""
-        y = self._labels(label, images)
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Rows and columns of what a region is chosen from: the patches, or several at once where they are many."""
+        height, width = self.run.config.model.image_shape
+        return -(-height // self._cell), -(-width // self._cell)
 
-        def work(tell: Callable[[tuple[Tensor, Tensor]], None]) -> None:
+    @property
+    def _cell(self) -> int:
+        """Pixels of a side of a cell."""
+        model = self.run.config.model
+        return model.patch_size * math.ceil(max(model.image_shape) / model.patch_size / MOST_CELLS)
+
+    def region(self, chosen: Sequence[int]) -> Tensor:
+        """The pixels (H, W) of cells, which are counted row by row: True where they are."""
+        height, width = self.run.config.model.image_shape
+        rows, columns = self.cells
+        grid = torch.zeros(rows * columns, device="cpu", dtype=torch.bool)
+        grid[list(chosen)] = True
+        wide = grid.view(rows, columns).repeat_interleave(self._cell, 0).repeat_interleave(self._cell, 1)
+        return wide[:height, :width]
+
+    def redraw(
+        self, x: Tensor, region: Tensor, images: int, seed: int, label: int | None, seconds: float
+    ) -> Iterator[Redrawn]:
+        """The picture x (C, H, W), clean where the model removes noise, and `images` others with another region (H, W).
+
+        Within some seconds of `tarflow.inpaint`; leaving the iterator ends the work.
+        """
+        chains = max(LEAST_CHAINS, images)
+        steps = min(MOST_STATES, max(LEAST_CHAINS, STATES_BYTES // (4 * chains * x.numel())))
+
+        def work(tell: Callable[[Redrawn], None]) -> None:
+            told = time.monotonic()
+
+            def on_the_way(share: float, events: Tensor) -> None:
+                nonlocal told
+                if time.monotonic() - told < OFTEN:
+                    return tell(Redrawn(share))
+                told = time.monotonic()
+                return tell(Redrawn(share, self.shown(events[:images])))
+
             with self.turn:
-                found = resample(self.flow, x.expand(images, *x.shape).contiguous(), keep, y, block=block, seed=seed)
-                own = self._cleaned(x[None], None if y is None else y[:1])
-                tell((self.shown(own), self.shown(self._cleaned(found, y))))
+                options: dict[str, Any] = {"denoise": self.sigma, "chains": chains, "steps": steps, "warmup": steps}
+                drawn = inpaint(
+                    self.flow,
+                    x[None],
+                    region,
+                    self._labels(label, 1),
+                    images,
+                    seed=seed,
+                    seconds=seconds,
+                    progress=on_the_way,
+                    **options,
+                )
+                tell(Redrawn(1.0, self.shown(drawn.samples[:, 0]), self.shown(x[None]), drawn))
 
         return streamed(work)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ MOST_GUIDANCE = 20.0
 MOST_TEMPERATURE = 10.0
 MOST_STEPS = 33  # images on a walk
 MOST_VARIATIONS = 16
+MOST_SECONDS = 120  # that drawing a region anew may take
 RULES = ("paper", "stable")
 
 
@@ -68,6 +70,20 @@ def chosen(name: str, value: Any, known: tuple[str, ...]) -> str:
     if value not in known:
         raise ValueError(f"{name}: expected {' or '.join(known)}, got {_quoted(value)}")
     return str(value)
+
+
+def cells(name: str, value: Any, count: int) -> list[int]:
+    """Numbers of cells that are chosen, one at least, as a JSON list. ValueError that names it."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else None
+    except (ValueError, RecursionError):
+        found = None
+    good = isinstance(found, list) and all(type(k) is int and 0 <= k < count for k in found)
+    if not isinstance(found, list) or not good:
+        raise ValueError(f"{name}: expected a JSON list of numbers from 0 to {count - 1}, got {_quoted(value)}")
+    if not found:
+        raise ValueError(f"{name}: nothing is chosen; choose what is to be drawn anew")
+    return found
 
 
 def _quoted(value: Any) -> str:

@@ -80,14 +80,14 @@ class _Inverted(torch.autograd.Function):
                 t.detach().requires_grad_(want) for t, want in zip(tensors[:count], wanted[1 : 1 + count], strict=True)
             ]
             inputs = [z, *own, *tensors[count:]]
-            y = _evaluated(block, x, z, _replaced(ctx.c, iter(own)))
+            y = evaluated(block, x, z, _replaced(ctx.c, iter(own)))
             w = _solved(y, x, g)
             asked = [t for t, want in zip(inputs, wanted, strict=True) if want]
             found = iter(torch.autograd.grad((y * w).sum(), asked, allow_unused=True) if asked else ())
         return (None, None, None, *(next(found) if want else None for want in wanted))
 
 
-def _evaluated(block: Block, x: Tensor, z: Tensor, c: Any) -> Tensor:
+def evaluated(block: Block, x: Tensor, z: Tensor, c: Any) -> Tensor:
     """G(x, z) (B, T, D): each token made of its latent and of the tokens of x before it, all at once."""
     inside, latents = block.enter(block.mixed(x)), block.enter(z)
     params = block.conditioner(inside[:, :-1], block.context(c))

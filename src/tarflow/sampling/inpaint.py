@@ -9,14 +9,23 @@ import torch
 from torch import Tensor
 
 from tarflow.fields import integer
-from tarflow.inference.hmc import hmc
+from tarflow.inference.chains import effective_sample_size, rhat
+from tarflow.inference.hmc import LEAST_STEPS, Progress, hmc
 from tarflow.model.events import only
 from tarflow.model.sequence import SequenceFlow
 from tarflow.sampling.denoise import check_sigma
 from tarflow.sampling.denoise import denoise as denoise_images
 from tarflow.sampling.observed import common_order, futures
+from tarflow.sampling.region import Region
 from tarflow.sampling.sample import sample
 from tarflow.seeding import seeded_normal
+
+MET = 1.05
+"""R-hat below which chains count as mixed, for as many as there is time for here; 1.01 is asked for elsewhere."""
+LEAST_WORTH = 10
+"""Independent draws that chains which have mixed are worth at least."""
+TARGET = 0.65
+"""Acceptance that is aimed at, the best in many dimensions: Beskos et al., Bernoulli 19 (2013), arXiv 1001.4460."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,26 @@ class Inpainted:
     effective_sample_size: Tensor
     rhat: Tensor
 
+    @property
+    def mixed(self) -> bool:
+        """Whether chains have met, and been on their way for a while; always where the draws are exact."""
+        worth, apart = float(self.effective_sample_size.amin()), float(self.rhat.amax())
+        return self.exact or (apart <= MET and worth >= LEAST_WORTH)
+
+    @property
+    def verdict(self) -> str:
+        """What these figures mean, in a sentence or two."""
+        if self.exact:
+            return "These are independent draws of the model's own distribution given the rest."
+        worth, apart = float(self.effective_sample_size.amin()), float(self.rhat.amax())
+        if not self.mixed:
+            return (
+                f"The chains have not mixed (R-hat {apart:.2f}, at most {MET:g} is wanted; worth {worth:.0f} "
+                "independent draws): what is drawn may depend on where its chain began, and how often it "
+                "is drawn says little. More time helps."
+            )
+        return f"The chains have mixed (R-hat {apart:.2f}): their states are worth about {worth:.0f} independent draws."
+
     def __str__(self) -> str:
         if self.exact:
             return f"{len(self.samples)} exact draws"
@@ -57,10 +86,12 @@ def inpaint(
     denoise: float | None = None,
     chains: int = 8,
     steps: int = 100,
-    warmup: int = 300,
-    leapfrog: int = 10,
+    warmup: int = 100,
+    leapfrog: int | None = None,
     there: Tensor | None = None,
     seed: int = 0,
+    seconds: float | None = None,
+    progress: Progress | None = None,
 ) -> Inpainted:
     """Draw a region of x given the rest of it: x_region ~ p(· | x_rest, c).
 
@@ -72,17 +103,22 @@ def inpaint(
     draws; how near they are, say the effective sample size and R-hat. `resample` is faster, and draws from another
     distribution.
 
-    A model of noisy images (`denoise`: σ of its training) knows no clean rest. There the rest gets noise of its own in
-    each chain, the region is drawn given that, and all of it is denoised; at last the rest is put back as it was. So
-    the region is drawn given the rest as seen through the noise.
+    A model of noisy images (`denoise`: σ of its training) knows no clean rest. There the rest of each row gets noise
+    once, the region is drawn given that, and all of it is denoised; at last the rest is put back as it was. So the
+    region is drawn given the rest as seen through that noise, which is one for all chains of a row: with noise of their
+    own they would draw from different densities, and could never meet.
 
     Args:
         x: (B, …). Not written to; what it holds in the region does not count, as long as it is finite.
         mask: bool, an event's shape, or what broadcasts to it, as (H, W) of images: True where to draw.
         c: (B, …) values of the condition.
         n: draws for each row, at most chains·steps.
-        leapfrog: evaluations of the score for each state, on average.
+        leapfrog: evaluations of the score for each state, on average; None is what warm-up finds.
         there: (B, T) booleans, which tokens of a sequence are there: the others are padding, and 0 in all draws.
+        seconds: the time that the chains may take, about. They end after fewer steps where it is short, at least 4; so
+            n is then at most 4·chains.
+        progress: called with the share that is done, 0 … 1, and the events (B·chains, …) that chains are at, the chains
+            of each row side by side and as the model sees them. What it raises ends the drawing.
 
     Raises:
         ValueError: a mask of another shape or dtype, or with nothing to draw, or arguments that do not fit.
@@ -108,15 +144,19 @@ def inpaint(
     padding = None if there is None else there.repeat_interleave(count, dim=0)
     seen = rows
     if denoise is not None:
-        noise = torch.stack([seeded_normal(x.shape[1:], seed, "inpaint", k) for k in range(len(rows))])
-        seen = rows + denoise * noise.to(rows)
+        noise = torch.stack([seeded_normal(x.shape[1:], seed, "inpaint", k) for k in range(len(x))])
+        seen = (x + denoise * noise.to(x)).repeat_interleave(count, dim=0)
     if known is not None:
         drawn = futures(flow, seen, known, own, seed, mask=padding).unsqueeze(0)
         worth = [torch.full((len(x),), value, device="cpu", dtype=torch.float64) for value in (1.0, float(n), 1.0)]
     else:
-        if n > chains * steps:
-            raise ValueError(f"n: expected at most chains·steps = {chains * steps}, got {n}")
-        drawn, worth = _walk(flow, seen, region, own, chains, steps, warmup, leapfrog, seed, padding)
+        least = steps if seconds is None else min(steps, LEAST_STEPS)
+        if n > chains * least:
+            raise ValueError(f"n: expected at most chains·steps = {chains * least}, got {n}")
+        options = {"steps": steps, "warmup": warmup, "leapfrog": leapfrog, "seed": seed, "seconds": seconds}
+        warped = denoise is None and there is None
+        place = Region(flow, seen, region, own, there=padding, warped=warped)
+        drawn, worth = _walk(place, chains, progress, options)
         worth[1] = torch.where(worth[1].isinf(), float(n), worth[1])  # of a row with nothing to draw
     # (steps, B·count, …) to (count·steps, B, …), of which n are taken: evenly spaced, the last state among them
     drawn = drawn.unflatten(1, (len(x), count)).movedim(2, 0).flatten(0, 1)
@@ -133,48 +173,24 @@ def inpaint(
 
 
 def _walk(
-    flow: SequenceFlow,
-    x: Tensor,
-    region: Tensor,
-    c: Any,
-    chains: int,
-    steps: int,
-    warmup: int,
-    leapfrog: int,
-    seed: int,
-    there: Tensor | None,
+    place: Region, chains: int, progress: Progress | None, options: dict[str, Any]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Chains in the region of x (R, …), `chains` successive rows of each image: (steps, R, …), and their worth.
-
-    What is padding in some rows is a number of the chains of all. The flow has no density for it, and the chains are
-    given one, N(0, 1), that keeps it where it is; it does not count in what they are worth.
-    """
-    index = region.flatten().nonzero().squeeze(1)
-    padded = None if there is None else ~there.unsqueeze(2).expand(x.shape).flatten(1)[:, index]
-
-    def whole(free: Tensor) -> Tensor:
-        return x.flatten(1).index_copy(1, index, free).view_as(x)
-
-    def log_density(free: Tensor) -> Tensor:
-        z, ladj = flow.encode_in_range(whole(free), c, there)
-        log_p: Tensor = only(there, flow.base.log_prob(z) + ladj).sum(dim=1)
-        return log_p if padded is None else log_p - 0.5 * torch.where(padded, free, 0).square().sum(dim=1)
-
-    start = sample(flow, len(x), c, seed=seed, mask=there).to(x).flatten(1)[:, index]
-    walked = hmc(log_density, start, steps, warmup, leapfrog, seed=seed)
-    by_image = walked.draws.unflatten(1, (-1, chains))  # (steps, B, chains, free)
-    by_image = by_image.transpose(1, 2)  # (steps, chains, B, free)
-    each = type(walked)(by_image, walked.acceptance, walked.step_size, walked.scale)
-    ess, rhat = each.effective_sample_size, each.rhat  # (B, free)
+    """Chains in a region, `chains` successive rows of each image: (steps, R, …), and their worth."""
+    flow, c, there = place.flow, place.c, place.there
+    start = place.coordinates(sample(flow, len(place.known), c, seed=options["seed"], mask=there))
+    told = None if progress is None else lambda share, v: progress(share, place.events(v))
+    walked = hmc(place.log_density, start, target=TARGET, pooled=chains, progress=told, **options)
+    states = torch.stack([place.events(v) for v in walked.draws])
+    # The figures are of the numbers of x, whatever the chains walked in: (steps, chains, B, free)
+    tokens = torch.stack([flow.event.to_tokens(x, there)[0].flatten(1)[:, place.index] for x in states])
+    free = tokens.unflatten(1, (-1, chains)).transpose(1, 2)
     # A number that never moved has neither: it is worth the one state that it is in.
-    ess, rhat = ess.nan_to_num(nan=1.0), rhat.nan_to_num(nan=torch.inf)
-    if padded is not None:
-        ess, rhat = ess.masked_fill(padded[::chains], torch.inf), rhat.masked_fill(padded[::chains], 1.0)
-    worst = [ess.amin(dim=1).cpu(), rhat.amax(dim=1).cpu()]
+    ess, apart = effective_sample_size(free).nan_to_num(nan=1.0), rhat(free).nan_to_num(nan=torch.inf)
+    if place.padded is not None:
+        padded = place.padded[::chains]
+        ess, apart = ess.masked_fill(padded, torch.inf), apart.masked_fill(padded, 1.0)
     acceptance = walked.acceptance.unflatten(0, (-1, chains)).mean(dim=1).cpu()
-    with torch.no_grad():
-        states = torch.stack([whole(free) for free in walked.draws])
-    return states, [acceptance, *worst]
+    return states, [acceptance, ess.amin(dim=1).cpu(), apart.amax(dim=1).cpu()]
 
 
 def _region(flow: SequenceFlow, mask: Tensor) -> Tensor:

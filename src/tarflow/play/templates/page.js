@@ -15,6 +15,8 @@
       item.append(image, each.name);
       return item;
     }));
+    const cells = document.querySelector(`[data-region="${box.dataset.source}"] .cells`);
+    if (cells) cells.style.backgroundImage = of(box).length ? `url("${of(box)[0].url}")` : "";
   }
 
   function say(box, text) {
@@ -123,6 +125,55 @@
       if (name === "drop") take(area.closest(".source"), event.dataTransfer.files);
     });
   }
+
+  // --- a region of a picture, of checkboxes ------------------------------------------------------------------------------
+  const boxes = (region) => [...region.querySelectorAll("input[type=checkbox]")];
+  const half = (count) => Math.floor(count / 2);
+  const choices = {
+    "lower half": (y, x, rows) => y >= half(rows),
+    "upper half": (y, x, rows) => y < half(rows),
+    "left half": (y, x, rows, columns) => x < half(columns),
+    "right half": (y, x, rows, columns) => x >= half(columns),
+    "middle": (y, x, rows, columns) => Math.abs(2 * y + 1 - rows) < rows / 2 + 1 && Math.abs(2 * x + 1 - columns) < columns / 2 + 1,
+    "all": () => true,
+  };
+  let paint = null; // what cells are set to while the pointer is down
+  const cell = (event) => document.elementFromPoint(event.clientX, event.clientY)?.closest?.(".region .cells input");
+  document.addEventListener("pointerdown", (event) => {
+    const at = event.target.closest?.(".region .cells input");
+    if (!at || event.button) return;
+    paint = !at.checked;
+    at.checked = paint;
+    at.releasePointerCapture?.(event.pointerId);
+  });
+  document.addEventListener("pointermove", (event) => {
+    if (paint === null) return;
+    const at = cell(event);
+    if (at) at.checked = paint;
+  });
+  for (const name of ["pointerup", "pointercancel"]) document.addEventListener(name, () => { paint = null; });
+  document.addEventListener("click", (event) => {
+    const at = event.target.closest?.(".region .cells input");
+    if (at && event.detail) event.preventDefault(); // the pointer has set it already; the space bar has a detail of 0
+    const button = event.target.closest?.(".region button[data-choose]");
+    if (!button) return;
+    const region = button.closest(".region"), all = boxes(region), columns = Number(region.dataset.columns);
+    const chosen = choices[button.dataset.choose], rows = all.length / columns;
+    all.forEach((box, k) => { box.checked = chosen(Math.floor(k / columns), k % columns, rows, columns); });
+  });
+  document.addEventListener("keydown", (event) => {
+    const at = event.target.closest?.(".region .cells input");
+    if (!at || !event.key.startsWith("Arrow")) return;
+    event.preventDefault();
+    const region = at.closest(".region"), all = boxes(region), columns = Number(region.dataset.columns), k = all.indexOf(at);
+    const to = { ArrowLeft: k % columns ? k - 1 : k, ArrowRight: (k + 1) % columns ? k + 1 : k, ArrowUp: k - columns, ArrowDown: k + columns }[event.key];
+    if (!all[to]) return;
+    at.tabIndex = -1;
+    all[to].tabIndex = 0;
+    all[to].focus();
+  });
+  window.tarflowRegion = (name) => JSON.stringify(
+    boxes(document.querySelector(`[data-region="${name}"]`)).flatMap((box, k) => (box.checked ? [k] : [])));
 
   // --- films ----------------------------------------------------------------------------------------------------------
   document.addEventListener("input", (event) => {
