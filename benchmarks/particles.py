@@ -64,7 +64,7 @@ class System:
 
 
 SYSTEMS = {
-    "DW4": System("DW4", 4, 2, 0.25, 2.5, ("as they are", "sorted", "gaps", "frame"), 128, 4096, 1024, 100),
+    "DW4": System("DW4", 4, 2, 0.25, 2.5, ("as they are", "sorted", "gaps", "frame"), 512, 4096, 1024, 100),
     "LJ13": System("LJ13", 13, 3, 1.0, 1.0, ("as they are", "sorted", "gaps"), 256, 1024, 512, 0),
 }
 
