@@ -30,9 +30,9 @@ from tarflow.model.saving import CONFIG_FILE, read_json
 from tarflow.model.vector import VectorFlow
 from tarflow.pretrained import TABLE_SECTION, is_table_run, located
 from tarflow.sampling.sample import sample
-from tarflow.training.fit import fit
+from tarflow.training.fit import HELD_OUT, fit
 from tarflow.training.fitted import Fit
-from tarflow.training.rows import Rows
+from tarflow.training.rows import Rows, split_rows
 
 MOST_CLASSES = 1000  # words in a column of conditions; a column of names or texts has more
 DIGITS = 1e4  # how far from zero, in its deviations, a column may lie to be learned from in float32
@@ -144,6 +144,20 @@ class TableRun:
     def score(self, table: Table) -> Tensor:
         """The log-likelihood of every row given its conditions, nats, (N,) float64."""
         return Rows(self.flow, self.columns.events_of(table), self.columns.values_of(table)).log_prob()
+
+    def held_out(self, table: Table) -> Rows:
+        """The rows that the fit held out, where the table has as many rows as the one fitted to; else all rows."""
+        rows = Rows.checked(self.flow, self.columns.events_of(table), self.columns.values_of(table))
+        told = self.training
+        if told.get("rows", 0) + told.get("held_out_rows", 0) != len(table):
+            return rows
+        return split_rows(rows, told.get("held_out", HELD_OUT), told["seed"])[1]
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What config.json says of the fit; nothing where it says nothing."""
+        found: dict[str, Any] = read_json(self.path / CONFIG_FILE).get("training") or {}
+        return found
 
     def sample(self, n: int, given: Table | None = None, seed: int = 0, **options: Any) -> dict[str, Any]:
         """Draw n rows, or n for each row of a table of conditions: columns by name, and which row each was drawn for.

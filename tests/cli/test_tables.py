@@ -183,7 +183,6 @@ WRONG = {
     "evaluate given": "given: a flow on the columns of a table; expected one on images",
     "denoise given photos --out d": "given: a flow on the columns of a table; expected one on images",
     "quality given": "given: a flow on the columns of a table; expected one on images",
-    "report given --out r.html": "given: a flow on the columns of a table; expected one on images",
 }
 
 
@@ -231,3 +230,44 @@ def test_a_table_of_ones_own_needs_no_file() -> None:
     assert list(run.sample(2, given)) == ["kind", "d", "a", "b"]
     with pytest.raises(ValueError, match="given: conditioned on kind, d; expected values of them"):
         run.sample(2)
+
+
+def test_a_report_says_whether_held_out_rows_lie_among_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(f"report given --out {tmp_path}") == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "There are 30 held-out rows; it takes 50" in page and "a given kind, d" not in page
+    write_table(tmp_path / "new.csv", rows(320))
+    assert call(f"report given --out {tmp_path} --data {tmp_path / 'new.csv'} --limit 60") == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "60 held-out rows, and 99 rows drawn under the conditions of each" in page
+    for title in (
+        "a: ranks of the truth",
+        "b: ranks of the truth",
+        "TARP: held less claimed",
+        "Log-likelihood of a row",
+    ):
+        assert title in page
+    assert "replaced by this report" in capsys.readouterr().err
+
+
+def test_a_report_on_a_table_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    for words, named in (
+        ("report given --images 3", "--images: an option for images"),
+        (f"report given --out {tmp_path}", "not written by `tarflow report`"),
+        ("report given --data none.csv", "none.csv"),
+        ("report given --limit 0", "--limit"),
+    ):
+        assert call(words) == 2
+        assert named in capsys.readouterr().err
+    assert (tmp_path / "report.html").read_text() == "mine" and not Path("given/report").exists()
+
+
+def test_held_out_rows_of_a_run_are_those_that_its_fit_held_out() -> None:
+    run, table = open_table_run("given"), read_table("t.parquet")
+    held_out = run.held_out(table)
+    assert len(held_out) == 30
+    score = float(held_out.log_prob().mean())
+    assert score == pytest.approx(run.training["held_out_log_prob"], abs=1e-4)

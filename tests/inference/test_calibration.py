@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tarflow.inference.calibration import Coverage, c2st, expected_coverage, ranks, tarp, uniformity
-from tarflow.report.calibration import coverage_chart, rank_chart, write_charts
+from tarflow.report.calibration import coverage_chart, rank_chart, rank_histogram, write_charts
 
 N, L = 500, 200
 
@@ -119,3 +119,16 @@ def test_charts_are_whole_documents(tmp_path: Path) -> None:
     curve = [float(point.split(",")[1]) for point in (lines[2].get("points") or "").split()]
     band = [float(point.split(",")[1]) for point in (lines[3].get("points") or "").split()]
     assert max(curve) > max(band), "below the band: too sure of itself (the vertical axis points down)"
+
+
+def test_a_histogram_of_ranks_is_flat_within_its_band_where_they_are_uniform() -> None:
+    uniform, middle = torch.arange(1000) % 100, 40 + torch.arange(1000) % 20
+    for ranks_, inside in ((uniform, True), (middle, False)):
+        root = ET.fromstring(rank_histogram(ranks_, 99))
+        counted, band = (
+            [float(point.split(",")[1]) for point in (line.get("points") or "").split()]
+            for line in root.iter()
+            if line.tag.endswith("polyline")
+        )
+        assert (min(band) <= min(counted) and max(counted) <= max(band)) == inside
+        assert len(counted) == 40

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from tarflow.cli.arguments import Device
+from tarflow.cli.arguments import Device, check_for_tables, is_table_run
 
 
 @dataclasses.dataclass
@@ -23,6 +24,7 @@ class Report:
     Shows what was trained on what, the architecture, training curves, held-out likelihood beside a Gaussian, samples,
     guidance, denoising, a sample on its way through the blocks, nearest training images, the most and least likely
     held-out images and where their likelihood comes from. What cannot be shown is explained in its place.
+    Of a run on a table it shows the fit, and whether held-out rows lie among draws as they should.
     """
 
     runs: Annotated[
@@ -42,7 +44,21 @@ class Report:
     device: Device = "auto"
 
 
-def run(args: Report) -> None:
+def options(argv: Sequence[str]) -> type:
+    """The options of `report`: where a word is a run on a table, those of `tables.ReportTable`."""
+    if not any(map(is_table_run, argv)):
+        return Report
+    from tarflow.cli.tables import ReportTable  # here, because it waits for torch
+
+    check_for_tables(argv, Report, ReportTable)
+    return ReportTable
+
+
+def run(args: Any) -> None:
+    if not isinstance(args, Report):
+        from tarflow.cli import tables
+
+        return tables.report(args)
     from tarflow.cli.progress import Progress
     from tarflow.devices import pick_device
     from tarflow.report.build import write_report

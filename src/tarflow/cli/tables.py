@@ -1,4 +1,4 @@
-"""`tarflow train`, `score` and `sample` where the data are the columns of a table."""
+"""`tarflow train`, `score`, `sample` and `report` where the data are the columns of a table."""
 
 from __future__ import annotations
 
@@ -104,6 +104,28 @@ class SampleTable:
     device: Device = "cpu"
 
 
+@dataclasses.dataclass
+class ReportTable:
+    """Write a report on a flow on the columns of a table: one HTML file that works offline.
+
+    Example:
+      tarflow report runs/table
+
+    Shows what was fitted to what, its curve, and its calibration: rows are drawn under the conditions of each held-out
+    row, and where the density is right, its numbers lie among theirs anywhere as often as anywhere else.
+    """
+
+    run: RunPath
+    out: Annotated[
+        Path | None,
+        arg(help="the directory to write, `report` in RUN when not given; an older report there is replaced"),
+    ] = None
+    data: Annotated[Path | None, arg(help="where the table is now; where it was fitted to when not given")] = None
+    limit: Annotated[int, arg(help="held-out rows that are looked at; of more, a seeded choice")] = 1000
+    seed: Annotated[int, arg(help="seed of the draws")] = 0
+    device: Device = "cpu"
+
+
 def train_options(argv: Sequence[str]) -> type | None:
     """The options of `train` where the words are about a table, else None.
 
@@ -166,6 +188,19 @@ def score(args: ScoreTable) -> None:
     scores = run.score(read_table(args.table)).numpy()
     write_table(args.out, {"row": np.arange(len(scores)), "log_likelihood": scores})
     print(f"{args.out}: {len(scores)} rows, mean log-likelihood {scores.mean():.4f} nats", file=sys.stderr)
+
+
+def report(args: ReportTable) -> None:
+    from tarflow.cli.progress import Progress
+    from tarflow.devices import pick_device
+    from tarflow.report.rows import write_table_report
+    from tarflow.tables import open_table_run
+
+    check_positive(args, "limit")
+    run = open_table_run(args.run, pick_device(args.device))
+    with Progress() as progress:
+        page = write_table_report(run, args.out, data=args.data, limit=args.limit, seed=args.seed, say=progress.say)
+    print(page)
 
 
 def sample(args: SampleTable) -> None:

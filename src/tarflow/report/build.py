@@ -89,7 +89,7 @@ def write_report(
     out = Path(paths[0]) / "report" if out is None else Path(out)
     for run in runs:
         check_output(run, "--out", out)
-    if _holds_report(out):
+    if holds_report(out):
         watch.say(f"{out / PAGE}: replaced by this report, with its pictures")
     out.mkdir(parents=True, exist_ok=True)
     chapters = [(subject, _sections(subject)) for subject in subjects]
@@ -113,7 +113,7 @@ def write_report(
     return out / PAGE
 
 
-def _holds_report(out: Path) -> bool:
+def holds_report(out: Path) -> bool:
     """Whether there is an older report in `out`. FileExistsError where something else goes by one of its names."""
     pictures = out / PICTURES
     check_vacant(pictures, ours=[p.name for p in pictures.glob("*.png")])

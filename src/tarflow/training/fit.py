@@ -32,6 +32,7 @@ from tarflow.training.step import TrainingStep
 
 EPOCHS, LEAST_STEPS, MOST_STEPS = 100, 1000, 4000
 """Where no number of steps is given: passes over the rows, and the fewest and the most steps that these may come to."""
+HELD_OUT = 0.1  # of the rows, where nothing else is said
 EVALUATIONS = 40  # of held-out rows in a whole fit
 SKIPS_ALLOWED = 100  # steps in a row without a finite gradient: no later batch will mend the weights
 
@@ -62,7 +63,7 @@ def fit(
     c: Any = None,
     *,
     mask: Tensor | None = None,
-    held_out: Any = 0.1,
+    held_out: Any = HELD_OUT,
     seed: int = 0,
     steps: int | None = None,
     patience: int | None = 10,
