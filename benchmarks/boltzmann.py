@@ -269,6 +269,12 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
     return f"{said} ± {stdev(values):.{digits}f}" if len(values) > 1 else said
 
 
+def said_of_references(result: dict[str, Any]) -> list[str]:
+    """A line for each target: log Z without a flow."""
+    known = result["references"].items()
+    return [f"{name}: log Z = {facts['log_z']:.3f} ± {facts['log_z_error']:.3f} by annealing" for name, facts in known]
+
+
 def kept(folder: Path | None, name: str, make: Callable[[], Reference]) -> Reference:
     """A reference, from a folder where it is there."""
     if folder is None:

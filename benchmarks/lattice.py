@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 import tarflow
-from benchmarks.boltzmann import Reference, Rows, Sampler, judged, kept, reference, spread, train
+from benchmarks.boltzmann import Reference, Rows, Sampler, judged, kept, reference, said_of_references, spread, train
 from benchmarks.table import aligned
 
 MASS, COUPLING = -4.0, 8.0  # m² and λ
@@ -219,11 +219,7 @@ def table(result: dict[str, Any]) -> str:
                 cells = [spread(values[key]) for key in keys] + [f"{max(values['log_z_error']):.3f}"]
                 cells += [spread(values["acceptance"], 2), spread(values["time"], 1)]
                 lines.append([f"{name} {method}", spread(values["steps"], 0), *cells])
-    facts = [
-        f"{name}: log Z = {known['log_z']:.3f} ± {known['log_z_error']:.3f} by annealing"
-        for name, known in result["references"].items()
-    ]
-    return "\n".join([aligned(lines), *facts])
+    return "\n".join([aligned(lines), *said_of_references(result)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 import tarflow
-from benchmarks.boltzmann import Reference, Rows, Sampler, judged, kept, reference, spread, train
+from benchmarks.boltzmann import Reference, Rows, Sampler, judged, kept, reference, said_of_references, spread, train
 from benchmarks.table import aligned
 
 BATCH = 256
@@ -282,11 +282,7 @@ def table(result: dict[str, Any]) -> str:
         cells += [spread([row[name] for row in rows], 2) for name in ("kl", "log_z")]
         cells += [f"{max(row['log_z_error'] for row in rows):.2f}", spread([row["acceptance"] for row in rows])]
         lines.append([said, *cells])
-    facts = [
-        f"{name}: log Z = {known['log_z']:.3f} ± {known['log_z_error']:.3f} by annealing"
-        for name, known in result["references"].items()
-    ]
-    return "\n".join([aligned(lines), *facts])
+    return "\n".join([aligned(lines), *said_of_references(result)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
