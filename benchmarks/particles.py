@@ -271,11 +271,9 @@ def measure(
 def table(result: dict[str, Any]) -> str:
     """A line a system, coordinates and flow: mean over the seeds, and the deviation of one."""
     lines = [["system, coordinates, flow", "steps", "ESS %", "by the chain %", "KL(p|q)", "log Z", "error", "accepted"]]
-    names = {(row["system"], row["coordinates"], row["flow"], row["averaged"]): None for row in result["rows"]}
-    for key in names:
-        rows = [
-            row for row in result["rows"] if (row["system"], row["coordinates"], row["flow"], row["averaged"]) == key
-        ]
+    parts = ("system", "coordinates", "flow", "averaged")
+    for key in dict.fromkeys(tuple(row[part] for part in parts) for row in result["rows"]):
+        rows = [row for row in result["rows"] if tuple(row[part] for part in parts) == key]
         said = f"{key[0]} {key[1]}{', averaged' * (key[3] == 'yes')}: {key[2]}"
         cells = [spread([row["steps"] for row in rows], 0)]
         cells += [spread([100 * row[name] for row in rows], 2) for name in ("ess", "ess_of_the_chain")]
