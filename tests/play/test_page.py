@@ -168,6 +168,8 @@ def test_every_tab_does_what_it_says(person: Person, tmp_path: Path) -> None:
     person.tab("Edit")
     cells = person.all("[data-region=edit] input")
     assert [cell.is_selected() for cell in cells] == [False, False, True, True], "the lower half, at first"
+    grounds = [cell.value_of_css_property("background-image") for cell in cells]
+    assert [ground.startswith("repeating-linear-gradient") for ground in grounds] == [False, False, True, True]
     cells[2].click()
     cells[0].send_keys(keys.ARROW_RIGHT)
     person.browser.switch_to.active_element.send_keys(" ")
