@@ -94,13 +94,21 @@ class ImageSet:
         return self.subset(chosen.sort().values)
 
     def digest(self) -> str:
-        """A digest of the images and labels: what resuming a run must find unchanged."""
-        if self.known_digest is not None:
-            return self.known_digest
-        pixels, images = new_digest(), self.images if self.wide is None else self.wide
-        for part in images.view(-1).split(_SLICE_BYTES):
-            pixels.update(part.numpy().data)
-        return set_digest(pixels, images.shape, self.labels)
+        """A digest of the images and labels: what resuming a run must find unchanged.
+
+        Of windows it is that of the wide images and of the size that is seen.
+        """
+        whole = self.images if self.wide is None else self.wide
+        if (found := self.known_digest) is None:
+            pixels = new_digest()
+            for part in whole.view(-1).split(_SLICE_BYTES):
+                pixels.update(part.numpy().data)
+            found = set_digest(pixels, whole.shape, self.labels)
+        if self.wide is None:
+            return found
+        seen = new_digest()
+        seen.update(f"{found} {self.image_shape}".encode())
+        return str(seen.hexdigest())
 
 
 @dataclass(frozen=True, eq=False)
