@@ -71,11 +71,11 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def checked(flow: TarFlow, y: Tensor | None, batch: int) -> Tensor | None:
+def checked(flow: TarFlow, y: Any, batch: int) -> Any:
     """Labels have no numbers here; where they are checked they must be on the host, or it waits."""
     if y is None:
         return None
-    assert y.device.type == "cpu" and len(y) == batch
+    assert all(part.device.type == "cpu" and len(part) == batch for part in (y if isinstance(y, tuple) else (y,)))
     return torch.zeros(batch, *flow.conditions.value_shape, dtype=y.dtype, device=flow.device)
 
 
@@ -98,11 +98,14 @@ def images(flow: TarFlow, count: int = 3, **options: Any) -> Tensor:
     return torch.zeros(count, flow.config.channels, *flow.config.image_shape, dtype=torch.float32, **options)
 
 
-def labels(flow: TarFlow, count: int = 3, **options: Any) -> Tensor | None:
+def labels(flow: TarFlow, count: int = 3, **options: Any) -> Any:
     """On the CPU, where they are checked."""
-    condition = flow.conditions
-    dtype = torch.int64 if condition.size else torch.float32
-    return torch.zeros(count, *condition.value_shape, dtype=dtype, **options) if condition else None
+    values = [
+        torch.zeros(count, *part.value_shape, dtype=torch.int64 if part.size else torch.float32, **options)
+        for part in getattr(flow.conditions, "parts", [flow.conditions])
+        if part
+    ]
+    return tuple(values) if len(values) > 1 else values[0] if values else None
 
 
 @pytest.mark.parametrize("name", BARE)
