@@ -110,6 +110,11 @@ SAID = {  # what is other than well: what is said then, of the topic and of what
         "94.6% of samples show the class that was asked for, to a classifier that is right about 98.1% of held-out",
         "Nothing",
     ),
+    "disagreement": (
+        {"agreement": Share(0.5, 0, 0.981)},
+        "Only 50.0% of samples show the class that was asked for, to a classifier that is right about 98.1% of",
+        "Nothing",
+    ),
     "no classes": (
         {"accuracy": Share(0.15, 100, 0.12)},
         "Classes do not show: 15.0% of 100 held-out images are likeliest under their own; 12.0% are of the most",
@@ -243,7 +248,7 @@ def test_what_the_metrics_and_the_judge_kept_is_read(tmp_path: Any) -> None:
     found = findings(Subject(open_run(path), Settings(images=2, limit=8)))
     assert not found.finite and found.skipped == 2 and found.step == 7 and found.stopped
     assert found.best == 7 and found.falls and found.evaluations == 7
-    assert found.distance == Distance("FD on digits", 3.0, 1.5, 20) and found.agreement == Share(0.5, 0, 0.9)
+    assert found.distance == Distance("FD", 3.0, 1.5, 20) and found.agreement == Share(0.5, 0, 0.9)
     assert found.accuracy is None
 
 

@@ -21,6 +21,7 @@ LEAST = 20  # samples, for a mean with an error
 ERRORS = 3  # standard errors that a difference is beyond, where it is called one
 WORTH = 0.01  # bits/dim: smaller differences are none to act on
 EVALUATIONS = 5  # of held-out images, at least, that a trend is fitted to
+SHOWN = 0.8  # of the share of held-out images whose class is seen, at which that of samples is called less
 ALIKE = 1.1  # times the distance of held-out images that samples are called as near with
 
 
@@ -168,6 +169,11 @@ class Findings:
         return self.atypical.clear * (1 if self.atypical.value > 0 else -1)
 
     @property
+    def disagrees(self) -> bool:
+        """Whether clearly fewer samples than held-out images show their class."""
+        return self.agreement is not None and self.agreement.value < SHOWN * self.agreement.expected
+
+    @property
     def near(self) -> bool:
         """Whether samples are as near to the training images as held-out ones."""
         return self.distance is not None and self.distance.ratio <= ALIKE
@@ -282,11 +288,11 @@ def _sample_bits(subject: Subject) -> Tensor | None:
 def _samples(subject: Subject) -> dict[str, Any]:
     """What `tarflow quality` measured, the newest."""
     found: dict[str, Any] = {}
-    for name, entry in kept_quality(subject.run).items():
+    for entry in kept_quality(subject.run).values():
         for figure, values in entry["figures"].items():
             if figure.startswith("FD"):
                 f = Figure.from_dict(values)
-                found["distance"] = Distance(f"{figure} on {name}", f.value_at_floor_samples, f.floor, f.floor_samples)
+                found["distance"] = Distance(figure, f.value_at_floor_samples, f.floor, f.floor_samples)
         share, expected = entry.get("agreement"), entry.get("classifier_accuracy")
         if isinstance(share, float | int) and isinstance(expected, float | int):
             found["agreement"] = Share(float(share), 0, float(expected))

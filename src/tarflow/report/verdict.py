@@ -106,6 +106,11 @@ RULES: Sequence[Rule] = (
         "Samples are {f.distance.ratio:.2g} times as far from the training images as held-out ones: {f.distance}.",
     ),
     Rule(
+        *("classes", NOT_GOOD, lambda f: f.disagrees),
+        "Only {f.agreement.value:.1%} of samples show the class that was asked for, to a classifier that is right "
+        "about {f.agreement.expected:.1%} of held-out images.",
+    ),
+    Rule(
         *("classes", GOOD, lambda f: f.agreement is not None),
         "{f.agreement.value:.1%} of samples show the class that was asked for, to a classifier that is right about "
         "{f.agreement.expected:.1%} of held-out images.",
