@@ -1,0 +1,209 @@
+"""Posteriors of simulators: `VectorFlow.fit` beside sbi's own NPE with zuko's spline flow, at equal processor time.
+
+    python -m benchmarks.posteriors --out benchmarks/results/posteriors-cpu.json
+
+Both learn p(θ | x) from the same simulations (`benchmarks.simulators`), as they come but for the learning rate: of two
+rates the one counts that explained held-out rows better. `fit` gets as many steps as fill the time, and begins again
+with more or fewer where that was off by a sixth. NPE trains until it stops by its own rule, or the time is up, and has
+the weights that were best on its held-out rows. Both draw posteriors of the same few observations, of which what lies
+outside of the prior is drawn again. A figure is the accuracy of a classifier between those and exact draws (C2ST), 0.5
+where it cannot tell them apart; beside it stands the mean of -log p of parameters of new simulations, nats.
+`would_stop` says what `fit` would have lost by its patience.
+
+sbi comes with the extra `[sbi]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import tarflow
+from benchmarks.kept_rows import KeptRows, Row
+from benchmarks.simulators import TASKS, Task
+from benchmarks.table import aligned
+from tarflow.inference.calibration import c2st
+from tarflow.training.fitted import Fit
+
+RATES = {"VectorFlow": (2e-3, 5e-3), "sbi NPE": (5e-4, 2e-3)}  # the first is what it comes with
+NEW = 2000  # simulations that are scored
+PATIENCE = 10  # of `fit`
+PROBE = 40  # steps that are timed
+OFF = 1 / 6  # of the time, that a fit may take more or less
+LogProb = Callable[[Tensor, Tensor], Tensor]
+Draw = Callable[[Tensor, int], Tensor]
+
+
+def steps_in(seconds: float, flow: tarflow.SequenceFlow, x: Tensor, c: Any, **options: Any) -> int:
+    """How many steps a fit has processor time for: a short one is timed, and so is the scoring of held-out rows."""
+    probe = copy.deepcopy(flow)
+    few = {"held_out": (x[:10], None if c is None else c[:10]), "patience": None}
+    for _ in range(2):  # what is loaded and compiled at first is no part of it
+        began = time.process_time()
+        probe.fit(x, c, steps=PROBE, **few, **options)
+        step = (time.process_time() - began) / PROBE
+    began, held_out = time.process_time(), len(x) // 10
+    with torch.no_grad():
+        probe.log_prob(x[:held_out], None if c is None else c[:held_out])
+    scoring = 40 * (time.process_time() - began)
+    return max(PROBE, round((seconds - scoring) / step))
+
+
+def would_stop(result: Fit, patience: int = PATIENCE) -> dict[str, float]:
+    """The share of the steps at which a fit without patience would have stopped by it, and the nats that this costs."""
+    best, waited = -float("inf"), 0
+    for entry in result.curve:
+        waited = 0 if entry.held_out > best else waited + 1
+        best = max(best, entry.held_out)
+        if waited == patience:
+            return {"share": entry.step / result.steps, "lost": result.held_out_log_prob - best}
+    return {"share": 1.0, "lost": 0.0}
+
+
+def ours(task: Task, theta: Tensor, x: Tensor, seed: int, lr: float, seconds: float) -> tuple[Row, LogProb, Draw]:
+    """A `VectorFlow`, fitted."""
+    steps = 0
+    for _ in range(2):
+        torch.manual_seed(seed)
+        flow = tarflow.VectorFlow(theta.shape[1], condition=x.shape[1])
+        steps = steps or steps_in(seconds, flow, theta, x, lr=lr)
+        began = time.process_time()
+        result = flow.fit(theta, x, seed=seed, steps=steps, lr=lr, patience=None)
+        spent = time.process_time() - began
+        if abs(spent / seconds - 1) < OFF:
+            break
+        steps = round(steps * seconds / spent)
+    row: Row = {"seconds": spent, "steps": result.steps, "held_out": -result.held_out_log_prob}
+    row |= {"would_stop": would_stop(result), "curve": [entry.held_out for entry in result.curve]}
+    flow.requires_grad_(False)
+
+    def draw(observed: Tensor, count: int) -> Tensor:
+        kept: list[Tensor] = []
+        while sum(map(len, kept)) < count:
+            drawn = tarflow.sample(flow, count, observed.expand(count, -1), seed=seed + len(kept))
+            kept.append(drawn if task.bound is None else drawn[(drawn.abs() < task.bound).all(dim=1)])
+        return torch.cat(kept)[:count]
+
+    return row, flow.log_prob, draw
+
+
+def npe(task: Task, theta: Tensor, x: Tensor, seed: int, lr: float, seconds: float) -> tuple[Row, LogProb, Draw]:
+    """sbi's NPE with zuko's neural spline flow, stopped by its own rule or by the time."""
+    from sbi.inference import NPE  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    from sbi.utils import BoxUniform  # type: ignore[import-untyped, import-not-found, unused-ignore]
+
+    class Timed(NPE):  # type: ignore[misc, unused-ignore]
+        """NPE whose training counts as converged when the time is up, too."""
+
+        def _converged(self, epoch: int, stop_after_epochs: int) -> bool:
+            done: bool = super()._converged(epoch, stop_after_epochs)
+            if not done and epoch and time.process_time() > deadline:
+                self._neural_net.load_state_dict(self._best_model_state_dict)
+                return True
+            return done
+
+    torch.manual_seed(seed)
+    size = theta.shape[1]
+    prior = (
+        torch.distributions.MultivariateNormal(torch.zeros(size), 0.1 * torch.eye(size))
+        if task.bound is None
+        else BoxUniform(-task.bound * torch.ones(size), task.bound * torch.ones(size))
+    )
+    inference = Timed(prior, density_estimator="zuko_nsf", show_progress_bars=False)
+    began = time.process_time()
+    deadline = began + seconds
+    estimator = inference.append_simulations(theta, x).train(learning_rate=lr)
+    row: Row = {"seconds": time.process_time() - began, "epochs": inference.epoch}
+    row["held_out"] = float(inference.summary["best_validation_loss"][-1])
+    posterior = inference.build_posterior()
+
+    def log_prob(theta: Tensor, x: Tensor) -> Tensor:
+        return estimator.log_prob(theta.unsqueeze(0), condition=x)[0].detach()
+
+    def draw(observed: Tensor, count: int) -> Tensor:
+        drawn: Tensor = posterior.sample((count,), x=observed.unsqueeze(0), show_progress_bars=False)
+        return drawn
+
+    return row, log_prob, draw
+
+
+ESTIMATORS = {"VectorFlow": ours, "sbi NPE": npe}
+
+
+def measure(name: str, estimator: str, seed: int, lr: float, options: argparse.Namespace) -> Row:
+    """One estimator trained on one task, its densities of new simulations, and its posteriors told from exact ones."""
+    task = TASKS[name]
+    theta, x = task.simulate(options.simulations, torch.Generator().manual_seed(seed))
+    row, log_prob, draw = ESTIMATORS[estimator](task, theta, x, seed, lr, options.seconds)
+    with torch.no_grad():
+        new = task.simulate(NEW, torch.Generator().manual_seed(1000))
+        row["nats"] = -float(log_prob(*new).mean())
+    observations = task.simulate(options.observations, torch.Generator().manual_seed(2000))[1]
+    row["c2st"] = []
+    for observed in observations:
+        exact = task.reference(observed, options.draws, torch.Generator().manual_seed(seed))
+        row["c2st"].append(float(c2st(exact, draw(observed, options.draws), folds=3, seed=seed).mean))
+    return row | {"mean_c2st": mean(row["c2st"])}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line a task, a column an estimator and figure: the mean over the seeds, and the deviation of one."""
+    lines = [["task", *(f"{name}, {kind}" for kind in ("C2ST", "nats") for name in ESTIMATORS)]]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        line = [task]
+        for figure in ("mean_c2st", "nats"):
+            for name in ESTIMATORS:
+                found = [row[figure] for row in chosen(rows, task, name)]
+                line.append(f"{mean(found):.3f} ± {stdev(found) if len(found) > 1 else 0:.3f}" if found else "-")
+        lines.append(line)
+    return aligned(lines)
+
+
+def chosen(rows: Sequence[Row], task: str, estimator: str) -> list[Row]:
+    """For each seed the rate with the best held-out rows."""
+    of_it = [row for row in rows if (row["task"], row["estimator"]) == (task, estimator)]
+    seeds = dict.fromkeys(row["seed"] for row in of_it)
+    return [min((row for row in of_it if row["seed"] == seed), key=lambda row: row["held_out"]) for seed in seeds]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.posteriors", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=20.0, help="processor time of one training")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--simulations", type=int, default=10_000)
+    parser.add_argument("--observations", type=int, default=3)
+    parser.add_argument("--draws", type=int, default=2000, help="of a posterior, and of the exact one")
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--estimators", nargs="+", choices=list(ESTIMATORS), default=list(ESTIMATORS))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    logging.getLogger().setLevel(logging.ERROR)
+    setting = {name: getattr(options, name) for name in ("seconds", "simulations", "observations", "draws")}
+    kept = KeptRows(options.out, setting, ("sbi", "zuko", "tarflow"))
+    for seed in range(options.seeds):
+        for task in options.tasks:
+            for estimator in options.estimators:
+                for lr in RATES[estimator]:
+                    key = {"task": task, "estimator": estimator, "seed": seed, "lr": lr}
+                    kept.measured(key, functools.partial(measure, task, estimator, seed, lr, options))
+    print(table(kept.rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
