@@ -49,7 +49,11 @@ def rank_histogram(ranks: Tensor, draws: int, name: str = "ranks", bins: int = 2
     series = [Series("measured", counted, "first"), Series("95 % of exact ones", upper + lower[::-1], "third")]
     title = f"{name}: ranks of the truth, {len(ranks)} simulations"
     return line_chart(
-        _identifier(name), series, title=title, x_label="rank of the truth, as a share", y_label="count / expected"
+        _identifier(name),
+        series,
+        title=title,
+        x_label=f"{name}: rank of the truth, as a share",
+        y_label="count / expected",
     )
 
 
@@ -62,7 +66,9 @@ def coverage_chart(coverage: Coverage, name: str = "coverage") -> Markup:
     """What regions hold of the truths, less what they claim, over what they claim; dashed, 95 % of exact posteriors."""
     title = f"{name}: held less claimed"
     difference = coverage.covered - coverage.levels
-    return _chart(name, difference, coverage.error, coverage.levels, title, "credibility", "truths held - credibility")
+    return _chart(
+        name, difference, coverage.error, coverage.levels, title, f"{name}: credibility", "truths held - credibility"
+    )
 
 
 def write_charts(path: str | Path, charts: Sequence[tuple[str, Markup]]) -> None:
