@@ -75,8 +75,11 @@ def checked(flow: TarFlow, y: Any, batch: int) -> Any:
     """Labels have no numbers here; where they are checked they must be on the host, or it waits."""
     if y is None:
         return None
-    assert all(part.device.type == "cpu" and len(part) == batch for part in (y if isinstance(y, tuple) else (y,)))
-    return torch.zeros(batch, *flow.conditions.value_shape, dtype=y.dtype, device=flow.device)
+    parts = y if isinstance(y, tuple) else (y,)
+    assert all(part.device.type == "cpu" and len(part) == batch for part in parts)
+    known = [torch.zeros(part.shape, dtype=part.dtype, device=flow.device) for part in parts]
+    return tuple(known) if isinstance(y, tuple) else known[0]
+
 
 
 def on_gpu(name: str) -> TarFlow:
