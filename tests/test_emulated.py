@@ -81,7 +81,6 @@ def checked(flow: TarFlow, y: Any, batch: int) -> Any:
     return tuple(known) if isinstance(y, tuple) else known[0]
 
 
-
 def on_gpu(name: str) -> TarFlow:
     """A flow of the table whose weights say that they are on a GPU; to be called where tensors are fake."""
     with torch.device("meta"):
