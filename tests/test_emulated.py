@@ -7,6 +7,7 @@ on `meta`, which does not mix with the CPU either.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -121,8 +122,10 @@ def test_densities_stay_on_the_device(name: str, autocast: bool) -> None:
     assert (flow.base.log_prob(z) + ladj).device == CUDA
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("guidance", [None, Guidance(1.0), Guidance(1.0, "constant", 0.5, "stable")], ids=str)
+GUIDANCES = [None, Guidance(1.0), Guidance(1.0, "constant", 0.5, "stable")]
+
+
+@pytest.mark.parametrize(("name", "guidance"), list(zip(CASES, itertools.cycle(GUIDANCES), strict=False)), ids=str)
 def test_captured_decoding_stays_on_the_device(name: str, guidance: Guidance | None) -> None:
     flow = on_gpu(name)
     y = labels(flow, device=CUDA)
@@ -164,8 +167,9 @@ def test_editing_stays_on_the_device() -> None:
     assert back.device == error.device == CUDA
 
 
-@pytest.mark.parametrize("recompute", ["nothing", "elementwise", "layers"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "recompute"), list(zip(CASES, itertools.cycle(["nothing", "elementwise", "layers"]), strict=False))
+)
 def test_gradients_and_denoising_touch_no_other_device(name: str, recompute: Any) -> None:
     with unset_fake_temporarily(), torch.enable_grad():
         with torch.device("meta"):

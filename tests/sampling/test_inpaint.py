@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tarflow
-from flow_cases import assert_close, build, every_flow, images, labels
+from flow_cases import assert_close, build, every_flow, every_kind, images, labels
 from tarflow.sampling.observed import futures
 from tarflow.sampling.region import Region, _Solved
 
@@ -104,7 +104,7 @@ def test_a_model_of_noisy_images_sees_the_rest_through_noise() -> None:
     assert not torch.allclose(noisy.samples, clean.samples)
 
 
-@every_flow
+@every_kind
 def test_coordinates_of_a_region_are_a_change_of_variables(name: str) -> None:
     """x comes back from v, log p(v) = log p(x) + log|det ∂x/∂v|, and its gradient is that of finite differences."""
     flow = build(name).requires_grad_(False)
