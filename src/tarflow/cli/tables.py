@@ -54,7 +54,7 @@ class TrainTable:
         int, arg(help="held-out evaluations, of 40 in all, without a better one before it stops; 0 never does")
     ] = 10
     batch_size: Annotated[int, arg(help="rows an optimizer step")] = 256
-    lr: Annotated[float, arg(help="highest learning rate")] = 2e-3
+    lr: Annotated[float, arg(help="highest learning rate")] = 5e-3
     optimizer: Annotated[
         Literal["adamw", "muon"], arg(help="muon: Muon for the matrices inside the Transformers, AdamW for the rest")
     ] = "adamw"

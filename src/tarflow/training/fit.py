@@ -68,7 +68,7 @@ def fit(
     steps: int | None = None,
     patience: int | None = 10,
     batch_size: int = 256,
-    lr: float = 2e-3,
+    lr: float = 5e-3,
     preprocess: bool = True,
     progress: bool | Callable[[Metrics], None] = False,
     **fields: Any,
