@@ -5,22 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
 from tarflow.play.pictures import address
 from tarflow.play.scoring import Histogram, Scores
+from tarflow.report.parts import templates
 from tarflow.sampling.inpaint import Inpainted
 
-TEMPLATES = Environment(
-    loader=PackageLoader("tarflow.play"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-PARTS: Any = TEMPLATES.get_template("parts.html").module
+PARTS: Any = templates("tarflow.play").get_template("parts.html").module
 
 
 def histogram(known: Histogram, found: Scores, unit: str) -> Markup | str:

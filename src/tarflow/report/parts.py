@@ -18,14 +18,19 @@ from tarflow.data.images import from_array
 CELL = 72  # pixels, about, that a smaller image is enlarged to by a whole number: ten of them fill a line
 GAP = 4  # pixels between two images, transparent so that they lie on whatever colour the page has
 
-# Everything that a template is given is escaped, unless it is Markup, which comes from templates alone.
-TEMPLATES = Environment(
-    loader=PackageLoader("tarflow.report"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+
+def templates(package: str) -> Environment:
+    """The templates of a package. What they are given is escaped, unless it is Markup, made by templates alone."""
+    return Environment(
+        loader=PackageLoader(package),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+TEMPLATES = templates("tarflow.report")
 
 
 @dataclass(frozen=True)
