@@ -6,20 +6,19 @@ where that ends, which gives rows to train on and others to test on.
 
 from __future__ import annotations
 
-import json
+import argparse
 import math
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 import tarflow
+from benchmarks import kept_rows
 from tarflow.inference.chains import effective_sample_size, rhat
 from tarflow.inference.weights import Weighted
 
@@ -122,6 +121,7 @@ def reference(
     chains: int = 1024,
     warmup: int = 100,
     steps: int = 200,
+    chain_leapfrog: int | None = None,
     thin: int = 2,
     test: float = 0.2,
     seed: int = 0,
@@ -129,7 +129,8 @@ def reference(
     """The reference of the density at time 1: the last `test` of the chains are the rows to test on.
 
     Chains begin where annealing ends, in equilibrium. Warm-up, which moves their steps by where they are, disturbs that
-    for as long as they take to forget it; without it their steps are as long as annealing's last ones.
+    for as long as they take to forget it; without it their steps are as long as annealing's last ones. Energy and |x|²
+    are to mix, and single numbers only where no symmetry exchanges them: the rows are moved by these later.
     """
     drawn, size = annealed(path, start, times, leapfrog, seed)
     log_z = drawn.log_normaliser
@@ -137,7 +138,8 @@ def reference(
     def target(x: Tensor) -> Tensor:
         return path(x, 1.0)
 
-    found = tarflow.hmc(target, drawn.resampled(chains), steps=steps, warmup=warmup, step_size=size, seed=seed)
+    options: dict[str, Any] = {"steps": steps, "warmup": warmup, "leapfrog": chain_leapfrog}
+    found = tarflow.hmc(target, drawn.resampled(chains), step_size=size, seed=seed, **options)
     kept = found.draws[::thin].float()
     split = chains - int(test * chains)
     energies = -torch.stack([target(x) for x in found.draws])  # (steps, chains)
@@ -148,6 +150,7 @@ def reference(
         "annealed_ess": drawn.effective_sample_size / len(drawn.x),
         "acceptance": float(found.acceptance.mean()),
         "rhat_of_the_energy": float(rhat(energies)),
+        "rhat_of_the_square": float(rhat(found.draws.square().sum(dim=2))),
         "rhat_worst": float(found.rhat.max()),
         "energy": float(energies.mean()),
         "energy_halves_differ": halves[1] - halves[0],
@@ -223,64 +226,44 @@ def judged(
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-class Rows:
-    """Rows of a result, in a file that is written after each, so that what is there is not computed again."""
-
-    def __init__(self, path: Path | None, **facts: Any) -> None:
-        self.path = path
-        self.result: dict[str, Any] = {"references": {}, "rows": []}
-        if path is not None and path.exists():
-            self.result = json.loads(path.read_text())
-        self.result |= facts | {
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "tarflow": tarflow.__version__,
-            },
-            "device": f"CPU, {torch.get_num_threads()} thread",
-        }
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.result["rows"]
-        return found
-
-    def has(self, **key: Any) -> bool:
-        """Whether there is a row of these."""
-        return any(all(row.get(name) == value for name, value in key.items()) for row in self.rows)
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        self.write()
-
-    def refer(self, name: str, known: Reference) -> None:
-        """Keep what is known of a target."""
-        self.result["references"][name] = known.facts
-        self.write()
-
-    def write(self) -> None:
-        if self.path is not None:
-            self.path.write_text(json.dumps(self.result, indent=1) + "\n")
+def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """The options of these benchmarks: those of `kept_rows`, and of how a flow is judged."""
+    made = kept_rows.parser(name, doc, seconds=30.0)
+    made.add_argument("--draws", type=int, default=8000, help="of each flow, when it is judged")
+    made.add_argument("--kept", type=Path, help="a folder where references are kept from one call to the next")
+    return made
 
 
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean and deviation of one, as a table says it."""
-    said = f"{mean(values):.{digits}f}"
-    return f"{said} ± {stdev(values):.{digits}f}" if len(values) > 1 else said
+class References:
+    """What is known of targets, found when it is first asked for, and told beside the rows.
 
+    Args:
+        folder: where it is kept from one call to the next; None keeps nothing.
+    """
 
-def said_of_references(result: dict[str, Any]) -> list[str]:
-    """A line for each target: log Z without a flow."""
-    known = result["references"].items()
-    return [f"{name}: log Z = {facts['log_z']:.3f} ± {facts['log_z_error']:.3f} by annealing" for name, facts in known]
+    def __init__(self, folder: Path | None, rows: kept_rows.KeptRows) -> None:
+        self.folder, self.rows = folder, rows
+        self.known: dict[str, Reference] = {}
 
+    def of(self, name: str, make: Callable[[], Reference]) -> Reference:
+        """The reference of a target, made where it is neither known nor in the folder."""
+        if name not in self.known:
+            self.known[name] = self._kept(name, make)
+            self.rows.tell(references=self.rows.head.get("references", {}) | {name: self.known[name].facts})
+        return self.known[name]
 
-def kept(folder: Path | None, name: str, make: Callable[[], Reference]) -> Reference:
-    """A reference, from a folder where it is there."""
-    if folder is None:
-        return make()
-    place = folder / f"{name}.pt"
-    if not place.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(vars(make()), place)
-    return Reference(**torch.load(place))
+    def _kept(self, name: str, make: Callable[[], Reference]) -> Reference:
+        if self.folder is None:
+            return make()
+        place = self.folder / f"{name}.pt"
+        if not place.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            torch.save(vars(make()), place)
+        return Reference(**torch.load(place))
+
+    def said(self) -> str:
+        """A line for each target: log Z without a flow."""
+        known = self.rows.head.get("references", {}).items()
+        return "\n".join(
+            f"{name}: log Z = {facts['log_z']:.3f} ± {facts['log_z_error']:.3f} by annealing" for name, facts in known
+        )

@@ -26,14 +26,12 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from statistics import mean, stdev
 
 import torch
 from torch import Tensor, nn
 
 import tarflow
-from benchmarks.kept_rows import KeptRows, Row
+from benchmarks.kept_rows import KeptRows, Row, parser, spread
 from benchmarks.posteriors import OFF, steps_in
 from benchmarks.table import aligned
 
@@ -80,8 +78,8 @@ def scores(ensemble: Tensor, truth: Tensor) -> Row:
         rows = ensemble.flatten(2).transpose(0, 1)
         between = torch.cdist(rows, rows)  # (n, m, m)
         energy = energy - 0.5 * between.sum(dim=(1, 2)) / (members * (members - 1))
-        spread = ensemble.var(dim=0).mean() * (1 + 1 / members)
-        row["spread over error"] = float((spread / (ensemble.mean(dim=0) - truth).square().mean()).sqrt())
+        width = ensemble.var(dim=0).mean() * (1 + 1 / members)
+        row["spread over error"] = float((width / (ensemble.mean(dim=0) - truth).square().mean()).sqrt())
     return row | {"energy score": float(energy.mean()) / SIDE}
 
 
@@ -204,27 +202,22 @@ def table(rows: Sequence[Row]) -> str:
         line = [method]
         for figure in figures:
             found = [row[figure] for row in rows if row["method"] == method and figure in row]
-            line.append(f"{mean(found):.4f} ± {stdev(found) if len(found) > 1 else 0:.4f}" if found else "-")
+            line.append(spread(found, 4))
         lines.append(line)
     return aligned(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.forecast", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seconds", type=float, default=30.0, help="processor time of one training")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=10_000)
-    parser.add_argument("--states", type=int, default=200, help="new ones, whose forecasts are scored")
-    parser.add_argument("--members", type=int, default=20, help="of an ensemble")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args(argv)
+    words = parser("forecast", __doc__, seconds=30.0)
+    words.add_argument("--pairs", type=int, default=10_000)
+    words.add_argument("--states", type=int, default=200, help="new ones, whose forecasts are scored")
+    words.add_argument("--members", type=int, default=20, help="of an ensemble")
+    options = words.parse_args(argv)
     torch.set_num_threads(1)
     setting = {name: getattr(options, name) for name in ("seconds", "pairs", "states", "members")}
-    kept = KeptRows(options.out, setting, ("tarflow",))
-    for seed in range(options.seeds):
+    kept = KeptRows("forecast", options.out, setting)
+    for seed in options.seeds:
         for method in METHODS:
             kept.measured({"method": method, "seed": seed}, functools.partial(measure, method, seed, options))
     print(table(kept.rows))

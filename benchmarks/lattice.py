@@ -22,19 +22,20 @@ importance sampling and Hamiltonian Monte Carlo.
 
 from __future__ import annotations
 
-import argparse
+import functools
+import itertools
 import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import tarflow
-from benchmarks.boltzmann import Reference, Rows, Sampler, judged, kept, reference, said_of_references, spread, train
+from benchmarks.boltzmann import Reference, References, Sampler, judged, parser, reference, train
+from benchmarks.kept_rows import KeptRows, Row, spread
 from benchmarks.table import aligned
 
 MASS, COUPLING = -4.0, 8.0  # m² and λ
@@ -198,61 +199,44 @@ def trained(method: str, name: str, known: Reference, seed: int, seconds: float)
     return Even(q), {"weights": sum(p.numel() for p in flow.parameters()), "steps": steps}
 
 
-def measure(method: str, name: str, known: Reference, seed: int, seconds: float, draws: int) -> dict[str, Any]:
+def measure(references: References, lattice: str, method: str, seed: int, seconds: float, draws: int) -> Row:
     """One training, and what its flow is worth."""
-    sampler, facts = trained(method, name, known, seed, seconds)
-    side, began = SIZES[name]["side"], time.process_time()
+    side, temperatures = SIZES[lattice]["side"], SIZES[lattice]["temperatures"]
+    known = references.of(lattice, lambda: known_of(side, temperatures))
+    sampler, facts = trained(method, lattice, known, seed, seconds)
+    began = time.process_time()
     found = judged(sampler, lambda x: -action(x, side), known, lambda x: x.mean(dim=1).square(), draws)
-    row = {"lattice": name, "method": method, "seed": seed, "seconds": seconds, "draws": draws}
-    return row | facts | found | {"seconds_to_judge": time.process_time() - began}
+    return facts | found | {"seconds_to_judge": time.process_time() - began}
 
 
-def table(result: dict[str, Any]) -> str:
+def table(kept: Sequence[Row]) -> str:
     """A line a lattice and method: mean over the seeds, and the deviation of one."""
     lines = [["lattice, method", "steps", "ESS", "ESS by the chain", "KL(p|q)", "log Z", "error", "acceptance", "time"]]
     for name in SIZES:
         for method in METHODS:
-            rows = [row for row in result["rows"] if (row["lattice"], row["method"]) == (name, method)]
+            rows = [row for row in kept if (row["lattice"], row["method"]) == (name, method)]
             if rows:
                 values = {key: [row[key] for row in rows] for key in rows[0]}
                 keys = ("ess", "ess_of_the_chain", "kl", "log_z")
                 cells = [spread(values[key]) for key in keys] + [f"{max(values['log_z_error']):.3f}"]
                 cells += [spread(values["acceptance"], 2), spread(values["time"], 1)]
                 lines.append([f"{name} {method}", spread(values["steps"], 0), *cells])
-    return "\n".join([aligned(lines), *said_of_references(result)])
+    return aligned(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is not in the file yet, write it row by row, and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.lattice", description=__doc__)
-    parser.add_argument("--lattices", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--seconds", type=float, default=30.0, help="processor time of one training")
-    parser.add_argument("--draws", type=int, default=8000, help="of each flow, when it is judged")
-    parser.add_argument("--kept", type=Path, help="a folder where the reference is kept from one call to the next")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args(argv)
+    words = parser("lattice", __doc__)
+    words.add_argument("--lattices", nargs="+", choices=list(SIZES), default=list(SIZES))
+    words.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    args = words.parse_args(argv)
     torch.set_num_threads(1)
-    file = Rows(
-        args.out,
-        mass=MASS,
-        coupling=COUPLING,
-        command=f"python -m benchmarks.lattice --seconds {args.seconds:g} --draws {args.draws}",
-    )
-    for name in args.lattices:
-        known = None
-        for seed in args.seeds:
-            for method in args.methods:
-                if file.has(lattice=name, method=method, seed=seed, seconds=args.seconds):
-                    continue
-                if known is None:
-                    size = SIZES[name]
-                    known = kept(args.kept, name, lambda s=size: known_of(s["side"], s["temperatures"]))  # type: ignore[misc]
-                    file.refer(name, known)
-                file.add(measure(method, name, known, seed, args.seconds, args.draws))
-                print(file.rows[-1], file=sys.stderr, flush=True)
-    print(table(file.result))
+    kept = KeptRows("lattice", args.out, {"seconds": args.seconds, "draws": args.draws})
+    references = References(args.kept, kept)
+    for name, seed, method in itertools.product(args.lattices, args.seeds, args.methods):
+        key = {"lattice": name, "method": method, "seed": seed}
+        kept.measured(key, functools.partial(measure, references, **key, seconds=args.seconds, draws=args.draws))
+    print(table(kept.rows), references.said(), sep="\n")
     return 0
 
 

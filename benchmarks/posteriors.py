@@ -23,15 +23,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import tarflow
-from benchmarks.kept_rows import KeptRows, Row
+from benchmarks.kept_rows import KeptRows, Row, parser, spread
 from benchmarks.simulators import TASKS, Task
 from benchmarks.table import aligned
 from tarflow.inference.calibration import c2st
@@ -166,7 +165,7 @@ def table(rows: Sequence[Row]) -> str:
         for figure in ("mean_c2st", "nats"):
             for name in ESTIMATORS:
                 found = [row[figure] for row in chosen(rows, task, name)]
-                line.append(f"{mean(found):.3f} ± {stdev(found) if len(found) > 1 else 0:.3f}" if found else "-")
+                line.append(spread(found))
         lines.append(line)
     return aligned(lines)
 
@@ -180,22 +179,19 @@ def chosen(rows: Sequence[Row], task: str, estimator: str) -> list[Row]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.posteriors", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20.0, help="processor time of one training")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--simulations", type=int, default=10_000)
-    parser.add_argument("--observations", type=int, default=3)
-    parser.add_argument("--draws", type=int, default=2000, help="of a posterior, and of the exact one")
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--estimators", nargs="+", choices=list(ESTIMATORS), default=list(ESTIMATORS))
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args(argv)
+    words = parser("posteriors", __doc__, seconds=20.0)
+    words.add_argument("--simulations", type=int, default=10_000)
+    words.add_argument("--observations", type=int, default=3)
+    words.add_argument("--draws", type=int, default=2000, help="of a posterior, and of the exact one")
+    words.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    words.add_argument("--estimators", nargs="+", choices=list(ESTIMATORS), default=list(ESTIMATORS))
+    options = words.parse_args(argv)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.ERROR)
     setting = {name: getattr(options, name) for name in ("seconds", "simulations", "observations", "draws")}
-    kept = KeptRows(options.out, setting, ("sbi", "zuko", "tarflow"))
-    for seed in range(options.seeds):
+    kept = KeptRows("posteriors", options.out, setting, "sbi", "zuko")
+    for seed in options.seeds:
         for task in options.tasks:
             for estimator in options.estimators:
                 for lr in RATES[estimator]:

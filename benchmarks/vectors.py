@@ -14,23 +14,20 @@ zuko comes with the extra `[sbi]`.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import itertools
-import json
 import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import tarflow
+from benchmarks.kept_rows import KeptRows, Row, parser, spread
 from benchmarks.table import aligned
 
 ROWS = (10_000, 2_000, 10_000)  # of the sets that are drawn: to train on, held out, to test on
@@ -152,21 +149,20 @@ def mean_nll(log_prob: LogProb, rows: Tensor) -> float:
     return -float(torch.cat([log_prob(part) for part in rows.split(2000)]).mean())
 
 
-def measure(name: str, flow_name: str, variant: str, seed: int, lr: float, seconds: float) -> dict[str, Any]:
+def measure(name: str, flow_name: str, variant: str, seed: int, lr: float, seconds: float) -> Row:
     """One variant of a flow on one set, at one learning rate."""
     train, held_out, test = parts(name, seed)
     torch.manual_seed(seed)
     flow, log_prob = FLOWS[flow_name][variant](train.shape[1])
-    row = {"set": name, "dim": train.shape[1], "rows": len(train), "flow": flow_name, "variant": variant}
-    row |= {"seed": seed, "lr": lr}
+    row: Row = {"dim": train.shape[1], "rows": len(train)}
     row["weights"] = sum(p.numel() for p in flow.parameters())
     row |= fit(flow, log_prob, train, held_out, lr=lr, seconds=seconds, seed=seed)
     return row | {"nats": mean_nll(log_prob, test)}
 
 
-def chosen(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def chosen(rows: Sequence[Row]) -> list[Row]:
     """Of each set, flow and seed the variant and the learning rate with the best held-out rows."""
-    best: dict[tuple[Any, ...], dict[str, Any]] = {}
+    best: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         key = (row["set"], row["flow"], row["seed"])
         if key not in best or row["held_out"] < best[key]["held_out"]:
@@ -174,7 +170,7 @@ def chosen(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(best.values())
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """A line a set, a column a flow: the mean over the seeds, and the deviation of one."""
     rows, lines = chosen(rows), [["set", "numbers", "rows", *FLOWS]]
     for name in dict.fromkeys(row["set"] for row in rows):
@@ -182,31 +178,24 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         line = [name, str(of_set[0]["dim"]), str(of_set[0]["rows"])]
         for flow in FLOWS:
             nats = [row["nats"] for row in of_set if row["flow"] == flow]
-            line.append(f"{mean(nats):.3f} ± {stdev(nats):.3f}" if len(nats) > 1 else "".join(f"{n:.3f}" for n in nats))
+            line.append(spread(nats))
         lines.append(line)
     return aligned(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.vectors", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=8.0, help="processor time of one training")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--flows", nargs="+", choices=list(FLOWS), default=list(FLOWS))
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args(argv)
+    words = parser("vectors", __doc__, seconds=8.0)
+    words.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    words.add_argument("--flows", nargs="+", choices=list(FLOWS), default=list(FLOWS))
+    args = words.parse_args(argv)
     torch.set_num_threads(1)
-    rows = []
-    for name in args.sets:
-        for seed in range(args.seeds):
-            for flow in args.flows:
-                tried = itertools.product(FLOWS[flow], RATES)
-                rows += [measure(name, flow, variant, seed, lr, args.seconds) for variant, lr in tried]
-        if args.out:
-            result = {"seconds": args.seconds, "batch": BATCH, "torch": torch.__version__, "rows": rows}
-            args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(rows))
+    kept = KeptRows("vectors", args.out, {"seconds": args.seconds}, "zuko", "scikit-learn")
+    for name, seed, flow in itertools.product(args.sets, args.seeds, args.flows):
+        for variant, lr in itertools.product(FLOWS[flow], RATES):
+            key = {"set": name, "flow": flow, "variant": variant, "seed": seed, "lr": lr}
+            kept.measured(key, functools.partial(measure, name, flow, variant, seed, lr, args.seconds))
+    print(table(kept.rows))
     return 0
 
 

@@ -27,9 +27,9 @@ def test_energies_of_single_pairs_are_those_of_the_formulas() -> None:
     away = 4 * 2**0.5 - 4
     expected = 2 * (0.9 * away**4 - 4 * away**2) + 0.5 * 8
     assert float(particles.energy(four, particles.SYSTEMS["DW4"])) == pytest.approx(expected)
-    system = particles.System("LJ13", 2, 3, 1.0, 1.0, (), 1, 1, 1, 0)
+    system = particles.System("LJ13", 2, 3, 1.0, 1.0, (), 1, 1, {})
     two = torch.tensor([[0.5, 0, 0, -0.5, 0, 0], [1.0, 0, 0, -1.0, 0, 0]], dtype=torch.float64)
-    assert particles.energy(two, system).tolist() == pytest.approx([-1 + 0.25, 2**-12 - 2 * 2**-6 + 1])
+    assert particles.energy(two, system).tolist() == pytest.approx([-2 + 0.25, 2 * (2**-12 - 2 * 2**-6) + 1])
 
 
 @SYSTEMS
@@ -111,7 +111,9 @@ def test_an_averaged_density_does_not_know_the_particles_apart() -> None:
 def test_rows_that_are_in_the_file_are_not_measured_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = particles.System("DW4", 4, 2, 0.25, 2.5, ("as they are", "gaps", "frame"), 8, 300, 100, 0)
+    short = particles.System(
+        "DW4", 4, 2, 0.25, 2.5, ("as they are", "gaps", "frame"), 8, 300, {"chains": 100, "warmup": 0}
+    )
     monkeypatch.setattr(particles, "SYSTEMS", {"DW4": short})
     small = particles.known_of(short, steps=8)
     monkeypatch.setattr(particles, "known_of", lambda system: small)

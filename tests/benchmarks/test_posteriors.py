@@ -53,7 +53,7 @@ def test_rows_are_kept_one_by_one_and_not_measured_again(
     assert [key[1:4:2] for key in measured] == [
         (name, lr) for name in posteriors.RATES for lr in posteriors.RATES[name]
     ][:3] + [("sbi NPE", lr) for lr in posteriors.RATES["sbi NPE"]]
-    assert "3.250 ± 0.000" in capsys.readouterr().out, "the second rate, whose held-out rows are better"
+    assert " 3.250" in capsys.readouterr().out, "the second rate, whose held-out rows are better"
     with pytest.raises(SystemExit, match="give another file"):
         posteriors.main([*words, "--draws", "60"])
 
