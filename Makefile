@@ -6,6 +6,8 @@ VENV := .venv
 # Processes that the tests run in; each computes with one thread.
 JOBS ?= 2
 BIN := $(VENV)/bin
+# Where the environment forbids bytecode, each of the many processes that tests start compiles PyTorch again, for seconds.
+export PYTHONDONTWRITEBYTECODE :=
 STAMP := $(VENV)/.installed
 EXTRAS_STAMP := $(VENV)/.installed-extras
 

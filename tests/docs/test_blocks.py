@@ -35,8 +35,11 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 }
 PAGES = {name: path for name, path in PAGES.items() if "_build" not in name}
-# Pages whose blocks start PyTorch's compiler, and pages that fit many flows.
-SLOW_PAGES = {"docs/export.md", "docs/domains.md", "docs/tables.md"}
+# Pages whose blocks start PyTorch's compiler, and pages that fit many flows or draw much.
+SLOW_PAGES = {
+    *("docs/export.md", "docs/domains.md", "docs/tables.md"),
+    *("docs/inference.md", "docs/tutorials/likelihoods.md", "docs/tutorials/guidance.md"),
+}
 
 # Options added to a command, in place of its own where it has them: the same code, in seconds.
 SMALL_MODEL = "--image-size 32 --width 64 --layers 1 1 --patch-size 8"

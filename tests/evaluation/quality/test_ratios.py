@@ -35,8 +35,12 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def judge(digits):
-    network = trained_network(digits[0].train)
+def network(digits):
+    return trained_network(digits[0].train)
+
+
+@pytest.fixture(scope="module")
+def judge(digits, network):
     return lambda samples, intended: sample_quality(samples, intended, digits[0], network=network)
 
 
@@ -100,10 +104,10 @@ def test_agreement_is_the_share_of_what_was_meant(digits):
         class_agreement(Bright(), pixels, torch.tensor([0, 1, 1]), 17)
 
 
-def test_the_classifier_is_trained_on_the_training_images(digits, judge, monkeypatch):
+def test_the_classifier_is_trained_on_the_training_images(digits, judge, network, monkeypatch):
     splits, images, labels = digits
     calls = []
-    monkeypatch.setattr(module, "trained_network", lambda *given: calls.append(given) or trained_network(splits.train))
+    monkeypatch.setattr(module, "trained_network", lambda *given: calls.append(given) or network)
     assert sample_quality(images, labels, splits) == judge(images, labels)
     assert calls == [(splits.train, None)]
 
