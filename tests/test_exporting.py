@@ -18,6 +18,8 @@ from tarflow.cli import main
 
 # Spline, start token, rotary, by number, additive, labels: whatever is written in C, or takes a way of its own.
 CASES = ["conditional", "spline_first", "start_token_rotary", "by_number", "spline_by_number", "random_orders", "mixed"]
+# The exporter to ONNX takes the program that the other one makes, and several times as long.
+ONNX_CASES = ["conditional", "spline_first", "start_token_rotary", "spline_by_number", "mixed"]
 
 
 def narrow(name: str) -> tarflow.SequenceFlow:
@@ -79,7 +81,7 @@ def test_the_steps_of_all_blocks_decode(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.extra
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "what"), [(name, "log_prob") for name in CASES] + [("spline_first", "encode")])
+@pytest.mark.parametrize(("name", "what"), [(name, "log_prob") for name in ONNX_CASES] + [("spline_first", "encode")])
 def test_onnx_runtime_computes_the_same(name: str, what: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra [export]")
     pytest.importorskip("onnxscript", reason="needs the extra [export]")
