@@ -14,7 +14,7 @@ from tarflow import checkpoint, storage
 from tarflow.checkpoint import open_run
 from tarflow.evaluation.quality.judge import QUALITY_FILE
 from tarflow.report import verdict
-from tarflow.report.findings import Distance, Estimate, Findings, Share, Trend, difference, findings, trend
+from tarflow.report.findings import Agreement, Distance, Estimate, Findings, Share, Trend, difference, findings, trend
 from tarflow.report.subject import Settings, Subject
 from tarflow.report.verdict import MOST, NEXT, RULES, sentences
 
@@ -106,12 +106,12 @@ SAID = {  # what is other than well: what is said then, of the topic and of what
         "Next: “tarflow sweep”",
     ),
     "agreement": (
-        {"agreement": Share(0.946, 0, 0.981)},
+        {"agreement": Agreement(0.946, 0.981)},
         "94.6% of samples show the class that was asked for, to a classifier that is right about 98.1% of held-out",
         "Nothing",
     ),
     "disagreement": (
-        {"agreement": Share(0.5, 0, 0.981)},
+        {"agreement": Agreement(0.5, 0.981)},
         "Only 50.0% of samples show the class that was asked for, to a classifier that is right about 98.1% of",
         "Nothing",
     ),
@@ -248,7 +248,7 @@ def test_what_the_metrics_and_the_judge_kept_is_read(tmp_path: Any) -> None:
     found = findings(Subject(open_run(path), Settings(images=2, limit=8)))
     assert not found.finite and found.skipped == 2 and found.step == 7 and found.stopped
     assert found.best == 7 and found.falls and found.evaluations == 7
-    assert found.distance == Distance("FD", 3.0, 1.5, 20) and found.agreement == Share(0.5, 0, 0.9)
+    assert found.distance == Distance("FD", 3.0, 1.5, 20) and found.agreement == Agreement(0.5, 0.9)
     assert found.accuracy is None
 
 

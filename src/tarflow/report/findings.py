@@ -74,6 +74,13 @@ class Distance(NamedTuple):
         return f"{self.name} {self.value:.4g} against {self.floor:.4g}, {self.images:,} of each"
 
 
+class Agreement(NamedTuple):
+    """The share of samples that a classifier takes for the class they were meant to show, and of held-out images."""
+
+    value: float
+    expected: float
+
+
 class Share(NamedTuple):
     """A share of some things, beside another that is expected."""
 
@@ -117,7 +124,7 @@ class Findings:
     advantage: Estimate | None = None
     atypical: Estimate | None = None
     distance: Distance | None = None
-    agreement: Share | None = None
+    agreement: Agreement | None = None
     accuracy: Share | None = None
 
     @property
@@ -295,5 +302,5 @@ def _samples(subject: Subject) -> dict[str, Any]:
                 found["distance"] = Distance(figure, f.value_at_floor_samples, f.floor, f.floor_samples)
         share, expected = entry.get("agreement"), entry.get("classifier_accuracy")
         if isinstance(share, float | int) and isinstance(expected, float | int):
-            found["agreement"] = Share(float(share), 0, float(expected))
+            found["agreement"] = Agreement(float(share), float(expected))
     return found
