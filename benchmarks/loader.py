@@ -132,7 +132,7 @@ def memory_of_a_store(shards: Path) -> dict[str, Any]:
     store, making = shards.with_name("store"), list[int]()
     prepare(str(shards), store, progress=lambda done, total: making.append(resident()))
     images = load(str(store)).train
-    feed = Feed(images, batch_size=256, seed=0, labelled=True)
+    feed = Feed(images, batch_size=256, seed=0, condition="classes:10")
     steps = len(images) // 256
     sizes = {"set_mb": images.images.nbytes / 1e6, "peak_mb_while_the_store_is_made": max(making) / 1e6}
     found = {"images": len(images)} | {name: round(size, 1) for name, size in sizes.items()}
@@ -224,7 +224,7 @@ def data_loader(images: ImageSet, batch_size: int, workers: int) -> Timed:
 
 def feed(images: ImageSet, batch_size: int) -> Timed:
     """The batches alone, one step after the other."""
-    steps, source = iter(range(10**9)), Feed(images, batch_size=batch_size, seed=0, labelled=True)
+    steps, source = iter(range(10**9)), Feed(images, batch_size=batch_size, seed=0, condition="classes:10")
     return Timed(batch_size, lambda: source.batch(next(steps)))
 
 

@@ -76,8 +76,8 @@ def pace(config: RunConfig, splits: Splits, device: torch.device) -> float:
     training, data = config.training, config.data
     assert training is not None and data is not None
     step = build_step(config, Engine(training, device), None)
-    labelled = config.model.num_classes > 0
-    feed = Feed(splits.train, batch_size=training.batch_size, seed=training.seed, labelled=labelled, device=device)
+    order: dict[str, Any] = {"batch_size": training.batch_size, "seed": training.seed}
+    feed = Feed(splits.train, condition=config.model.conditioned_on, device=device, **order)
 
     def take(count: int) -> None:
         pixels, labels = feed.batch(count)

@@ -270,7 +270,7 @@ def test_a_feed_gives_the_batches_of_the_cpu(way: str, tmp_path: Path, monkeypat
     data = load(source, channels=1)
     found = []
     for device in ("cpu", DEVICE):
-        feed = Feed(data.train, batch_size=16, seed=0, labelled=False, device=device)
+        feed = Feed(data.train, batch_size=16, seed=0, condition="none", device=device)
         try:
             found.append([feed.batch(step)[0] for step in range(6)])
         finally:

@@ -142,6 +142,7 @@ class Places:
     source: str = ""
     place: str = ""
     init_from: str = ""
+    conditions_from: str = ""
 
     def __post_init__(self) -> None:
         coerce_fields(self)
@@ -150,19 +151,18 @@ class Places:
     def of(cls, config: RunConfig) -> Places:
         """Those of a config."""
         data, training = config.data or DataConfig(), config.training or TrainingConfig()
-        return cls(data.source, data.place, training.init_from)
+        return cls(data.source, data.place, training.init_from, data.conditions_from)
 
     def portable(self) -> Places:
         """The same for everywhere: of an absolute path the last part, and no place."""
-        return Places(*(_last_part(path) for path in (self.source, "", self.init_from)))
+        return Places(*(_last_part(path) for path in (self.source, "", self.init_from, self.conditions_from)))
 
     def put_into(self, config: RunConfig) -> RunConfig:
         """A config with these places."""
         data, training = config.data, config.training
         if data is not None:
-            data = replace(data, source=self.source, place=self.place)
-        if training is not None:
-            training = replace(training, init_from=self.init_from)
+            data = replace(data, source=self.source, place=self.place, conditions_from=self.conditions_from)
+        training = training and replace(training, init_from=self.init_from)
         return replace(config, data=data, training=training)
 
 

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tarflow import storage
+from tarflow.architecture import condition_parts
 from tarflow.checkpoint import Run
 from tarflow.data.names import class_finder
+from tarflow.data.sets import ImageSet, given_values
+from tarflow.data.tables import write_table
 from tarflow.fields import integer
 from tarflow.kept import open_calibration, save_calibration
 from tarflow.measure import to_8bit
-from tarflow.model.condition import NULL_CLASS
+from tarflow.model.condition import NULL_CLASS, Value
 from tarflow.pictures import class_captions, columns_by_class, save_png, save_sheet
+from tarflow.run_data import check_numbers, numbers_of
 from tarflow.sampling.narrow import narrowed
 from tarflow.sampling.sample import SampleBatch, sample_batches
 from tarflow.sampling.setting import Setting
 from tarflow.sampling.solver import Solver, solver_of
+from tarflow.seeding import seeded_permutation
 from tarflow.storage import check_vacant
 
 Progress = Callable[[float, int], None]
 """progress(done, total), in images."""
+
+
+Given: TypeAlias = "Mapping[str, Any] | Tensor | None"
+"""Numbers by name, each one for all images or (n,) of them; or (n, K) in their order; None is null."""
 
 
 def class_number(run: Run, wanted: str | int) -> int:
@@ -45,14 +55,50 @@ def class_number(run: Run, wanted: str | int) -> int:
     raise ValueError(f"class {wanted!r}: not one of this model's; known: {known}, or null")
 
 
+def class_count(run: Run) -> int:
+    """How many classes a run is conditioned on, alone or beside numbers."""
+    parts = dict(condition_parts(run.config.model.conditioned_on))
+    return parts["classes"][0] if "classes" in parts else 0
+
+
 def labels_in_turn(run: Run, classes: Sequence[str | int], n: int) -> Tensor | None:
-    """The labels of n images that go through the classes in turn, or through all; None of an unconditional model."""
-    if not run.config.model.num_classes:
+    """The labels of n images that go through the classes in turn, or through all; None of a model without classes."""
+    if not (count := class_count(run)):
         if classes:
-            raise ValueError(f"classes: {run.path} is an unconditional model")
+            raise ValueError(f"classes: {run.path} has no classes")
         return None
-    numbers = [class_number(run, each) for each in classes] or list(range(run.config.model.num_classes))
+    numbers = [class_number(run, each) for each in classes] or list(range(count))
     return torch.tensor([numbers[k % len(numbers)] for k in range(n)], device="cpu", dtype=torch.int64)
+
+
+def numbers_given(run: Run, given: Given, n: int) -> Tensor | None:
+    """What a caller gives n images, as numbers (n, K) float32; None of None, which is null.
+
+    Raises ValueError where a number is missing, unknown or not finite, or the run is conditioned on none.
+    """
+    if given is None:
+        return None
+    check_numbers(run, "given")
+    names = numbers_of(run)
+    if isinstance(given, Mapping):
+        if set(given) != set(names):
+            raise ValueError(f"given: expected {', '.join(names)}, got {', '.join(map(str, given)) or 'none'}")
+        columns = [torch.as_tensor(given[name], dtype=torch.float32, device="cpu") for name in names]
+        given = torch.stack([column.expand(n) for column in columns], dim=1)
+    found = torch.as_tensor(given, dtype=torch.float32, device="cpu")
+    if found.shape != (n, len(names)) or not bool(found.isfinite().all()):
+        raise ValueError(f"given: expected finite numbers {(n, len(names))}, got {tuple(found.shape)}")
+    return found
+
+
+def values_like(run: Run, images: ImageSet | None, n: int) -> Value:
+    """What n samples are given that are compared with images: classes in turn, or the values of a seeded choice of them
+    where there are numbers."""
+    if images is None or not numbers_of(run):
+        return labels_in_turn(run, (), n)
+    places = torch.arange(n, device="cpu", dtype=torch.int64) % len(images)
+    chosen = seeded_permutation(len(images), "given")[places]
+    return run.flow.conditions.rows(images.values(run.config.model.conditioned_on), chosen)
 
 
 class Sampler:
@@ -85,7 +131,7 @@ class Sampler:
         self.redraws, self.clipped_pixels, self.clipped_images = 0, 0.0, 0.0
 
     def batches(
-        self, n: int, y: Tensor | None, setting: Setting, seed: int, progress: Progress | None = None
+        self, n: int, y: Value, setting: Setting, seed: int, progress: Progress | None = None
     ) -> Iterator[SampleBatch]:
         """The batches of n samples as they finish; arguments are checked at once."""
         batches = sample_batches(
@@ -108,7 +154,7 @@ class Sampler:
         if self.calibration is not None:  # the samples are safe
             save_calibration(self.run, self.calibration)
 
-    def pixels(self, n: int, y: Tensor | None, setting: Setting, seed: int, progress: Progress | None = None) -> Tensor:
+    def pixels(self, n: int, y: Value, setting: Setting, seed: int, progress: Progress | None = None) -> Tensor:
         """n samples as they would be written: (n, C, H, W) uint8 at the levels of the data, on the CPU, clipped."""
         pixels, beyond = [], []
         for batch in self.batches(n, y, setting, seed, progress):
@@ -128,19 +174,27 @@ class Sampler:
         seed: int,
         columns: int | None = None,
         progress: Progress | None = None,
+        numbers: Tensor | None = None,
     ) -> None:
         """Write n samples of the classes in turn to a sheet, an archive or a new directory; see `ImageWriter`.
 
-        Without `columns` a sheet has one a class, where there are any.
+        Of several rows of numbers (M, K) they are n each. Without `columns` a sheet has one a class, where there are
+        any, or n where there are several rows.
         """
-        y = labels_in_turn(self.run, classes, n)
+        several = numbers is not None and len(numbers) > 1
+        columns = columns or columns_by_class(n if several else len(classes) or class_count(self.run))
+        if numbers is not None:
+            numbers = numbers.repeat_interleave(n, dim=0)
+            n = len(numbers)
+        labels = labels_in_turn(self.run, classes, n)
+        y = given_values(self.run.config.model.conditioned_on, labels, numbers)
         batches = self.batches(n, y, setting, seed, progress)
-        columns = columns or columns_by_class(len(classes) or self.run.config.model.num_classes)
-        with ImageWriter(out, self.run, n, None if y is None else y.tolist(), columns) as writer:
+        with ImageWriter(out, self.run, n, None if labels is None else labels.tolist(), columns, numbers) as writer:
             for batch in batches:
                 writer.add(batch.indices.tolist(), batch.images)
 
 
+NUMBERS_FILE = "conditions.csv"  # beside the files of a directory: `file`, and the numbers that each was given
 CLASS_NAME_BYTES = 200  # bytes of a class in the name of a file, which may have 255
 
 
@@ -170,9 +224,19 @@ def check_out(out: Path) -> None:
 class ImageWriter:
     """Takes batches as they finish. A directory gets its files at once, a sheet or an archive is written at the end."""
 
-    def __init__(self, out: Path, run: Run, n: int, labels: list[int] | None, columns: int | None) -> None:
+    def __init__(
+        self,
+        out: Path,
+        run: Run,
+        n: int,
+        labels: list[int] | None,
+        columns: int | None,
+        numbers: Tensor | None = None,
+    ) -> None:
         check_out(out)
         self.out, self.run, self.n, self.labels, self.columns = out, run, n, labels, columns
+        self.numbers = {} if numbers is None else dict(zip(numbers_of(run), numbers.double().T.numpy(), strict=True))
+        self.names: list[str] = []
         self.folder = is_folder(out)
         self.kept: list[Tensor] = []
         (out if self.folder else out.parent).mkdir(parents=True, exist_ok=True)
@@ -187,7 +251,8 @@ class ImageWriter:
         digits = len(str(self.n - 1))
         for index, image in zip(indices, pixels, strict=True):
             label = "" if self.labels is None else f"-{self._class_name(self.labels[index])}"
-            save_png(self.out / f"{index:0{digits}d}{label}.png", image)
+            self.names.append(f"{index:0{digits}d}{label}.png")
+            save_png(self.out / self.names[-1], image)
 
     def __enter__(self) -> ImageWriter:
         return self
@@ -195,18 +260,26 @@ class ImageWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None and self.folder and self.numbers:
+            write_table(self.out / NUMBERS_FILE, {"file": np.array(sorted(self.names), object), **self.numbers})
         if kind is not None or self.folder:
             return
         images = torch.cat(self.kept)
         if self.out.suffix.lower() == ".png":
-            captions = None if self.labels is None else class_captions(self.labels, self.run.class_names)
-            save_sheet(self.out, images, columns=self.columns, captions=captions)
+            save_sheet(self.out, images, columns=self.columns, captions=self._captions())
             return
         arrays = {"images": images.permute(0, 2, 3, 1).numpy()}
         if self.labels is not None:
             arrays["labels"] = np.asarray(self.labels, dtype=np.int64)
+        arrays |= {name: column for name, column in self.numbers.items() if name not in arrays}
         with storage.replacing_file(self.out) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    def _captions(self) -> list[str] | None:
+        """What stands below each image of a sheet: its numbers where they differ, or its class."""
+        if any(len(set(column)) > 1 for column in self.numbers.values()):
+            return [", ".join(f"{value:.3g}" for value in row) for row in zip(*self.numbers.values(), strict=True)]
+        return None if self.labels is None else class_captions(self.labels, self.run.class_names)
 
     def _class_name(self, label: int) -> str:
         name = "null" if label < 0 else self.run.class_names[label]

@@ -126,17 +126,52 @@ def is_own_place(data: DataConfig, source: str) -> bool:
     return place == data.place if place and data.place else source == data.source
 
 
-def image_options(run: Run, *, own: bool = False, **fields: Any) -> LoadOptions:
-    """What any images, or the run's own, have to become for its model, split as the run's are; `fields` go first."""
+def image_options(
+    run: Run, source: str = "", *, own: bool = False, conditions_from: str | None = None, **fields: Any
+) -> LoadOptions:
+    """What any images, or the run's own, have to become for its model, split as the run's are; `fields` go first.
+
+    Their numbers are those of the table `conditions_from`, where one is given, else of the run's own.
+    """
     model, data = run.config.model, stored_data(run)
+    table: dict[str, Any] = {"conditions_from": located_table(data, source)}
+    if conditions_from is not None:
+        check_numbers(run, "--conditions-from")
+        table = {"conditions_from": conditions_from, "conditions_needed": True}
     size = {"image_size": model.image_shape, "channels": model.channels, "levels": run.levels}
-    return LoadOptions.of(data, own=own, **size, **fields)
+    return LoadOptions.of(data, own=own, **size, **table, **fields)
+
+
+def located_table(data: DataConfig, source: str = "") -> str:
+    """The table of a run's numbers: where it was, or else under its name among its images, or beside these."""
+    table, place = Path(data.conditions_from).expanduser(), Path(source or located(data)).expanduser()
+    moved = (folder / table.name for folder in (place, place.parent))
+    if not data.conditions_from or table.exists():
+        return data.conditions_from
+    return next((str(path) for path in moved if path.is_file()), data.conditions_from)
+
+
+def numbers_of(run: Run) -> tuple[str, ...]:
+    """The names of the numbers that a run is conditioned on."""
+    return run.config.data.numbers if run.config.data else ()
+
+
+def check_numbers(run: Run, option: str) -> None:
+    """Raise ValueError that names an option about numbers where the run is not conditioned on any."""
+    if not numbers_of(run):
+        raise ValueError(f"{option}: {run.path} is not conditioned on numbers")
 
 
 def open_splits(
-    run: Run, source: str | None = None, *, skip_bad: bool | None = None, progress: Loading | None = None
+    run: Run,
+    source: str | None = None,
+    *,
+    skip_bad: bool | None = None,
+    progress: Loading | None = None,
+    conditions_from: str | None = None,
 ) -> Splits:
-    """The images that a run was trained on and those it held out; from their new place `source` where they have moved.
+    """The images that a run was trained on and those it held out; from their new place `source` where they have moved,
+    as the table of their numbers may have, to `conditions_from`.
 
     Bad records are left out where `skip_bad` says so; None leaves them out where the training did.
 
@@ -146,46 +181,57 @@ def open_splits(
     data = stored_data(run)
     known = known_images(data, run.path)
     leaves_out = data.skip_bad if skip_bad is None else skip_bad
-    options = image_options(run, own=True, progress=progress, skip_bad=leaves_out)
+    source = own_source(run) if source is None else source
+    table: dict[str, Any] = {"conditions_from": conditions_from}
+    options = image_options(run, source, own=True, progress=progress, skip_bad=leaves_out, **table)
     try:
-        splits, difference = open_known(own_source(run) if source is None else source, options, known)
+        splits, difference = open_known(source, options, known)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; {MOVED}") from None
     if difference is not None:
-        where = source or data.source
-        raise DataError(f"{where}: not the images that {run.path} was trained on: {difference}; {MOVED}")
+        raise DataError(f"{source}: not the images that {run.path} was trained on: {difference}; {MOVED}")
     return splits
 
 
 def open_given(
-    run: Run, source: str, *, skip_bad: bool | None = None, progress: Loading | None = None
+    run: Run,
+    source: str,
+    *,
+    skip_bad: bool | None = None,
+    progress: Loading | None = None,
+    conditions_from: str | None = None,
 ) -> tuple[Splits, bool]:
     """The images of any `source`, split as the run's are, and whether they are the run's own.
+
+    Their numbers are those of the table `conditions_from`; without one, of the run's, where that has all of them.
 
     Of other data bad records are left out only where `skip_bad` says so. Raises as `open_splits`; the run's own place
     with other images in it is refused.
     """
     data = stored_data(run)
+    table: dict[str, Any] = {"conditions_from": conditions_from}
     if is_own_place(data, source):
-        return open_splits(run, source, skip_bad=skip_bad, progress=progress), True
-    known, options = known_images(data, run.path), image_options(run, progress=progress, skip_bad=bool(skip_bad))
+        return open_splits(run, source, skip_bad=skip_bad, progress=progress, **table), True
+    known = known_images(data, run.path)
+    options = image_options(run, source, progress=progress, skip_bad=bool(skip_bad), **table)
     splits, difference = open_known(source, options, known)
     return splits, known is not None and difference is None
 
 
-def open_all(run: Run, source: str, *, skip_bad: bool | None = None) -> ImageSet:
+def open_all(run: Run, source: str, *, skip_bad: bool | None = None, conditions_from: str | None = None) -> ImageSet:
     """Every image of a source, of all its splits, as the run's model takes them. Otherwise as `open_splits`."""
     data = stored_data(run)
     leaves_out = is_own_place(data, source) and data.skip_bad if skip_bad is None else skip_bad
-    return load_all(source, image_options(run, skip_bad=leaves_out))[0]
+    options = image_options(run, source, skip_bad=leaves_out, conditions_from=conditions_from)
+    return load_all(source, options)[0]
 
 
 def open_held_out(run: Run, source: str | None = None, progress: Loading | None = None) -> ImageSet:
     """`open_splits(run).held_out`, without decoding what was trained on where the data have a split of their own."""
     known = known_images(stored_data(run), run.path)
     try:
-        options = image_options(run, own=True, progress=progress)
-        found = load_held_out(own_source(run) if source is None else source, options)
+        where = own_source(run) if source is None else source
+        found = load_held_out(where, image_options(run, where, own=True, progress=progress))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; {MOVED}") from None
     except ValueError:  # perhaps of an image that has joined

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from tarflow import checkpoint, kept, recipes
 from tarflow.config import TrainingConfig
 from tarflow.data.load import load_dataset, load_pixels
 from tarflow.data.options import LoadOptions
-from tarflow.data.sets import Splits
+from tarflow.data.sets import Splits, given_values
 from tarflow.devices import pick_device
-from tarflow.drawing import Sampler, class_number, labels_in_turn
+from tarflow.drawing import Given, Sampler, class_count, class_number, labels_in_turn, numbers_given
 from tarflow.evaluation.likelihood.evaluation import Evaluation, Split, choose_images, evaluate_images
 from tarflow.evaluation.likelihood.held_out import run_scoring
 from tarflow.evaluation.likelihood.scores import class_scores
@@ -26,7 +26,7 @@ from tarflow.evaluation.likelihood.table import ScoredFiles, score_files
 from tarflow.fields import integer
 from tarflow.model.flow import TarFlow
 from tarflow.pretrained import name_of
-from tarflow.run_data import image_options, open_splits
+from tarflow.run_data import image_options, numbers_of, open_splits
 from tarflow.sampling.auto import Auto
 from tarflow.sampling.sample import sample
 from tarflow.sampling.setting import Setting
@@ -64,6 +64,11 @@ class Run(checkpoint.Run):
         """The labels of n images that go through classes, by name or number in turn; all where `classes` is None."""
         return labels_in_turn(self, () if classes is None else self._several(classes), n)
 
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The names of the numbers that it is conditioned on; none of another."""
+        return numbers_of(self)
+
     def class_number(self, wanted: str | int) -> int:
         """The label of a class by its name or number; -1 for the null class, `"null"`."""
         return class_number(self, wanted)
@@ -73,6 +78,7 @@ class Run(checkpoint.Run):
         classes: str | int | Sequence[str | int] | None = None,
         n: int | None = None,
         *,
+        given: Given = None,
         setting: Setting | None = None,
         seed: int = 0,
         **options: Any,
@@ -82,6 +88,8 @@ class Run(checkpoint.Run):
         Args:
             classes: a class by name or number, or several, in turn; None goes through all.
             n: how many; None is one a class.
+            given: of a run that is conditioned on numbers, these: by name, one for all images or (n,) of them; or
+                (n, K) in the order of `numbers`. None is null.
             setting: guidance and denoising; None is `setting` of the run.
             seed, options: as for `tarflow.sample`.
         """
@@ -89,7 +97,9 @@ class Run(checkpoint.Run):
         n = self._number(classes, n)
         if options.get("solver", "auto") == "auto":
             options["solver"] = Auto(kept.open_calibration(self))
-        return sample(self.flow, n, self.labels(classes, n), how.guidance, seed, how.denoise, **options)
+        numbers = numbers_given(self, given, n)
+        y = given_values(self.config.model.conditioned_on, self.labels(classes, n), numbers)
+        return sample(self.flow, n, y, how.guidance, seed, how.denoise, **options)
 
     def write_samples(
         self,
@@ -100,18 +110,20 @@ class Run(checkpoint.Run):
         setting: Setting | None = None,
         seed: int = 0,
         columns: int | None = None,
+        given: Mapping[str, float] | None = None,
         **options: Any,
     ) -> None:
         """What `tarflow sample` does: draw, and write a sheet `.png`, an archive `.npz`, or a new directory.
 
         Args:
-            classes, n, setting, seed: as of `sample`.
+            classes, n, setting, seed: as of `sample`. given: numbers by name.
             columns: of a sheet; None is one a class where they fit.
             options: of `tarflow.drawing.Sampler`.
         """
         names = () if classes is None else self._several(classes)
         n = self._number(classes, n)
-        Sampler(self, **options).write(Path(out), n, names, setting or self.setting, seed, columns)
+        sampler, numbers = Sampler(self, **options), numbers_given(self, given, 1)
+        sampler.write(Path(out), n, names, setting or self.setting, seed, columns, numbers=numbers)
 
     def images(self, source: str | None = None) -> Splits:
         """What the run was trained on and what it held out, `train` and `held_out`, each with `images` and `labels`.
@@ -135,6 +147,7 @@ class Run(checkpoint.Run):
         images: Tensor,
         classes: str | int | None = None,
         *,
+        given: Given = None,
         draws: int = 4,
         seed: int = 0,
         batch_size: int | None = None,
@@ -145,11 +158,14 @@ class Run(checkpoint.Run):
         Args:
             images: (N, C, H, W) uint8, levels 0 … levels-1.
             classes: the class of all of them, by name or number; None is `log mean_y p(x|y)`, or `log p(x)`.
+            given: numbers that they are scored under, as of `sample`; None is null.
             draws, seed: of the noise of training, over which the mean is taken.
         """
         label = None if classes is None else self.class_number(classes)
-        scoring = run_scoring(self, label, draws=draws, seed=seed)
-        return class_scores(self.flow, images, scoring=scoring, batch_size=batch_size, progress=progress).mean
+        numbers = numbers_given(self, given, len(images))
+        c = given_values(self.config.model.conditioned_on, None, numbers)
+        scoring = run_scoring(self, label if c is None else "given", draws=draws, seed=seed)
+        return class_scores(self.flow, images, c, scoring=scoring, batch_size=batch_size, progress=progress).mean
 
     def write_scores(
         self,
@@ -191,7 +207,7 @@ class Run(checkpoint.Run):
 
     def _several(self, classes: str | int | Sequence[str | int] | None) -> list[str | int]:
         if classes is None:
-            return list(range(self.config.model.num_classes))
+            return list(range(class_count(self)))
         return list(classes) if isinstance(classes, list | tuple | range) else [classes]  # type: ignore[list-item]
 
     def _number(self, classes: str | int | Sequence[str | int] | None, n: int | None) -> int:
@@ -292,7 +308,10 @@ def train(
         sections["model"].pop(name, None)
     sections["data"]["source"] = f"{type(data).__name__}, given to tarflow.train"
     sections = recipes.with_fields(sections, fields)
-    names = ("held_out_fraction", "split_seed", "value_range", "aspect", "pad_with", "crop_from")
+    names = (
+        *("held_out_fraction", "split_seed", "value_range", "aspect", "pad_with", "crop_from"),
+        *("conditions_from", "conditions"),
+    )
     options = {name: sections["data"][name] for name in names if name in sections["data"]}
     options["image_size"] = sections["model"].get("image_size")
     splits = load_dataset(data, held_out, levels=levels, class_names=class_names, **options)

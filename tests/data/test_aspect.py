@@ -83,7 +83,7 @@ def test_windows_are_the_middle_for_all_but_training(photos: Path) -> None:
     others = [whole, found, *(load(str(photos), image_size=size, crop_from=(7, 10)) for size in (4, 6))]
     assert len({each.train.digest() for each in others}) == len(others)
     assert load(str(photos), image_size=4, crop_from=4).train.wide is None
-    feed = Feed(found.train, batch_size=3, seed=0, labelled=False)
+    feed = Feed(found.train, batch_size=3, seed=0, condition="none")
     assert feed.batch(0)[0].shape == (3, 1, 7, 10)
 
 

@@ -19,7 +19,7 @@ from tarflow.data.store.write import prepare
 
 
 def feed(images: Any, **options: Any) -> Feed:
-    return Feed(images, **({"batch_size": 64, "seed": 0, "labelled": True} | options))
+    return Feed(images, **({"batch_size": 64, "seed": 0, "condition": "classes:10"} | options))
 
 
 def running() -> bool:
@@ -36,7 +36,7 @@ def test_memory_and_map_have_the_order_of_the_seed(tmp_path: Path) -> None:
             pixels, labels = feed(images, rows=part).batch(step)
             assert torch.equal(pixels, memory.images[rows[part]])
             assert labels is not None and memory.labels is not None and torch.equal(labels, memory.labels[rows[part]])
-    assert feed(memory, labelled=False).batch(0)[1] is None
+    assert feed(memory, condition="none").batch(0)[1] is None
 
 
 def test_a_map_that_feeds_another_device_is_gathered_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

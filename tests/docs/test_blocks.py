@@ -49,6 +49,7 @@ SHORTER = [  # (what the command matches, options)
     (r"train .*--resume", ""),
     (r"train .*--init", FEW_STEPS),
     (r"train .*--events", "--steps 20 --layers 1 1 --width 16 --head-dim 8"),
+    (r"train .*--conditions-from", f"{FEW_STEPS} --width 64 --layers 1 1 --patch-size 8"),
     (r"train .*--data prepared/photos", f"{FEW_STEPS} {SMALL_MODEL}"),
     (r"train .*--data prepared", f"{FEW_STEPS} --width 64 --layers 1 1 --patch-size 8"),  # the size is the prepared one
     (r"train .*--data", f"{FEW_STEPS} {SMALL_MODEL}"),
@@ -132,6 +133,18 @@ def noisy_digits(place: Path) -> None:
         Image.fromarray(pixels.numpy()).save(place / "noisy" / f"{k}.png")
 
 
+def bars(place: Path) -> None:
+    (place / "bars").mkdir()
+    rows = []
+    for k in range(20):
+        pixels = np.zeros((16, 16), np.uint8)
+        pixels[k % 16] = 255
+        Image.fromarray(pixels).save(place / "bars" / f"{k}.png")
+        rows.append(f"{k}.png,{10 * (k % 16)},{0.5 + k / 40}")
+    for name, header, some in (("numbers", "file,", rows), ("asked", "", ["10,0.6", "90,0.9"])):
+        (place / f"{name}.csv").write_text("\n".join([f"{header}angle,brightness", *some]))
+
+
 def region(place: Path) -> None:
     pixels = np.zeros((8, 8), dtype=np.uint8)
     pixels[2:6, 2:6] = 255
@@ -172,6 +185,7 @@ def stars(place: Path) -> None:
 
 
 STAND_INS: dict[str, list[Callable[[Path], None]]] = {
+    "docs/conditions.md": [bars],
     "README.md": [photographs, noisy_digits, region, official_checkpoint],
     "docs/inference.md": [noisy_digits, region],
     "docs/data.md": [photographs, downsampled_imagenet, scans],

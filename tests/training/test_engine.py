@@ -66,7 +66,7 @@ def test_images_of_one_gpu_need_no_thread_and_no_pinned_memory(monkeypatch: pyte
     monkeypatch.setattr("tarflow.data.feed.free_bytes", lambda device: 8 * own.images.nbytes)
     monkeypatch.setattr(Tensor, "to", lambda tensor, *_, **__: tensor)  # the copy itself, which only a GPU can make
     with FakeTensorMode():
-        feed = Feed(own, batch_size=4, seed=0, labelled=True, device="cuda")
+        feed = Feed(own, batch_size=4, seed=0, condition="classes:10", device="cuda")
         assert feed.device == torch.device("cuda:0")
         feed.images = torch.empty(own.images.shape, dtype=torch.uint8, device="cuda")
         assert feed.images.device == feed.device
@@ -89,7 +89,7 @@ def test_images_lie_on_a_gpu_where_they_are_a_small_part_of_it(
     monkeypatch.setattr("tarflow.data.feed.free_bytes", lambda device: room * own.images.nbytes)
     monkeypatch.setattr("tarflow.data.feed.numbered", torch.device)
     pins: list[Tensor] = []
-    feed = Feed(own, batch_size=4, seed=0, labelled=True, device="cuda:0")
+    feed = Feed(own, batch_size=4, seed=0, condition="classes:10", device="cuda:0")
     assert ((own.images.shape, {}) in moved) == (room == 8)
     if room == 8:  # here the images are on the CPU all the same, so that this is as far as a machine without one goes
         return

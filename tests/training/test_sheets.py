@@ -63,10 +63,12 @@ def test_a_sheet_is_what_sample_draws_class_after_class_and_cleaned(noise: str, 
 
 def test_the_shares_of_the_ranks_make_up_the_sheet(tmp_path: Path) -> None:
     flow, config = case()
-    whole = sheets_module._draw_share(flow, config, slice(0, sheets_module.SHEET_IMAGES))
-    parts = [sheets_module._draw_share(flow, config, Ranks(k, 3).share(sheets_module.SHEET_IMAGES)) for k in range(3)]
+    whole = sheets_module._draw_share(flow, config, None, slice(0, sheets_module.SHEET_IMAGES))
+    parts = [
+        sheets_module._draw_share(flow, config, None, Ranks(k, 3).share(sheets_module.SHEET_IMAGES)) for k in range(3)
+    ]
     assert torch.equal(torch.cat(parts), whole)  # type: ignore[arg-type]
-    assert len(sheets_module._draw_share(flow, config, slice(5, 5))) == 0
+    assert len(sheets_module._draw_share(flow, config, None, slice(5, 5))) == 0
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
@@ -46,6 +47,10 @@ class Evaluate:
 
     run: RunPath
     data: Annotated[str | None, arg(help="name or path of the images; those of the run when not given")] = None
+    conditions_from: Annotated[
+        Path | None,
+        arg(help="of a model given numbers, a table with those of the images; that of its training when not given"),
+    ] = None
     split: Annotated[Literal["held-out", "train", "all"], arg(help="which images are scored")] = "held-out"
     labels: Annotated[
         Literal["auto", "given", "null", "marginal"],
@@ -96,7 +101,12 @@ def run(args: Evaluate) -> None:
     source = args.data or data.source
     with Progress() as progress, float32_products(run.flow.device, tf32=args.precision == "auto"):
         images, split, splits, own = choose_images(
-            run, args.data, args.split, skip_bad=args.skip_bad, progress=progress.loading
+            run,
+            args.data,
+            args.split,
+            skip_bad=args.skip_bad,
+            progress=progress.loading,
+            conditions_from=None if args.conditions_from is None else str(args.conditions_from),
         )
         if args.limit is not None:
             images = images.choice(args.limit, args.seed)

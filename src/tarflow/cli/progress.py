@@ -92,7 +92,9 @@ class Progress:
         model, training = config.model, config.training
         assert training is not None and config.data is not None
         height, width = model.image_shape
-        classes = f"{model.num_classes} classes" if model.num_classes else "no classes"
+        classes = f"{len(config.data.class_names)} classes" if config.data.class_names else "no classes"
+        if config.data.numbers:
+            classes += f", given {', '.join(config.data.numbers)}"
         wide = splits.train.wide
         windows = "" if wide is None else f" windows of {wide.shape[2]}x{wide.shape[3]}"
         split = "its own split" if splits.own_split else "split by seed"

@@ -42,11 +42,13 @@ class Quality:
 
 
 def run(args: Quality) -> None:
+    import torch
+
     from tarflow.checkpoint import open_run
     from tarflow.cli.progress import Progress
     from tarflow.config import to_dict
     from tarflow.devices import pick_device
-    from tarflow.drawing import labels_in_turn
+    from tarflow.drawing import values_like
     from tarflow.evaluation.quality.extractors.small_network import SmallNetwork
     from tarflow.evaluation.quality.judge import keep_quality
     from tarflow.evaluation.quality.ratios import sample_quality
@@ -54,16 +56,19 @@ def run(args: Quality) -> None:
 
     check_samples(args.n)
     run = open_run(args.run, pick_device(args.device))
-    y = labels_in_turn(run, (), args.n)
     setting = setting_of(args.drawing, run)
     with Progress() as progress:
         judge, splits = opened_judge(run, args.judging, progress)
         sampler = args.solving.sampler(run)
+        y = values_like(run, splits.train, args.n)
         pixels = sampler.pixels(args.n, y, setting, args.seed, progress.sampling)
         figures = judge.figures(pixels, run.levels, partial(progress.preparing, "features of samples"))
+        labels = y if isinstance(y, torch.Tensor) and run.flow.conditions.size else None
         trained = judge.extractor.network
         network = trained if isinstance(trained, SmallNetwork) else None
-        of_pixels = sample_quality(pixels, y, splits, network=network, cache=args.judging.cache or cache_directory())
+        of_pixels = sample_quality(
+            pixels, labels, splits, network=network, cache=args.judging.cache or cache_directory()
+        )
     assert run.config.data is not None
     values = {
         "run": args.run,

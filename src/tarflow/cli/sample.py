@@ -12,6 +12,7 @@ from tyro.conf import arg
 
 from tarflow.cli.arguments import Device, RunPath, check_for_tables, is_table_run
 from tarflow.cli.drawing import Drawing, Solving, setting_of
+from tarflow.cli.given import given_numbers
 
 
 @dataclasses.dataclass
@@ -23,6 +24,7 @@ class Sample:
       tarflow sample runs/digits -n 64 --guidance 2 --classes 3 8 --out grid.png
       tarflow sample runs/photos -n 64 --guidance 0.2 --temperature 0.3 --out folder/
       tarflow sample runs/cifar10 -n 50000 --seed 1 --out samples.npz
+      tarflow sample runs/bars -n 16 --given angle=30,brightness=0.5 --out bars.png
 
     A name ending in .png is one sheet; in .npz, arrays `images` (N, H, W, C) uint8 and `labels`; anything else is a new
     directory for PNG files. Samples of a model that was trained with Gaussian noise are denoised with its σ. Where
@@ -35,6 +37,12 @@ class Sample:
     classes: Annotated[
         tuple[str, ...], arg(help="names or numbers of classes to go through, or `null`; all of them when not given")
     ] = ()
+    given: Annotated[
+        str, arg(help="of a model given numbers, these: name=value, with commas; or `null`, which leaves them open")
+    ] = ""
+    conditions_from: Annotated[
+        Path | None, arg(help="a table with columns of these numbers: n images are drawn for each of its rows")
+    ] = None
     drawing: Annotated[Drawing, arg(name="")] = dataclasses.field(default_factory=Drawing)
     seed: Annotated[int, arg(help="image k is the same for the same seed, however many are drawn")] = 0
     solving: Annotated[Solving, arg(name="")] = dataclasses.field(default_factory=Solving)
@@ -60,7 +68,7 @@ def run(args: Any) -> None:
     from tarflow.checkpoint import open_run
     from tarflow.cli.progress import Progress
     from tarflow.devices import pick_device
-    from tarflow.drawing import check_out
+    from tarflow.drawing import check_out, class_count
     from tarflow.run_data import check_output
 
     if args.n < 1:
@@ -69,11 +77,13 @@ def run(args: Any) -> None:
     run = open_run(args.run, pick_device(args.device))
     if args.out.suffix.lower() != ".npz":
         check_output(run, "--out", args.out)
-    if args.classes and not run.config.model.num_classes:
-        raise ValueError(f"--classes: {run.path} is an unconditional model")
+    if args.classes and not class_count(run):
+        raise ValueError(f"--classes: {run.path} has no classes")
+    numbers = given_numbers(run, args.given, args.conditions_from)
     sampler = args.solving.sampler(run)
     setting = setting_of(args.drawing, run)
     with Progress() as progress:
-        sampler.write(args.out, args.n, args.classes, setting, args.seed, args.columns, progress.sampling)
+        sampler.write(args.out, args.n, args.classes, setting, args.seed, args.columns, progress.sampling, numbers)
     again = f", {sampler.redraws} drawn again because they were not finite" if sampler.redraws else ""
-    print(f"{args.out}: {args.n} samples, {setting}{again}", file=sys.stderr)
+    n = args.n if numbers is None else args.n * len(numbers)
+    print(f"{args.out}: {n} samples, {setting}{again}", file=sys.stderr)

@@ -40,6 +40,13 @@ class Score:
     label: Annotated[
         str | None, arg(name="class", help="p(x|y) of this class for all images, or of `null`, not log mean_y p(x|y)")
     ] = None
+    given: Annotated[
+        str,
+        arg(help="of a model given numbers, p(x|these) for all images: name=value, with commas; `null` when not given"),
+    ] = ""
+    conditions_from: Annotated[
+        Path | None, arg(help="a table with these numbers for each image, by the column `file` (docs/conditions.md)")
+    ] = None
     maps: Annotated[
         Path | None,
         arg(
@@ -82,6 +89,7 @@ def run(args: Any) -> None:
 
         return tables.score(args)
     from tarflow.checkpoint import open_run
+    from tarflow.cli.given import numbers_for_images
     from tarflow.cli.progress import Progress
     from tarflow.devices import float32_products, pick_device
     from tarflow.drawing import class_number
@@ -96,7 +104,8 @@ def run(args: Any) -> None:
     if args.label is not None and not run.config.model.num_classes:
         raise ValueError(f"--class: {args.run} is an unconditional model")
     label = None if args.label is None else class_number(run, args.label)
-    scoring = run_scoring(run, label, draws=args.draws, seed=args.seed)
+    numbers = numbers_for_images(run, args.given, args.conditions_from)
+    scoring = run_scoring(run, label if numbers is None else "given", draws=args.draws, seed=args.seed)
     if args.maps is not None:
         check_output(run, "--maps", args.maps, args.path)
     by, why = (args.by, None) if args.by is not None else ranked_by(run, scoring)
@@ -116,6 +125,7 @@ def run(args: Any) -> None:
             by=by,
             maps=args.maps,
             data=args.data,
+            numbers=numbers,
             raw_names=args.raw_names,
             batch_size=args.batch_size,
             loading=progress.loading,

@@ -94,7 +94,7 @@ def run(args: Sweep) -> None:
     from tarflow.checkpoint import open_run, weights_digest
     from tarflow.cli.progress import Progress
     from tarflow.devices import pick_device
-    from tarflow.drawing import labels_in_turn
+    from tarflow.drawing import values_like
     from tarflow.evaluation.quality.sweep import SWEEP, SWEEP_FILES, grid, sweep_run
     from tarflow.kept import place_to_keep, save_setting
     from tarflow.report.sweep import sweep_chart, sweep_table
@@ -112,13 +112,13 @@ def run(args: Sweep) -> None:
         rules=args.rule,
         strengths=args.strength,
     )
-    y = labels_in_turn(run, (), args.n)
     out = args.out or place_to_keep(run) / SWEEP
     check_vacant(out, "--out", ours=SWEEP_FILES)
     _check_places(args, run, out)
     with Progress() as progress:
-        judge, _ = opened_judge(run, args.judging, progress)
+        judge, splits = opened_judge(run, args.judging, progress)
         sampler = args.solving.sampler(run)
+        y = values_like(run, splits.train, args.n)
 
         def draw(setting: Setting, seed: int) -> Tensor:
             return sampler.pixels(args.n, y, setting, seed, progress.sampling)

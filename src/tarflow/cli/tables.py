@@ -7,17 +7,16 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from tarflow.cli.arguments import Device, RunPath, check_positive, is_table_run, typed_fields
+from tarflow.cli.given import check_one, given_row
+from tarflow.config import names_in
+from tarflow.data.options import TABLE_SUFFIXES
 from tarflow.data.tables import check_writable_table, is_table, read_table, write_table
 from tarflow.model.config import VectorConfig
-
-if TYPE_CHECKING:
-    from tarflow.data.tables import Table
-    from tarflow.tables import TableConfig
 
 MODEL = ("tokens", "width", "layers", "transform", "bins", "support", "head_dim", "expansion")
 """Fields of the architecture that can be typed."""
@@ -138,8 +137,9 @@ def train_options(argv: Sequence[str]) -> type | None:
     words, _ = parser.parse_known_args(argv)
     if words.resume and words.out and is_table_run(words.out):
         raise ValueError(f"--resume: {words.out} is a run on a table, which is written when it is done; train anew")
-    if not (words.events or words.conditions or (words.data and is_table(words.data))):
-        return None
+    gone = words.data and words.data.endswith(TABLE_SUFFIXES) and not Path(words.data).exists()
+    if not (words.events or (words.data and is_table(words.data)) or (words.conditions and gone)):
+        return None  # of images, or of what is said to be missing as images are
     fields = [("model", Annotated[typed_fields(VectorConfig, {}, MODEL), arg(name="")])]
     cls = dataclasses.make_dataclass("TrainTable", fields, bases=(TrainTable,), kw_only=True)
     cls.__doc__ = TrainTable.__doc__
@@ -153,7 +153,7 @@ def train(args: Any) -> None:
 
     check_positive(args, "batch_size", "steps")
     table = read_table(args.data)
-    columns = choose_columns(table, _names(args.events), _names(args.conditions))
+    columns = choose_columns(table, names_in(args.events), names_in(args.conditions))
     given = f" given {', '.join(columns.conditions)}" if columns.conditions else ""
     with Progress() as progress:
         progress.say(f"{args.data}: {len(table)} rows; density of {', '.join(columns.events)}{given}")
@@ -209,8 +209,7 @@ def sample(args: SampleTable) -> None:
 
     check_positive(args, "n", "batch_size")
     check_writable_table(args.out, "--out")
-    if args.given and args.conditions_from is not None:
-        raise ValueError("--given, --conditions-from: expected one of them")
+    check_one(args.given, args.conditions_from)
     if args.conditions_from is not None:
         _check_apart(args.out, args.conditions_from)
     run = open_table_run(args.run, pick_device(args.device))
@@ -219,45 +218,16 @@ def sample(args: SampleTable) -> None:
         raise ValueError(f"--given or --conditions-from: expected one; {args.run} is conditioned on {', '.join(named)}")
     if not named and (args.given or args.conditions_from is not None):
         raise ValueError(f"--given, --conditions-from: {args.run} has no conditions")
-    given = read_table(args.conditions_from) if args.conditions_from is not None else _given(args.given, run.columns)
+    given = None
+    if named:
+        table = args.conditions_from
+        given = given_row(args.given, named, run.columns.words) if table is None else read_table(table)
     rows = args.n * (1 if given is None else len(given))
     if rows > MOST_DRAWS:
         raise ValueError(f"-n: {rows} rows in all; expected at most {MOST_DRAWS}")
     drawn = run.sample(args.n, given, args.seed, batch_size=args.batch_size)
     write_table(args.out, drawn)
     print(f"{args.out}: {rows} rows of {', '.join(drawn)}", file=sys.stderr)
-
-
-def _names(words: str) -> list[str]:
-    """The names in words with commas between them."""
-    return [word.strip() for word in words.split(",") if word.strip()]
-
-
-def _given(words: str, columns: TableConfig) -> Table | None:
-    """A table of one row, of what `name=value,name=value` says; None where there are no conditions."""
-    import numpy as np
-
-    from tarflow.data.tables import Table
-
-    if not columns.conditions:
-        return None
-    found: dict[str, str] = {}
-    for word in _names(words):
-        name, equals, value = word.partition("=")
-        name = name.strip()
-        if not equals or name not in columns.conditions or name in found:
-            raise ValueError(f"--given: expected {'=…,'.join(columns.conditions)}=…, each once, got {word!r}")
-        found[name] = value.strip()
-    values: dict[str, Any] = {}
-    for name in columns.conditions:
-        if name not in found:
-            raise ValueError(f"--given: {name} is missing; the conditions are {', '.join(columns.conditions)}")
-        try:
-            text = found[name]
-            values[name] = np.array([text], object) if name in columns.words else np.array([float(text)])
-        except ValueError:
-            raise ValueError(f"--given: {name}: expected a number, got {found[name]!r}") from None
-    return Table(Path("--given"), values, {}, {})
 
 
 def _check_apart(out: Path, source: Path) -> None:

@@ -29,6 +29,7 @@ class Train:
       tarflow train --out runs/photos --resume
       tarflow train --out runs/photos --resume --steps 40000
       tarflow train --data photos/ --init afhq_model_8_768_8_8_0.07.pth --out runs/tuned
+      tarflow train --data bars/ --conditions-from numbers.csv --conditions angle,brightness --out runs/bars
       tarflow train --data table.csv --events a,b --conditions c --out runs/table
       torchrun --nproc_per_node=8 -m tarflow train --recipe imagenet64 --data imagenet64/ --out runs/imagenet64
 
@@ -56,7 +57,7 @@ def options(argv: Sequence[str]) -> type:
 
     Where the words are about a table, they are those of `tables.TrainTable`.
     """
-    if any(
+    if not any(word.partition("=")[0].replace("_", "-") == "--conditions-from" for word in argv) and any(
         word.partition("=")[0] in ("--events", "--conditions") or word.endswith(TABLE_SUFFIXES) or is_table_run(word)
         for word in argv
     ):

@@ -23,6 +23,7 @@ from tarflow.config.data import Aspect as Aspect
 from tarflow.config.data import DataConfig as DataConfig
 from tarflow.config.data import PadWith as PadWith
 from tarflow.config.data import ValueRange as ValueRange
+from tarflow.config.data import names_in as names_in
 from tarflow.fields import ConfigError as ConfigError
 from tarflow.fields import check, coerce_fields, derived, option
 from tarflow.fields import check_value as check_value
@@ -118,6 +119,13 @@ class TarFlowConfig:
         """The bound a of the log-scale, None where there is none: `log_scale_bound`, whose words are numbers by now."""
         assert not isinstance(self.log_scale_bound, str)
         return self.log_scale_bound
+
+    @property
+    def conditioned_on(self) -> str:
+        """What the density is conditioned on, as of a SequenceConfig: `condition`, whose "auto" is the classes."""
+        if self.condition != "auto":
+            return self.condition
+        return f"classes:{self.num_classes}" if self.num_classes else "none"
 
     @property
     def block_transforms(self) -> tuple[str, ...]:

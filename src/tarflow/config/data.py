@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from tarflow.fields import check, coerce_fields, derived, option
+from tarflow.fields import ConfigError, check, coerce_fields, derived, option
 
 ValueRange: TypeAlias = tuple[float, float] | Literal["full", "auto", "percentile"]
 Aspect: TypeAlias = Literal["crop", "pad", "stretch"]
@@ -43,13 +43,20 @@ class DataConfig:
     variant: str = option("", help="which of several versions of the data set; what its files tell when not given")
     image_column: str = option("", help="column of Parquet files with the images; found by its name when not given")
     label_column: str = option("", help="that with the labels, or none; found by its name when not given")
+    conditions_from: str = option(
+        "",
+        help="a table with numbers for each image, on which they are conditioned: a .csv, .parquet, .npz or .npy file",
+    )
+    conditions: str = option(
+        "", help="its columns, with commas, that they are conditioned on; all that are numbers when not given"
+    )
     value_range: ValueRange = option(  # noqa: RUF009 - an alias hides from ruff that it cannot change
         "full",
         help="of images of more than 8 bits, which values become black and white: two numbers; full, all of 16 bits; "
         "auto, the least and the greatest that there are; percentile, all but one in a thousand at either end",
     )
     place: str = derived("", help="where `source` was when it was trained on, from the root of the file system")
-    train_digest: str = derived("", help="of the images that were trained on, and their labels")
+    train_digest: str = derived("", help="of the images that were trained on, their labels and numbers")
     held_out_digest: str = derived("", help="of those that were held out")
 
     def __post_init__(self) -> None:
@@ -58,6 +65,22 @@ class DataConfig:
         sides = (self.crop_from,) if isinstance(self.crop_from, int) else self.crop_from
         check(sides is None or min(sides) >= 1, "crop_from", "positive numbers", self.crop_from)
         check(self.crop_padding >= 0, "crop_padding", "0 or more", self.crop_padding)
+        if self.conditions and not self.conditions_from:
+            raise ConfigError("conditions: expected --conditions-from besides, a table with these columns, got none")
         check(0 < self.held_out_fraction < 1, "held_out_fraction", "between 0 and 1", self.held_out_fraction)
         values = self.value_range
         check(isinstance(values, str) or values[0] < values[1], "value_range", "a lower number, then a higher", values)
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The names of the numbers that a run is conditioned on, in their order."""
+        return names_in(self.conditions)
+
+
+def names_in(words: str) -> tuple[str, ...]:
+    """The names in words with commas between them.
+
+    >>> names_in("angle, brightness")
+    ('angle', 'brightness')
+    """
+    return tuple(word.strip() for word in words.split(",") if word.strip())

@@ -1,4 +1,4 @@
-"""What feeds training: the pixels and labels of one step, from memory or a map, prepared ahead where that helps.
+"""What feeds training: the pixels and values of one step, from memory or a map, prepared ahead where that helps.
 
 Every batch is a function of the data, the seed and the step (`batches.batch_indices`): each epoch is a permutation of
 all images, and nothing here has a state that would have to be saved.
@@ -6,8 +6,9 @@ all images, and nothing here has a state that would have to be saved.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,15 +19,15 @@ from tarflow.devices import KEPT_SHARE, free_bytes, numbered
 
 AHEAD = 4  # batches that are ready before they are asked for
 
-Batch: TypeAlias = tuple[Tensor, Tensor | None]
+Batch: TypeAlias = tuple[Tensor, Any]
 
 
 class Feed:
-    """The batches of a run: `batch(step)` is (pixels (B, C, H, W) uint8, labels (B,) int64 or None) on the device.
+    """The batches of a run: `batch(step)` is (pixels (B, C, H, W) uint8, what they are given) on the device.
 
     Args:
         images: what is learned from; where they are the middle of wide ones, a batch is of these.
-        labelled: whether labels are wanted, where there are any.
+        condition: of the flow, which says what they are given (`ImageSet.values`).
         batch_size, seed: of the order.
         rows: which neighbours of each batch this process is to have; all by default. Together the processes see the
             same batches, however many they are.
@@ -43,7 +44,7 @@ class Feed:
         *,
         batch_size: int,
         seed: int,
-        labelled: bool,
+        condition: str,
         device: torch.device | str = "cpu",
         rows: slice = slice(None),
     ) -> None:
@@ -51,8 +52,7 @@ class Feed:
         self.batch_size, self.seed, self.rows = batch_size, seed, rows
         pixels = images.images if images.wide is None else images.wide
         self.images = pixels.to(self.device) if _fits(pixels, self.device) else pixels
-        labels = images.labels if labelled else None
-        self.labels = None if labels is None else labels.to(self.images.device)
+        self.values = _each(lambda value: value.to(self.images.device), images.values(condition))
         self.background = self.images.device != self.device
         self._thread: ThreadPoolExecutor | None = None
         self._waiting: dict[int, Future[Batch]] = {}  # by the step
@@ -71,9 +71,9 @@ class Feed:
         for ahead in range(step, step + AHEAD):
             if ahead not in self._waiting:
                 self._waiting[ahead] = self._thread.submit(self._pinned, ahead)
-        pixels, labels = self._waiting.pop(step).result()
-        labels = None if labels is None else labels.to(self.device, non_blocking=True)
-        return pixels.to(self.device, non_blocking=True), labels
+        pixels, values = self._waiting.pop(step).result()
+        values = _each(lambda value: value.to(self.device, non_blocking=True), values)
+        return pixels.to(self.device, non_blocking=True), values
 
     def close(self) -> None:
         """End what runs in the background."""
@@ -91,13 +91,20 @@ class Feed:
             pixels = torch.from_numpy(self.images.numpy()[chosen.numpy()])
         else:
             pixels = self.images[chosen]
-        return pixels, None if self.labels is None else self.labels[chosen]
+        return pixels, _each(lambda value: value[chosen], self.values)
 
     def _pinned(self, step: int) -> Batch:
-        pixels, labels = self._choose(step)
+        pixels, values = self._choose(step)
         if self.device.type == "cuda":  # from other memory the host waits for the copy
-            pixels, labels = pixels.pin_memory(), None if labels is None else labels.pin_memory()
-        return pixels, labels
+            pixels, values = pixels.pin_memory(), _each(Tensor.pin_memory, values)
+        return pixels, values
+
+
+def _each(do: Callable[[Tensor], Tensor], values: Any) -> Any:
+    """`do` with values that are a tensor, or with each of several; None of None."""
+    if values is None or isinstance(values, tuple):
+        return None if values is None else tuple(_each(do, value) for value in values)
+    return do(values)
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from tarflow.data.assemble import Layout, Skipped, assemble, decoded
 from tarflow.data.errors import DataError
+from tarflow.data.numbers import ImageNumbers
 from tarflow.data.options import LoadOptions
 from tarflow.data.readers.dataset import open_dataset
 from tarflow.data.sets import ImageSet as ImageSet
@@ -50,7 +52,8 @@ def load(source: str, options: LoadOptions | None = None, **fields: Any) -> Spli
     if (shape := _too_large(layout, options)) is not None:
         stored = open_cached(layout, options, shape)
         if stored is not None:
-            return stored
+            train, held_out = _joined([stored.train, stored.held_out], options)
+            return dataclasses.replace(stored, train=train, held_out=held_out)
     return _splits(layout, options)
 
 
@@ -181,9 +184,23 @@ class _Array:
 def _sets(layout: Layout, options: LoadOptions) -> tuple[list[ImageSet], Skipped]:
     """The sets of a layout, as they are in a store, or decoded into memory."""
     if layout.source.store is not None:
-        return mapped_sets(layout, options)
-    sets, skipped = assemble(layout, options, _Array)
-    return [images.windowed(options.size) for images in sets], skipped
+        sets, skipped = mapped_sets(layout, options)
+    else:
+        sets, skipped = assemble(layout, options, _Array)
+        sets = [images.windowed(options.size) for images in sets]
+    return _joined(sets, options), skipped
+
+
+def _joined(sets: list[ImageSet], options: LoadOptions) -> list[ImageSet]:
+    """Sets with the numbers that the table of the options has of their images; as they are where it names none."""
+    if not options.conditions_from:
+        return sets
+    try:
+        return ImageNumbers(options.conditions_from, options.conditions).joined(sets)
+    except (DataError, FileNotFoundError):
+        if options.conditions_needed:
+            raise
+        return sets
 
 
 def _splits(layout: Layout, options: LoadOptions) -> Splits:

@@ -32,6 +32,10 @@ class LoadOptions:
         skip_bad: leave out records that cannot be read, and list them in `skipped`, instead of an error.
         progress: called with (images decoded, of how many) every few images.
         image_column, label_column: of Parquet files; "" finds out, and "none" reads no labels.
+        conditions_from, conditions: a table with numbers for each image, and the columns of it that are read, with
+            commas between them; all that are numbers where none are named (`data.numbers`).
+        conditions_needed: whether each image must have a row there. Else a table that has not is left out, as that of
+            a run, in which other images are only looked for.
         value_range: of images of more than 8 bits, see docs/data.md.
         strict: whether such a column must be there; a run's columns are only looked for in other data.
         unlabelled: neither labels nor splits are looked for, nor errors in them.
@@ -51,6 +55,9 @@ class LoadOptions:
     progress: Callable[[int, int], None] | None = None
     image_column: str = ""
     label_column: str = ""
+    conditions_from: str = ""
+    conditions: str = ""
+    conditions_needed: bool = True
     value_range: ValueRange = "full"
     strict: bool = True
     unlabelled: bool = False
@@ -78,11 +85,12 @@ class LoadOptions:
         if data is not None:
             names = (
                 *("held_out_fraction", "split_seed", "image_column", "label_column", "value_range"),
-                *("aspect", "pad_with", "crop_from"),
+                *("aspect", "pad_with", "crop_from", "conditions_from", "conditions"),
             )
             fields = (
                 {name: getattr(data, name) for name in names}
                 | {"class_names": data.class_names or None, "skip_bad": own and data.skip_bad, "strict": own}
+                | {"conditions_needed": own}
                 | fields
             )
         return cls(**fields)

@@ -1,4 +1,4 @@
-"""Images as those who use them get them: a set with its labels and names, and the two sets of a run."""
+"""Images as those who use them get them: a set with its labels, numbers and names, and the two sets of a run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tarflow.architecture import condition_parts
 from tarflow.data.errors import DataError
 from tarflow.digests import new_digest
 from tarflow.seeding import seeded_permutation
@@ -24,6 +25,18 @@ def set_digest(pixels: Any, shape: Sequence[int], labels: Tensor | None) -> str:
     if labels is not None:
         digest.update(labels.numpy().data)
     return str(digest.hexdigest())
+
+
+def given_values(condition: str, labels: Tensor | None, numbers: Tensor | None) -> Any:
+    """Values as a flow with this condition takes them: labels (N,), numbers (N, K), or a tuple of both.
+
+    None is null in all rows: where there is no condition, or nothing is known of what it asks for.
+    """
+    known = {"classes": labels, "vector": numbers}
+    found = tuple(known.get(name) for name, _ in condition_parts(condition))
+    if all(value is None for value in found):
+        return None
+    return found[0] if len(found) == 1 else found
 
 
 def middle(images: Any, size: tuple[int, int] | None) -> Any:
@@ -55,11 +68,14 @@ class ImageSet:
     class_names: tuple[str, ...]  # empty where there are no labels
     mapped: bool = False
     known_digest: str | None = None  # what `digest` would compute, where somebody already has
+    numbers: Tensor | None = None  # (N, K) float32, on which they are conditioned
+    number_names: tuple[str, ...] = ()
     wide: Tensor | None = None  # (N, C, H', W') uint8, whose middle `images` are; training cuts elsewhere, too
 
     def __post_init__(self) -> None:
         assert self.images.ndim == 4 and self.images.dtype == torch.uint8, (self.images.shape, self.images.dtype)
         assert len(self.names) == len(self.images)
+        assert self.numbers is None or self.numbers.shape == (len(self.images), len(self.number_names))
         assert self.labels is None or (self.labels.shape == (len(self.images),) and self.labels.dtype == torch.int64)
 
     def __len__(self) -> int:
@@ -75,6 +91,10 @@ class ImageSet:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
+    def values(self, condition: str) -> Any:
+        """What a flow with this condition is given of them; see `given_values`."""
+        return given_values(condition, self.labels, self.numbers)
+
     def windowed(self, size: tuple[int, int] | None) -> ImageSet:
         """These images as `wide` ones, of which the middle of that size is seen; as they are where they have it."""
         if size in (None, self.image_shape[1:]):
@@ -85,8 +105,10 @@ class ImageSet:
         """The images at `indices`, in that order, copied."""
         chosen = torch.as_tensor(indices, device=self.images.device, dtype=torch.int64)
         labels = None if self.labels is None else self.labels[chosen]
+        numbers = None if self.numbers is None else self.numbers[chosen]
         names = tuple(self.names[i] for i in chosen.tolist())
-        return ImageSet(self.images[chosen], labels, names, self.levels, self.class_names)
+        known: dict[str, Any] = {"numbers": numbers, "number_names": self.number_names}
+        return ImageSet(self.images[chosen], labels, names, self.levels, self.class_names, **known)
 
     def choice(self, count: int, seed: int) -> ImageSet:
         """At most `count` of the images, chosen by `seed`, in their order: the first ones may all be of one class."""
@@ -94,7 +116,7 @@ class ImageSet:
         return self.subset(chosen.sort().values)
 
     def digest(self) -> str:
-        """A digest of the images and labels: what resuming a run must find unchanged.
+        """A digest of the images, labels and numbers: what resuming a run must find unchanged.
 
         Of windows it is that of the wide images and of the size that is seen.
         """
@@ -104,10 +126,13 @@ class ImageSet:
             for part in whole.view(-1).split(_SLICE_BYTES):
                 pixels.update(part.numpy().data)
             found = set_digest(pixels, whole.shape, self.labels)
-        if self.wide is None:
+        if self.wide is None and self.numbers is None:
             return found
         seen = new_digest()
-        seen.update(f"{found} {self.image_shape}".encode())
+        seen.update((found if self.wide is None else f"{found} {self.image_shape}").encode())
+        if self.numbers is not None:
+            seen.update(str(tuple(self.numbers.shape)).encode())
+            seen.update(self.numbers.numpy().data)
         return str(seen.hexdigest())
 
 

@@ -40,14 +40,13 @@ class TarFlow(SequenceFlow):
 
 def sequence_config(config: TarFlowConfig) -> SequenceConfig:
     """The architecture of a flow on images as that of a flow on sequences."""
-    classes = f"classes:{config.num_classes}" if config.num_classes else "none"
     return SequenceConfig(
         tokens=config.num_patches,
         dim=config.patch_dim,
         width=config.width,
         layers=config.layers,
         orders=("raster",) * len(config.layers) if config.order == "causal" else (),  # forwards and backwards in turn
-        condition=config.condition if config.condition != "auto" else classes,
+        condition=config.conditioned_on,
         transforms=config.block_transforms,
         bins=config.bins,
         interval=config.interval,

@@ -46,7 +46,11 @@ def trained(subject: Subject) -> Parts:
     rows = {"Images": f"{KINDS[model.channels]}, {height}×{width} pixels, {run.levels} levels"}
     rows |= {"Data": "not stored with the model"} if data is None else _data(subject, data)
     names = ", ".join(run.class_names[:20]) + (", …" if len(run.class_names) > 20 else "")
-    rows["Classes"] = f"{model.num_classes}: {names}" if model.num_classes else "none: p(x) is learned"
+    rows["Classes"] = f"{len(run.class_names)}: {names}" if run.class_names else "none"
+    if data is not None and data.numbers:
+        rows["Given"] = ", ".join(data.numbers)
+    elif not run.class_names:
+        rows["Classes"] += ": p(x) is learned"
     rows |= {"Training": "not stored with the model"} if training is None else _training(training, model.num_classes)
     rows |= _progress(subject)
     kinds = " and ".join(dict.fromkeys(model.block_transforms))

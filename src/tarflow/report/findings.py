@@ -204,7 +204,7 @@ def findings(subject: Subject) -> Findings:
     found["gap"] = difference(held_out, _training_bits(subject))
     if (drawn := _sample_bits(subject)) is not None:
         found["atypical"] = difference(held_out, drawn)
-    labels = subject.held_out_labels
+    labels = subject.held_out.labels
     if labels is not None and subject.class_scores.conditions.classes and bool((labels >= 0).all()):
         most = int(torch.bincount(labels).max()) / len(labels)
         found["accuracy"] = Share(classification(subject.class_scores, labels).accuracy, len(labels), most)
@@ -269,9 +269,9 @@ def _training(subject: Subject) -> dict[str, Any]:
 def _training_bits(subject: Subject) -> Tensor:
     """Bits a dimension of as many training images as held-out ones, under the same policy, (N,)."""
     train, seed = subject.splits.train.choice(len(subject.held_out), subject.settings.seed), subject.settings.seed
-    labels = train.labels if subject.held_out_labels is not None else None
+    values = train.values(subject.run.config.model.conditioned_on) if subject.held_out_values is not None else None
     how = Scoring(subject.run.measure, 1, seed)
-    return class_scores(subject.run.flow, train.images, labels, scoring=how).bits.mean(dim=0)
+    return class_scores(subject.run.flow, train.images, values, scoring=how).bits.mean(dim=0)
 
 
 def _sample_bits(subject: Subject) -> Tensor | None:
@@ -288,7 +288,7 @@ def _sample_bits(subject: Subject) -> Tensor | None:
     if len(x) < LEAST:
         return None
     return subject.run.measure.bits_per_dim(
-        log_likelihood(subject.run.flow, x, subject.labels).cpu().double(), x[0].numel()
+        log_likelihood(subject.run.flow, x, subject.given).cpu().double(), x[0].numel()
     )
 
 

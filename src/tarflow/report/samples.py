@@ -47,7 +47,7 @@ def samples(subject: Subject) -> Parts:
 def guidance(subject: Subject) -> Parts:
     """The same noise under growing guidance."""
     run, n = subject.run, subject.settings.images
-    y = _classes_in_turn(subject, n)
+    y = subject.in_turn(n)
     try:
         settings = grid(run.config.model, run.sigma)
     except ValueError as error:  # the model leaves nothing to guide
@@ -69,7 +69,7 @@ def guidance(subject: Subject) -> Parts:
         f"The same {n} draws of noise under guidance of scale w, away from {branch}, growing linearly along the "
         f"patches ({cleaned}; seed {subject.settings.seed})."
     )
-    if y is not None and run.config.model.num_classes > 1:
+    if isinstance(y, Tensor) and run.config.model.num_classes > 1:
         caption += f" Columns go through the classes: {', '.join(run.class_names[k] for k in y.tolist())}."
     if not strips:
         raise Unavailable(" ".join(failed))
@@ -89,10 +89,10 @@ def denoising(subject: Subject) -> Parts:
     except Unavailable as reason:
         parts.append(str(reason))
     else:
-        labels = held_out.labels if run.config.model.num_classes else None
+        values = held_out.values(run.config.model.conditioned_on)
         clean = run.measure.clean(held_out.images)
         noisy = run.measure.noisy(held_out.images, seeded_generator(seed, "report"))
-        cleaned = denoise(run.flow, noisy.to(run.flow.device), sigma, labels).cpu()
+        cleaned = denoise(run.flow, noisy.to(run.flow.device), sigma, values).cpu()
         strips = [
             Strip("held out", _continuous(clean), f"{len(clean)} held-out images."),
             Strip("noisy", _continuous(noisy), "The same images with Gaussian noise added."),
@@ -119,14 +119,15 @@ def traces(subject: Subject) -> Parts:
     """Samples from noise to image, a stage a block."""
     run = subject.run
     count = min(TRACED, subject.settings.images)
-    y = _classes_in_turn(subject, count)
+    y = subject.in_turn(count)
     try:
         stages = trace(run.flow, count, y, seed=subject.settings.seed, denoise=run.sigma)
     except SamplingError as error:
         raise Unavailable(f"No sample could be followed: {error}.") from None
+    labels = y if isinstance(y, Tensor) and run.flow.conditions.size else None
     strips = []
     for k in range(count):
-        label = f"sample {k}" if y is None else f"class {run.class_names[int(y[k])]}"
+        label = f"class {run.class_names[int(labels[k])]}" if labels is not None else f"sample {k}"
         images = _continuous(torch.stack([stage[k] for stage in stages]))
         alt = f"{len(images)} stages of one sample, from noise on the left to the finished image on the right."
         strips.append(Strip(label, images, alt))
@@ -167,12 +168,6 @@ def neighbours(subject: Subject) -> Parts:
 def spread(x: Tensor, count: int) -> Tensor:
     """`count` of the samples (n, …), evenly spread over the classes that they go through."""
     return x[torch.linspace(0, len(x) - 1, min(count, len(x)), device=x.device, dtype=torch.float32).round().long()]
-
-
-def _classes_in_turn(subject: Subject, count: int) -> Tensor | None:
-    """The labels 0, 1, 2 … of `count` samples; None without classes."""
-    classes = subject.run.config.model.num_classes
-    return torch.arange(count, device="cpu", dtype=torch.int64) % classes if classes else None
 
 
 def _continuous(x: Tensor) -> Tensor:

@@ -13,14 +13,16 @@ from torch import Tensor
 from tarflow.checkpoint import CHECKPOINTS, Run, read_metrics, weights_digest
 from tarflow.config import TrainingConfig
 from tarflow.data.load import ImageSet, Splits
+from tarflow.drawing import values_like
 from tarflow.evaluation.likelihood.evaluate import Likelihood, summary
 from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, NoYardstick, fit_yardstick
 from tarflow.evaluation.likelihood.scores import ClassScores, class_scores
 from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.kept import open_setting
 from tarflow.measure import to_8bit
+from tarflow.model.condition import Value
 from tarflow.pretrained import name_of
-from tarflow.run_data import open_splits
+from tarflow.run_data import numbers_of, open_splits
 from tarflow.sampling.denoise import denoise
 from tarflow.sampling.sample import SamplingError, sample
 from tarflow.sampling.setting import Setting, StoredSetting
@@ -123,9 +125,9 @@ class Subject:
     # --- likelihood --------------------------------------------------------------------------------------------------
 
     @property
-    def held_out_labels(self) -> Tensor | None:
-        """Of the held-out images; None where the model has no classes, or the images no labels."""
-        return self.held_out.labels if self.run.config.model.num_classes else None
+    def held_out_values(self) -> Value:
+        """What the held-out images are given; None where the model is not conditioned, or nothing is known of them."""
+        return self.held_out.values(self.run.config.model.conditioned_on)
 
     @cached_property
     def yardstick(self) -> GaussianYardstick | NoYardstick:
@@ -139,7 +141,7 @@ class Subject:
         return class_scores(
             self.run.flow,
             self.held_out.images,
-            self.held_out_labels,
+            self.held_out_values,
             scoring=Scoring(self.run.measure, DRAWS, self.settings.seed),
             all_classes=0 < self.run.config.model.num_classes <= CLASSES,
             maps=True,
@@ -204,11 +206,26 @@ class Subject:
         """As the model draws them, unguided and with their noise."""
         return self._drawn(Setting())
 
+    @cached_property
+    def given(self) -> Value:
+        """What the samples are given: their labels, or the numbers of held-out images in turn."""
+        return self.in_turn(ROWS * self.settings.images) if self.labels is None else self.labels
+
+    def in_turn(self, count: int) -> Value:
+        """What `count` samples are given: classes in turn, or the values of held-out images where there are numbers.
+
+        None where there is no condition, or no such image.
+        """
+        try:
+            return values_like(self.run, self.held_out if numbers_of(self.run) else None, count)
+        except Unavailable:
+            return None
+
     def _drawn(self, setting: Setting) -> Tensor:
         n = ROWS * self.settings.images if self.labels is None else len(self.labels)
-        return self.draw(setting, n, self.labels)
+        return self.draw(setting, n, self.given)
 
-    def draw(self, setting: Setting, n: int, y: Tensor | None) -> Tensor:
+    def draw(self, setting: Setting, n: int, y: Value) -> Tensor:
         """`sample` with the seed of the report: the same noise under every setting. Raises Unavailable if it fails."""
         told = self.watch.sampling
         progress = None if told is None else lambda done, total: told(n * done / total, n)
@@ -224,7 +241,7 @@ class Subject:
         sigma = self.run.sigma
         if sigma is None:
             return self.raw_samples
-        cleaned = denoise(self.run.flow, self.raw_samples, sigma, self.labels)
+        cleaned = denoise(self.run.flow, self.raw_samples, sigma, self.given)
         if not bool(torch.isfinite(cleaned).all()):
             raise Unavailable("Denoising leaves samples that are not finite.")
         return cleaned

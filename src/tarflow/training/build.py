@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tarflow.config import RunConfig
+from tarflow.model.condition import Value
 from tarflow.model.flow import TarFlow
 from tarflow.training.ema import EMA
 from tarflow.training.initial import start_from
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     from tarflow.training.engine import Engine
 
 
-def build_step(config: RunConfig, engine: Engine, init: TarFlow | None) -> TrainingStep[TarFlow]:
-    """The training step of a new run, on the engine's device; all ranks start with the same weights."""
+def build_step(config: RunConfig, engine: Engine, init: TarFlow | None, given: Value = None) -> TrainingStep[TarFlow]:
+    """The training step of a new run, on the engine's device; all ranks start with the same weights.
+
+    What the training images are `given` is standardised, or goes on being as the weights had it that it starts from.
+    """
     training = config.training
     assert training is not None
     with torch.random.fork_rng(devices=[]):
@@ -28,6 +32,8 @@ def build_step(config: RunConfig, engine: Engine, init: TarFlow | None) -> Train
         flow = TarFlow(config.model, device="cpu", dtype=torch.float32)
     if init is not None:
         start_from(flow, init)
+    elif given is not None:
+        flow.conditions.fit(flow.check_condition(given, flow.conditions.count(given) or 0))
     flow.train()
     averaged = copy.deepcopy(flow)  # before it is sharded: then it cannot be copied
     recompute_layers(flow, training.checkpoint_activations)

@@ -150,7 +150,7 @@ def _restore_best(run: Path, best_step: int | None) -> None:
 # `compile` and `strategy` change rounding, as another device or number of threads or ranks does.
 RESUMABLE = (
     *("steps", "epochs", "log_every", "evaluate_every", "sample_every", "save_every", "keep_last"),
-    *("source", "skip_bad"),
+    *("source", "conditions_from", "skip_bad"),
     *("accumulate", "checkpoint_activations", "compile", "strategy"),
 )
 # What the state of a run holds besides the weights and the optimizer, and of which type.

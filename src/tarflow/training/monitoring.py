@@ -32,7 +32,7 @@ def score_held_out(flow: TarFlow, held_out: ImageSet, config: RunConfig, ranks: 
     return evaluate_likelihood(
         flow,
         held_out.images,
-        held_out.labels if config.model.num_classes else None,
+        held_out.values(config.model.conditioned_on),
         scoring=Scoring(config.measure, draws=1),
         ranks=ranks,
     )
@@ -86,14 +86,28 @@ SHEET_IMAGES = 100
 
 
 def draw_sheet(
-    flow: TarFlow, config: RunConfig, path: Path, ranks: Ranks, writing: Callable[[], AbstractContextManager[None]]
+    flow: TarFlow,
+    config: RunConfig,
+    path: Path,
+    ranks: Ranks,
+    writing: Callable[[], AbstractContextManager[None]],
+    given: Value = None,
 ) -> str:
     """Draw a sheet and write it to `path`, on rank 0; says where it is, or why there is none. All ranks must call it.
+
+    Its images go through the classes, or, where these are not all that the flow is conditioned on, through values that
+    are `given`.
 
     An image is drawn by one rank, from the noise that it has where there is one process. It is written in `writing`.
     """
     assert config.training is not None and config.data is not None
-    drawn = ranks.gather(_draw_share(flow, config, ranks.share(SHEET_IMAGES)))
+    classes, y = config.model.num_classes, None
+    index = torch.arange(SHEET_IMAGES, device="cpu", dtype=torch.int64)
+    if classes:
+        y = index % classes
+    elif (count := flow.conditions.count(given)) is not None:
+        y = flow.conditions.rows(given, index % count)
+    drawn = ranks.gather(_draw_share(flow, config, y, ranks.share(SHEET_IMAGES)))
     for part in drawn:
         if isinstance(part, str):  # weights on their way may overflow: no reason to end a run
             return f"none ({part})"
@@ -102,7 +116,6 @@ def draw_sheet(
 
     def write() -> None:
         images = torch.cat([part for part in drawn if isinstance(part, Tensor)])
-        classes = config.model.num_classes
         named = class_captions([k % classes for k in range(len(images))], names) if classes else None
         with writing():
             path.parent.mkdir(exist_ok=True)
@@ -112,14 +125,14 @@ def draw_sheet(
     return str(path)
 
 
-def _draw_share(flow: TarFlow, config: RunConfig, rows: slice) -> Tensor | str:
-    """The images `rows` of the sheet, 8 bits; or what went wrong."""
-    training, data, classes = config.training, config.data, config.model.num_classes
+def _draw_share(flow: TarFlow, config: RunConfig, y: Value, rows: slice) -> Tensor | str:
+    """The images `rows` of the sheet, 8 bits; or what went wrong. `y` is what all of the sheet are given."""
+    training, data = config.training, config.data
     assert training is not None and data is not None
     count = rows.stop - rows.start
     if count == 0:
         return torch.empty(0, config.model.channels, *config.model.image_shape, device="cpu", dtype=torch.uint8)
-    y = (torch.arange(SHEET_IMAGES, device="cpu", dtype=torch.int64) % classes)[rows] if classes else None
+    y = flow.conditions.rows(y, rows)
     try:
         # The weights are new every time, so that measuring which solver is faster would not pay.
         x = sample(

@@ -25,7 +25,7 @@ from tarflow.data.sets import ImageSet
 from tarflow.data.sources import common_shape, open_measured, open_source
 from tarflow.data.store.read import is_prepared, read_manifest
 from tarflow.recipes import Sections
-from tarflow.run_data import MOVED, Known, located, open_known, place_of
+from tarflow.run_data import MOVED, Known, located, located_table, open_known, place_of
 
 
 def open_data(
@@ -43,6 +43,7 @@ def open_data(
         image_size=tuple(size) if isinstance(size, list) else size,
         channels=model.get("channels"),
         levels=data.levels if "levels" in sections.get("data", {}) else None,
+        conditions_from=located_table(data),
         progress=progress,
     )
     found, difference = open_known(located(data), options, known)
@@ -147,6 +148,7 @@ def resolve(sections: Sections, splits: Splits) -> RunConfig:
     training = _training(sections)
     data = from_dict(DataConfig, sections.get("data", {}), "data")
     conditional = data.conditional and train.labels is not None and len(train.class_names) > 0
+    numbers = train.number_names
     if conditional:
         _warn_of_gaps(data.source, train)
     data = dataclasses.replace(
@@ -154,6 +156,8 @@ def resolve(sections: Sections, splits: Splits) -> RunConfig:
         levels=train.levels,
         class_names=train.class_names if conditional else (),
         variant=data.variant or splits.variant,
+        conditions_from=place_of(data.conditions_from) or data.conditions_from,
+        conditions=",".join(numbers),
         place=data.place or place_of(data.source),
         train_digest=train.digest(),
         held_out_digest=splits.held_out.digest(),
@@ -169,9 +173,13 @@ def resolve(sections: Sections, splits: Splits) -> RunConfig:
             f"data.crop_padding: expected less than a side of the images, {height}x{width}, got {data.crop_padding}"
         )
     classes = len(train.class_names) if conditional else 0
-    if model.setdefault("num_classes", classes) != classes:
+    parts = [f"classes:{classes}"] * bool(classes) + [f"vector:{len(numbers)}"] * bool(numbers)
+    known = "+".join(parts) or "none"
+    alone = 0 if numbers else classes  # what a config counts are classes that are all of the condition
+    if model.setdefault("num_classes", alone) != alone:
         raise ConfigError(f"model.num_classes: the data have {classes} classes to learn, got {model['num_classes']}")
-    known = f"classes:{classes}" if classes else "none"
+    if numbers and model.get("condition", "auto") == "auto":
+        model["condition"] = known
     if model.get("condition", "auto") not in ("auto", known):
         raise ConfigError(
             f"model.condition: expected auto or {known}, which is what the data have, got {model['condition']!r}; "

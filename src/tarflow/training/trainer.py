@@ -132,14 +132,15 @@ class Trainer:
             splits.train,
             batch_size=self.training.batch_size,
             seed=self.training.seed,
-            labelled=config.model.num_classes > 0,
+            condition=config.model.conditioned_on,
             device=engine.device,
             rows=self.rows,
         )
         self.held_out = splits.held_out.choice(self.training.evaluate_images, self.training.seed)
         self.total, self.warmup = self.training.step_counts(len(splits.train))
 
-        self.training_step = step = build_step(config, engine, init)
+        given = splits.train.values(config.model.conditioned_on)
+        self.training_step = step = build_step(config, engine, init, given)
         assert step.ema is not None
         self.flow, self.ema, self.optimizer = step.flow, step.ema, step.optimizer
 
@@ -255,7 +256,9 @@ class Trainer:
     def draw_samples(self) -> None:
         """A sheet of samples from the same noise every time, through the averaged weights."""
         path = self.out / checkpoint.SAMPLES / f"step-{self.step:07d}.png"
-        said = draw_sheet(assembled(self.ema.flow), self.config, path, self.ranks, self.directory.writing)
+        averaged = assembled(self.ema.flow)
+        given = self.held_out.values(self.config.model.conditioned_on)
+        said = draw_sheet(averaged, self.config, path, self.ranks, self.directory.writing, given)
         self.logs.sheet(self.step, path)
         self.report({"step": self.step, "samples": said})
 

@@ -17,6 +17,7 @@ from tarflow.evaluation.likelihood.gaussian import GaussianYardstick, NoYardstic
 from tarflow.evaluation.likelihood.scores import ClassScores, Progress, class_scores
 from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.jsontext import finite
+from tarflow.model.condition import Value
 from tarflow.model.flow import TarFlow
 from tarflow.ranks import ALONE, Ranks
 
@@ -95,7 +96,7 @@ class Likelihood:
 def evaluate_likelihood(
     flow: TarFlow,
     images: Tensor,
-    labels: Tensor | None = None,
+    labels: Value = None,
     *,
     scoring: Scoring,
     yardstick: GaussianYardstick | NoYardstick | None = None,
@@ -286,7 +287,7 @@ class PrecisionDifference:
 
 
 def precision_difference(
-    flow: TarFlow, found: ClassScores, images: Tensor, labels: Tensor | None = None, *, count: int
+    flow: TarFlow, found: ClassScores, images: Tensor, labels: Value = None, *, count: int
 ) -> PrecisionDifference:
     """Score the first `count` images again with weights, state and density in float64, where it was less.
 
@@ -299,7 +300,7 @@ def precision_difference(
     count = min(count, len(images))
     device = "cpu" if flow.device.type == "mps" else flow.device
     exact = copy.deepcopy(flow).to(device).double()
-    labels = None if labels is None else labels[:count]
+    labels = flow.conditions.rows(labels, slice(count))
     scores = class_scores(exact, images[:count], labels, scoring=found.scoring).scores
     difference = (scores - found.scores[:, :count]) / (found.dims * math.log(2))
     return PrecisionDifference(count, float(difference.mean()), float(difference.abs().max()))

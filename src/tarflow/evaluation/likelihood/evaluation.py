@@ -100,8 +100,9 @@ def evaluate_images(
         ValueError: as `class_scores`.
     """
     flow = run.flow
-    labels, options = images.labels if flow.conditions.size else None, {"batch_size": batch_size, "progress": progress}
-    classify = classify and labels is not None
+    labels = images.values(flow.sequence.condition)
+    options = {"batch_size": batch_size, "progress": progress}
+    classify = classify and labels is not None and bool(flow.conditions.size)
     resolved = scoring.resolved(flow, labels)
     # Images are compared with others under labels that both have: none of their own.
     plain = Scoring(scoring.measure, scoring.draws, scoring.seed, "null" if resolved.labels == "null" else None)
@@ -118,8 +119,10 @@ def evaluate_images(
         **options,  # type: ignore[arg-type]
     )
     detected = {}
+    inside = found.under(plain.labels, flow) if against else None
+    if against and inside is None:  # of numbers, which are no mean of what was scored
+        inside = class_scores(flow, images.images, scoring=plain, **options)  # type: ignore[arg-type]
     for name, others in (against or {}).items():
-        inside = found.under(plain.labels, flow)
         assert inside is not None
         outside = class_scores(flow, others, scoring=plain, **options)  # type: ignore[arg-type]
         detected[name] = detect(image_scores(inside, images.images), image_scores(outside, others))
@@ -143,16 +146,18 @@ def choose_images(
     *,
     skip_bad: bool | None = None,
     progress: Progress | None = None,
+    conditions_from: str | None = None,
 ) -> tuple[ImageSet, Split, Splits, bool]:
     """The images of a split of the run's own data, or of another source: they, their split, all, whether they are own.
 
     A seeded fraction means nothing in a set that was never trained on: "held-out" is all of it, unless it has a split
-    of its own.
+    of its own. `conditions_from` is a table with the numbers of the images, see `run_data.image_options`.
     """
     if source is None:
-        splits, own = open_splits(run, skip_bad=skip_bad, progress=progress), True
+        splits, own = open_splits(run, skip_bad=skip_bad, progress=progress, conditions_from=conditions_from), True
     else:
-        splits, own = open_given(run, source, skip_bad=skip_bad, progress=progress)
+        splits, own = open_given(run, source, skip_bad=skip_bad, progress=progress, conditions_from=conditions_from)
     if split == "all" or (split == "held-out" and not own and not splits.own_split):
-        return open_all(run, source or own_source(run), skip_bad=skip_bad), "all", splits, own
+        found = open_all(run, source or own_source(run), skip_bad=skip_bad, conditions_from=conditions_from)
+        return found, "all", splits, own
     return splits.train if split == "train" else splits.held_out, split, splits, own

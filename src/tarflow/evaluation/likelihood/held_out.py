@@ -8,7 +8,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from tarflow import digests, storage
 from tarflow.checkpoint import Run, weights_digest
 from tarflow.data.options import LoadOptions
 from tarflow.data.readers.hub import PREFIX
+from tarflow.data.sets import given_values
 from tarflow.data.sources import KNOWN_NAMES, open_source
 from tarflow.data.store.read import MANIFEST_FILE, is_prepared, read_manifest
 from tarflow.evaluation.likelihood.anomalies import ImageScores, code_bits
@@ -32,8 +33,10 @@ MAX_SCORINGS = 8  # that are kept: under no label, under the null class, under o
 MAX_IMAGES = 2_000  # held-out images that are scored: a percentile is then good to about one in a hundred
 
 
-def run_scoring(run: Run, label: int | None = None, *, draws: int = 4, seed: int = 0) -> Scoring:
+def run_scoring(run: Run, label: int | Literal["given"] | None = None, *, draws: int = 4, seed: int = 0) -> Scoring:
     """How images without labels are scored by a run: log mean_y p(x|y), or given one class, or the null class (-1).
+
+    With "given" they are scored under what whoever scores them gives for each.
 
     Raises:
         ValueError: a run that does not say the noise of its training.
@@ -55,6 +58,7 @@ def held_out_scores(
     scoring: Scoring,
     *,
     source: str | None = None,
+    numbers: Tensor | None = None,
     batch_size: int | None = None,
     loading: Progress | None = None,
     progress: Progress | None = None,
@@ -69,6 +73,7 @@ def held_out_scores(
 
     Args:
         source: where the data are now, if they have moved.
+        numbers: (1, K), that all are scored under where `scoring` says "given"; None is those of each.
 
     Raises:
         ValueError, OSError: the data of the training cannot be read, or are not known.
@@ -81,7 +86,8 @@ def held_out_scores(
         "split_seed": data.split_seed,
         "max_images": MAX_IMAGES,
     }
-    key = {"scoring": asdict(scoring)} | origin
+    given = {} if numbers is None else {"numbers": numbers.tolist()}
+    key = {"scoring": asdict(scoring)} | given | origin
     files = _files(source or located(data), LoadOptions.of(data))
     places = _places(run, origin)
     kept = [entry for path in places for entry in _read(path) if entry["key"].items() >= origin.items()]
@@ -94,10 +100,15 @@ def held_out_scores(
     for entry in kept:
         if entry["key"] == key and files in (None, entry.get("files")):
             return scores(entry["scores"], entry["code_bits"])
-    images = open_held_out(run, source, progress=loading).images
-    if len(images) > MAX_IMAGES:
-        images = images[seeded_permutation(len(images), "held-out scores")[:MAX_IMAGES]]
-    found = class_scores(run.flow, images, scoring=scoring, batch_size=batch_size, progress=progress).mean
+    held_out = open_held_out(run, source, progress=loading)
+    if len(held_out) > MAX_IMAGES:
+        held_out = held_out.subset(seeded_permutation(len(held_out), "held-out scores")[:MAX_IMAGES])
+    images, c = held_out.images, None
+    if scoring.labels == "given":
+        condition = run.flow.sequence.condition
+        every = None if numbers is None else numbers.expand(len(held_out), -1)
+        c = held_out.values(condition) if every is None else given_values(condition, None, every)
+    found = class_scores(run.flow, images, c, scoring=scoring, batch_size=batch_size, progress=progress).mean
     values, code = finite(found.tolist()), code_bits(images).tolist()
     newest = {"key": key, "files": files, "scores": values, "code_bits": code}
     for path in places:

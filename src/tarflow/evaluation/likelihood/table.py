@@ -9,7 +9,6 @@ import itertools
 import math
 import os
 import tempfile
-import unicodedata
 import warnings
 from array import array
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,9 @@ from torch import Tensor
 from tarflow import storage
 from tarflow.checkpoint import Run, weights_digest
 from tarflow.data.load import ScannedImage, open_scan
+from tarflow.data.numbers import ImageNumbers
 from tarflow.data.options import LoadOptions
+from tarflow.data.sets import given_values
 from tarflow.evaluation.likelihood.anomalies import (
     DETECTOR_FILE,
     DETECTORS,
@@ -34,6 +35,7 @@ from tarflow.evaluation.likelihood.anomalies import (
     open_detector,
     share_below,
 )
+from tarflow.evaluation.likelihood.cells import escaped
 from tarflow.evaluation.likelihood.held_out import held_out_scores
 from tarflow.evaluation.likelihood.patch_maps import heat_map
 from tarflow.evaluation.likelihood.scores import Progress, beyond, class_scores, default_batch_size
@@ -67,6 +69,7 @@ def score_files(
     by: Detector = "likelihood",
     maps: str | Path | None = None,
     data: str | None = None,
+    numbers: ImageNumbers | Tensor | None = None,
     raw_names: bool = False,
     batch_size: int | None = None,
     loading: Progress | None = None,
@@ -80,6 +83,7 @@ def score_files(
         scoring: from `run_scoring`. by: what images are ranked by.
         maps: a new directory for pictures of what each patch adds.
         data: where the images of the run's training are now, if they have moved; percentiles go by them.
+        numbers: what images are scored under where `scoring` says "given": a table, or (1, K) for all of them.
         raw_names: names byte for byte, in quotes, instead of `escaped`.
         batch_size: images scored at once. loading, progress, held_out: of reading the run's images, of scoring those of
             the source, and of scoring the run's held-out ones.
@@ -93,7 +97,11 @@ def score_files(
     size = batch_size or min(default_batch_size(run.flow), MAX_BATCH)
     out.parent.mkdir(parents=True, exist_ok=True)
     storage.check_writable(out)  # before the work
-    found = _Rows(run, scoring, images.total, size, progress)
+    of_all = numbers if isinstance(numbers, Tensor) else None
+    every = None if of_all is None else of_all.expand(images.total, -1)
+    if isinstance(numbers, ImageNumbers):
+        every = numbers.of([name for part in images.layout.parts for name in part.names])
+    found = _Rows(run, scoring, images.total, size, progress, every)
     with contextlib.ExitStack() as stack, _room_for(out):
         # It has no name, so nothing of it stays, whatever happens.
         # A name may hold bytes that are no text: they are written as they are.
@@ -112,7 +120,7 @@ def score_files(
         reference, problem = None, None
         try:
             options: dict[str, Any] = {"source": data, "batch_size": size, "loading": loading, "progress": held_out}
-            reference = held_out_scores(run, scoring, **options)
+            reference = held_out_scores(run, scoring, numbers=of_all, **options)
         except (ValueError, OSError) as error:
             problem = " ".join(str(error).split())
         labels = labels_of(run, scoring)
@@ -143,8 +151,12 @@ class _Rows:
     """Scores images batch by batch, and keeps two numbers of each: log p and the bits of a lossless code, NaN where it
     cannot be read."""
 
-    def __init__(self, run: Run, scoring: Scoring, total: int, size: int, progress: Progress | None) -> None:
+    def __init__(
+        self, run: Run, scoring: Scoring, total: int, size: int, progress: Progress | None, given: Tensor | None = None
+    ) -> None:
+        """`given` are the numbers of each image, (total, K)."""
         self.run, self.scoring, self.total, self.size, self.progress = run, scoring, total, size, progress
+        self.given = given
         self.passes = scoring.draws * scoring.passes(run.flow)  # of an image
         self.log_prob, self.code_bits = array("d"), array("d")
         self.unread, self.first_problem = 0, ""
@@ -158,6 +170,9 @@ class _Rows:
             scored = class_scores(
                 self.run.flow,
                 pixels,
+                None
+                if self.given is None
+                else given_values(self.run.flow.sequence.condition, None, self.given[numbers]),
                 scoring=self.scoring,
                 maps=pictures is not None,
                 indices=numbers,
@@ -282,35 +297,3 @@ def _room_for(out: Path) -> Iterator[None]:
         if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OSError(error.errno, os.strerror(error.errno), str(out)) from None
         raise
-
-
-_FORMULA = "=+-@＝＋－＠"  # some spreadsheets take the wide ones, too
-_ENDS = "\x85\u2028\u2029"  # of lines, for some programs
-
-
-def escaped(text: str) -> str:
-    r"""`text` with every `%`, control character, end of a line, and byte that is no UTF-8 as %XX, as in a URL; and the
-    first character where it would begin a formula, or a space at either end. Every program reads the same cells, and
-    `os.fsdecode(urllib.parse.unquote_to_bytes(cell))` is the name again.
-
-    >>> escaped("cat.png"), escaped("=1+1.png"), escaped("a\rb.png"), escaped("50%.png")
-    ('cat.png', '%3D1+1.png', 'a%0Db.png', '50%25.png')
-    """
-    last = len(text) - 1
-    return "".join(
-        _encoded(c)
-        if c == "%"
-        or c in _ENDS
-        or unicodedata.category(c) in ("Cc", "Cs")
-        or (k == 0 and c in _FORMULA)
-        or (k in (0, last) and c.isspace())
-        else c
-        for k, c in enumerate(text)
-    )
-
-
-def _encoded(character: str) -> str:
-    of_bytes = "\udc80" <= character <= "\udcff"  # what Python has for bytes that are no UTF-8
-    return "".join(
-        f"%{byte:02X}" for byte in character.encode(errors="surrogateescape" if of_bytes else "surrogatepass")
-    )

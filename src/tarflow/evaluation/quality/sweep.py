@@ -69,7 +69,7 @@ def grid(
     Raises:
         ValueError: a value that `Setting` refuses, a strength without σ, guidance that would do nothing.
     """
-    by_class = config.num_classes > 1
+    by_class = config.num_classes > 1 or (config.conditioned_on != "none" and not config.num_classes)
     scales = scales or (SCALES if by_class else UNCONDITIONAL_SCALES)
     temperatures = temperatures or ((1.0,) if by_class else (UNCONDITIONAL_TEMPERATURE,))
     strengths = strengths or ((0.0,) if sigma is None else (1.0,))
