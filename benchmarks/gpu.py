@@ -12,6 +12,7 @@ call that is stopped loses the part that it was in. `make gpu-carry` puts what a
     tests     those marked `gpu`: the numbers of the CPU, graphs, feeds, memory against plan
     sampling  beside the official code, in float32 and in bf16, on weights on which Jacobi iteration needs 15 to 20
     training  a step beside the official one: time, memory, share of the rate of large products
+    spline    the spline beside the affine transform: its operations, and those compiled
     cifar10   two runs of CIFAR-10 in the time that is left: bits/dim (uniform noise), and samples (gaussian noise)
 """
 
@@ -155,6 +156,18 @@ def training(setting: Setting, seconds: float) -> dict[str, Any]:
     return result
 
 
+def spline(setting: Setting, seconds: float) -> dict[str, Any]:
+    """`benchmarks.spline`: the spline beside the affine transform, its operations as they are and compiled."""
+    out = setting.place / "spline.json"
+    words = ["--turns", "5", "--batch", "128"]
+    if setting.quick:
+        words = ["--turns", "1", "--batch", "1", "--backend", "aot_eager"]
+    command = ["-m", "benchmarks.spline", "--device", setting.device, "--threads", "1", "--out", str(out), *words]
+    run(setting, seconds, *command, "--only", "transform", "training step")
+    result: dict[str, Any] = json.loads(out.read_text())
+    return {"measured": result["rows"]}
+
+
 def cifar10(setting: Setting, seconds: float) -> dict[str, Any]:
     """A run for likelihoods and one for samples: the curve of each, what precision costs the first, and a picture."""
     source = setting.carry / "data"
@@ -182,9 +195,10 @@ Part = Callable[[Setting, float], dict[str, Any]]
 PARTS: dict[str, tuple[Part, float]] = {  # and seconds, eight minutes in all
     "tests": (tests, 70),
     "sampling bf16": (lambda setting, seconds: sampling("bf16", setting, seconds), 120),
-    "sampling float32": (lambda setting, seconds: sampling("float32", setting, seconds), 100),
+    "sampling float32": (lambda setting, seconds: sampling("float32", setting, seconds), 80),
     "training": (training, 60),
-    "cifar10": (cifar10, 130),
+    "spline": (spline, 40),
+    "cifar10": (cifar10, 110),
 }
 
 
@@ -251,6 +265,9 @@ def lines(name: str, found: dict[str, Any]) -> list[str]:
             f"  {row}: {values['min']:.3f} s, {values['share_of_matmul_rate']:.1%} of the matmul rate, "
             f"{values['peak_memory_mb']:.0f} MB, of the official step {values.get('median_of_ratios', 1):.3f}"
         )
+    for row in found.get("measured", []):
+        sides = ", ".join(f"{side} {times['milliseconds']} ms" for side, times in row["sides"].items())
+        said.append(f"  {row['size']}, {row['what']}: {sides}")
     said += [f"  {kind}: {found[kind]}" for kind in ("uniform", "gaussian", "precision", "samples") if kind in found]
     return said
 

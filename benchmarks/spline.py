@@ -2,12 +2,14 @@
 
     OMP_WAIT_POLICY=passive python -m benchmarks.spline --out benchmarks/results/spline-cpu.json
     OMP_WAIT_POLICY=passive python -m benchmarks.spline --only drawing --out benchmarks/results/spline-cpu.json
+    python -m benchmarks.spline --device cuda --batch 128 --only transform "training step" --out FILE.json
 
 A block of the cifar10 recipe's size and one of the best recipe's on CIFAR-10, with random output layers, each with the
-affine transform and with the spline, in C and in PyTorch's operations; and drawing from all eight blocks of the best
-recipe, with what stands in `WHOLE` and without it. Seconds are the processor's, of all threads, the
-sides take turns, and ratios are the median of those within a turn: other processes slow both. A thread that waits for
-another, with a passive policy, takes none. What is measured again replaces what the file had of it; the rest stays.
+affine transform and with the spline, in C, in PyTorch's operations, and in those compiled; and drawing from all eight
+blocks of the best recipe, with what stands in `WHOLE` and without it. On a CPU seconds are the processor's, of all
+threads, the sides take turns, and ratios are the median of those within a turn: other processes slow both. A thread
+that waits for another, with a passive policy, takes none. What is measured again replaces what the file had of it; the
+rest stays.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -55,6 +57,21 @@ WHOLE: dict[str, dict[str, Any]] = {  # of eight blocks
 }
 LEAST = 0.02  # seconds of a timing, which is repeated until then
 
+
+class Place(NamedTuple):
+    """Where it is measured, on how many images at once where there is a choice, and what compiles."""
+
+    device: torch.device = CPU
+    batch: int | None = None
+    backend: str = "inductor"
+
+    def rows(self, size: str) -> int:
+        return self.batch or BATCH[size]
+
+
+HERE = Place()
+
+
 Work = Callable[[], object]
 
 
@@ -68,9 +85,16 @@ def flow_of(size: str, transform: str, bins: int = 8, **fields: Any) -> tarflow.
     return flow
 
 
-def block_of(size: str, transform: str, bins: int = 8) -> Block:
+def block_of(size: str, transform: str, place: Place, bins: int = 8) -> Block:
     """The one block of such a flow."""
-    block: Block = flow_of(size, transform, bins).blocks[0]
+    block: Block = flow_of(size, transform, bins).to(place.device).blocks[0]
+    return block
+
+
+def compiled_block(size: str, place: Place) -> Block:
+    """The one with a spline, which is compiled as it is in training on a GPU."""
+    block = block_of(size, "spline", place)
+    block.transform.compile(backend=place.backend, dynamic=False)
     return block
 
 
@@ -101,29 +125,32 @@ def gradients(forward: Callable[..., tuple[Tensor, Tensor]], given: Sequence[Ten
     return work
 
 
-def transforms(size: str) -> dict[str, Work]:
+def transforms(size: str, place: Place) -> dict[str, Work]:
     """Forward and backward of the transform alone, and its inverse."""
     work: dict[str, Work] = {}
-    for name in ("affine", "spline"):
-        block = block_of(size, name)
-        x = (torch.rand(BATCH[size], block.config.tokens - 1, block.config.dim) * 2 - 1).requires_grad_()
+    blocks = {name: block_of(size, name, place) for name in ("affine", "spline")}
+    for name, block in (blocks | {"spline, compiled": compiled_block(size, place)}).items():
+        shape = (place.rows(size), block.config.tokens - 1, block.config.dim)
+        x = (torch.rand(shape, device=place.device) * 2 - 1).requires_grad_()
         params = block.conditioner(x, None).detach().requires_grad_()
         work[name] = gradients(block.transform, (x, params), (x, params))
         with torch.no_grad():
             z = block.transform(x, params)[0]
         work[f"{name}, inverse"] = functools.partial(torch.no_grad()(block.transform.inverse), z, params)
+    del work["spline, compiled, inverse"]  # which is not
     for name in ("spline", "spline, inverse"):
         work[f"{name}, operations"] = in_operations(work[name])
     return work
 
 
-def output_layers(size: str) -> dict[str, Work]:
+def output_layers(size: str, place: Place) -> dict[str, Work]:
     """Forward and backward of the layers that predict the parameters."""
     work: dict[str, Work] = {}
     for name in ("affine", "spline"):
-        layer = block_of(size, name).proj_out
-        h = torch.randn(BATCH[size] * (SIZES[size]["tokens"] - 1), layer.in_features, requires_grad=True)
-        work[name] = functools.partial(_product, layer, h, torch.randn(len(h), layer.out_features))
+        layer = block_of(size, name, place).proj_out
+        rows = place.rows(size) * (SIZES[size]["tokens"] - 1)
+        h = torch.randn(rows, layer.in_features, device=place.device, requires_grad=True)
+        work[name] = functools.partial(_product, layer, h, torch.randn(rows, layer.out_features, device=place.device))
     return work
 
 
@@ -131,50 +158,51 @@ def _product(layer: nn.Module, h: Tensor, along: Tensor) -> object:
     return torch.autograd.grad(layer(h), (h, *layer.parameters()), along)
 
 
-def training_steps(size: str) -> dict[str, Work]:
+def training_steps(size: str, place: Place) -> dict[str, Work]:
     """A training step of a block, without the optimizer: forward, and all gradients."""
     work: dict[str, Work] = {}
-    blocks = {name: block_of(size, name) for name in ("affine", "spline")}
-    for name, block in (blocks | {f"spline, {bins} bins": block_of(size, "spline", bins) for bins in FEWER}).items():
-        x = torch.rand(BATCH[size], block.config.tokens, block.config.dim) * 2 - 1
+    blocks = {name: block_of(size, name, place) for name in ("affine", "spline")}
+    blocks |= {f"spline, {bins} bins": block_of(size, "spline", place, bins) for bins in FEWER}
+    for name, block in (blocks | {"spline, compiled": compiled_block(size, place)}).items():
+        x = torch.rand(place.rows(size), block.config.tokens, block.config.dim, device=place.device) * 2 - 1
         work[name] = gradients(block.encode, (x,), tuple(block.parameters()))
     work["spline, operations"] = in_operations(work["spline"])
     return work
 
 
-def decoding(size: str, batch: int) -> dict[str, Work]:
+def decoding(size: str, place: Place, batch: int) -> dict[str, Work]:
     """Decoding a block by the sequential solver."""
     work: dict[str, Work] = {}
     for name in ("affine", "spline"):
-        flow = flow_of(size, name)
-        noise = torch.randn(batch, flow.sequence.tokens, flow.sequence.dim)
+        flow = flow_of(size, name).to(place.device)
+        noise = torch.randn(batch, flow.sequence.tokens, flow.sequence.dim, device=place.device)
         work[name] = functools.partial(tarflow.sample, flow, batch, noise=noise, solver="sequential")
     work["spline, operations"] = in_operations(work["spline"])
     return work
 
 
-def drawing(batch: int) -> dict[str, Work]:
+def drawing(place: Place, batch: int) -> dict[str, Work]:
     """Drawing from the flows of `WHOLE`, of the best recipe's size, by the sequential solver."""
     work: dict[str, Work] = {}
     side = math.isqrt(SIZES["best"]["tokens"])
     for name, fields in WHOLE.items():
         blocks: dict[str, Any] = {"layers": (1,) * 8, "rotary": True, "lattice": (side, side)}
-        flow = flow_of("best", "affine", **blocks | fields)
-        noise = torch.randn(batch, flow.sequence.tokens, flow.sequence.dim)
+        flow = flow_of("best", "affine", **blocks | fields).to(place.device)
+        noise = torch.randn(batch, flow.sequence.tokens, flow.sequence.dim, device=place.device)
         work[name] = functools.partial(tarflow.sample, flow, batch, noise=noise, solver="sequential")
     return work
 
 
-def paired(sides: Mapping[str, Work], turns: int) -> dict[str, Any]:
+def paired(sides: Mapping[str, Work], turns: int, device: torch.device = CPU) -> dict[str, Any]:
     """Median milliseconds of each side, and of its ratios to the first one in the same turn."""
     repeats = {}
     for name, work in sides.items():
         work()
-        repeats[name] = max(1, round(LEAST / max(1e-6, spent(work, CPU))))
+        repeats[name] = max(1, round(LEAST / max(1e-6, spent(work, device))))
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(turns):
         for name, work in sides.items():
-            times[name].append(spent(functools.partial(_repeated, work, repeats[name]), CPU) / repeats[name])
+            times[name].append(spent(functools.partial(_repeated, work, repeats[name]), device) / repeats[name])
     first = next(iter(times.values()))
     return {
         name: {
@@ -190,21 +218,30 @@ def _repeated(work: Work, count: int) -> None:
         work()
 
 
-def measure(turns: int, threads: Sequence[int], only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+def measure(
+    turns: int, threads: Sequence[int], only: Sequence[str] = (), place: Place = HERE
+) -> Iterator[dict[str, Any]]:
     """A row for each size, number of threads, and thing that is measured, or those of `PARTS` alone that `only` has."""
-    parts: dict[str, Callable[[str], dict[str, Work]]] = {
+    parts: dict[str, Callable[[str, Place], dict[str, Work]]] = {
         "transform": transforms,
         "output layer": output_layers,
         "training step": training_steps,
         **{f"decoding {batch}": functools.partial(decoding, batch=batch) for batch in DECODED},
     }
-    cases = [(size, part, functools.partial(make, size)) for size in SIZES for part, make in parts.items()]
-    cases += [("best", f"drawing {batch}", functools.partial(drawing, batch)) for batch in DECODED]
+    cases = [(size, part, functools.partial(make, size, place)) for size in SIZES for part, make in parts.items()]
+    cases += [("best", f"drawing {batch}", functools.partial(drawing, place, batch)) for batch in DECODED]
     for count in threads:
         torch.set_num_threads(count)
         for size, what, made in cases:
             if not only or what.rstrip(" 0123456789") in only:
-                yield {"size": size, "threads": count, "what": what, "sides": paired(made(), turns)}
+                yield {"size": size, "threads": count, "what": what, "sides": paired(made(), turns, place.device)}
+
+
+def described(device: torch.device) -> str:
+    """What it is measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, a shared machine with {os.cpu_count()} cores"
 
 
 def as_text(row: Mapping[str, Any]) -> str:
@@ -220,16 +257,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=[], help="what is measured; all of it otherwise")
+    parser.add_argument("--device", type=torch.device, default=CPU)
+    parser.add_argument("--batch", type=int, help="images of what is no decoding; each size's own when not given")
+    parser.add_argument("--backend", default="inductor", help="what compiles")
     options = parser.parse_args(argv)
+    place = Place(options.device, options.batch, options.backend)
     key = operator.itemgetter("size", "threads", "what")
     rows = {key(row): row for row in (read(options.out) or {"rows": []})["rows"]}
     result: dict[str, Any] = {
-        "sizes": {name: SIZES[name] | {"batch": BATCH[name]} for name in SIZES},
-        "device": f"cpu, a shared machine with {os.cpu_count()} cores",
+        "sizes": {name: SIZES[name] | {"batch": place.rows(name)} for name in SIZES},
+        "device": described(place.device),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "rows": [],
     }
-    for row in measure(options.turns, options.threads, options.only):
+    for row in measure(options.turns, options.threads, options.only, place):
         rows[key(row)] = row
         result["rows"] = list(rows.values())
         options.out.write_text(json.dumps(result, indent=1) + "\n")

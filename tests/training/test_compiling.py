@@ -17,6 +17,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from flow_cases import build, images, labels
 from tarflow import TarFlow, TarFlowConfig, checkpoint
 from tarflow.config import ConfigError
+from tarflow.model.spline import Spline
 from tarflow.training import build as build_module
 from tarflow.training.interrupt import Interrupted
 from tarflow.training.layers import compile_layers, recompute_layers, wants_compilation
@@ -86,6 +87,28 @@ def test_one_compilation_serves_all_layers_and_gives_the_gradient(recompute: str
     assert list(flow.state_dict()) == names
     copied(x, y)
     assert not any(layer._compiled_call_impl for block in copied.blocks for layer in block.layers)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("name", ["spline_first", "spline_by_number"])
+def test_splines_are_compiled_where_they_are_no_c(name: str) -> None:
+    flow, there = build(name, torch.float32), build(name, torch.float32).to("meta")
+    for each in (flow, there):
+        compile_layers(each, "aot_eager")
+        splines = [part for part in each.modules() if isinstance(part, Spline)]
+        assert splines and all(bool(part._compiled_call_impl) == (each is there) for part in splines)
+
+
+def test_a_compiled_spline_is_the_spline() -> None:
+    eager, compiled = build("spline_first", torch.float32), build("spline_first", torch.float32)
+    counter = CompileCounterWithBackend("aot_eager")
+    for part in compiled.modules():
+        if isinstance(part, Spline):
+            part.compile(backend=counter, dynamic=False)
+    x, y = images(eager, 6, dtype=torch.float32), labels(eager, 6)
+    gradients = [torch.autograd.grad(objective(*each(x, y)), list(each.parameters())) for each in (eager, compiled)]
+    for want, got in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, want)
     assert counter.frame_count == 1
 
 

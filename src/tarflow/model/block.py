@@ -140,7 +140,7 @@ class Block(nn.Module):
     def encode(self, x: Tensor, y: Value = None) -> tuple[Tensor, Tensor]:
         """x (B, T, D) and checked y to z (B, T, D) and ladj by token (B, T), nats; in the order of the sequence."""
         x = self.enter(self.mixed(x))
-        z, ladj = self.transform.forward(x[:, 1:], self.conditioner(x[:, :-1], self.context(y)))
+        z, ladj = self.transform(x[:, 1:], self.conditioner(x[:, :-1], self.context(y)))
         z, ladj = torch.cat([x[:, :1], z], dim=1), F.pad(ladj, (1, 0))
         return self.leave(z), self.leave(ladj)
 

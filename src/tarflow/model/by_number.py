@@ -75,7 +75,8 @@ class ByNumber(Transform):
         with without_autocast(x.device):
             hidden = F.gelu(a + x.to(params.dtype) @ into.t())
             base = base + hidden @ out.flatten(0, 1).t()
-        return self.inner.forward(x, base)
+        result: tuple[Tensor, Tensor] = self.inner(x, base)
+        return result
 
     def inverse(self, z: Tensor, params: Tensor) -> Tensor:
         return self._decoded(z, [params])

@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from tarflow.config import ConfigError, Recompute
 from tarflow.model.flow import TarFlow
 from tarflow.model.sequence import SequenceFlow
+from tarflow.model.spline import Spline
 from tarflow.model.transformer import Layer
 
 Backend: TypeAlias = Callable[..., Any]
@@ -57,8 +58,10 @@ def compile_layers(flow: TarFlow, backend: str | Backend = "inductor") -> None:
     """Make `flow` run compiled code for its Transformer layers, forward and backward, from the next call on.
 
     All layers have the same code, so one compilation serves them all, in seconds; of the whole flow, unrolled, it would
-    take minutes and gain the few elementwise operations between the layers. It is done in place and leaves the names of
-    the weights alone. Copies of the flow, as the averaged weights are one, are not compiled.
+    take minutes and gain the few elementwise operations between the layers. Only a spline has many of those, forty that
+    each read and write its parameters: it is compiled too, but for the CPU, where it is one call of C. It is done in
+    place and leaves the names of the weights alone. Copies of the flow, as the averaged weights are one, are not
+    compiled.
 
     What the backward pass computes again is what "elementwise" does, the norms and the GELU (`planning.memory`).
     """
@@ -67,8 +70,9 @@ def compile_layers(flow: TarFlow, backend: str | Backend = "inductor") -> None:
     torch._dynamo.config.optimize_ddp = False
     compiler = _keeping_little(torch._dynamo.lookup_backend(backend) if isinstance(backend, str) else backend)
     for block in flow.blocks:
-        for layer in block.layers:
-            layer.compile(backend=compiler, dynamic=False)
+        splines = [part for part in block.transform.modules() if isinstance(part, Spline)]
+        for part in (*block.layers, *(splines if flow.device.type != "cpu" else ())):
+            part.compile(backend=compiler, dynamic=False)
 
 
 def _keeping_little(backend: Backend) -> Backend:
