@@ -3,9 +3,9 @@
     python -m benchmarks.ship runs/digits digits --trained-by 'tarflow train --recipe digits --out runs/digits'
 
 The run's best averaged weights go to `src/tarflow/pretrained/NAME`, in bf16 unless `--dtype` says otherwise, with the
-default setting of its samples, if `tarflow sweep` left one. What is measured are these files, by the commands that the
-card names. An older model of the name is replaced, whole or not at all. A new name is an entry of `MODELS` here, and
-new data one of `DATA`.
+default setting of its samples, if `tarflow sweep` left one, and how its held-out images score. What is measured are
+these files, by the commands that the card names. An older model of the name is replaced, whole or not at all. A new
+name is an entry of `MODELS` here, and new data one of `DATA`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,17 @@ import torch
 from tarflow import __version__, digests, kept, storage
 from tarflow.checkpoint import Places, read_metrics, weights_digest, write_config
 from tarflow.cli import main as tarflow
+from tarflow.evaluation.likelihood.anomalies import code_bits
+from tarflow.evaluation.likelihood.held_out import HELD_OUT_FILE, chosen_images, origin, run_scoring, write_scores
+from tarflow.evaluation.likelihood.scores import Progress, class_scores
+from tarflow.model.condition import NULL_CLASS
 from tarflow.pretrained import CARD_FILE, CONFIG_FILE, MOST_BYTES, ROOT, WEIGHTS_FILE, card_text
+from tarflow.run_data import stored_data
 from tarflow.runs import Run, open_run
 from tarflow.tensor_files import read_tensors, save_tensors
 
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
-FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, kept.SETTING_FILE)
+FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, kept.SETTING_FILE, HELD_OUT_FILE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +152,28 @@ def write_model(run: Run, out: Path, data: str, dtype: torch.dtype) -> None:
         kept.save_setting(open_run(out), dataclasses.replace(stored, weights=weights_digest(out)))
 
 
+def write_held_out(out: Path, progress: Progress | None = None) -> None:
+    """Keep how the held-out images score by the model in `out`, so that nobody waits for it: under every label policy.
+
+    One pass over the images under each class and under none gives all of them. They are rounded to 0.01 nats.
+    """
+    run = open_run(out)
+    images, flow = chosen_images(run).images, run.flow
+    scoring = run_scoring(run, NULL_CLASS if flow.conditions else None)
+    found = class_scores(flow, images, scoring=scoring, all_classes=bool(flow.conditions), progress=progress)
+    scores = {scoring: found.mean}
+    if (marginal := found.under(None, flow)) is not None:
+        scores[marginal.scoring] = marginal.mean
+    for label in range(found.conditions.classes):
+        scores[dataclasses.replace(scoring, labels=label)] = found.log_prob[..., label].mean(dim=0)
+    scored = [
+        {"scoring": dataclasses.asdict(each), "log_prob": [round(value, 2) for value in log_prob.tolist()]}
+        for each, log_prob in scores.items()
+    ]
+    source = stored_data(run).source  # a set that is known everywhere by this name
+    write_scores(out / HELD_OUT_FILE, origin(run), source, code_bits(images).tolist(), scored)
+
+
 def measured(command: str, out: Path, options: str = "") -> dict[str, Any]:
     """What a command of ours prints of a model. Raises SystemExit where it fails, after its own line on that."""
     printed = io.StringIO()
@@ -257,6 +284,7 @@ def ship(
         made.mkdir()
         write_model(run, made, source, DTYPES[dtype])
         write_card(made, name, run, trained_by)
+        write_held_out(made)
         files = [made / file for file in FILES if (made / file).exists()]  # and not what the commands kept there
         others = (file for file in root.glob("*/*") if file.is_file() and file.parent.name not in (name, "__pycache__"))
         size = sum(file.stat().st_size for file in (*files, *others))

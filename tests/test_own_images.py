@@ -247,7 +247,7 @@ def test_percentiles_of_images_that_have_changed_are_not_those_of_the_old_ones(
     assert "no percentiles" in capsys.readouterr().err
     shutil.rmtree(photos)
     assert percentiles(tmp_path / "run", new) == first, "data that are gone say nothing against what was kept"
-    assert json.loads(kept)["scores"] == _scores(tmp_path / "run")
+    assert json.loads(kept)["scored"] == _scores(tmp_path / "run")
 
 
 def test_percentiles_of_a_run_that_knows_no_digests_are_those_of_the_images_that_are_there(
@@ -265,4 +265,4 @@ def test_percentiles_of_a_run_that_knows_no_digests_are_those_of_the_images_that
 
 
 def _scores(run: Path) -> Any:
-    return json.loads((run / "held_out_scores.json").read_text())["scores"]
+    return json.loads((run / "held_out_scores.json").read_text())["scored"]

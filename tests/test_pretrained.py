@@ -13,6 +13,10 @@ import tarflow
 from flow_cases import build
 from tarflow import digests, pretrained
 from tarflow.checkpoint import open_run, read_config
+from tarflow.evaluation.likelihood import held_out
+from tarflow.evaluation.likelihood.anomalies import code_bits
+from tarflow.evaluation.likelihood.held_out import HELD_OUT_FILE, held_out_scores, run_scoring
+from tarflow.evaluation.likelihood.scores import class_scores
 from tarflow.measure import Measure
 from tarflow.pretrained import CARD_FILE, MOST_BYTES, ROOT, WEIGHTS_FILE, card_text, located, name_of, read_card
 
@@ -86,7 +90,7 @@ def test_a_model_says_nothing_of_the_machine_that_made_it(name: str) -> None:
     assert config.data is not None and config.training is not None
     assert config.data.place == "" and config.data.source in ("digits", "fashion-mnist")
     assert sorted(file.name for file in (ROOT / name).iterdir() if file.name != "sampling.json") == sorted(
-        [CARD_FILE, "config.json", WEIGHTS_FILE]
+        [CARD_FILE, "config.json", HELD_OUT_FILE, WEIGHTS_FILE]
     )
 
 
@@ -109,6 +113,36 @@ def test_the_figure_of_a_card_is_measured_again_by_its_command(
         assert found["images"] == card["images"]
         assert found[card["figure"]] == pytest.approx(card["value"], abs=1e-4)
     assert abs(found[card["figure"]] - card["value"]) < 5 * found["standard_error"]
+
+
+@every_model
+def test_its_held_out_images_were_scored_under_every_label_policy(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither are they scored again, nor read; other weights would be."""
+    monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path))
+    run = open_run(name)
+    with monkeypatch.context() as without:
+        without.setattr(held_out, "open_held_out", None)
+        for label in (None, *range(-1 if run.flow.conditions else 0, run.config.model.num_classes)):
+            found = held_out_scores(run, run_scoring(run, label))
+            assert len(found.log_prob) == min(read_card(ROOT / name / CARD_FILE)["held_out"]["images"], 2000)
+            assert bool(found.log_prob.isfinite().all()) and not list(tmp_path.iterdir())
+        without.setattr(held_out, "weights_digest", lambda _: "others")
+        with pytest.raises(TypeError, match="NoneType"):
+            held_out_scores(run, run_scoring(run))
+
+
+@pytest.mark.parametrize("name", ["digits", "digits-likelihood"])
+def test_shipped_scores_are_those_of_its_held_out_images(name: str) -> None:
+    run, few = tarflow.open_run(name), slice(100, 120)
+    images = run.images().held_out.images[few]
+    for label in (None, -1, 3) if run.flow.conditions else (None,):
+        scoring = run_scoring(run, label)
+        known = held_out_scores(run, scoring)
+        found = class_scores(run.flow, images, scoring=scoring, indices=range(100, 120)).mean
+        assert float((known.log_prob[few] - found).abs().max()) < 0.01
+        assert torch.equal(known.code_bits[few], code_bits(images))
 
 
 def test_front_matter_comes_back_as_it_was_written(tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from report_cases import make_run
 from tarflow import checkpoint, kept, pretrained
 from tarflow.checkpoint import weights_digest
 from tarflow.config import RunConfig
+from tarflow.evaluation.likelihood import held_out
+from tarflow.evaluation.likelihood.held_out import run_scoring
+from tarflow.evaluation.likelihood.scores import class_scores
 from tarflow.evaluation.quality.extractors import small_network
 from tarflow.sampling.setting import Setting, StoredSetting
 from tarflow.tensor_files import read_tensors
@@ -27,6 +30,7 @@ TRAINED_BY = ["tarflow train --recipe digits --out runs/digits", "tarflow sweep 
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tarflow.Run:
     """A run of the digits by their name, that says where they were, with a setting for these weights."""
     monkeypatch.setattr(small_network, "STEPS", 5)
+    monkeypatch.setattr(held_out, "MAX_IMAGES", 30)
     monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(ship.MODELS, "small", QUICK)
     path = make_run(tmp_path / "run", classes=True, noise="gaussian")
@@ -50,15 +54,17 @@ def test_a_run_becomes_a_model_with_figures_of_its_own_files(
 ) -> None:
     root = tmp_path / "package"
     root.mkdir()
+    chosen = held_out.chosen_images(run).images
     out = ship.ship(str(run.path), "small", TRAINED_BY, root=root)
     assert out == root / "small"
     assert sorted(file.name for file in out.iterdir()) == [
         "README.md",
         "config.json",
+        "held_out_scores.json",
         "model.safetensors",
         "sampling.json",
     ]
-    assert "someone" not in "".join((out / name).read_text() for name in ("README.md", "config.json", "sampling.json"))
+    assert "someone" not in "".join(file.read_text() for file in out.iterdir() if file.suffix != ".safetensors")
 
     tensors, trained = read_tensors(out / "model.safetensors"), run.flow.state_dict()
     assert tensors.keys() == trained.keys()
@@ -66,6 +72,14 @@ def test_a_run_becomes_a_model_with_figures_of_its_own_files(
     monkeypatch.setattr(pretrained, "ROOT", root)
     shipped = tarflow.open_run("small")
     assert shipped.setting == Setting(denoise=0.05) == run.setting and shipped.config.model == run.config.model
+
+    assert len(json.loads((out / "held_out_scores.json").read_text())["scored"]) == 12, "ten classes, none, any"
+    with monkeypatch.context() as without:
+        without.setattr(held_out, "open_held_out", None)
+        for label in (None, -1, 9):
+            scoring = run_scoring(shipped, label)
+            found = class_scores(shipped.flow, chosen[:3], scoring=scoring).mean
+            assert float((held_out.held_out_scores(shipped, scoring).log_prob[:3] - found).abs().max()) < 0.01
 
     facts = pretrained.facts("small")
     assert facts["trained_by"] == TRAINED_BY and facts["draws"] == "noise" and facts["image_shape"] == [1, 8, 8]
@@ -97,7 +111,9 @@ def test_weights_in_float32_are_those_of_the_run_and_an_older_model_is_replaced(
     (root / "small" / "older").write_text("")
     (run.path / kept.SETTING_FILE).unlink()
     out = ship.ship(str(run.path), "small", TRAINED_BY, dtype="float32", root=root)
-    assert sorted(file.name for file in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(file.name for file in out.iterdir()) == [
+        *("README.md", "config.json", "held_out_scores.json", "model.safetensors")
+    ]
     assert weights_digest(out) == weights_digest(run.path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,18 @@ def test_kept_scores_are_used_where_nothing_has_changed(run: Run, monkeypatch: p
     assert torch.equal(held_out_scores(run, scoring_of(run)).log_prob, before)
 
 
+def test_scores_of_several_scorings_are_kept_together_and_the_oldest_go(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held_out, "MAX_SCORINGS", 2)
+    found = [held_out_scores(run, scoring_of(run, seed=seed)).log_prob for seed in range(3)]
+    kept = json.loads((run.path / HELD_OUT_FILE).read_text())["scored"]
+    assert [each["scoring"]["seed"] for each in kept] == [2, 1]
+    monkeypatch.setattr(held_out, "class_scores", None)
+    for seed in (1, 2):
+        assert torch.equal(held_out_scores(run, scoring_of(run, seed=seed)).log_prob, found[seed])
+
+
 def test_of_many_held_out_images_a_choice_is_scored_and_not_the_first(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,14 +108,14 @@ def test_where_the_run_cannot_be_written_to_they_are_kept_in_the_cache(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path / "cache"))
-    write = storage.write_json
+    write = storage.write_text
 
-    def refused(path: Path, values: Any) -> None:
+    def refused(path: Path, text: str) -> None:
         if path.parent == run.path:
             raise PermissionError(13, "Permission denied", str(path))
-        write(path, values)
+        write(path, text)
 
-    monkeypatch.setattr(storage, "write_json", refused)
+    monkeypatch.setattr(storage, "write_text", refused)
     before = held_out_scores(run, scoring_of(run)).log_prob
     assert not (run.path / HELD_OUT_FILE).exists()
     monkeypatch.setattr(held_out, "class_scores", None)

@@ -8,7 +8,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from tarflow import digests, storage
 from tarflow.checkpoint import Run, weights_digest
 from tarflow.data.options import LoadOptions
 from tarflow.data.readers.hub import PREFIX
-from tarflow.data.sets import given_values
+from tarflow.data.sets import ImageSet, given_values
 from tarflow.data.sources import KNOWN_NAMES, open_source
 from tarflow.data.store.read import MANIFEST_FILE, is_prepared, read_manifest
 from tarflow.evaluation.likelihood.anomalies import ImageScores, code_bits
@@ -31,6 +31,11 @@ from tarflow.seeding import seeded_permutation
 HELD_OUT_FILE = "held_out_scores.json"
 MAX_SCORINGS = 8  # that are kept: under no label, under the null class, under one class …
 MAX_IMAGES = 2_000  # held-out images that are scored: a percentile is then good to about one in a hundred
+
+
+Scored: TypeAlias = dict[str, Any]
+"""What is kept of one scoring: `scoring`, the `numbers` that all were given, if any, and the `log_prob` of each image,
+nats, None where there is no density."""
 
 
 def run_scoring(run: Run, label: int | Literal["given"] | None = None, *, draws: int = 4, seed: int = 0) -> Scoring:
@@ -69,7 +74,7 @@ def held_out_scores(
     their split), those of the last `MAX_SCORINGS` scorings, and computed again where any of that differs. Where the
     files are not what they were, by names, sizes and times, the images are read again and held against what the run
     knows of them. Data that are gone say nothing against scores that were kept. Where the run cannot be written to they
-    are kept in the cache directory.
+    are kept in the cache directory; the models of the package have brought theirs along.
 
     Args:
         source: where the data are now, if they have moved.
@@ -78,52 +83,78 @@ def held_out_scores(
     Raises:
         ValueError, OSError: the data of the training cannot be read, or are not known.
     """
-    data = stored_data(run)
-    origin = {
-        "weights": weights_digest(run.path),
-        "data": data.held_out_digest or data.source,
-        "held_out_fraction": data.held_out_fraction,
-        "split_seed": data.split_seed,
-        "max_images": MAX_IMAGES,
-    }
-    given = {} if numbers is None else {"numbers": numbers.tolist()}
-    key = {"scoring": asdict(scoring)} | given | origin
+    data, key = stored_data(run), origin(run)
+    wanted: Scored = {"scoring": asdict(scoring)} | ({} if numbers is None else {"numbers": numbers.tolist()})
     files = _files(source or located(data), LoadOptions.of(data))
-    places = _places(run, origin)
-    kept = [entry for path in places for entry in _read(path) if entry["key"].items() >= origin.items()]
+
+    def scored(path: Path) -> list[tuple[Scored, list[float]]]:
+        """What is kept in a file of these images by these weights, and the images' code bits."""
+        kept = _read(path)
+        if kept is None or kept["key"] != key or files not in (None, kept["files"]):
+            return []
+        return [(each, kept["code_bits"]) for each in kept["scored"]]
 
     def scores(log_prob: list[float | None], code: list[float]) -> ImageScores:
         known = [-math.inf if value is None else value for value in log_prob]
         found, bits = (torch.tensor(values, dtype=torch.float64, device="cpu") for values in (known, code))
         return ImageScores(found, bits, scoring.measure, run.config.model.num_dims)
 
-    for entry in kept:
-        if entry["key"] == key and files in (None, entry.get("files")):
-            return scores(entry["scores"], entry["code_bits"])
-    held_out = open_held_out(run, source, progress=loading)
-    if len(held_out) > MAX_IMAGES:
-        held_out = held_out.subset(seeded_permutation(len(held_out), "held-out scores")[:MAX_IMAGES])
+    own, cache = run.path / HELD_OUT_FILE, _cache_file(key)
+    for path in (own, *cache):
+        for each, code in scored(path):
+            if {name: value for name, value in each.items() if name != "log_prob"} == wanted:
+                return scores(each["log_prob"], code)
+    held_out = chosen_images(run, source, loading)
     images, c = held_out.images, None
     if scoring.labels == "given":
         condition = run.flow.sequence.condition
         every = None if numbers is None else numbers.expand(len(held_out), -1)
         c = held_out.values(condition) if every is None else given_values(condition, None, every)
     found = class_scores(run.flow, images, c, scoring=scoring, batch_size=batch_size, progress=progress).mean
-    values, code = finite(found.tolist()), code_bits(images).tolist()
-    newest = {"key": key, "files": files, "scores": values, "code_bits": code}
-    for path in places:
+    newest, code = wanted | {"log_prob": finite(found.tolist())}, code_bits(images).tolist()
+    for path in (*([] if name_of(run.path) else [own]), *cache):  # nothing is written into the package, or for the hub
         with contextlib.suppress(OSError):  # someone else's run: kept in the cache
             path.parent.mkdir(parents=True, exist_ok=True)
-            storage.write_json(path, digests.sealed(newest | {"earlier": kept[: MAX_SCORINGS - 1]}))
+            earlier = [each for each, _ in scored(path)]
+            write_scores(path, key, files, code, [newest, *earlier[: MAX_SCORINGS - 1]])
             break
-    return scores(values, code)
+    return scores(newest["log_prob"], code)
 
 
-def _places(run: Run, origin: dict[str, Any]) -> list[Path]:
-    """Where scores are kept: with a run, but one of the package or the hub; in the cache, by what they depend on."""
-    cache, name = storage.cache_directory(), hashlib.blake2b(to_json(origin).encode(), digest_size=16).hexdigest()
-    own = [] if name_of(run.path) else [run.path / HELD_OUT_FILE]
-    return [*own, *([] if cache is None else [cache / "held-out-scores" / f"{name}.json"])]
+def origin(run: Run) -> dict[str, Any]:
+    """What scores of held-out images depend on, but for the scoring: the weights, the data, and the choice of them."""
+    data = stored_data(run)
+    return {
+        "weights": weights_digest(run.path),
+        "data": data.held_out_digest or data.source,
+        "held_out_fraction": data.held_out_fraction,
+        "split_seed": data.split_seed,
+        "max_images": MAX_IMAGES,
+    }
+
+
+def chosen_images(run: Run, source: str | None = None, loading: Progress | None = None) -> ImageSet:
+    """The held-out images that are scored, a seeded `MAX_IMAGES` of them where there are more."""
+    held_out = open_held_out(run, source, progress=loading)
+    if len(held_out) > MAX_IMAGES:
+        held_out = held_out.subset(seeded_permutation(len(held_out), "held-out scores")[:MAX_IMAGES])
+    return held_out
+
+
+def write_scores(path: Path, key: dict[str, Any], files: str | None, code: list[float], scored: list[Scored]) -> None:
+    """Keep scores of the images whose code has these bits, the newest first, sealed by a digest.
+
+    Args:
+        key: `origin` of them. files: what changes with the files of the data, such as the name of a set that is known.
+    """
+    kept = {"key": key, "files": files, "code_bits": code, "scored": scored}
+    storage.write_text(path, to_json(digests.sealed(kept)) + "\n")  # a line for each number would be twice the size
+
+
+def _cache_file(key: dict[str, Any]) -> list[Path]:
+    """Where scores are kept that have no place with their run, by what they depend on; none without a cache."""
+    cache, name = storage.cache_directory(), hashlib.blake2b(to_json(key).encode(), digest_size=16).hexdigest()
+    return [] if cache is None else [cache / "held-out-scores" / f"{name}.json"]
 
 
 def _files(source: str, options: LoadOptions) -> str | None:
@@ -141,24 +172,27 @@ def _files(source: str, options: LoadOptions) -> str | None:
         return ""  # whoever opens it says what is wrong
 
 
-def _read(path: Any) -> list[dict[str, Any]]:
-    """What was kept, the newest first; empty where there is nothing, or nothing that can be used."""
+def _read(path: Path) -> dict[str, Any] | None:
+    """What `write_scores` has left; None where there is nothing, or nothing that can be used."""
     try:
         known = digests.unsealed(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
-        return []
-    if known is None or not isinstance(known.get("earlier"), list):
-        return []
-    entries = [{name: known.get(name) for name in ("key", "files", "scores", "code_bits")}, *known["earlier"]]
-    return entries if all(map(_is_entry, entries)) else []
+        return None
+    kinds = {"key": dict, "files": str | None, "code_bits": list, "scored": list}
+    if known is None or not all(name in known and isinstance(known[name], kind) for name, kind in kinds.items()):
+        return None
+    code, scored = known["code_bits"], known["scored"]
+    good = code and all(map(_is_number, code)) and all(_is_scored(entry, len(code)) for entry in scored)
+    return known if good else None
 
 
-def _is_entry(entry: Any) -> bool:
-    """Whether this is a key with as many scores, floats or null, as bits, and one at least."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("key"), dict):
+def _is_scored(entry: Any, count: int) -> bool:
+    """Whether this is a scoring with so many scores, floats or null."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("scoring"), dict):
         return False
-    scores, code = entry.get("scores"), entry.get("code_bits")
-    if not isinstance(scores, list) or not isinstance(code, list) or len(scores) != len(code) or not scores:
-        return False
-    numbers = [*(v for v in scores if v is not None), *code]
-    return all(type(v) is float and abs(v) < 1e300 for v in numbers)
+    scores = entry.get("log_prob")
+    return isinstance(scores, list) and len(scores) == count and all(v is None or _is_number(v) for v in scores)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float and abs(value) < 1e300
