@@ -69,6 +69,7 @@ def test_the_command_line_answers_quickly(arguments: list[str]) -> None:
         "from tarflow.cli import main\n"
         "raise SystemExit(main())"
     )
+    most = 0.3 if len(arguments) == 1 else 1.0  # the options of a command are made by a library, which takes its time
     seconds = []
     for _ in range(5):  # CPU time, but other processes still cost us some, in the caches
         *text, last = python("-c", code, *arguments).stdout.splitlines()
@@ -76,9 +77,9 @@ def test_the_command_line_answers_quickly(arguments: list[str]) -> None:
         taken, has_torch = last.split()
         assert has_torch == "False"
         seconds.append(float(taken))
-        if seconds[-1] < 1.0:
+        if seconds[-1] < most:
             return
-    pytest.fail(f"tarflow {' '.join(arguments)} took {seconds} s of CPU time, never less than a second")
+    pytest.fail(f"tarflow {' '.join(arguments)} took {seconds} s of CPU time, never less than {most}")
 
 
 def check_metadata(wheel: Path) -> None:
