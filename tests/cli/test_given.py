@@ -15,6 +15,8 @@ import tarflow
 from tarflow import checkpoint
 from tarflow.cli import main
 from tarflow.data.tables import read_table
+from tarflow.play.answers import Answers
+from tarflow.play.studio import Studio
 from tarflow.run_data import open_splits
 
 SMALL = (
@@ -102,6 +104,23 @@ def test_scores_are_those_under_the_numbers(place: Path, capsys: pytest.CaptureF
     assert call("evaluate run --draws 1 --float64 2 --against inverted --no-save") == 0
     said = json.loads(capsys.readouterr().out)
     assert said["labels"] == "given" and said["images"] == 8 and said["against"]["inverted"]["labels"] == "null"
+
+
+def test_the_page_takes_the_numbers_by_their_names(place: Path) -> None:
+    answers = Answers(Studio(tarflow.open_run("run")))
+    (field,) = answers.studio.fields
+    assert field.name == "angle, brightness" and field.start.startswith("angle=") and ", brightness=" in field.start
+    words = "[brightness = 0.9, angle=90]"
+    for text in (words, "90 0.9"):
+        (value,) = answers._several((text,), 1)
+        assert value.tolist() == [[90, 0.9]]
+    for text in ("angle=90", "angle=90, angle=90", "angle=90, 0.9", "angle=90, size=3"):
+        *_, (word, _) = answers.score("[]", 0, text)
+        assert "expected angle=…, brightness=…, each once, or the numbers alone" in word
+    *_, (word, result) = answers.score("[]", 0, words)
+    assert (
+        "1 scored" in word and "Scored with what is given" in (result or "") and "8 held-out images" in (result or "")
+    )
 
 
 def test_guidance_and_a_row_of_samples_for_each_of_a_table(place: Path) -> None:

@@ -182,6 +182,7 @@ WRONG = {
     "sample plain --out d.csv --given d=1": "plain has no conditions",
     "evaluate given": "given: a flow on the columns of a table; expected one on images",
     "denoise given photos --out d": "given: a flow on the columns of a table; expected one on images",
+    "play given": "given: a flow on the columns of a table, of which there is no picture; `tarflow sample` draws rows",
     "quality given": "given: a flow on the columns of a table; expected one on images",
 }
 

@@ -41,7 +41,7 @@ def test_images_appear_as_they_finish(answers: Answers) -> None:
     assert grids == [2, 4, 6, 8, 10]
     assert "0 of 10 images" in told[0][0] and "<progress" in told[0][0] and "<progress" not in told[-1][0]
     assert "10 images in" in told[-1][0] and "denoised with σ=0.1; seed 0" in told[-1][0]
-    assert images(told[-2][1] or "")[3] == "Sample 4, class 3"
+    assert images(told[-2][1] or "")[3] == "Sample 4, 3"
 
 
 def test_a_trace_is_a_film_that_ends_in_the_image(answers: Answers) -> None:
@@ -62,7 +62,8 @@ def test_pictures_are_scored_each_with_its_own_outcome(answers: Answers) -> None
 
 
 def test_without_pictures_a_sample_is_scored(answers: Answers, plain: Answers) -> None:
-    assert "sample of seed 5" in outcome(answers.score("[]", 5, "3"))[1]
+    assert "sample of seed 5, 3<" in outcome(answers.score("[]", 5, "3"))[1]
+    assert "sample of seed 12, 2<" in outcome(answers.score("[]", 12, "all"))[1], "any class: one after the other"
     word, result = outcome(plain.score(None, 5))
     assert "1 scored" in word and "bits/dim" in result and "Most likely classes" not in result
 

@@ -22,7 +22,7 @@ import pytest
 
 import tarflow
 from browser import chromium, complaints, faint, nameless, requested, resize
-from play_cases import picture
+from play_cases import conditioned, picture
 from report_cases import make_run
 
 pytestmark = pytest.mark.extra
@@ -133,7 +133,7 @@ def person(server: Server, tmp_path: Path) -> Iterator[Person]:
 def test_every_tab_does_what_it_says(person: Person, tmp_path: Path) -> None:
     keys = pytest.importorskip("selenium.webdriver.common.keys", reason="selenium is not installed").Keys
     assert re.match(r"16 images in .* s; no guidance, denoised with σ=0.1; seed 0\.", person.press("draw"))
-    assert len(person.all("#draw-result img")) == 16 and "class 9" in person.seen("#draw-result").text
+    assert len(person.all("#draw-result img")) == 16 and person.all("#draw-result figcaption")[9].text == "9"
 
     assert person.press("follow") == "Image 1 in 4 stages."
     slider, main = person.seen("#film-trace"), person.seen("#follow-result .film > img")
@@ -209,13 +209,7 @@ def test_it_can_be_read_and_used_at_400_pixels(server: Server, tmp_path: Path, d
     with chromium(tmp_path / "profile", width=400, dark=dark) as browser:
         person = Person(browser, server.address)
         assert browser.execute_script("return document.body.classList.contains('dark')") == dark
-        for name, start in {
-            "Draw": "draw",
-            "Score": "score",
-            "Walk": "walk",
-            "Edit": "edit",
-            "Look inside": "inside",
-        }.items():
+        for name, start in TABS.items():
             person.tab(name)
             person.press(start)
             for width in (400, 1400):
@@ -255,26 +249,43 @@ def test_a_bare_model_has_no_controls_for_what_it_has_not_and_its_drawing_can_be
         assert complaints(browser) == []
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        *(
-            "gradio_api/file=/etc/passwd",
-            "gradio_api/file=config.json",
-            "file=/etc/passwd",
-            "gradio_api/proxy=http://x/",
-        ),
-        *("static/..%2f..%2f..%2f..%2fetc%2fpasswd", "assets/..%2f..%2f__init__.py", "gradio_api/info", "monitoring"),
-        *(
-            "static//etc/passwd",
-            "assets//etc/passwd",
-            "custom_component/a/b/c/d",
-            "svelte/x.js",
-            "docs",
-            "openapi.json",
-        ),
-    ],
-)
+def test_numbers_and_a_picture_can_be_given(serve: Callable[[Path], Server], tmp_path: Path) -> None:
+    """A model that is conditioned on them has a field for each, in every tab that has a use for it."""
+    run = conditioned(tmp_path / "run", "vector:2+tokens:2:3+image:1:8:8:4").studio.run
+    server, given = serve(run.path), tmp_path / "given.png"
+    given.write_bytes(picture((8, 8)))
+    with chromium(tmp_path / "profile", width=400) as browser:
+        person = Person(browser, server.address)
+        fields = [e for e in person.all("textarea, input[type=text]") if e.is_displayed()]
+        assert [e.get_property("value") for e in fields] == ["0.5, -100", "1, 2, 3\n1, 2, 3"]
+        person.source("draw-2").find_element(person.by.CSS_SELECTOR, "input[type=file]").send_keys(str(given))
+        until(lambda: len(person.all("[data-source=draw-2] .chosen li")) == 1, "the chosen file")
+        assert person.press("draw").startswith("16 images in")
+        first = person.all("#draw-result img")[0].get_attribute("src")
+        fields[0].clear()
+        fields[0].send_keys("1 2 3")
+        assert person.press("draw") == "2 numbers: expected 2 numbers, or nothing, got 3"
+        fields[0].clear()
+        fields[0].send_keys("900, 900")
+        assert person.press("draw").startswith("16 images in")
+        assert person.all("#draw-result img")[0].get_attribute("src") != first
+        for name, start in TABS.items():
+            person.tab(name)
+            word = person.press(start)
+            assert person.seen(f"#{start}-word p").get_attribute("role") == "status", word
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= 400, name
+            assert faint(browser) == nameless(browser) == [], name
+        assert complaints(browser) == []
+
+
+UNREADABLE = """
+    gradio_api/file=/etc/passwd gradio_api/file=config.json file=/etc/passwd gradio_api/proxy=http://x/ gradio_api/info
+    static/..%2f..%2f..%2f..%2fetc%2fpasswd assets/..%2f..%2f__init__.py monitoring static//etc/passwd
+    assets//etc/passwd custom_component/a/b/c/d svelte/x.js docs openapi.json
+"""
+
+
+@pytest.mark.parametrize("path", UNREADABLE.split())
 def test_no_path_of_the_server_is_readable(server: Server, path: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(server.address + path, timeout=SECONDS)

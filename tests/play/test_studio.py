@@ -10,6 +10,7 @@ import torch
 
 import tarflow
 from play_cases import answers_of
+from tarflow.evaluation.likelihood import held_out
 from tarflow.evaluation.likelihood.held_out import held_out_scores, run_scoring
 from tarflow.evaluation.likelihood.scores import class_scores
 from tarflow.measure import to_8bit
@@ -138,6 +139,21 @@ def test_scores_are_those_of_the_command(studio: Studio) -> None:
         assert score.classes[0][1] == pytest.approx(float(posterior.max()))
     assert found.histogram is not None and sum(found.histogram.counts) == found.histogram.images == len(known.log_prob)
     assert len(found.histogram.edges) == BINS + 1
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion-mnist"])
+def test_a_model_that_comes_along_knows_how_usual_a_picture_is_at_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its data, which are not at hand everywhere, and without scoring them."""
+    monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path))
+    monkeypatch.setattr(held_out, "open_held_out", None)
+    studio = Studio(tarflow.open_run(name))
+    pixels = torch.zeros(1, 1, *studio.run.config.model.image_shape, dtype=torch.uint8)
+    for label in (None, -1, 3):
+        *_, (_, found) = Scorer(studio).score(pixels, label)
+        assert found is not None and found.histogram is not None and not found.problem
+        assert 0 <= found.scores[0].percentile <= 100 and found.histogram.images in (359, 2000)
 
 
 def test_a_run_whose_data_are_gone_scores_without_percentiles_and_names_no_place(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import xml.etree.ElementTree as ET
 
 import torch
 
+import tarflow
 from flow_cases import build
-from tarflow.report.facts import block_inside, parameters_of, short, stack
+from tarflow.report.facts import insides, parameters_of, short, stack
 
 
 def texts(svg: str) -> list[str]:
@@ -43,11 +44,24 @@ def test_tokens_darken_in_the_blocks_own_order() -> None:
 
 
 def test_the_inside_says_what_is_computed() -> None:
-    affine = " ".join(texts(block_inside("i", build("conditional", torch.float32))))
+    affine, additive = (" ".join(texts(*insides("i", build(n, torch.float32)))) for n in ("conditional", "additive"))
     assert "position + class" in affine and "exp(−log-scale)" in affine and "linear, 4 → 16" in affine
-    additive = " ".join(texts(block_inside("i", build("additive", torch.float32))))
     assert "class" not in additive and "exp" not in additive and "volume-preserving" in additive
     assert "N(0, V)" in " ".join(texts(stack("s", build("additive", torch.float32))))
+
+
+def test_blocks_of_other_kinds_are_drawn_each_with_what_it_computes() -> None:
+    config = tarflow.TarFlowConfig(
+        *(8, 4, 16, (1, 2, 1)),
+        channels=1,
+        head_dim=8,
+        transforms=("spline-by-number", "affine-mixed", "affine-mixed"),
+        start_token=True,
+    )
+    first, others = (" ".join(texts(svg)) for svg in insides("i", tarflow.TarFlow(config)))
+    assert "block 0: " in first and "spline(x)" in first and "number after number" in first and "1 causal" in first
+    assert "blocks 1, 2: " in others and "spline" not in others and "triangular" in others and "1 to 2 causal" in others
+    assert "left as it is" not in first + others, "a start token stands before the first"
 
 
 def test_everything_is_inside_the_drawing() -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 import tarflow
 from report_cases import make_run
+from tarflow.model.saving import WEIGHTS_FILE
 from tarflow.play.answers import Answers
 from tarflow.play.studio import Studio
 
@@ -20,6 +22,19 @@ from tarflow.play.studio import Studio
 def answers_of(path: Path, *, classes: bool = True, noise: str = "gaussian", source: str = "digits") -> Answers:
     """The answers for an untrained flow on the digits."""
     return Answers(Studio(tarflow.open_run(make_run(path, classes=classes, noise=noise, source=source))))
+
+
+def conditioned(path: Path, condition: str) -> Answers:
+    """The answers for an untrained flow on other conditions, whose numbers have means of their own."""
+    run = tarflow.open_run(make_run(path, classes=False, noise="gaussian", condition=condition))
+    conditions = run.flow.conditions
+    for part in getattr(conditions, "parts", [conditions]):
+        if part.value_shape == (2,):
+            part.mean.copy_(torch.tensor([0.5, -100.0]))
+        if part.value_shape == (2, 3):
+            part.mean.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
+    run.flow.save_weights(path / WEIGHTS_FILE)
+    return Answers(Studio(run))
 
 
 def picture(size: tuple[int, int] = (12, 10), mode: str = "L", kind: str = "PNG", **options: Any) -> bytes:

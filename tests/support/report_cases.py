@@ -16,10 +16,12 @@ VOID = {"img", "link", "meta", "br", "hr", "input"}
 DIGITS = tuple(str(k) for k in range(10))
 
 
-def make_run(path: Path, *, classes: bool, noise: str, patch_size: int = 4, source: str = "digits") -> Path:
-    """A run directory of an untrained flow with metrics that somebody might have measured."""
+def make_run(
+    path: Path, *, classes: bool, noise: str, patch_size: int = 4, source: str = "digits", **fields: Any
+) -> Path:
+    """A run of an untrained flow, of whose config are `fields`, with metrics that somebody might have measured."""
     # Bounded, because random weights under strong guidance overflow.
-    shape = {"channels": 1, "num_classes": 10 if classes else 0, "head_dim": 8, "log_scale_bound": 1.0}
+    shape = {"channels": 1, "num_classes": 10 if classes else 0, "head_dim": 8, "log_scale_bound": 1.0} | fields
     model = TarFlowConfig(8, patch_size, 16, (1, 2), **shape)  # type: ignore[arg-type]
     data = DataConfig(source, levels=17, class_names=DIGITS if classes else (), conditional=classes)
     training = TrainingConfig(noise=noise, noise_std=0.1, steps=40, batch_size=8)  # type: ignore[arg-type]

@@ -38,10 +38,16 @@ class Play:
 def run(args: Play) -> None:
     from tarflow.devices import pick_device
     from tarflow.play.serve import check_installed, serve
+    from tarflow.pretrained import is_table_run
     from tarflow.runs import open_run
 
     if not 0 <= args.port <= MOST_PORT:
         raise ValueError(f"--port: expected 0 to {MOST_PORT}, got {args.port}")
+    if is_table_run(args.run):
+        raise ValueError(
+            f"{args.run}: a flow on the columns of a table, of which there is no picture; `tarflow sample` draws rows, "
+            "`tarflow score` scores them, `tarflow report` shows how well it fits"
+        )
     check_installed()
     opened = open_run(args.run, device=pick_device(args.device))
     serve(opened, args.host, args.port, lambda address: print(f"{address}  (Ctrl-C ends it)", file=sys.stderr))

@@ -81,9 +81,11 @@ def read_model(directory: Path, config_type: type[Any], kind: str) -> tuple[Any,
 
 
 def of_images(sections: Any, path: str | Path) -> Any:
-    """The sections of a config.json; ConfigError where they are of a flow on the columns of a table."""
+    """The sections of a config.json; ConfigError where they are of a flow on anything but images."""
     if isinstance(sections, dict) and TABLE_SECTION in sections:
         raise ConfigError(f"{path}: a flow on the columns of a table; expected one on images")
+    if isinstance(sections, dict) and (kind := sections.get("kind")) in KINDS and kind != DEFAULT_KIND:
+        raise ConfigError(f"{path}: a flow on {kind}; expected one on {DEFAULT_KIND}; tarflow.from_pretrained loads it")
     return sections
 
 

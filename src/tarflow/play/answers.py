@@ -12,13 +12,16 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from tarflow.model.condition import Value
 from tarflow.play import inside
+from tarflow.play.given import Field, value_of
 from tarflow.play.parts import PARTS, histogram, variations, worth
 from tarflow.play.pictures import MOST_BYTES, MOST_FILES, Picture, address, read_pictures
 from tarflow.play.scoring import Scorer, Scores
@@ -35,7 +38,7 @@ from tarflow.play.wishes import (
     label,
     whole,
 )
-from tarflow.report.facts import block_inside, stack
+from tarflow.report.facts import insides, stack
 from tarflow.report.likelihood import LABELS, unit_of
 from tarflow.report.words import plural
 from tarflow.sampling.sample import SamplingError
@@ -84,6 +87,7 @@ class Answers:
         self.drawing = (
             *("images", "seed"),
             *(["class"] if studio.classes else []),
+            *(f"given {k}" for k in range(len(studio.fields))),
             *(["guidance", "rule"] if guided else []),
             *(["temperature"] if studio.by_temperature else []),
             *(["denoise"] if studio.sigma is not None else []),
@@ -93,6 +97,11 @@ class Answers:
         """Where somebody chooses or draws pictures, by the name that `tarflowSource` in page.js takes."""
         limits = {"bytes": MOST_BYTES, "files": MOST_FILES}
         return str(PARTS.source(name, legend, many, seed, limits, self.studio.run.config.model.channels))
+
+    def given(self, name: str, field: Field) -> str:
+        """Where somebody chooses or draws a picture that the model is given."""
+        limits = {"bytes": MOST_BYTES, "files": 1}
+        return str(PARTS.source(name, f"Given: a {field.name}", False, None, limits, field.sizes[0]))
 
     def region(self, name: str) -> str:
         """Where somebody chooses what of a picture is drawn anew, by the name that `tarflowRegion` in page.js takes."""
@@ -107,7 +116,10 @@ class Answers:
     def _wish(self, values: tuple[Any, ...]) -> Drawing:
         if len(values) != len(self.drawing):
             raise ValueError(f"expected {len(self.drawing)} values ({', '.join(self.drawing)}), got {len(values)}")
-        return drawing(dict(zip(self.drawing, values, strict=True)), len(self.studio.classes))
+        named = dict(zip(self.drawing, values, strict=True))
+        wish = drawing(named, len(self.studio.classes))
+        given = [value for name, value in named.items() if name.startswith("given ")]
+        return replace(wish, label=self._given(given)) if given else wish
 
     @answered
     def draw(self, *values: Any) -> Answer:
@@ -128,11 +140,13 @@ class Answers:
                 continue
             for image in drawn.images:
                 k = len(items)
-                kind = "" if labels is None else f"class {self._name(labels[k])}"
-                items.append({"src": address(image), "alt": f"Sample {k + 1}, {kind or 'no class'}", "caption": kind})
+                kind = "" if labels is None else self._name(labels[k])
+                name = f"Sample {k + 1}, {kind}" if kind else f"Sample {k + 1}"
+                items.append({"src": address(image), "alt": name, "caption": kind})
             yield str(PARTS.progress(len(items), wish.images, "images")), str(PARTS.grid(items))
         seconds = time.monotonic() - began
-        text = f"{plural(wish.images, 'image')} in {seconds:.1f} s; {setting}; seed {wish.seed}."
+        how = setting if self.studio.sigma is not None else setting.guidance
+        text = f"{plural(wish.images, 'image')} in {seconds:.1f} s; {how}; seed {wish.seed}."
         yield str(PARTS.message(text)), None
 
     @answered
@@ -154,10 +168,10 @@ class Answers:
     # --- score ------------------------------------------------------------------------------------------------------
 
     @answered
-    def score(self, files: Any, seed: Any, chosen: Any = None) -> Answer:
+    def score(self, files: Any, seed: Any, *chosen: Any) -> Answer:
         """Pictures, or a sample, scored."""
-        classes = len(self.studio.classes)
-        given = None if chosen == ALL and classes else label("class", chosen, classes)
+        every = bool(self.studio.classes) and chosen == (ALL,)
+        given = None if every else self._several(chosen, 1)[0]
         pictures = read_pictures(self.studio.run, files) or [self._sample(seed, given)]
         good = [picture for picture in pictures if picture.pixels is not None]
         yield str(PARTS.waiting(0, "scoring")), None
@@ -194,7 +208,8 @@ class Answers:
             items.append(item)
         if found is None:
             return str(PARTS.scored(items, "", ""))
-        note = f"Scored with {LABELS[found.policy]}; the mean over {found.draws} draws of the noise of the training."
+        policy = "what is given" if self.studio.fields and found.policy == "given" else LABELS[found.policy]
+        note = f"Scored with {policy}; the mean over {found.draws} draws of the noise of the training."
         if found.problem:
             note += f" There are no percentiles: {found.problem}."
         drawn = "" if found.histogram is None else histogram(found.histogram, found, unit)
@@ -251,24 +266,32 @@ class Answers:
         """What the model is, and what each block does."""
         yield str(PARTS.waiting(0, "looking")), None
         for found in inside.look(self.studio):
-            drawings = [stack("play-stack", self.studio.flow), block_inside("play-inside", self.studio.flow)]
+            drawings = [stack("play-stack", self.studio.flow), *insides("play-inside", self.studio.flow)]
             blocks = [vars(block) | {"src": address(block.image)} for block in found.blocks]
-            shown = PARTS.inside(found.facts, address(found.image), blocks, drawings, inside.IMAGES)
+            shown = PARTS.inside(found.facts, address(found.image), blocks, drawings, inside.IMAGES, found.why)
             yield str(PARTS.message("Measured just now.")), str(shown)
 
     # --- what several of them do ------------------------------------------------------------------------------------
 
     def _name(self, number: int) -> str:
-        return "none" if number < 0 else self.studio.classes[number]
+        return "no class" if number < 0 else self.studio.classes[number]
 
-    def _several(self, chosen: tuple[Any, ...], count: int) -> list[int | None]:
-        """Labels of `count` class controls, which are there where the model has classes."""
-        classes = len(self.studio.classes)
-        if len(chosen) != (count if classes else 0):
-            raise ValueError(f"expected {count if classes else 0} classes, got {len(chosen)}")
+    def _several(self, chosen: tuple[Any, ...], count: int) -> list[Any]:
+        """What `count` pictures are conditioned on, one after the other, of the controls that each has: one of a class,
+        where the model has classes, or one of each other condition, of which it is a value of one row."""
+        classes, fields = len(self.studio.classes), len(self.studio.fields)
+        width = fields or bool(classes)
+        if len(chosen) != count * width:
+            what = "values of conditions" if fields else "classes"
+            raise ValueError(f"expected {count * width} {what}, got {len(chosen)}")
+        if fields:
+            return [self._given(chosen[k * fields : (k + 1) * fields]) for k in range(count)]
         return [label("class", value, classes) for value in chosen] if classes else [None] * count
 
-    def _seen(self, what: str, files: Any, seed: Any, own: int | None, *, clean: bool = False) -> Tensor:
+    def _given(self, texts: Sequence[Any]) -> Value:
+        return value_of(self.studio.flow, self.studio.fields, texts)
+
+    def _seen(self, what: str, files: Any, seed: Any, own: Any, *, clean: bool = False) -> Tensor:
         """The one picture that was given, or the sample of a seed, as the model sees it; `clean`, without its noise."""
         pictures = read_pictures(self.studio.run, files, 1)
         if not pictures:
@@ -281,7 +304,9 @@ class Answers:
             return self.studio.run.measure.clean(pixels).to(self.studio.flow.device)
         return self.studio.seen(pixels)
 
-    def _sample(self, seed: Any, own: int | None) -> Picture:
-        number = whole("seed", seed, 0, MOST_SEED)
-        x = self.studio.sampled(number, -1 if own is None and self.studio.classes else own)
-        return Picture(f"sample of seed {number}", self.studio.run.pixels(x[None])[0])
+    def _sample(self, seed: Any, own: Any) -> Picture:
+        number, classes = whole("seed", seed, 0, MOST_SEED), len(self.studio.classes)
+        own = number % classes if own is None and classes else own  # of any class: one after the other
+        x = self.studio.sampled(number, own)
+        name = f"sample of seed {number}" + (f", {self._name(own)}" if classes else "")
+        return Picture(name, self.studio.run.pixels(x[None])[0])

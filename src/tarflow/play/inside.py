@@ -53,6 +53,12 @@ class Inside:
     image: Tensor
     blocks: list[BlockWork]
 
+    @property
+    def why(self) -> str:
+        """Why they are decoded as they are, where that is the same of all; else each says it."""
+        reasons = {block.why for block in self.blocks}
+        return reasons.pop() if len(reasons) == 1 else ""
+
 
 def look(studio: Studio) -> Iterator[Inside]:
     """Look inside: draws `IMAGES` samples, which measures the solvers where that pays, and encodes them again."""
@@ -65,7 +71,7 @@ def look(studio: Studio) -> Iterator[Inside]:
 
 
 def _look(studio: Studio) -> Inside:
-    flow, y = studio.flow, studio.run.labels(None, IMAGES) if studio.classes else None
+    flow, y = studio.flow, studio.usual_labels(IMAGES)
     calibration = open_calibration(studio.run)
     x = sample(flow, IMAGES, y, seed=0, solver=Auto(calibration))
     choices = calibration.choices.get(calibration_key(flow, IMAGES, None, None), ())
@@ -116,8 +122,11 @@ def facts(studio: Studio) -> dict[str, str]:
         "Patches": f"{model.num_patches} of {model.patch_size}×{model.patch_size} pixels",
         "Blocks": f"{plural(len(model.layers), 'block')} ({kinds}), width {model.width}",
         "Parameters": f"{parameters_of(run.flow):,}",
-        "Classes": plural(len(studio.classes), "class") if studio.classes else "none",
     }
+    if studio.fields:
+        found["Conditioned on"] = " and ".join(field.name for field in studio.fields)
+    else:
+        found["Classes"] = plural(len(studio.classes), "class") if studio.classes else "none"
     if run.config.training is not None:
-        found["A density of"] = str(run.measure)
+        found["Likelihoods in"] = str(run.measure)
     return found

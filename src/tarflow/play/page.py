@@ -27,6 +27,7 @@ HERE = Path(__file__).resolve().parent / "templates"
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
 WAITING = 64  # requests that wait at most; who comes then is told so
 LATE = 700  # milliseconds within which what a stopped answer still said has come
+EMPTY = "; empty is no condition, which a model knows only where its training dropped some"
 ONE = "tarflow"  # what all that compute share: one at a time
 
 
@@ -81,7 +82,10 @@ def events_of(blocks: Any) -> dict[int, int]:
 def _draw(answers: Answers) -> None:
     with gr.Row():
         with gr.Column(min_width=280, scale=1):
-            values = [_CONTROLS[name](answers) for name in answers.drawing]
+            values = []
+            for name in answers.drawing:
+                known = _CONTROLS.get(name)
+                values += [known(answers)] if known else _field(answers, "draw", int(name.split()[1]))
             with gr.Row():
                 start, stop = _start("Draw", "draw"), gr.Button("Stop", min_width=100, elem_id="draw-stop")
         with gr.Column(min_width=280, scale=3):
@@ -99,13 +103,12 @@ def _score(answers: Answers) -> None:
     with gr.Row():
         with gr.Column(min_width=280, scale=1):
             source = _source(answers, "score", "Pictures to score", many=True)
-            classes = [_class_choice(answers, "Scored as", ("any class", ALL))] if answers.studio.classes else []
+            given = _condition(answers, "score-given", "Scored as", ("any class", ALL))
             with gr.Row():
                 start, stop = _start("Score", "score"), gr.Button("Stop", min_width=100, elem_id="score-stop")
         with gr.Column(min_width=280, scale=3):
             word, result = _outcome("score")
-    script = "(f, s, ...rest) => [...window.tarflowSource('score'), ...rest]"
-    scoring = _on(start, answers.score, [*source, *classes], word, result, script)
+    scoring = _on(start, answers.score, [*source, *given], word, result)
     _stops(stop, answers, word, [scoring])
 
 
@@ -113,15 +116,14 @@ def _walk(answers: Answers) -> None:
     with gr.Row():
         with gr.Column(min_width=280, scale=1):
             first = _source(answers, "first", "From", seed=0)
-            labels = [_class_choice(answers, "Class of the first")] if answers.studio.classes else []
+            given = _condition(answers, "first-given", "Class of the first", usual="0")
             last = _source(answers, "last", "To", seed=1)
-            labels += [_class_choice(answers, "Class of the last")] if answers.studio.classes else []
+            given += _condition(answers, "last-given", "Class of the last", usual="0")
             steps = _raw(gr.Slider(3, MOST_STEPS, 13, step=1, label="Images on the way"))
             start = _start("Walk", "walk")
         with gr.Column(min_width=280, scale=3):
             word, result = _outcome("walk")
-    script = "(a, b, c, d, ...rest) => [...window.tarflowSource('first'), ...window.tarflowSource('last'), ...rest]"
-    _on(start, answers.walk, [*first, *last, steps, *labels], word, result, script)
+    _on(start, answers.walk, [*first, *last, steps, *given], word, result)
 
 
 def _edit(answers: Answers) -> None:
@@ -129,19 +131,18 @@ def _edit(answers: Answers) -> None:
         with gr.Column(min_width=280, scale=1):
             source = _source(answers, "edit", "The picture")
             gr.HTML(answers.region("edit"), elem_classes="tf")
-            region = _raw(gr.Textbox(visible=False))
+            region = _sent(gr.Textbox(visible=False), "window.tarflowRegion('edit')")
             images = _raw(gr.Slider(1, MOST_VARIATIONS, 6, step=1, label="Drawings"))
             seconds = _raw(
                 gr.Slider(1, MOST_SECONDS, 20, step=1, label="Seconds at most", info="more of them draw more exactly")
             )
             seed = _raw(gr.Number(0, precision=0, minimum=0, maximum=MOST_SEED, label="Seed of what is new"))
-            labels = [_class_choice(answers, "Class")] if answers.studio.classes else []
+            given = _condition(answers, "edit-given", "Class", usual="0")
             with gr.Row():
                 start, stop = _start("Draw it anew", "edit"), gr.Button("Stop", min_width=100, elem_id="edit-stop")
         with gr.Column(min_width=280, scale=3):
             word, result = _outcome("edit")
-    script = "(f, s, r, ...rest) => [...window.tarflowSource('edit'), window.tarflowRegion('edit'), ...rest]"
-    redrawing = _on(start, answers.redraw, [*source, region, images, seed, seconds, *labels], word, result, script)
+    redrawing = _on(start, answers.redraw, [*source, region, images, seed, seconds, *given], word, result)
     _stops(stop, answers, word, [redrawing])
 
 
@@ -193,16 +194,51 @@ def _raw(component: Any) -> Any:
     return component
 
 
-def _class_choice(answers: Answers, text: str, first: tuple[str, str] | None = None) -> Any:
+def _sent(component: Any, script: str) -> Any:
+    """A control in whose place the page sends what some JavaScript gives, where VALUE is its own."""
+    component.sent = script
+    return _raw(component)
+
+
+def _class_choice(answers: Answers, text: str, first: tuple[str, str] | None = None, usual: str | None = None) -> Any:
+    """A class, or none, or what `first` stands for; `usual` is chosen at first, else the first of them."""
     choices = [*([first] if first else []), ("no class", NULL)]
     choices += [(name, str(number)) for number, name in enumerate(answers.studio.classes)]
-    return _raw(gr.Dropdown(choices, value=choices[0][1], label=text, filterable=len(choices) > 20))
+    return _raw(gr.Dropdown(choices, value=usual or choices[0][1], label=text, filterable=len(choices) > 20))
+
+
+def _condition(
+    answers: Answers, name: str, text: str, first: tuple[str, str] | None = None, usual: str | None = None
+) -> list[Any]:
+    """What a picture is conditioned on: a class under the name `text`, or a control for each condition, or nothing."""
+    studio = answers.studio
+    if studio.classes:
+        return [_class_choice(answers, text, first, usual)]
+    return [control for number in range(len(studio.fields)) for control in _field(answers, name, number)]
+
+
+def _field(answers: Answers, name: str, number: int) -> list[Any]:
+    """The control of one condition that is more than a class."""
+    field = answers.studio.fields[number]
+    if field.kind == "image":
+        source = f"{name}-{number}"
+        gr.HTML(answers.given(source, field), elem_classes="tf")
+        return [_sent(gr.Textbox(visible=False), f"window.tarflowSource('{source}')[0]")]
+    if field.kind == "classes":
+        names = field.names or [str(k) for k in range(field.sizes[0])]
+        choices = [("no class", NULL), *((name, str(k)) for k, name in enumerate(names))]
+        return [_raw(gr.Dropdown(choices, value=NULL, label="Class", filterable=len(choices) > 20))]
+    lines = field.sizes[0] if field.kind == "tokens" else 1
+    info = "with commas" + (", a line for each token" if field.kind == "tokens" else "") + EMPTY
+    box = gr.Textbox(field.start, label=f"Given: {field.name}", info=info, lines=min(lines, 8), max_lines=max(lines, 8))
+    return [_sent(box, "`[${VALUE}]`")]  # in brackets, by which the gate knows a list
 
 
 def _source(answers: Answers, name: str, legend: str, **options: Any) -> list[Any]:
     """Where pictures come from, and the hidden fields in whose place `tarflowSource` puts them: files and seed."""
     gr.HTML(answers.source(name, legend, **options), elem_classes="tf")
-    return [_raw(gr.Textbox(visible=False)), _raw(gr.Number(visible=False))]
+    hidden = gr.Textbox(visible=False), gr.Number(visible=False)
+    return [_sent(field, f"window.tarflowSource('{name}')[{k}]") for k, field in enumerate(hidden)]
 
 
 def _start(text: str, name: str) -> Any:
@@ -215,8 +251,10 @@ def _outcome(name: str) -> tuple[Any, Any]:
     return word, gr.HTML("", elem_classes="tf", elem_id=f"{name}-result")
 
 
-def _on(button: Any, answer: Any, inputs: list[Any], word: Any, result: Any, script: str | None = None) -> Any:
+def _on(button: Any, answer: Any, inputs: list[Any], word: Any, result: Any) -> Any:
     """Answer a click, one after the other with all other answers."""
+    sent = {k: getattr(control, "sent", None) for k, control in enumerate(inputs)}
+    lines = "".join(f"v[{k}] = {script.replace('VALUE', f'v[{k}]')}; " for k, script in sent.items() if script)
 
     def stream(*values: Any) -> Any:
         for text, found in answer(*values):
@@ -226,7 +264,7 @@ def _on(button: Any, answer: Any, inputs: list[Any], word: Any, result: Any, scr
         stream,
         inputs,
         [word, result],
-        js=script,
+        js=f"(...v) => {{ {lines}return v; }}" if lines else None,
         concurrency_id=ONE,
         concurrency_limit=1,
         show_progress="full",

@@ -36,11 +36,14 @@ def histogram(known: Histogram, found: Scores, unit: str) -> Markup | str:
         x = left + width * share
         anchor = "start" if share < 0.2 else "end" if share > 0.8 else "middle"
         beyond = "→" if score.bits > high else "←" if score.bits < low else ""
-        text = f"{number}: {score.bits:.2f}{beyond}" if len(found.scores) < 4 else str(number)
+        which = f"{number}:" if len(found.scores) > 1 else "this picture:"
+        text = f"{which} {score.bits:.2f}{beyond}" if len(found.scores) < 4 else str(number)
         marks.append({"x": f"{x:.1f}", "anchor": anchor, "label": text})
         words.append(f"picture {number} at {score.bits:.2f}")
     description = f"{known.images} held-out images from {low:.2f} to {high:.2f} {unit}; {', '.join(words)}."
-    return PARTS.histogram("score-histogram", bars, marks, f"{low:.2f}", f"{high:.2f}", unit, description)
+    return PARTS.histogram(
+        "score-histogram", bars, marks, f"{low:.2f}", f"{high:.2f}", f"{known.images:,}", unit, description
+    )
 
 
 def variations(images: Tensor, what: str, own: Tensor | None = None) -> str:

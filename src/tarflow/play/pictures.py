@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from tarflow.data.errors import DataError
 from tarflow.data.images import Values, decode, from_array, to_array
 from tarflow.data.options import LoadOptions
 from tarflow.data.sets import middle
-from tarflow.measure import requantize
+from tarflow.measure import Measure, requantize
 from tarflow.report.parts import data_uri
 from tarflow.run_data import image_options
 
@@ -39,11 +39,35 @@ class Picture:
 
 
 def read_pictures(run: Run, text: Any, most: int = MOST_FILES) -> list[Picture]:
-    """The pictures of a JSON list of `{"name": …, "data": base64}`, one a file; what cannot be read says why.
+    """The pictures of a JSON list of `{"name": …, "data": base64}`, one a file, as the model's data are.
+
+    What cannot be read says why.
 
     Raises:
         ValueError: no such list, or more than `most` files.
     """
+    return _pictures(text, most, lambda data: read_image(run, data))
+
+
+def read_condition(name: str, text: Any, shape: tuple[int, ...]) -> Tensor | None:
+    """The one picture of such a list that a model is given, (1, C, H, W), -1 … 1; None where there is none.
+
+    Raises ValueError naming the field: no such list, several, or what cannot be read.
+    """
+    channels, height, width = shape
+
+    def read(data: bytes) -> Tensor:
+        image = decode(data, channels, (height, width), Values("full"), MOST_PIXELS)
+        return torch.from_numpy(to_array(image).copy())
+
+    for picture in _pictures(text, 1, read):
+        if picture.pixels is None:
+            raise ValueError(f"{name}: {picture.name}: {picture.problem}")
+        return Measure().clean(picture.pixels)[None]
+    return None
+
+
+def _pictures(text: Any, most: int, read: Callable[[bytes], Tensor]) -> list[Picture]:
     try:
         listed = json.loads(text) if isinstance(text, str) and text else []
     except (ValueError, RecursionError):
@@ -52,16 +76,16 @@ def read_pictures(run: Run, text: Any, most: int = MOST_FILES) -> list[Picture]:
         raise ValueError("pictures: expected a JSON list of files")
     if len(listed) > most:
         raise ValueError(f"pictures: expected at most {most} at a time, got {len(listed)}")
-    return [_picture(run, number, entry) for number, entry in enumerate(listed, 1)]
+    return [_picture(read, number, entry) for number, entry in enumerate(listed, 1)]
 
 
-def _picture(run: Run, number: int, entry: dict[str, Any]) -> Picture:
+def _picture(read: Callable[[bytes], Tensor], number: int, entry: dict[str, Any]) -> Picture:
     given, data = entry.get("name"), entry.get("data")
     name = given if isinstance(given, str) and given.strip() else f"picture {number}"
     name = " ".join(name.split()).encode(errors="replace").decode()
     name = name if len(name) <= NAME else f"{name[: NAME - 1]}…"
     try:
-        return Picture(name, read_image(run, _bytes(data)))
+        return Picture(name, read(_bytes(data)))
     except DataError as error:
         return Picture(name, None, str(error))
 

@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -77,29 +78,34 @@ class Scorer:
     """Scores pictures by a run, and knows its held-out images once they were asked for."""
 
     studio: Studio
-    reference: dict[int | None, ImageScores | str] = field(default_factory=dict)
+    reference: dict[int | str | None, ImageScores | str] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def score(self, pixels: Tensor, label: int | None) -> Iterator[tuple[float, Scores | None]]:
+    def score(self, pixels: Tensor, label: Any) -> Iterator[tuple[float, Scores | None]]:
         """The share that is done, and at last the scores of pixels (N, C, H, W) uint8 at the levels of the run.
 
         Args:
-            label: the class of all of them; -1 is the null class, None all classes alike.
+            label: the class of all of them; -1 is the null class, None all classes alike; or a value of one row of
+                another condition.
         """
-        studio = self.studio
-        scoring = run_scoring(studio.run, label)
+        studio, given = self.studio, None
+        asked = None if studio.fields else label
+        if studio.fields and studio.flow.conditions.differs(label):
+            asked, given = "given", studio.flow.conditions.repeat(label, len(pixels))
+        scoring = run_scoring(studio.run, asked)
 
         def work(tell: Callable[[tuple[float, Scores | None]], None]) -> None:
             with studio.turn:
                 found = class_scores(
                     studio.flow,
                     pixels,
+                    given,
                     scoring=scoring,
                     all_classes=bool(studio.classes),
                     maps=True,
                     progress=lambda done, total: tell((0.9 * done / total, None)),
                 )
-                known = self._held_out(label, lambda done, total: tell((0.9 + 0.1 * done / total, None)))
+                known = self._held_out(asked, lambda done, total: tell((0.9 + 0.1 * done / total, None)))
                 reference = None if isinstance(known, str) else known
                 ours = image_scores(found, pixels)
                 columns = score_columns(ours, "likelihood", reference)
@@ -121,8 +127,12 @@ class Scorer:
 
         return streamed(work)
 
-    def _held_out(self, label: int | None, progress: Callable[[int, int], None]) -> ImageScores | str:
-        """The run's held-out images under the same labels, or why they are not to be had."""
+    def _held_out(
+        self, label: int | Literal["given"] | None, progress: Callable[[int, int], None]
+    ) -> ImageScores | str:
+        """The run's held-out images under the same labels, or each under its own numbers; or why there are none."""
+        if label == "given" and not self.studio.run.numbers:
+            return "it is not known what the held-out images of its training were given"
         if label not in self.reference:
             try:
                 scoring = run_scoring(self.studio.run, label)

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from tarflow.drawing import Sampler
 from tarflow.measure import to_8bit
+from tarflow.model.condition import Value
+from tarflow.play.given import fields_of, value_of
 from tarflow.play.streaming import streamed
 from tarflow.play.wishes import Drawing
 from tarflow.report.samples import SHOWN
@@ -64,8 +66,9 @@ class Studio:
     """One run to play with. One thing is computed at a time, whoever asks for it.
 
     Attributes:
-        classes: their names; empty where the model has none.
-        by_class, by_temperature: whether guidance by the class does anything, and by the temperature.
+        classes: their names; empty where the model has none, or is conditioned on more than a class.
+        fields: what it is conditioned on where that is no class alone; the `label` of an image is then one row of it.
+        by_class, by_temperature: whether guidance by the condition does anything, and by the temperature.
         sigma: of the noise that the model has learned; None where there is nothing to remove.
         usual: how samples are drawn where nobody says otherwise, such as what `tarflow sweep` found best.
     """
@@ -75,10 +78,11 @@ class Studio:
         if model.channels not in (1, 3):
             raise ValueError(f"{run.path}: expected images of 1 or 3 channels, got {model.channels}")
         self.run, self.flow, self.sigma, self.usual = run, run.flow, run.sigma, run.setting
-        # Of other conditions than one class nothing is asked for: their samples are those of no condition.
-        counted = run.flow.conditions.size == model.num_classes
-        self.classes = tuple(run.class_names[: model.num_classes]) if counted else ()
-        self.by_class, self.by_temperature = len(self.classes) > 1, run.flow.sequence.slots > 2
+        conditions = run.flow.conditions
+        self.fields = fields_of(run)
+        self.classes = () if self.fields else tuple(run.class_names[: conditions.size])
+        self.by_class = bool(conditions) and conditions.size != 1
+        self.by_temperature = run.flow.sequence.slots + conditions.places > 2
         self.turn = threading.Lock()
 
     # --- draw -------------------------------------------------------------------------------------------------------
@@ -92,7 +96,7 @@ class Studio:
     def draw(self, wish: Drawing) -> Iterator[Drawn]:
         """Images as they finish, with how far it is in between; leaving the iterator ends the work."""
         n, y, setting = wish.images, self._labels(wish.label, wish.images), self.setting(wish)
-        labels = None if y is None else tuple(y.tolist())
+        labels = tuple(y.tolist()) if isinstance(y, Tensor) and self.classes else None
 
         def work(tell: Callable[[Drawn], None]) -> None:
             with self.turn:
@@ -113,7 +117,7 @@ class Studio:
             setting = self.setting(wish)
             with self.turn:
                 noise = draw_noise(self.flow, torch.tensor([which], device="cpu", dtype=torch.int64), wish.seed)
-                own = None if y is None else y[which : which + 1]
+                own = self.flow.conditions.rows(y, slice(which, which + 1))
                 stages = trace(self.flow, 1, own, setting.guidance, wish.seed, setting.denoise, noise)
                 images = [*(SHOWN.pixels(stage.cpu()) for stage in stages[:-1]), self.shown(stages[-1])]
                 tell([image[0] for image in images])
@@ -122,7 +126,7 @@ class Studio:
 
     # --- walk and edit ----------------------------------------------------------------------------------------------
 
-    def sampled(self, seed: int, label: int | None) -> Tensor:
+    def sampled(self, seed: int, label: Any) -> Tensor:
         """The image that the model draws of a seed, as it sees it, (C, H, W), with the noise that it has learned."""
         return sample(self.flow, 1, self._labels(label, 1), seed=seed, solver="sequential")[0]
 
@@ -132,20 +136,19 @@ class Studio:
             return self.run.measure.clean(pixels).to(self.flow.device)
         return self.run.noisy(pixels[None])[0].to(self.flow.device)
 
-    def clean(self, x: Tensor, label: int | None) -> Tensor:
+    def clean(self, x: Tensor, label: Any) -> Tensor:
         """An image (C, H, W) as the model sees it without the noise that it has learned."""
         return self._cleaned(x[None], self._labels(label, 1))[0]
 
-    def walk(self, ends: Sequence[Tensor], labels: Sequence[int | None], steps: int) -> Iterator[Tensor]:
+    def walk(self, ends: Sequence[Tensor], labels: Sequence[Any], steps: int) -> Iterator[Tensor]:
         """Images (steps, C, H, W) uint8 on the way between two (C, H, W) as the model sees them, denoised."""
-        first, last = labels if self.classes else (None, None)
+        conditions = self.flow.conditions
+        first, last = (self._labels(label, 1) for label in labels)
 
         def work(tell: Callable[[Tensor], None]) -> None:
             with self.turn:
                 x = interpolate(self.flow, ends[0], ends[1], steps, first, last)
-                y = None
-                if first is not None and last is not None:
-                    y = torch.tensor([first, last], device="cpu", dtype=torch.int64)[nearer_end(steps)]
+                y = conditions.rows(conditions.cat([first, last]), nearer_end(steps))
                 tell(self.shown(self._cleaned(x, y)))
 
         return streamed(work)
@@ -172,7 +175,7 @@ class Studio:
         return wide[:height, :width]
 
     def redraw(
-        self, x: Tensor, region: Tensor, images: int, seed: int, label: int | None, seconds: float
+        self, x: Tensor, region: Tensor, images: int, seed: int, label: Any, seconds: float
     ) -> Iterator[Redrawn]:
         """The picture x (C, H, W), clean where the model removes noise, and `images` others with another region (H, W).
 
@@ -214,13 +217,18 @@ class Studio:
         """What the model draws as pixels of 256 levels, clipped, on the CPU."""
         return to_8bit(self.run.pixels(x), self.run.levels)
 
-    def _cleaned(self, x: Tensor, y: Tensor | None) -> Tensor:
+    def _cleaned(self, x: Tensor, y: Value) -> Tensor:
         return x if self.sigma is None else denoise(self.flow, x, self.sigma, y)
 
-    def _labels(self, label: int | None, n: int) -> Tensor | None:
-        """Of n images: one class, none (-1), or all in turn."""
+    def usual_labels(self, n: int) -> Value:
+        """Of n images where nobody says: all classes in turn, or what stands in the fields at first."""
+        starts = [field.start for field in self.fields]
+        return self._labels(value_of(self.flow, self.fields, starts) if starts else None, n)
+
+    def _labels(self, label: Any, n: int) -> Value:
+        """Of n images: one class, none (-1), or all in turn; or one value of another condition."""
         if not self.classes:
-            return None
+            return self.flow.conditions.repeat(label, n)
         if label is None:
             return self.run.labels(None, n)
         return torch.full((n,), label, device="cpu", dtype=torch.int64)

@@ -29,7 +29,7 @@ def whole(name: str, value: Any, least: int, most: int) -> int:
     except ValueError:
         number = None
     if number is None or not least <= number <= most:
-        raise ValueError(f"{name}: expected a whole number from {least} to {most}, got {_quoted(value)}")
+        raise ValueError(f"{name}: expected a whole number from {least} to {most}, got {quoted(value)}")
     return number
 
 
@@ -39,13 +39,13 @@ def number(name: str, value: Any, least: float, most: float) -> float:
     try:
         return real(name, value, expected, lambda v: least <= v <= most)
     except ValueError:
-        raise ValueError(f"{name}: expected {expected}, got {_quoted(value)}") from None
+        raise ValueError(f"{name}: expected {expected}, got {quoted(value)}") from None
 
 
 def flag(name: str, value: Any) -> bool:
     """A yes or no. ValueError that names it."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name}: expected true or false, got {_quoted(value)}")
+        raise ValueError(f"{name}: expected true or false, got {quoted(value)}")
     return value
 
 
@@ -53,7 +53,7 @@ def label(name: str, value: Any, classes: int, *, all_of_them: bool = False) -> 
     """A class by its number as text: -1 for none, and None where there are no classes, or all are meant."""
     if not classes:
         if value not in (None, ""):
-            raise ValueError(f"{name}: this model has no classes, got {_quoted(value)}")
+            raise ValueError(f"{name}: this model has no classes, got {quoted(value)}")
         return None
     if value == ALL and all_of_them:
         return None
@@ -61,14 +61,14 @@ def label(name: str, value: Any, classes: int, *, all_of_them: bool = False) -> 
         return -1
     digits = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10
     if not digits or int(value) >= classes:
-        raise ValueError(f"{name}: expected a class from 0 to {classes - 1}, or {NULL}, got {_quoted(value)}")
+        raise ValueError(f"{name}: expected a class from 0 to {classes - 1}, or {NULL}, got {quoted(value)}")
     return int(value)
 
 
 def chosen(name: str, value: Any, known: tuple[str, ...]) -> str:
     """One of several words. ValueError that names it."""
     if value not in known:
-        raise ValueError(f"{name}: expected {' or '.join(known)}, got {_quoted(value)}")
+        raise ValueError(f"{name}: expected {' or '.join(known)}, got {quoted(value)}")
     return str(value)
 
 
@@ -80,13 +80,14 @@ def cells(name: str, value: Any, count: int) -> list[int]:
         found = None
     good = isinstance(found, list) and all(type(k) is int and 0 <= k < count for k in found)
     if not isinstance(found, list) or not good:
-        raise ValueError(f"{name}: expected a JSON list of numbers from 0 to {count - 1}, got {_quoted(value)}")
+        raise ValueError(f"{name}: expected a JSON list of numbers from 0 to {count - 1}, got {quoted(value)}")
     if not found:
         raise ValueError(f"{name}: nothing is chosen; choose what is to be drawn anew")
     return found
 
 
-def _quoted(value: Any) -> str:
+def quoted(value: Any) -> str:
+    """A value that was sent, as an error shows it."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:59]}…"
 
@@ -97,14 +98,15 @@ class Drawing:
 
     Attributes:
         images: how many. seed: of the noise; image k is the same however many are drawn.
-        label: a class, -1 for none, None for all in turn, or where there are no classes.
+        label: a class, -1 for none, None for all in turn, or where there are no classes; of other conditions the value
+            of one row, None for null.
         guidance: its scale w, 0 for none. rule: "paper" or "stable". temperature: τ of the unguided branch.
         denoised: whether the noise of the training is taken away.
     """
 
     images: int
     seed: int
-    label: int | None
+    label: Any
     guidance: float
     rule: str
     temperature: float

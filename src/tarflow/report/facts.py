@@ -14,6 +14,7 @@ import torch
 from markupsafe import Markup
 
 from tarflow import __version__
+from tarflow.architecture import BY_NUMBER, MIXED, plain
 from tarflow.config import DataConfig, TrainingConfig
 from tarflow.model.flow import TarFlow
 from tarflow.report.charts import Series, finite, line_chart
@@ -127,7 +128,8 @@ def architecture(subject: Subject) -> Parts:
         "the sequence of patches: a block sees the lighter ones before it predicts a darker one. Right, or below: what "
         "each block computes for a patch. Drawn from the modules of the loaded model."
     )
-    return [Drawing([stack(f"{subject.prefix}stack", flow), block_inside(f"{subject.prefix}inside", flow)], caption)]
+    drawings = [stack(f"{subject.prefix}stack", flow), *insides(f"{subject.prefix}inside", flow)]
+    return [Drawing(drawings, caption)]
 
 
 def curves(subject: Subject) -> Parts:
@@ -176,15 +178,38 @@ def stack(name: str, flow: TarFlow) -> Markup:
     return _drawn("stack", name, flow.config, blocks, "V" if flow.base.follows else "I")
 
 
-def block_inside(name: str, flow: TarFlow) -> Markup:
-    """One block from its sequence to shift and log-scale. `name` prefixes the ids."""
-    config, block = flow.config, flow.blocks[0]
-    layers = sorted({len(b.layers) for b in flow.blocks})
+COMPUTED = {  # by the transform: what a block predicts of a patch, and what it makes of it
+    "affine": ("shift, log-scale", "z = (x − shift) · exp(−log-scale)"),
+    "additive": ("shift (volume-preserving)", "z = x − shift"),
+    "spline": ("spline, shift, log-scale", "z = (spline(x) − shift) · exp(−log-scale)"),
+}
+
+
+def insides(name: str, flow: TarFlow) -> list[Markup]:
+    """What is in a block, from its sequence to what it makes of a patch: a drawing for each kind of block there is.
+
+    `name` prefixes the ids.
+    """
+    kinds: dict[str, list[int]] = {}
+    for number, kind in enumerate(flow.config.block_transforms):
+        kinds.setdefault(kind, []).append(number)
+    several = len(kinds) > 1
+    return [_inside(f"{name}-{k}", flow, kind, kinds[kind], several) for k, kind in enumerate(kinds)]
+
+
+def _inside(name: str, flow: TarFlow, kind: str, numbers: list[int], several: bool) -> Markup:
+    """The inside of the blocks of these numbers, which are of one kind; said where there are `several` kinds."""
+    config, block = flow.config, flow.blocks[numbers[0]]
+    layers = sorted({len(flow.blocks[number].layers) for number in numbers})
     depth = "" if len(layers) == 1 else f"{layers[0]} to "
-    affine = block.proj_out.out_features == 2 * config.patch_dim
+    predicted, made = COMPUTED[plain(kind)]
+    of_patch = "of patch i, number after number" if BY_NUMBER in kind else "of patch i"
+    first = "" if config.start_token else "; the first is left as it is"
+    ends = f"{numbers[0]} to {numbers[-1]}" if numbers[-1] - numbers[0] > 1 else ", ".join(map(str, numbers))
+    which = f"block{'s' * (len(numbers) > 1)} {ends}: " if several else ""
     width, heads = config.width, plural(config.width // config.head_dim, "head")
     boxes = [  # (what it is, in detail, its style)
-        ("patches before i, in the block's order", f"{config.patch_dim} numbers each", "latent"),
+        (f"{which}patches before i, in its order", f"{config.patch_dim} numbers each", "latent"),
         (
             f"linear, {config.patch_dim} → {width}",
             "+ position"
@@ -198,13 +223,11 @@ def block_inside(name: str, flow: TarFlow) -> Markup:
             "part",
         ),
         (f"linear, {width} → {block.proj_out.out_features}", "moved on by one patch", "part"),
-        ("shift, log-scale" if affine else "shift (volume-preserving)", "of patch i", "latent"),
-        (
-            "z = (x − shift) · exp(−log-scale)" if affine else "z = x − shift",
-            "of patch i; the first is left as it is",
-            "block",
-        ),
+        (predicted, of_patch, "latent"),
+        (made, f"of patch i{first}", "block"),
     ]
+    if MIXED in kind:
+        boxes.insert(0, ("a triangular matrix", "mixes the numbers of each patch", "part"))
     return _drawn("inside", name, boxes)
 
 

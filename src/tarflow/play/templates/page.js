@@ -190,7 +190,7 @@
   // What an event of the page sends in place of its hidden fields: the pictures as JSON, and the seed.
   window.tarflowSource = (name) => {
     const box = document.querySelector(`.source[data-source="${name}"]`);
-    const seed = box.querySelector(".seed input").value;
+    const seed = box.querySelector(".seed input")?.value ?? "";
     return [JSON.stringify(of(box).map(({ name, data }) => ({ name, data }))), seed === "" ? null : Number(seed)];
   };
 })();
