@@ -89,7 +89,7 @@ READ_IMAGES = {
 }
 MAX_LINES = 320
 # Modules that are made of an optional package. Whatever else needs one imports it where it is asked for.
-OPTIONAL = {"play.page": "gradio", "adapters.sbi": "sbi"}
+OPTIONAL = {"play.page": "gradio", "adapters.sbi": "sbi", "adapters.pyro": "pyro"}
 
 
 def modules(root: Path) -> dict[str, Path]:

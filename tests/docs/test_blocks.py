@@ -74,6 +74,7 @@ NOT_RUN = {
     "docs/devices.md": 2,
     "docs/export.md": 2,
     "docs/hub.md": 3,
+    "docs/inference.md": 1,
     "docs/play.md": 1,
     "docs/quick-start.md": 3,
     "docs/official-checkpoints.md": 1,

@@ -70,14 +70,14 @@ class FlowDistribution(Distribution):
         rows, batch_shape = flow.conditions.flatten(y)
         rows = flow.check_condition(rows, batch_shape.numel())
         index = _numbers(batch_shape)
-        self.mask = None
+        self.there: Tensor | None = None  # the mask; `mask` is a method of pyro's distributions
         if mask is not None:
             check_tensor("mask", mask, f"(…, {flow.sequence.tokens}) booleans, True where a token is there")
             mask = torch.atleast_1d(mask)
             leading = mask.shape[:-1]
             batch_shape = broadcast(leading, batch_shape, "mask")
             there = cast("Tensor", flow.check_mask(mask.reshape(leading.numel(), mask.shape[-1]), leading.numel()))
-            self.mask = there[_numbers(leading).expand(batch_shape).reshape(-1).to(there.device)]
+            self.there = there[_numbers(leading).expand(batch_shape).reshape(-1).to(there.device)]
             rows = flow.conditions.rows(rows, index.expand(batch_shape).reshape(-1))
             index = _numbers(batch_shape)
         self.y, self.rows = rows, index  # values of the condition, and which of them each element of the batch has
@@ -87,12 +87,12 @@ class FlowDistribution(Distribution):
     def support(self) -> constraints.Constraint:
         """Where values may lie: that of the event. Outside of it `log_prob` is -∞, or ValueError where validated."""
         support = self.flow.event.support
-        return support if self.mask is None else _WhereThere(self.flow, support, self.mask[self.rows])
+        return support if self.there is None else _WhereThere(self.flow, support, self.there[self.rows])
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
         """The same distribution with labels repeated to `batch_shape`."""
         new = self._get_checked_instance(FlowDistribution, _instance)
-        new.flow, new.mask = self.flow, self.mask
+        new.flow, new.there = self.flow, self.there
         new.y, new.rows = self.y, self.rows.expand(batch_shape)
         super(FlowDistribution, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
@@ -180,13 +180,22 @@ class FlowDistribution(Distribution):
         rows = max(1, default_batch_size(self.flow, None) // max(1, self.batch_shape.numel()))
         return Estimate.of(log_p - torch.cat([q.log_prob(part) for part in x.split(rows)]))
 
+    @property
+    def mean(self) -> Tensor:
+        """It has no formula: NotImplementedError, as `variance` and `stddev`."""
+        raise NotImplementedError("a flow's mean has no formula: p.sample((n,)).mean(dim=0) estimates it")
+
+    @property
+    def variance(self) -> Tensor:
+        raise NotImplementedError("a flow's variance has no formula: p.sample((n,)).var(dim=0) estimates it")
+
     def _values(self, shape: torch.Size) -> Value:
         """The values of the condition, for as many rows as `shape` has."""
         return self.flow.conditions.rows(self.y, self.rows.expand(shape).reshape(-1))
 
     def _there(self, shape: torch.Size) -> Tensor | None:
         """The masks of as many rows."""
-        return None if self.mask is None else self.mask[self.rows.expand(shape).reshape(-1).to(self.mask.device)]
+        return None if self.there is None else self.there[self.rows.expand(shape).reshape(-1).to(self.there.device)]
 
     def __repr__(self) -> str:
         return f"FlowDistribution(batch_shape: {tuple(self.batch_shape)}, event_shape: {tuple(self.event_shape)})"
@@ -196,12 +205,12 @@ class _WhereThere(constraints.Constraint):
     """A constraint on the tokens (…, T, D) that a mask (…, T) says are there; whatever lies elsewhere is allowed."""
 
     def __init__(self, flow: SequenceFlow, base: constraints.Constraint, mask: Tensor) -> None:
-        self.flow, self.base, self.mask = flow, base, mask
+        self.flow, self.base, self.there = flow, base, mask
         self.event_dim, self.is_discrete = base.event_dim, base.is_discrete
         super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
-        return self.base.check(self.flow.event.filled(value, self.mask.to(value.device)))
+        return self.base.check(self.flow.event.filled(value, self.there.to(value.device)))
 
 
 def broadcast(shape: torch.Size, batch_shape: torch.Size, name: str) -> torch.Size:
