@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tarflow.inference.calibration import Coverage, c2st, expected_coverage, ranks, tarp, uniformity
+from tarflow.inference.calibration import Coverage, c2st, expected_coverage, local_c2st, ranks, tarp, uniformity
 from tarflow.report.calibration import coverage_chart, rank_chart, rank_histogram, write_charts
 
 N, L = 500, 200
@@ -132,3 +132,22 @@ def test_a_histogram_of_ranks_is_flat_within_its_band_where_they_are_uniform() -
         )
         assert (min(band) <= min(counted) and max(counted) <= max(band)) == inside
         assert len(counted) == 40
+
+
+def test_a_posterior_that_is_wrong_for_some_data_is_found_there_alone() -> None:
+    torch.manual_seed(0)
+    theta = torch.randn(400, 1)
+    data = theta + torch.randn(400, 1)
+
+    def draw(data: torch.Tensor) -> torch.Tensor:
+        """Exact where the data are negative; too far up where they are positive."""
+        return data / 2 + 0.5**0.5 * torch.randn_like(data) + (data > 0)
+
+    observed = torch.tensor([[-1.0], [1.0]])
+    there = draw(observed.expand(2, 200).reshape(-1, 1)).view(2, 200, 1)
+    found = local_c2st(theta, data, draw(data), observed, there, trials=4)
+    assert found.statistic.shape == found.p_value.shape == (2,) and found.null.shape == (4, 2)
+    assert found.p_value[1] == pytest.approx(1 / 5) and found.statistic[1] > 3 * found.null[:, 1].max()
+    assert found.statistic[1] > 4 * found.statistic[0]
+    with pytest.raises(ValueError, match="10 simulations at least"):
+        local_c2st(theta, data[:5], theta, observed, there)

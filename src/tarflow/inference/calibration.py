@@ -7,6 +7,7 @@ given these data, whoever made them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -143,7 +144,6 @@ def c2st(x: Tensor, y: Tensor, folds: int = 5, seed: int = 0) -> Estimate:
     Source: Lopez-Paz and Oquab, arXiv 1610.06545; as in sbi's benchmark, arXiv 2101.04653.
     """
     from sklearn.model_selection import StratifiedKFold, cross_val_score
-    from sklearn.neural_network import MLPClassifier
 
     folds = integer("folds", folds, 2)
     if x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2 * folds:
@@ -151,14 +151,76 @@ def c2st(x: Tensor, y: Tensor, folds: int = 5, seed: int = 0) -> Estimate:
     a, b = (part.detach().double().cpu().flatten(1) for part in (x, y))
     scale = a.std(dim=0)
     a, b = ((part - a.mean(dim=0)) / torch.where(scale > 0, scale, 1) for part in (a, b))
-    units = min(HIDDEN * a.shape[1], MOST_HIDDEN)
-    network = MLPClassifier(
-        hidden_layer_sizes=(units, units), max_iter=1000, early_stopping=True, n_iter_no_change=50, random_state=seed
-    )
+    network = _classifier(a.shape[1], seed)
     labels = torch.arange(len(a) + len(b), device="cpu", dtype=torch.int64) >= len(a)
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     scores = cross_val_score(network, torch.cat([a, b]).numpy(), labels.numpy(), cv=split, scoring="balanced_accuracy")
     return Estimate.of(torch.from_numpy(scores))
+
+
+@dataclass(frozen=True)
+class LocalTest:
+    """Whether posteriors of M observations are told from the exact ones.
+
+    Attributes:
+        statistic: (M,), 0 where the classifier cannot tell, at most 1/4. null: (trials, M), what it is of exact ones.
+        p_value: (M,), the share of exact ones that would look as far off, 1/(trials + 1) at least.
+    """
+
+    statistic: Tensor
+    null: Tensor
+    p_value: Tensor
+
+
+def local_c2st(
+    truth: Tensor, data: Tensor, drawn: Tensor, observed: Tensor, draws: Tensor, *, trials: int = 20, seed: int = 0
+) -> LocalTest:
+    """A classifier test of the posteriors of single observations, of which no exact draws are needed.
+
+    A network learns on N simulations to tell (θ*, x) from (θ, x), where θ is one draw of the posterior given x. The
+    statistic at an observation is the mean of (P - ½)² over draws given that, with P its chance that one is a truth.
+    Where posteriors are exact, truth and draw of a simulation may change places, and nobody would know; so the same is
+    trained on `trials` sets in which half of them have.
+
+    Args:
+        truth, data, drawn: (N, d), (N, k), (N, d), a thousand simulations at least to see much.
+        observed, draws: (M, k), (M, L, d).
+
+    Source: Linhart et al., arXiv 2306.03580.
+    """
+    trials, count = integer("trials", trials, 1), len(truth)
+    sizes = (drawn.shape == truth.shape, len(data) == count, draws.ndim == 3 and len(draws) == len(observed))
+    if truth.ndim != 2 or data.ndim != 2 or not all(sizes) or count < 10:
+        shapes = ", ".join(str(tuple(part.shape)) for part in (truth, data, drawn, observed, draws))
+        raise ValueError(f"expected (N, d), (N, k), (N, d), (M, k), (M, L, d) of 10 simulations at least, got {shapes}")
+    truth, data, drawn, observed, draws = (
+        part.detach().double().cpu() for part in (truth, data, drawn, observed, draws)
+    )
+    where = observed.unsqueeze(1).expand(-1, draws.shape[1], -1)
+    asked = torch.cat([draws, where], dim=2).flatten(0, 1)
+    pairs = torch.cat([torch.cat([truth, drawn]), data.repeat(2, 1)], dim=1)
+    mean, scale = pairs.mean(dim=0), pairs.std(dim=0)
+    pairs, asked = ((part - mean) / torch.where(scale > 0, scale, 1) for part in (pairs, asked))
+    own = torch.arange(2 * count, device="cpu", dtype=torch.int64) < count
+    found = []
+    for trial in range(trials + 1):
+        generator = seeded_generator(integer("seed", seed), "local c2st", trial)
+        swapped = torch.rand(count, generator=generator, device="cpu", dtype=torch.float64) < (0.5 if trial else 0.0)
+        network = _classifier(pairs.shape[1], seed).fit(pairs.numpy(), (own ^ swapped.repeat(2)).numpy())
+        chance = torch.from_numpy(network.predict_proba(asked.numpy())[:, 1]).view(draws.shape[:2])
+        found.append((chance - 0.5).square().mean(dim=1))
+    null = torch.stack(found[1:])
+    return LocalTest(found[0], null, (1 + (null >= found[0]).sum(dim=0)) / (1 + trials))
+
+
+def _classifier(size: int, seed: int) -> Any:
+    """A network that tells rows of so many numbers apart, as sbi's benchmark has it."""
+    from sklearn.neural_network import MLPClassifier
+
+    units = min(HIDDEN * size, MOST_HIDDEN)
+    return MLPClassifier(
+        hidden_layer_sizes=(units, units), max_iter=1000, early_stopping=True, n_iter_no_change=50, random_state=seed
+    )
 
 
 def _between(below: Tensor, draws: int) -> Tensor:
