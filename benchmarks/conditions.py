@@ -108,7 +108,7 @@ class AdaptiveBlock(Block):
 
 def build(dim: int, numbers: int, side: str) -> tarflow.VectorFlow:
     """A flow on vectors of `dim` given `numbers`, with either side's way to take them."""
-    flow = tarflow.VectorFlow(dim, condition=numbers)
+    flow = tarflow.VectorFlow(dim, tokens=dim, condition=numbers)
     if side == "adaptive norms":
         config = flow.sequence
         for block in flow.blocks:

@@ -31,6 +31,14 @@ def test_a_number_as_condition_is_so_many_numbers() -> None:
     assert flow.log_prob(x, c).shape == (4,) and tarflow.sample(flow, 4, c).shape == (4, 5)
 
 
+def test_a_short_vector_given_numbers_is_one_token_unless_there_are_orders_of_tokens() -> None:
+    assert VectorConfig(5, condition=3).tokens == 1 and VectorConfig(5).tokens == 5
+    assert VectorConfig(2, condition=3).tokens == 2 and VectorConfig(9, condition=3).tokens == 9
+    assert VectorConfig(5, condition=3, orders=("raster",) * 4).tokens == 5
+    assert VectorConfig(5, tokens=5, condition=3).tokens == 5
+    assert VectorConfig(5, condition="classes:3").tokens == VectorConfig(5, condition="vector:3+classes:3").tokens == 5
+
+
 def test_numbers_that_share_a_token_see_each_other() -> None:
     assert VectorConfig(6, tokens=2).transform == "spline-by-number"
     flow = build("vector_in_pairs")
