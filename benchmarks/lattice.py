@@ -45,8 +45,8 @@ MIXED_BATCH = 64  # draws of reverse KL, where there is likelihood, too
 LIKELIHOOD_FIRST = 0.5  # the share of the time before reverse KL is mixed in, as its steps take five times as long
 RATES = {"tarflow": 3e-3, "RealNVP": 1e-2}  # for couplings 2e-3 was worse
 SIZES: dict[str, dict[str, Any]] = {  # tokens, and what else a flow of that lattice is made with
-    "8x8": {"side": 8, "flow": {"width": 64, "layers": (1, 1, 1)}, "temperatures": 256},
-    "16x16": {"side": 16, "flow": {"width": 96, "layers": (1, 1, 1)}, "temperatures": 512},
+    "8x8": {"side": 8, "flow": {"width": 64, "layers": (1, 1, 1)}, "temperatures": 256, "annealed": 4096},
+    "16x16": {"side": 16, "flow": {"width": 96, "layers": (1, 1, 1)}, "temperatures": 512, "annealed": 1024},
 }
 METHODS = ("tarflow, likelihood", "tarflow, reverse KL", "tarflow, both", "RealNVP, likelihood", "RealNVP, reverse KL")
 
@@ -69,10 +69,10 @@ def path(side: int) -> Callable[[Tensor, float], Tensor]:
     return log_density
 
 
-def known_of(side: int, temperatures: int, particles: int = 4096, **options: Any) -> Reference:
+def known_of(side: int, temperatures: int, annealed: int, **options: Any) -> Reference:
     """log Z and rows of a lattice, without a flow."""
     generator = torch.Generator().manual_seed(side)
-    start = WIDTH * torch.randn(particles + 256, side**2, generator=generator, dtype=torch.float64)
+    start = WIDTH * torch.randn(annealed + 256, side**2, generator=generator, dtype=torch.float64)
     times = torch.linspace(0, 1, temperatures + 1, dtype=torch.float64)
     return reference(path(side), start, times=times, leapfrog=3, chains=512, **options)
 
@@ -201,8 +201,9 @@ def trained(method: str, name: str, known: Reference, seed: int, seconds: float)
 
 def measure(references: References, lattice: str, method: str, seed: int, seconds: float, draws: int) -> Row:
     """One training, and what its flow is worth."""
-    side, temperatures = SIZES[lattice]["side"], SIZES[lattice]["temperatures"]
-    known = references.of(lattice, lambda: known_of(side, temperatures))
+    size = SIZES[lattice]
+    side = size["side"]
+    known = references.of(lattice, lambda: known_of(side, size["temperatures"], size["annealed"]))
     sampler, facts = trained(method, lattice, known, seed, seconds)
     began = time.process_time()
     found = judged(sampler, lambda x: -action(x, side), known, lambda x: x.mean(dim=1).square(), draws)

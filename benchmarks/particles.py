@@ -64,7 +64,7 @@ class System:
 
 
 DW4 = {"chains": 1024, "warmup": 100, "leapfrog": 4}
-LJ13 = {"chains": 256, "warmup": 0, "steps": 2000, "thin": 10, "leapfrog": 4, "chain_leapfrog": 12}
+LJ13 = {"chains": 128, "warmup": 0, "steps": 1500, "thin": 10, "leapfrog": 4, "chain_leapfrog": 12}
 SYSTEMS = {
     "DW4": System("DW4", 4, 2, 0.25, 2.5, ("as they are", "sorted", "gaps", "frame"), 512, 4096, DW4),
     "LJ13": System("LJ13", 13, 3, 1.0, 1.0, ("as they are", "sorted", "gaps"), 512, 1024, LJ13),

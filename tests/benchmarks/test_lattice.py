@@ -110,10 +110,12 @@ def test_rows_that_are_in_the_file_are_not_measured_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        lattice, "SIZES", {"8x8": {"side": 4, "flow": {"width": 32, "layers": (1,)}, "temperatures": 8}}
+        lattice,
+        "SIZES",
+        {"8x8": {"side": 4, "flow": {"width": 32, "layers": (1,)}, "temperatures": 8, "annealed": 1100}},
     )
-    small = lattice.known_of(4, 8, particles=1100, warmup=2, steps=8)
-    monkeypatch.setattr(lattice, "known_of", lambda side, temperatures: small)
+    small = lattice.known_of(4, 8, 1100, warmup=2, steps=8)
+    monkeypatch.setattr(lattice, "known_of", lambda *size: small)
     arguments = ["--lattices", "8x8", "--seconds", "0.02", "--draws", "100", "--out", str(tmp_path / "out.json")]
     assert lattice.main([*arguments, "--seeds", "0"]) == 0
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
