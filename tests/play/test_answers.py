@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from play_cases import answers_of, outcome, picture, sent
 from report_cases import Page
 from tarflow.play.answers import Answers
+from tarflow.play.parts import worth
+from tarflow.sampling.inpaint import Inpainted
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,12 @@ def test_a_walk_and_an_edit(answers: Answers, plain: Answers) -> None:
     assert "3 drawings in" in word and "seed 9" in word
     assert images(found or "") == ["The picture itself", "Drawing 1", "Drawing 2", "Drawing 3"]
     assert "R-hat" in (found or "") and "independent" in (found or "")
+
+
+def test_figures_of_chains_that_do_not_move_can_be_read() -> None:
+    drawn = Inpainted(torch.zeros(1, 1, 1), False, *(torch.tensor([v], dtype=torch.float64) for v in (0, 3, 1.7e308)))
+    assert worth(drawn)[-1] == ("R-hat, 1 where chains have met", "over 100")
+    assert len(drawn.verdict) < 240 and "1.7e+308" in drawn.verdict
 
 
 def test_a_look_inside_names_no_place_on_the_machine(answers: Answers) -> None:

@@ -139,7 +139,7 @@ def _edit(answers: Answers) -> None:
             seed = _raw(gr.Number(0, precision=0, minimum=0, maximum=MOST_SEED, label="Seed of what is new"))
             given = _condition(answers, "edit-given", "Class", usual="0")
             with gr.Row():
-                start, stop = _start("Draw it anew", "edit"), gr.Button("Stop", min_width=100, elem_id="edit-stop")
+                start, stop = _start("Draw anew", "edit"), gr.Button("Stop", min_width=100, elem_id="edit-stop")
         with gr.Column(min_width=280, scale=3):
             word, result = _outcome("edit")
     redrawing = _on(start, answers.redraw, [*source, region, images, seed, seconds, *given], word, result)

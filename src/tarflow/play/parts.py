@@ -13,6 +13,7 @@ from tarflow.play.scoring import Histogram, Scores
 from tarflow.report.parts import templates
 from tarflow.sampling.inpaint import Inpainted
 
+MANY = 100  # R-hat of chains that do not move is a number of 300 digits
 PARTS: Any = templates("tarflow.play").get_template("parts.html").module
 
 
@@ -63,8 +64,9 @@ def worth(drawn: Inpainted) -> list[tuple[str, str]]:
     """The figures of drawings: empty where they are exact."""
     if drawn.exact:
         return []
+    apart = float(drawn.rhat.amax())
     return [
         ("proposals that were taken", f"{100 * float(drawn.acceptance.mean()):.0f} %"),
         ("worth independent drawings", f"{float(drawn.effective_sample_size.amin()):.0f}"),
-        ("R-hat, 1 where chains have met", f"{float(drawn.rhat.amax()):.2f}"),
+        ("R-hat, 1 where chains have met", f"{apart:.2f}" if apart < MANY else f"over {MANY}"),
     ]

@@ -61,7 +61,7 @@ class Inpainted:
         worth, apart = float(self.effective_sample_size.amin()), float(self.rhat.amax())
         if not self.mixed:
             return (
-                f"The chains have not mixed (R-hat {apart:.2f}, at most {MET:g} is wanted; worth {worth:.0f} "
+                f"The chains have not mixed (R-hat {apart:.3g}, at most {MET:g} is wanted; worth {worth:.0f} "
                 "independent draws): what is drawn may depend on where its chain began, and how often it "
                 "is drawn says little. More time helps."
             )
