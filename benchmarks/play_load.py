@@ -114,7 +114,8 @@ def served(run: str) -> Iterator[Page]:
             names = {c["id"]: c["props"].get("elem_id") for c in config["components"]}
             for event in config["dependencies"]:
                 for target, _ in event["targets"]:
-                    page.events[names[target]] = event["id"]
+                    if target is not None:  # as of what follows on another event
+                        page.events[names[target]] = event["id"]
             yield page
         finally:
             process.send_signal(signal.SIGINT)
