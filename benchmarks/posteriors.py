@@ -2,12 +2,12 @@
 
     python -m benchmarks.posteriors --out benchmarks/results/posteriors-cpu.json
 
-Both learn p(θ | x) from the same simulations (`benchmarks.simulators`), as they come, but that NPE has the better of two
-learning rates: the one that explained held-out rows better. `fit` gets as many steps as fill the time, and begins again
-with more or fewer where that was off by a sixth. NPE trains until it stops by its own rule, or the time is up, and has
-the weights that were best on its held-out rows. Both draw posteriors of the same few observations, of which what lies
-outside of the prior is drawn again. A figure is the accuracy of a classifier between those and exact draws (C2ST), 0.5
-where it cannot tell them apart; beside it stands the mean of -log p of parameters of new simulations, nats.
+Both learn p(θ | x) from the same simulations (`benchmarks.simulators`), as they come, but that NPE has the better of
+two learning rates: the one that explained held-out rows better. `fit` gets as many steps as fill the time, and begins
+again with more or fewer where that was off by a sixth. NPE trains until it stops by its own rule, or the time is up,
+and has the weights that were best on its held-out rows. Both draw posteriors of the same few observations, of which
+what lies outside of the prior is drawn again. A figure is the accuracy of a classifier between those and exact draws
+(C2ST), 0.5 where it cannot tell them apart; beside it stands the mean of -log p of parameters of new simulations, nats.
 `would_stop` says what `fit` would have lost by its patience.
 
 sbi comes with the extra `[sbi]`.
