@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd.functional import jacobian
 
 import tarflow
 from flow_cases import assert_close, build, every_flow, every_kind, images, labels
 from tarflow.sampling.observed import futures
-from tarflow.sampling.region import Region, _Solved
+from tarflow.sampling.region import Region
 
 QUICK: dict[str, Any] = {"chains": 2, "steps": 4, "warmup": 4, "leapfrog": 2}
 
@@ -105,26 +106,74 @@ def test_a_model_of_noisy_images_sees_the_rest_through_noise() -> None:
 
 
 @every_kind
-def test_coordinates_of_a_region_are_a_change_of_variables(name: str) -> None:
-    """x comes back from v, log p(v) = log p(x) + log|det ∂x/∂v|, and its gradient is that of finite differences."""
+@pytest.mark.parametrize("behind", [True, False])
+def test_coordinates_of_a_region_are_a_change_of_variables(name: str, behind: bool) -> None:
+    """x comes back from v, log p(v) = log p(x) + log|det ∂x/∂v|, and its gradient is that of finite differences.
+
+    Of every second number, so that tokens are drawn in part and given ones see drawn ones; and of all but the first few.
+    """
     flow = build(name).requires_grad_(False)
     x, y = images(flow, 2), flow.check_condition(labels(flow, 2), 2)
-    tokens = torch.zeros(1, flow.sequence.tokens, flow.sequence.dim)
-    tokens[:, 1:], tokens[:, 0, 0] = 1, 1  # all tokens but the first, and a part of that
-    mask = flow.event.join(tokens)[0].bool()
+    order = flow.blocks[0].order
+    tokens = torch.zeros(1, flow.sequence.tokens * flow.sequence.dim)
+    tokens[:, 1:: 2 if behind else 1] = 1
+    mask = flow.event.join(order.inverse(tokens.view(1, flow.sequence.tokens, flow.sequence.dim)))[0].bool()
     place = Region(flow, x, mask, y)
+    assert place.behind == behind
     v = place.coordinates(x)
     assert v.shape == (2, int(mask.sum()))
-    assert_close(place.events(v), x, 1e-9)
+    assert_close(place.events(v), x, 1e-8)
     other = (v + 0.1 * torch.randn_like(v)).requires_grad_()
     assert torch.equal(place.events(other)[:, ~mask], x[:, ~mask]) or flow.event.preprocessing is not None
-    jacobian = torch.autograd.functional.jacobian(lambda v: _Solved.apply(v, place).flatten(1)[:, place.index], other)
-    event = flow.event.to_tokens(place.events(other))[1]
-    slopes = torch.as_tensor(event).sum(-1).expand(2) if isinstance(event, torch.Tensor) else torch.zeros(2)
-    for k in range(2):
-        density = flow.log_prob(place.events(other), y)[k] - slopes[k] + torch.linalg.slogdet(jacobian[k, :, k])[1]
-        assert_close(place.log_density(other)[k], density, 1e-8)
-    assert torch.autograd.gradcheck(place.log_density, (other,), atol=1e-5)
+    densities = []
+    for at in (v, other.detach()):
+        events = place.events(at)
+        inverse = jacobian(lambda t: flow.blocks[0].encode(t, y)[0].flatten(1), flow.event.to_tokens(events)[0])
+        drawn = inverse.flatten(3)[:, place.index][..., place.index]  # ∂v/∂x of each row's numbers by each row's
+        volume = torch.stack([torch.linalg.slogdet(drawn[k, :, k])[1] for k in range(2)])
+        units = torch.as_tensor(flow.event.to_tokens(events)[1]).expand(2, flow.sequence.tokens).sum(dim=1)
+        densities.append(flow.log_prob(events, y) - units - volume)
+    change = place.log_density(other) - place.log_density(v)  # which leave out a constant of each row
+    assert_close(change, densities[1] - densities[0], 1e-8)
+    assert torch.autograd.gradcheck(place.log_density, (other,), atol=1e-5, fast_mode=True)
+
+
+def test_draws_are_those_of_the_conditional_gaussian() -> None:
+    """Blocks that predict constants, with mixing: one Gaussian, of which some numbers of each token are given."""
+    flow = build("mixed", condition="none", num_classes=0).requires_grad_(False)
+    for block in flow.blocks:
+        block.proj_out.weight.zero_()
+    x, mask = images(flow, 1), torch.tensor([[0, 1, 1, 0], [1, 1, 0, 0], [1, 0, 1, 1], [0, 1, 0, 0]]).bool()
+    slope = jacobian(lambda x: flow.encode(x)[0].flatten(), torch.zeros_like(x)).flatten(1)
+    mean = -torch.linalg.solve(slope, flow.encode(torch.zeros_like(x))[0].flatten())
+    precision, free = slope.T @ slope, mask.flatten()
+    covariance = torch.linalg.inv(precision[free][:, free])
+    want = mean[free] - covariance @ precision[free][:, ~free] @ (x.flatten() - mean)[~free]
+    drawn = tarflow.inpaint(flow, x, mask, n=1200, chains=12, steps=100, warmup=60)
+    values, worth = drawn.samples[:, 0].flatten(1)[:, free], float(drawn.effective_sample_size)
+    root = torch.linalg.cholesky(covariance)
+    whitened = torch.linalg.solve_triangular(root, (values - want).T, upper=False)
+    assert drawn.mixed and worth > 400
+    assert float(whitened.mean(dim=1).abs().amax()) < 4.5 / worth**0.5
+    assert float((whitened.cov() - torch.eye(len(want))).abs().amax()) < 7 / worth**0.5
+
+
+def test_a_future_has_the_density_that_is_known_for_it() -> None:
+    """Where all blocks walk forwards log p(v) is that of `condition`, but for a constant."""
+    flow = build("image_given_all").requires_grad_(False)
+    x, y = images(flow, 3), flow.check_condition(labels(flow, 3), 3)
+    mask = torch.zeros(flow.event.shape, dtype=torch.bool)
+    mask[:, 2:] = True
+    place = Region(flow, x, mask, y)
+    assert not place.behind
+    densities, volumes = [], []
+    for shift in (0.0, 0.3):
+        v = place.coordinates(x) + shift
+        events = place.events(v)
+        densities.append(place.log_density(v))
+        ladj = flow.blocks[0].encode(place.solve(v), y)[1].sum(dim=1)
+        volumes.append(flow.condition(x[:, :, :2], y).log_prob(events[:, :, 2:]) - ladj)
+    assert_close(densities[1] - densities[0], volumes[1] - volumes[0], 1e-9)
 
 
 def test_a_drawing_ends_in_time_or_where_somebody_stops_it_and_says_what_it_is_worth() -> None:

@@ -70,13 +70,19 @@ class ByNumber(Transform):
         return params[..., : self.inner.size], params[..., self.inner.size :]
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = self.inner(x, self._given_numbers(x, params))
+        return result
+
+    def forward_by_number(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inner.forward_by_number(x, self._given_numbers(x, params))
+
+    def _given_numbers(self, x: Tensor, params: Tensor) -> Tensor:
+        """The parameters of t (B, n, k·D) for tokens x whose numbers are all known."""
         base, a = self._split(params)
         into, out = (weight.to(params.dtype) for weight in self._masked())
         with without_autocast(x.device):
             hidden = F.gelu(a + x.to(params.dtype) @ into.t())
-            base = base + hidden @ out.flatten(0, 1).t()
-        result: tuple[Tensor, Tensor] = self.inner(x, base)
-        return result
+            return base + hidden @ out.flatten(0, 1).t()
 
     def inverse(self, z: Tensor, params: Tensor) -> Tensor:
         return self._decoded(z, [params])

@@ -29,8 +29,9 @@ class Spline(Affine):
 
     def __init__(self, config: SequenceConfig, **made: Any) -> None:
         super().__init__(config, **made)
-        self.bins, self.interval, self.dim = config.bins, config.interval, config.dim
-        self.size = (2 + rational_quadratic.parameters_of(config.bins)) * config.dim
+        self.bins, self.interval = config.bins, config.interval
+        self.params_per_number = 2 + rational_quadratic.parameters_of(config.bins)
+        self.size = self.params_per_number * config.dim
         largest = SHARE_OF_RANGE * math.log(torch.finfo(torch.float32).max)
         self.native = NativeSpline(config.bins, config.interval, config.bound, largest)
 
@@ -69,4 +70,5 @@ class Spline(Affine):
 
     def parts(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """The parameters of the affine map and of the spline."""
-        return params[..., : 2 * self.dim], params[..., 2 * self.dim :]
+        affine = 2 * (params.shape[-1] // self.params_per_number)
+        return params[..., :affine], params[..., affine:]

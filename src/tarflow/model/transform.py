@@ -26,8 +26,8 @@ class Transform(nn.Module, ABC):
     """An invertible map of a token, z = t(x; params), whose derivative is triangular in the order of its numbers.
 
     Parameters are what the block's network gave, (B, n, size). An elementwise transform has k for each of D numbers:
-    all first ones, then all second ones. Where they are all zero, t is the identity. Guidance extrapolates them as they
-    are; what bounds them is part of t, and comes after it.
+    all first ones, then all second ones, and goes by the D of what it gets. Where they are all zero, t is the identity.
+    Guidance extrapolates them as they are; what bounds them is part of t, and comes after it.
 
     Args:
         config: of the flow. Its bound is that of the log-scale, where the transform has one.
@@ -52,6 +52,12 @@ class Transform(nn.Module, ABC):
     @abstractmethod
     def inverse(self, z: Tensor, params: Tensor) -> Tensor:
         """z (B, n, D) to x (B, n, D)."""
+
+    def forward_by_number(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """z and log|∂z_d/∂x_d|, of which ladj is the sum, (B, n, D) each; here of an elementwise transform."""
+        each = params.unflatten(-1, (-1, x.shape[-1])).transpose(-1, -2)  # (B, n, D, k): tokens of one number
+        z, ladj = self.forward(x.flatten(1).unsqueeze(2), each.flatten(1, 2))
+        return z.view_as(x), ladj.view_as(x)
 
     def combine(self, conditional: Tensor, unguided: Tensor, strength: Tensor | float, rule: Rule) -> Tensor:
         """The parameters of guidance from those of its two branches; `sampling.guidance` has the formulas."""

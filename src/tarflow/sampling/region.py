@@ -1,7 +1,7 @@
 """Coordinates of a region in which its density is tame: what the first block makes of it, given the rest.
 
 Where images have flat grounds numbers lie within thousandths in one place and across the whole range in another, and
-which is which differs from image to image. The first block of a flow knows: it divides each token by the width that
+which is which differs from image to image. The first block of a flow knows: it divides each number by the width that
 those before it leave to it. So chains walk in its output.
 """
 
@@ -17,152 +17,174 @@ from tarflow.devices import without_autocast
 from tarflow.model.block import Block
 from tarflow.model.events import only
 from tarflow.model.sequence import SequenceFlow
-from tarflow.sampling.implicit import evaluated
-from tarflow.sampling.jacobi import LARGEST_GUESS
+from tarflow.sampling.guidance import predictor
 
-SETTLED = 32
-"""Times the spacing of numbers: changes of tokens, relative to max(1, |x|), at which solving ends."""
 EXACT = 1024
 """Times the spacing of numbers: changes relative to the largest of a row, at which solving for a gradient ends."""
 
 
 class Region:
-    """A region of events x (R, …) given the rest, as v (R, d): w = block_0(x) at tokens that lie in it as a whole.
+    """A region of events x (R, …) given the rest, as v (R, d): what the first block makes of it, number by number.
 
-        v = (w at whole tokens, x at other numbers of the region),    x = x(v) is triangular in the block's order,
-        log p(v) = log p(x) - Σ_whole log|∂w_i/∂x_i| + const
+    The block walks the tokens in its order, and the numbers of a token in theirs (mixing, or a transform by number, lets
+    each see those before). So x(v) is found on that walk: a given number stays, another is the inverse of the transform
+    at its v. That is triangular, and with w = block_0(x), of which v are those numbers that lie in the region,
+
+        log p(v) = log p(x) - Σ_drawn log|∂w_i/∂x_i| + const
+                 = log p_1…(w) + Σ_given log|∂w_i/∂x_i| + const        p_1…: the density of the other blocks
+
+    Where nothing that is given comes behind a drawn number, w is v and a constant, and the first block is not asked.
 
     Args:
         x: what is given; in the region, any finite values. region: bool, an event's shape. c: checked, a row each.
         there: (R, T), of sequences with padding. What is padding in some rows is a number of v in all; the flow has no
             density for it, and it is given one, N(0, 1), that keeps it where it is.
-        warped: whether there are whole tokens in this sense; without, or with padding, v are the tokens' numbers.
 
     Attributes:
-        known: (R, T, D), the tokens of what is given. index: (d,), of v among their numbers. padded: (R, d), or None.
+        free: (R, T, D), what is drawn. known: (R, T, D), the tokens of what is given.
+        index: (d,), of v among the numbers of all tokens. padded: (R, d), or None.
     """
 
-    def __init__(
-        self,
-        flow: SequenceFlow,
-        x: Tensor,
-        region: Tensor,
-        c: Any,
-        *,
-        there: Tensor | None = None,
-        warped: bool = True,
-    ) -> None:
+    def __init__(self, flow: SequenceFlow, x: Tensor, region: Tensor, c: Any, *, there: Tensor | None = None) -> None:
         self.flow, self.c, self.there = flow, c, there
-        free = flow.event.cut(region.unsqueeze(0).float())[0] > 0  # (T, D)
+        self.block = flow.blocks[0].padded(there)
+        drawn = flow.event.cut(region.unsqueeze(0).float())[0] > 0  # (T, D)
+        self.index = drawn.flatten().nonzero().squeeze(1)
         with torch.no_grad():
-            self.known = torch.where(free, 0, flow.event.to_tokens(x, there)[0])  # (R, T, D)
-        self.whole = free.all(dim=1) & (warped and there is None)  # (T,)
-        self.index = free.flatten().nonzero().squeeze(1)
-        self.padded = None if there is None else ~there.unsqueeze(2).expand_as(self.known).flatten(1)[:, self.index]
-        self.guess = self.known
+            tokens = flow.event.to_tokens(x, there)[0]
+            self.free = drawn.expand_as(tokens) if there is None else drawn & there.unsqueeze(2)
+            self.known = torch.where(self.free, 0, tokens)
+            self.given = self.block.encode(self.known, c)[0]  # (R, T, D), right up to the first number that is drawn
+        self.padded = None if there is None else ~there.unsqueeze(2).expand_as(tokens).flatten(1)[:, self.index]
+        own = self.block.enter(self.free.to(tokens.dtype)) > 0  # (R, S, D), in the block's own order
+        begins = own & ~own.roll(1, 2)
+        begins[:, :, 0] = own[:, :, 0]
+        self.runs = begins.sum(dim=2).amax(dim=0).tolist()  # of each slot, stretches of numbers that are drawn
+        ahead = own.flatten(1).cumsum(dim=1) > 0
+        exists = self.block.enter(only(there, torch.ones_like(tokens))) > 0
+        self.behind = bool((ahead & (exists & ~own).flatten(1)).any())  # whether something given sees what is drawn
 
     @torch.no_grad()
     def coordinates(self, x: Tensor) -> Tensor:
         """v (R, d) of events that may differ from what is given outside of the region: of what is in it alone.
 
-        Whole tokens keep what the first block makes of them in their own surroundings.
+        Numbers keep what the first block makes of them in their own surroundings.
         """
         tokens = self.flow.event.to_tokens(x, self.there)[0].to(self.known)
-        if not bool(self.whole.any()):
-            return tokens.flatten(1)[:, self.index]
-        w, _ = self.flow.blocks[0].encode(tokens, self.c)
-        return torch.where(self.whole.view(1, -1, 1), w, tokens).flatten(1)[:, self.index]
+        return self.block.encode(tokens, self.c)[0].flatten(1)[:, self.index]
 
     def log_density(self, v: Tensor) -> Tensor:
         """log p(v) (R,) but for a constant, nats, with gradients to v."""
-        x: Tensor = _Solved.apply(v, self)
-        z, inside = self.flow.in_range(only(self.there, x))
-        total = z.new_zeros(len(z))
-        for number, block in enumerate(self.flow.blocks):
+        w, total = self._spread(v, self.given), v.new_zeros(len(v))
+        if self.behind:
+            x, inside = self.flow.in_range(self.solve(v.detach()))
+            w, ladj = _Given.apply(v, x, self)
+            total = torch.where(inside, ladj, -torch.inf)
+        z, inside = self.flow.in_range(w)
+        total = torch.where(inside, total, -torch.inf)
+        for block in self.flow.blocks[1:]:
             z, ladj = block.padded(self.there).encode(z, self.c)
-            total = total + (ladj.masked_fill(self.whole, 0) if number == 0 else ladj).sum(dim=1)
-            z, still = self.flow.in_range(z)
-            inside = inside & still
+            z, inside = self.flow.in_range(z)
+            total = torch.where(inside, total + ladj.sum(dim=1), -torch.inf)
         total = total + only(self.there, self.flow.base.log_prob(z)).sum(dim=1)
         if self.padded is not None:
             total = total - 0.5 * torch.where(self.padded, v, 0).square().sum(dim=1)
-        return torch.where(inside, total, -torch.inf)
+        return total
 
     @torch.no_grad()
     def events(self, v: Tensor) -> Tensor:
         """x (R, …) of v (R, d)."""
         return self.flow.event.from_tokens(self.solve(v), self.there)
 
-    def spread(self, v: Tensor) -> Tensor:
-        """Tokens (R, T, D) of v: what it says of the region, and what is given elsewhere."""
-        return self.known.flatten(1).index_copy(1, self.index, v).view_as(self.known)
-
+    @torch.no_grad()
     def solve(self, v: Tensor) -> Tensor:
-        """Tokens x (R, T, D) of v: all at once from those that were found last, again until nothing changes.
+        """Tokens x (R, T, D) of v, one after the other by the block's cached steps; given ones go in together."""
+        block = self.block
+        x, w, free = (
+            block.enter(t) for t in (self.known, self._spread(v, self.known), self.free.to(self.known.dtype))
+        )
+        x, free = x.clone(), free > 0
+        inside = block.mixed(x).clone()
+        predict, seen, params = predictor(block, self.c, None, block.new_cache(len(v))), 0, None
+        for slot, runs in enumerate(self.runs):
+            if not runs:
+                continue
+            here = slice(slot, slot + 1)
+            if slot:
+                params, seen = predict(inside[:, seen:slot], seen)[:, -1:], slot
+            for _ in range(runs):  # of which one more is right each time
+                made = inside[:, here]
+                target = torch.where(free[:, here], w[:, here], _transformed(block, made, params)[0])
+                made = target if params is None else block.transform.inverse(target, params)
+                x[:, here] = torch.where(free[:, here], block.unmixed(made), x[:, here])
+                inside[:, here] = block.mixed(x[:, here])
+        return block.leave(x)
 
-        Each time one whole token more is exact, at least; mostly a few times do.
-        """
-        given, whole = self.spread(v), self.whole.view(1, -1, 1)
-        if not bool(self.whole.any()):
-            return given
-        x = torch.where(whole, self.guess, given)
-        for _ in range(int(self.whole.sum()) + 1):
-            made = torch.where(whole, evaluated(self.flow.blocks[0], x, given, self.c), given)
-            made = torch.where((made.abs() <= LARGEST_GUESS) | ~whole, made, 0)
-            change = (made - x).abs() / made.abs().clamp(min=1)
-            x = made
-            if bool((change <= SETTLED * torch.finfo(x.dtype).eps).all()):
-                break
-        self.guess = x
-        return x
+    def _spread(self, v: Tensor, others: Tensor) -> Tensor:
+        """(R, T, D): v at the numbers that are drawn, and others elsewhere."""
+        spread = others.flatten(1).index_copy(1, self.index, v.to(others.dtype)).view_as(others)
+        return spread if self.padded is None else torch.where(self.free, spread, others)
 
 
-class _Solved(torch.autograd.Function):
-    """x (R, T, D) of v (R, d), and its gradient at the solution.
+class _Given(torch.autograd.Function):
+    """w (R, T, D), and Σ_given log|∂w_i/∂x_i| (R,), of v and of its x (R, T, D); w at drawn numbers is v.
 
-    There w_i = F(x_i, x_<i) for whole tokens, with B_i = ∂w_i/∂x_i and N = ∂w/∂x_<. Backwards a = g - Nᵀ b with
-    b = B⁻ᵀ a, of which the last token is known at once, and one more each time. b is the gradient to w, and a that to
-    other numbers.
+    Backwards: what is given depends on x, by h, and x on v, where v = F(x) at drawn numbers. With A = ∂F/∂x there,
+    triangular, b = A⁻ᵀ h is to be added to the gradient. b ← b + B⁻ᵀ (h - Aᵀ b), B the part of A within tokens, has one
+    token more right each time, from the last one on.
     """
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, region: Region) -> Tensor:
-        x = region.solve(v.detach())
+    def forward(ctx: Any, v: Tensor, x: Tensor, region: Region) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            ctx.x = x.detach().requires_grad_()
+            ctx.w, ladj, ctx.params = _encoded(region.block, ctx.x, region.c)
+            ctx.ladj = torch.where(region.free, 0, ladj).sum(dim=(1, 2))
         ctx.region = region
-        ctx.save_for_backward(x)
-        return x
+        return region._spread(v, ctx.w.detach()), ctx.ladj.detach()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        region: Region = ctx.region
-        block, whole = region.flow.blocks[0], region.whole.view(1, -1, 1)
-        a, b, least = g, torch.where(whole, g, 0), EXACT * torch.finfo(g.dtype).eps
-        if not bool(region.whole.any()):
-            return g.flatten(1)[:, region.index], None
+    def backward(ctx: Any, by_w: Tensor, by_ladj: Tensor) -> tuple[Tensor, None, None]:
+        region, x, w = ctx.region, ctx.x, ctx.w
+        free, least = region.free, EXACT * torch.finfo(by_w.dtype).eps
         with torch.enable_grad(), without_autocast(x.device):
-            own, before = x.detach().requires_grad_(), x.detach().requires_grad_()
-            params = block.conditioner(block.enter(block.mixed(before))[:, :-1], block.context(region.c))
-            steep = torch.linalg.inv_ex(_derivatives(block, own, params.detach()))[0]  # (R, T, D, D)
-            w = _made(block, own.detach(), params)
+            given = (w * torch.where(free, 0, by_w)).sum() + (ctx.ladj * by_ladj).sum()
+            (h,) = torch.autograd.grad(given, [x], retain_graph=True)
+            rest, b = torch.where(free, h, 0), torch.zeros_like(h)
+            steep = torch.linalg.inv_ex(_within(region, x, ctx.params.detach()))[0].mT
             for _ in range(x.shape[1]):
-                b = torch.where(whole, torch.einsum("rtji,rtj->rti", steep, a), 0)
-                (pulled,) = torch.autograd.grad((w * b).sum(), [before], retain_graph=True, materialize_grads=True)
-                change, a = (g - pulled - a).abs().flatten(1).amax(dim=1), g - pulled
-                if bool((change <= least * a.abs().flatten(1).amax(dim=1)).all()):
+                change = torch.where(free, (steep @ rest.unsqueeze(3)).squeeze(3), 0)
+                b = b + change
+                settled = change.abs().flatten(1).amax(dim=1) <= least * (by_w + b).abs().flatten(1).amax(dim=1)
+                if bool(settled.all()):
                     break
-        return torch.where(whole, b, a).flatten(1)[:, region.index], None
+                (pulled,) = torch.autograd.grad((w * b).sum(), [x], retain_graph=True)
+                rest = torch.where(free, h - pulled, 0)
+        return (torch.where(free, by_w, 0) + b).flatten(1)[:, region.index], None, None
 
 
-def _made(block: Block, x: Tensor, params: Tensor) -> Tensor:
-    """w (R, T, D): what a block's transform makes of each token x with given parameters."""
+def _encoded(block: Block, x: Tensor, c: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """What a block makes of tokens x: z and its ladj by number, (R, T, D) each, and the parameters that it predicts."""
     inside = block.enter(block.mixed(x))
-    return block.leave(torch.cat([inside[:, :1], block.transform.forward(inside[:, 1:], params)[0]], dim=1))
+    params = block.conditioner(inside[:, :-1], block.context(c))
+    z, ladj = _transformed(block, inside, params)
+    return block.leave(z), block.leave(ladj), params
 
 
-def _derivatives(block: Block, x: Tensor, params: Tensor) -> Tensor:
-    """∂w_ti/∂x_tj of each token, (R, T, D, D)."""
-    w = _made(block, x, params)
-    rows = [torch.autograd.grad(w[..., i].sum(), [x], retain_graph=True)[0] for i in range(x.shape[2])]
-    return torch.stack(rows, dim=2)
+def _transformed(block: Block, inside: Tensor, params: Tensor | None) -> tuple[Tensor, Tensor]:
+    """z and ladj by number of mixed tokens (R, n, D) in the block's order; without parameters for it the first stays."""
+    if params is None:
+        return inside, torch.zeros_like(inside)
+    first = inside[:, : inside.shape[1] - params.shape[1]]
+    z, ladj = block.transform.forward_by_number(inside[:, first.shape[1] :], params)
+    return torch.cat([first, z], dim=1), torch.cat([torch.zeros_like(first), ladj], dim=1)
+
+
+def _within(region: Region, x: Tensor, params: Tensor) -> Tensor:
+    """∂w_ti/∂x_tj of the numbers that are drawn in each token, (R, T, D, D); the identity at others."""
+    block, own = region.block, x.detach().requires_grad_()
+    w = block.leave(_transformed(block, block.enter(block.mixed(own)), params)[0])
+    rows = [torch.autograd.grad(w[..., i].sum(), [own], retain_graph=True)[0] for i in range(x.shape[2])]
+    both = region.free.unsqueeze(3) & region.free.unsqueeze(2)
+    return torch.where(both, torch.stack(rows, dim=2), torch.eye(x.shape[2], dtype=x.dtype, device=x.device))
