@@ -125,7 +125,7 @@ def hmc(
         warming = clock.warmed < 1
         clock.count()
         if warming:
-            tuning.learn(x, gradient, probability, clock.warmed)
+            tuning.learn(x, probability, clock.warmed)
         else:
             kept.append(x)
             accepted += probability
