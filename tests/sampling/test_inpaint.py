@@ -106,19 +106,19 @@ def test_a_model_of_noisy_images_sees_the_rest_through_noise() -> None:
 
 
 @every_kind
-@pytest.mark.parametrize("behind", [True, False])
-def test_coordinates_of_a_region_are_a_change_of_variables(name: str, behind: bool) -> None:
+@pytest.mark.parametrize(("behind", "warped"), [(True, True), (False, True), (False, False)])
+def test_coordinates_of_a_region_are_a_change_of_variables(name: str, behind: bool, warped: bool) -> None:
     """x comes back from v, log p(v) = log p(x) + log|det ∂x/∂v|, and its gradient is that of finite differences.
 
-    Of every second number, so that tokens are drawn in part and given ones see drawn ones; and of all but the first few.
+    Of every second number, so that tokens are drawn in part and given ones see drawn ones; and of all but the first.
     """
     flow = build(name).requires_grad_(False)
     x, y = images(flow, 2), flow.check_condition(labels(flow, 2), 2)
     order = flow.blocks[0].order
     tokens = torch.zeros(1, flow.sequence.tokens * flow.sequence.dim)
-    tokens[:, 1:: 2 if behind else 1] = 1
+    tokens[:, 1 :: 2 if behind else 1] = 1
     mask = flow.event.join(order.inverse(tokens.view(1, flow.sequence.tokens, flow.sequence.dim)))[0].bool()
-    place = Region(flow, x, mask, y)
+    place = Region(flow, x, mask, y, warped=warped)
     assert place.behind == behind
     v = place.coordinates(x)
     assert v.shape == (2, int(mask.sum()))
@@ -130,7 +130,7 @@ def test_coordinates_of_a_region_are_a_change_of_variables(name: str, behind: bo
         events = place.events(at)
         inverse = jacobian(lambda t: flow.blocks[0].encode(t, y)[0].flatten(1), flow.event.to_tokens(events)[0])
         drawn = inverse.flatten(3)[:, place.index][..., place.index]  # ∂v/∂x of each row's numbers by each row's
-        volume = torch.stack([torch.linalg.slogdet(drawn[k, :, k])[1] for k in range(2)])
+        volume = torch.stack([torch.linalg.slogdet(drawn[k, :, k])[1] for k in range(2)]) if warped else 0.0
         units = torch.as_tensor(flow.event.to_tokens(events)[1]).expand(2, flow.sequence.tokens).sum(dim=1)
         densities.append(flow.log_prob(events, y) - units - volume)
     change = place.log_density(other) - place.log_density(v)  # which leave out a constant of each row

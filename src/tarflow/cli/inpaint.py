@@ -30,7 +30,7 @@ class Inpaint:
     out: Annotated[Path, arg(help="sheet.png, images.npz, or a new directory")]
     n: Annotated[int, arg(aliases=["-n"], help="draws")] = 8
     label: Annotated[str, arg(name="class", help="`null`, or a class")] = "null"
-    warmup: Annotated[int, arg(help="steps of each chain before any is kept")] = 100
+    warmup: Annotated[int, arg(help="steps of each chain before any is kept")] = 40
     seed: Annotated[int, arg(help="the same draws for the same seed")] = 0
     device: Device = "auto"
 

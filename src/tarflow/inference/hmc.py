@@ -52,9 +52,10 @@ def hmc(
 
     All chains take the same number of leapfrog steps, drawn anew each time from half to one and a half of the mean, so
     that no period of the dynamics is hit again and again. In warm-up dual averaging leads the step size to acceptance
-    `target`; the scales s are the standard deviations within windows that double, after each of which the step size is
-    sought anew. Where `leapfrog` is None the mean number is such that they last a quarter of the period of the widest
-    direction, (π/2)·√λ for the largest eigenvalue λ of the draws' correlations: shorter ones are a random walk.
+    `target`; the scales s are the standard deviations within windows that double, after each of which a step goes on
+    about as long as it was. Where `leapfrog` is None the mean number is such that they last a quarter of the period of
+    the widest direction, (π/2)·√λ for the largest eigenvalue λ of the draws' correlations: shorter ones are a random
+    walk.
 
     Args:
         log_density: (chains,) nats of x (chains, d), differentiable. -∞ or NaN is refused as a proposal.

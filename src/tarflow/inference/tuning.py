@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-# Dual averaging: Hoffman and Gelman, JMLR 15 (2014), section 3.2. They have a shrinkage of 0.05, and aim at ten times the
-# first size: of few steps that wastes the first, which overshoot.
+# Dual averaging: Hoffman and Gelman, JMLR 15 (2014), section 3.2. They have a shrinkage of 0.05, and aim at ten times
+# the first size: of few steps that wastes the first, which overshoot.
 SHRINKAGE, EARLY, FORGETTING = 0.15, 10.0, 0.75
 WINDOWS = (1, 2, 4, 8, 12)
 """Sixteenths of the warm-up, after each of which the scales are those of the draws since the one before."""

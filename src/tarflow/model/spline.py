@@ -29,7 +29,7 @@ class Spline(Affine):
 
     def __init__(self, config: SequenceConfig, **made: Any) -> None:
         super().__init__(config, **made)
-        self.bins, self.interval = config.bins, config.interval
+        self.bins, self.interval, self.dim = config.bins, config.interval, config.dim
         self.params_per_number = 2 + rational_quadratic.parameters_of(config.bins)
         self.size = self.params_per_number * config.dim
         largest = SHARE_OF_RANGE * math.log(torch.finfo(torch.float32).max)

@@ -154,7 +154,7 @@ def inpaint(
         if n > chains * least:
             raise ValueError(f"n: expected at most chains·steps = {chains * least}, got {n}")
         options = {"steps": steps, "warmup": warmup, "leapfrog": leapfrog, "seed": seed, "seconds": seconds}
-        place = Region(flow, seen, region, own, there=padding)
+        place = Region(flow, seen, region, own, there=padding, warped=denoise is None)
         drawn, worth = _walk(place, chains, progress, options)
         worth[1] = torch.where(worth[1].isinf(), float(n), worth[1])  # of a row with nothing to draw
     # (steps, B·count, …) to (count·steps, B, …), of which n are taken: evenly spaced, the last state among them

@@ -26,27 +26,38 @@ EXACT = 1024
 class Region:
     """A region of events x (R, …) given the rest, as v (R, d): what the first block makes of it, number by number.
 
-    The block walks the tokens in its order, and the numbers of a token in theirs (mixing, or a transform by number, lets
-    each see those before). So x(v) is found on that walk: a given number stays, another is the inverse of the transform
-    at its v. That is triangular, and with w = block_0(x), of which v are those numbers that lie in the region,
+    The block walks the tokens in its order, and the numbers of a token in theirs (mixing, or a transform by number,
+    lets each see those before). So x(v) is found on that walk: a given number stays, another is the inverse of the
+    transform at its v. That is triangular, and with w = block_0(x), of which v are the numbers in the region,
 
         log p(v) = log p(x) - Σ_drawn log|∂w_i/∂x_i| + const
                  = log p_1…(w) + Σ_given log|∂w_i/∂x_i| + const        p_1…: the density of the other blocks
 
     Where nothing that is given comes behind a drawn number, w is v and a constant, and the first block is not asked.
+    Noise makes a density smooth: of noisy images v are better the numbers of x themselves.
 
     Args:
         x: what is given; in the region, any finite values. region: bool, an event's shape. c: checked, a row each.
         there: (R, T), of sequences with padding. What is padding in some rows is a number of v in all; the flow has no
             density for it, and it is given one, N(0, 1), that keeps it where it is.
+        warped: without it v are the numbers of x.
 
     Attributes:
         free: (R, T, D), what is drawn. known: (R, T, D), the tokens of what is given.
         index: (d,), of v among the numbers of all tokens. padded: (R, d), or None.
     """
 
-    def __init__(self, flow: SequenceFlow, x: Tensor, region: Tensor, c: Any, *, there: Tensor | None = None) -> None:
-        self.flow, self.c, self.there = flow, c, there
+    def __init__(
+        self,
+        flow: SequenceFlow,
+        x: Tensor,
+        region: Tensor,
+        c: Any,
+        *,
+        there: Tensor | None = None,
+        warped: bool = True,
+    ) -> None:
+        self.flow, self.c, self.there, self.warped = flow, c, there, warped
         self.block = flow.blocks[0].padded(there)
         drawn = flow.event.cut(region.unsqueeze(0).float())[0] > 0  # (T, D)
         self.index = drawn.flatten().nonzero().squeeze(1)
@@ -54,7 +65,8 @@ class Region:
             tokens = flow.event.to_tokens(x, there)[0]
             self.free = drawn.expand_as(tokens) if there is None else drawn & there.unsqueeze(2)
             self.known = torch.where(self.free, 0, tokens)
-            self.given = self.block.encode(self.known, c)[0]  # (R, T, D), right up to the first number that is drawn
+            # (R, T, D), right up to the first number that is drawn
+            self.given = self.block.encode(self.known, c)[0] if warped else self.known
         self.padded = None if there is None else ~there.unsqueeze(2).expand_as(tokens).flatten(1)[:, self.index]
         own = self.block.enter(self.free.to(tokens.dtype)) > 0  # (R, S, D), in the block's own order
         begins = own & ~own.roll(1, 2)
@@ -62,7 +74,8 @@ class Region:
         self.runs = begins.sum(dim=2).amax(dim=0).tolist()  # of each slot, stretches of numbers that are drawn
         ahead = own.flatten(1).cumsum(dim=1) > 0
         exists = self.block.enter(only(there, torch.ones_like(tokens))) > 0
-        self.behind = bool((ahead & (exists & ~own).flatten(1)).any())  # whether something given sees what is drawn
+        behind = bool((ahead & (exists & ~own).flatten(1)).any())
+        self.behind = warped and behind  # whether w changes where something is given
 
     @torch.no_grad()
     def coordinates(self, x: Tensor) -> Tensor:
@@ -71,7 +84,8 @@ class Region:
         Numbers keep what the first block makes of them in their own surroundings.
         """
         tokens = self.flow.event.to_tokens(x, self.there)[0].to(self.known)
-        return self.block.encode(tokens, self.c)[0].flatten(1)[:, self.index]
+        w = self.block.encode(tokens, self.c)[0] if self.warped else tokens
+        return w.flatten(1)[:, self.index]
 
     def log_density(self, v: Tensor) -> Tensor:
         """log p(v) (R,) but for a constant, nats, with gradients to v."""
@@ -82,7 +96,7 @@ class Region:
             total = torch.where(inside, ladj, -torch.inf)
         z, inside = self.flow.in_range(w)
         total = torch.where(inside, total, -torch.inf)
-        for block in self.flow.blocks[1:]:
+        for block in self.flow.blocks[self.warped :]:
             z, ladj = block.padded(self.there).encode(z, self.c)
             z, inside = self.flow.in_range(z)
             total = torch.where(inside, total + ladj.sum(dim=1), -torch.inf)
@@ -99,10 +113,10 @@ class Region:
     @torch.no_grad()
     def solve(self, v: Tensor) -> Tensor:
         """Tokens x (R, T, D) of v, one after the other by the block's cached steps; given ones go in together."""
+        if not self.warped:
+            return self._spread(v, self.known)
         block = self.block
-        x, w, free = (
-            block.enter(t) for t in (self.known, self._spread(v, self.known), self.free.to(self.known.dtype))
-        )
+        x, w, free = (block.enter(t) for t in (self.known, self._spread(v, self.known), self.free.to(self.known.dtype)))
         x, free = x.clone(), free > 0
         inside = block.mixed(x).clone()
         predict, seen, params = predictor(block, self.c, None, block.new_cache(len(v))), 0, None
@@ -173,7 +187,7 @@ def _encoded(block: Block, x: Tensor, c: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _transformed(block: Block, inside: Tensor, params: Tensor | None) -> tuple[Tensor, Tensor]:
-    """z and ladj by number of mixed tokens (R, n, D) in the block's order; without parameters for it the first stays."""
+    """z and ladj by number of mixed tokens (R, n, D) in the block's order; a first one without parameters stays."""
     if params is None:
         return inside, torch.zeros_like(inside)
     first = inside[:, : inside.shape[1] - params.shape[1]]
