@@ -1,14 +1,19 @@
-"""Three tasks of simulation-based inference, and exact draws of their posteriors to compare with.
+"""Four tasks of simulation-based inference, and exact draws of their posteriors to compare with.
 
 As in sbi's benchmark (Lueckmann et al., arXiv 2101.04653), a simulator gives data x for parameters θ of a prior:
 
 - `two moons`: 2 parameters, uniform in (-1, 1), given 2 numbers; two crescents;
 - `SLCP`: 5 parameters, uniform in (-3, 3), given four points in the plane: a simple likelihood, a complex posterior;
-- `Gaussian linear`: 10 parameters, normal with variance 0.1, seen through noise of variance 0.1.
+- `Gaussian linear`: 10 parameters, normal with variance 0.1, seen through noise of variance 0.1;
+- `galaxy`, which is not of that benchmark: 4 parameters, uniform in (-1, 1), given an image of 16x16: the place, the
+  angle and the brightness of an ellipse in noise, from too faint to be seen to plain. Angles are those of an axis, so
+  that -1 and 1 are the same.
 
 No reference is a Markov chain. That of two moons turns draws of the noise back into parameters, that of the Gaussian
 task is its formula, and that of SLCP is drawn from a grid in its three parameters of the covariance and corrected by
-rejection, the other two being normal given these. `tests/benchmarks/test_posteriors.py` has ranks of truths among them.
+rejection, the other two being normal given these. That of a galaxy is likewise, with a grid in place and angle around
+what the image leaves open, and a brightness that is normal given these. `tests/benchmarks/test_posteriors.py` has ranks
+of truths among them.
 """
 
 from __future__ import annotations
@@ -36,11 +41,13 @@ class Task:
         simulate: n parameters (n, d) of the prior and their data (n, k), from a generator.
         reference: n exact draws (n, d) of the posterior given data (k,).
         bound: the prior is uniform in (-bound, bound); None where it is normal.
+        condition: of a flow that is given the data; None where these are a vector.
     """
 
     simulate: Simulate
     reference: Reference
     bound: float | None
+    condition: str | None = None
 
 
 def gaussian_linear(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -143,8 +150,76 @@ def slcp_posterior(x: Tensor, n: int, generator: torch.Generator, grid: int = GR
     return torch.cat(kept)[:n].float()
 
 
+SIDE = 16  # pixels of a galaxy's image
+AXES = 0.4, 0.15  # deviations of its light along both axes, where the image is from -1 to 1
+FAR = 0.7  # how far from the middle it may lie
+COARSE, FINE = 28, 24  # points in each of place and angle, to find where the posterior is and then within that
+NEGLIGIBLE = 20.0  # nats below the highest, from which on a cell has no weight
+
+
+def light(shape: Tensor) -> Tensor:
+    """The images (n, 256) of ellipses of brightness 1 at place and angle (n, 3), without noise."""
+    ticks = (torch.arange(SIDE, dtype=shape.dtype) + 0.5) * (2 / SIDE) - 1
+    down, across = torch.meshgrid(ticks, ticks, indexing="ij")
+    place, angle = FAR * shape[:, :2, None, None], (math.pi / 2) * shape[:, 2, None, None]
+    y, x = down - place[:, 0], across - place[:, 1]
+    along, beside = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
+    return (-0.5 * ((along / AXES[0]) ** 2 + (beside / AXES[1]) ** 2)).exp().flatten(1)
+
+
+def galaxy(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Place, angle and brightness less 1 (n, 4), and images (n, 1, 16, 16) with noise of deviation 1."""
+    theta = 2 * torch.rand(n, 4, generator=generator) - 1
+    clean = (1 + theta[:, 3:]) * light(theta[:, :3])
+    return theta, (clean + torch.randn(n, SIDE**2, generator=generator)).view(n, 1, SIDE, SIDE)
+
+
+def galaxy_brightness(shape: Tensor, pixels: Tensor) -> tuple[Inside, Tensor]:
+    """θ₄ given place and angle (n, 3) and pixels (256,), and log p(shape | pixels) but for a constant.
+
+    With b the image of brightness 1, (1 + θ₄) is normal around x·b/|b|² with deviation 1/|b|, within (0, 2); what is
+    left of the likelihood is exp((x·b)²/2|b|²)/|b| times the share of that normal within.
+    """
+    images = light(shape)
+    square = images.square().sum(dim=1)
+    overlap = images @ pixels
+    theta = Inside(overlap / square - 1, square.rsqrt(), 1.0)
+    return theta, overlap.square() / (2 * square) - square.log() / 2 + theta.share.log()
+
+
+def galaxy_posterior(x: Tensor, n: int, generator: torch.Generator, coarse: int = COARSE, fine: int = FINE) -> Tensor:
+    """Place and angle from a grid and by rejection, as covariances of SLCP, and the brightness from its normal.
+
+    The second grid fills the box of the cells of the first one whose density counts.
+    """
+    pixels = x.double().flatten()
+    low, high = -torch.ones(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    for points in (coarse, fine):
+        step = (high - low) / points
+        ticks = torch.arange(points, dtype=torch.float64) + 0.5
+        centres = low + torch.cartesian_prod(ticks, ticks, ticks) * step
+        log_density = torch.cat([galaxy_brightness(part, pixels)[1] for part in centres.split(1 << 13)])
+        counts = centres[log_density > log_density.max() - NEGLIGIBLE]
+        low, high = (counts.amin(dim=0) - step).clamp(min=-1), (counts.amax(dim=0) + step).clamp(max=1)
+    ladder = (log_density - log_density.max()).exp().cumsum(0)
+    kept: list[Tensor] = []
+    largest = 0.0
+    while sum(map(len, kept)) < n:
+        uniform = torch.rand(4 * max(n, 250), 6, generator=generator, dtype=torch.float64)
+        cell = torch.searchsorted(ladder, uniform[:, 0] * ladder[-1]).clamp(max=len(ladder) - 1)
+        shape = centres[cell] + (uniform[:, 1:4] - 0.5) * step
+        brightness, found = galaxy_brightness(shape, pixels)
+        ratio = (found - log_density[cell]).exp()
+        if float(ratio.max()) > largest:  # what was kept so far was kept too often
+            largest, kept = float(ratio.max()), []
+        theta = torch.cat([shape, brightness.draw(uniform[:, 4]).unsqueeze(1)], dim=1)
+        kept.append(theta[uniform[:, 5] * largest < ratio])
+    return torch.cat(kept)[:n].float()
+
+
 TASKS = {
     "two moons": Task(two_moons, moons_posterior, 1.0),
     "SLCP": Task(slcp, slcp_posterior, 3.0),
     "Gaussian linear": Task(gaussian_linear, gaussian_posterior, None),
+    "galaxy": Task(galaxy, galaxy_posterior, 1.0, f"image:1:{SIDE}:{SIDE}:4"),
 }
