@@ -5,6 +5,7 @@ It needs gradio, selenium and a Chromium, and says which of them is missing.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -77,6 +78,11 @@ def until(ask: Callable[[], Any], what: str) -> Any:
         assert time.monotonic() < end, f"{what} did not come in {SECONDS} s"
         time.sleep(0.1)
     return found
+
+
+def fill(field: Any, text: str) -> None:
+    field.clear()
+    field.send_keys(text)
 
 
 class Person:
@@ -177,8 +183,7 @@ def test_every_tab_does_what_it_says(person: Person, tmp_path: Path) -> None:
     person.seen("[data-choose='upper half']").click()
     assert [cell.is_selected() for cell in cells] == [True, True, False, False]
     limit = person.seen("input[aria-label='number input for Seconds at most']")
-    limit.clear()
-    limit.send_keys("2\t")
+    fill(limit, "2\t")
     assert re.match(r"6 drawings in .* s, seed 0\.", person.press("edit"))
     assert len(person.all("#edit-result img")) == 7 and "R-hat" in person.seen("#edit-result").text
     person.browser.execute_script(
@@ -195,12 +200,10 @@ def test_every_tab_does_what_it_says(person: Person, tmp_path: Path) -> None:
 def test_what_is_wrong_is_said_in_the_line_of_the_tab(person: Person) -> None:
     person.tab("Walk")
     field = person.source("first").find_element(person.by.CSS_SELECTOR, ".seed input")
-    field.clear()
-    field.send_keys("-3")
+    fill(field, "-3")
     assert person.press("walk") == "seed of the first picture: expected a whole number from 0 to 4294967295, got -3"
     assert person.seen("#walk-word p").get_attribute("role") == "alert"
-    field.clear()
-    field.send_keys("3")
+    fill(field, "3")
     assert person.press("walk") == "13 images, both ends included."
 
 
@@ -216,8 +219,7 @@ def test_it_can_be_read_and_used_at_400_pixels(server: Server, tmp_path: Path, d
                 resize(browser, width, 900)
                 until(lambda w=width: browser.execute_script("return innerWidth") == w, "the width")
                 assert browser.execute_script("return document.documentElement.scrollWidth") <= width, name
-                assert faint(browser) == [], (name, width)
-                assert nameless(browser) == [], (name, width)
+                assert faint(browser) == nameless(browser) == [], (name, width)
             resize(browser, 400, 900)
         assert {re.match(r"https?://[^/]+/", a).group() for a in requested(browser)} == {server.address}  # type: ignore[union-attr]
 
@@ -226,25 +228,22 @@ def test_a_bare_model_has_no_controls_for_what_it_has_not_and_its_drawing_can_be
     serve: Callable[[Path], Server], tmp_path: Path
 ) -> None:
     """Without classes, and without a noise that is known; of so many patches that a drawing takes a while."""
-    tarflow.TarFlow(tarflow.TarFlowConfig(16, channels=1, patch_size=1, width=64, layers=(2, 2))).save_pretrained(
-        tmp_path / "bare"
-    )
+    config = tarflow.TarFlowConfig(16, channels=1, patch_size=1, width=64, layers=(2, 2))
+    tarflow.TarFlow(config).save_pretrained(tmp_path / "bare")
     server = serve(tmp_path / "bare")
     with chromium(tmp_path / "profile") as browser:
         person = Person(browser, server.address)
         text = browser.find_element(person.by.TAG_NAME, "body").get_attribute("textContent")
         assert "Guidance" in text and "Temperature" in text and "Class" not in text and "Denoise" not in text
         number = person.seen("input[aria-label='number input for Images']")
-        number.clear()
-        number.send_keys("64\t")
+        fill(number, "64\t")
         person.seen("#draw-start").click()
         until(lambda: "of 64" in person.seen("#draw-word").text, "progress")
         person.seen("#draw-stop").click()
         assert person.word("draw") == "Stopped."
         time.sleep(1)  # what is on its way would come now
         assert person.word("draw") == "Stopped." and len(person.all("#draw-result img")) < 64
-        number.clear()
-        number.send_keys("1\t")
+        fill(number, "1\t")
         assert person.press("draw").startswith("1 image in"), "the next one does not wait for what was stopped"
         assert complaints(browser) == []
 
@@ -262,11 +261,9 @@ def test_numbers_and_a_picture_can_be_given(serve: Callable[[Path], Server], tmp
         until(lambda: len(person.all("[data-source=draw-2] .chosen li")) == 1, "the chosen file")
         assert person.press("draw").startswith("16 images in")
         first = person.all("#draw-result img")[0].get_attribute("src")
-        fields[0].clear()
-        fields[0].send_keys("1 2 3")
+        fill(fields[0], "1 2 3")
         assert person.press("draw") == "2 numbers: expected 2 numbers, or nothing, got 3"
-        fields[0].clear()
-        fields[0].send_keys("900, 900")
+        fill(fields[0], "900, 900")
         assert person.press("draw").startswith("16 images in")
         assert person.all("#draw-result img")[0].get_attribute("src") != first
         for name, start in TABS.items():
@@ -291,6 +288,15 @@ def test_no_path_of_the_server_is_readable(server: Server, path: str) -> None:
         urllib.request.urlopen(server.address + path, timeout=SECONDS)
     assert caught.value.code in (403, 404)
     assert b"root:" not in caught.value.read() and b"/" not in caught.value.read()
+
+
+def test_what_the_browser_does_alone_is_nothing_to_ask_for(server: Server) -> None:
+    """As stopping: gradio would answer it with a traceback."""
+    events = json.loads(urllib.request.urlopen(server.address + "config", timeout=SECONDS).read())["dependencies"]
+    alone = next(event["id"] for event in events if not event["backend_fn"])
+    asked = json.dumps({"data": [], "fn_index": alone, "session_hash": "alone"}).encode()
+    with pytest.raises(urllib.error.HTTPError, match="422"):
+        urllib.request.urlopen(server.address + "gradio_api/queue/join", asked, timeout=SECONDS)
 
 
 def test_what_the_page_says_of_itself_names_no_place(server: Server) -> None:

@@ -72,8 +72,8 @@ def looks() -> dict[str, Any]:
 
 
 def events_of(blocks: Any) -> dict[int, int]:
-    """How many values each event of the page takes, by its number."""
-    return {number: len(event.inputs) for number, event in blocks.fns.items()}
+    """How many values each event takes that is answered here, by its number; some the browser does alone."""
+    return {number: len(event.inputs) for number, event in blocks.fns.items() if event.fn is not None}
 
 
 # --- the tabs ------------------------------------------------------------------------------------------------------
