@@ -15,6 +15,7 @@ import tarflow
 from tarflow import checkpoint
 from tarflow.cli import main
 from tarflow.data.tables import read_table
+from tarflow.evaluation.quality.sweep import grid
 from tarflow.play.answers import Answers
 from tarflow.play.studio import Studio
 from tarflow.run_data import open_splits
@@ -50,7 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         words = "--data bars --conditions-from numbers.csv --conditions angle,brightness"
-        assert call(f"train {words} --out run --steps 60 --sample-every 60 --evaluate-every 60 {SMALL}") == 0
+        assert call(f"train {words} --out run --steps 40 --sample-every 0 --evaluate-every 40 {SMALL}") == 0
     return place
 
 
@@ -133,9 +134,20 @@ def test_guidance_and_a_row_of_samples_for_each_of_a_table(place: Path) -> None:
     assert call("sample run -n 2 --given null --out null.png") == 0
 
 
+def test_the_guidance_of_a_report_and_a_sweep_pushes_away_from_null(place: Path) -> None:
+    for condition in ("vector:2", "classes:3+vector:2", "classes:3"):
+        config = tarflow.TarFlowConfig(
+            8, channels=1, patch_size=4, width=16, head_dim=8, layers=(1,), condition=condition
+        )
+        scales = [setting.guidance.scale for setting in grid(config, None)]
+        assert len(scales) > 2 and all(setting.guidance.temperature == 1 for setting in grid(config, None))
+    assert call("report run --images 1 --limit 2 --out told") == 0
+    assert "angle, brightness" in Path("told/report.html").read_text()
+
+
 def test_a_run_goes_on_bit_for_bit_and_the_table_may_move(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = f"--data bars --conditions-from numbers.csv --sample-every 0 --evaluate-every 4 --save-every 2 {SMALL}"
-    assert call(f"train {words} --out whole --steps 4") == 0
+    assert call(f"train {words} --out whole --steps 4 --sample-every 4") == 0
     assert call(f"train {words} --out parts --steps 2") == 0
     Path("elsewhere").mkdir()
     moved = Path("numbers.csv").rename("elsewhere/moved.csv")

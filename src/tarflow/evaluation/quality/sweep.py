@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from tarflow import digests, storage
+from tarflow.architecture import condition_parts
 from tarflow.checkpoint import Run, weights_digest
 from tarflow.config import TarFlowConfig, from_dict, to_dict
+from tarflow.data.sets import given_values
 from tarflow.evaluation.quality.judge import LOWER_IS_BETTER, Figure, Judge, Kind
 from tarflow.fields import real
 from tarflow.model.condition import make_condition
@@ -69,9 +71,15 @@ def grid(
     Raises:
         ValueError: a value that `Setting` refuses, a strength without σ, guidance that would do nothing.
     """
-    by_class = config.num_classes > 1 or (config.conditioned_on != "none" and not config.num_classes)
-    scales = scales or (SCALES if by_class else UNCONDITIONAL_SCALES)
-    temperatures = temperatures or ((1.0,) if by_class else (UNCONDITIONAL_TEMPERATURE,))
+    sizes = dict(condition_parts(config.conditioned_on))
+    has_branches = config.num_classes > 1 or "vector" in sizes  # what null is another one than
+    known = (
+        torch.zeros(1, device="cpu", dtype=torch.int64),
+        torch.zeros(1, *sizes.get("vector", ()), device="cpu", dtype=torch.float32),
+    )
+    first = given_values(config.conditioned_on, *known) if has_branches else None
+    scales = scales or (SCALES if has_branches else UNCONDITIONAL_SCALES)
+    temperatures = temperatures or ((1.0,) if has_branches else (UNCONDITIONAL_TEMPERATURE,))
     strengths = strengths or ((0.0,) if sigma is None else (1.0,))
     for strength in strengths:
         real("denoising strength", strength, "0 or more, as a multiple of σ", lambda value: value >= 0)
@@ -84,7 +92,6 @@ def grid(
         denoise = None if sigma is None or strength == 0 else strength * sigma
         # Without guidance there is no rule to it: one setting, however many rules are tried.
         kept = Setting(Guidance(scale, schedule, temperature, rule) if scale else UNGUIDED, denoise)
-        first = torch.zeros(1, device="cpu", dtype=torch.int64) if by_class else None
         kept.guidance.check(first, make_condition(sequence_config(config).condition), config.num_patches)
         settings[kept] = None
     return list(settings)
