@@ -33,6 +33,8 @@ def test_a_number_as_condition_is_so_many_numbers() -> None:
 
 def test_a_short_vector_given_numbers_is_one_token_unless_there_are_orders_of_tokens() -> None:
     assert VectorConfig(5, condition=3).tokens == 1 and VectorConfig(5).tokens == 5
+    assert VectorConfig(5, condition="image:1:8:8:4").tokens == 1
+    assert VectorConfig(5, condition="classes:3").tokens == VectorConfig(5, condition="classes:3+vector:2").tokens == 5
     assert VectorConfig(2, condition=3).tokens == 2 and VectorConfig(9, condition=3).tokens == 9
     assert VectorConfig(5, condition=3, orders=("raster",) * 4).tokens == 5
     assert VectorConfig(5, tokens=5, condition=3).tokens == 5

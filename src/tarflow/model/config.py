@@ -101,16 +101,17 @@ class SequenceConfig:
 ALONE = 16
 """Numbers of a vector that are a token each; with more, attention over single numbers is slow for what it gains."""
 TOGETHER = range(3, 9)
-"""Numbers given others that are one token, of one number after the other: there are more steps in a given time, as the
-network says once what the condition means, and each brings more. Five of SLCP come to 4.3 nats as one token in 10
-seconds, and to 7.0 as five. Two of two moons come to -3.2 and -3.3; ten of a Gaussian are soon learned by heart as one.
+"""Numbers given others, or tokens, that are one token, of one number after the other: there are more steps in a given
+time, as the network says once what the condition means, and each brings more. Five of SLCP come to 4.3 nats as one
+token in 10 seconds, and to 7.0 as five; four given an image of 16x16 to 1.5 and 2.3. Two of two moons come to -3.2 and
+-3.3; ten of a Gaussian are soon learned by heart as one.
 """
 FEW = 4
 """Tokens of a longer vector, at most: on 30 numbers, 3 of 10 came to 4.7 nats in the time in which 30 came to 21."""
 
 
 def default_tokens(dim: int, given: bool = False) -> int:
-    """How many tokens a vector is cut into where nobody says; `given` numbers, a short one is not cut.
+    """How many tokens a vector is cut into where nobody says; `given` something, a short one is not cut.
 
     >>> [default_tokens(dim) for dim in (2, 16, 17, 30, 784)]
     [2, 16, 1, 3, 4]
@@ -137,7 +138,7 @@ class VectorConfig:
     tokens: int | None = option(
         None,
         help="tokens that N numbers are cut into, a divisor of N; up to 16 each number is one, but 3 to 8 are one "
-        "together where the condition is numbers and there are no orders; beyond 16, 4 at most",
+        "together where the condition is numbers, an image or tokens, and there are no orders; beyond 16, 4 at most",
     )
     condition: str | int = option(
         "none", help="what the density is conditioned on, as in a SequenceConfig; a number n is vector:n"
@@ -170,7 +171,8 @@ class VectorConfig:
         if isinstance(self.condition, int):
             set_field(self, "condition", f"vector:{self.condition}")
         condition = str(self.condition)
-        given = condition.startswith("vector:") and "+" not in condition and not self.orders  # which are of tokens
+        given = condition.startswith(("vector:", "image:", "tokens:")) and "+" not in condition
+        given = given and not self.orders  # which are of tokens
         tokens = default_tokens(self.dim, given) if self.tokens is None else self.tokens
         divides = tokens >= 1 and self.dim % tokens == 0
         check(divides, "tokens", f"a divisor of the {self.dim} numbers, so that all tokens are alike", tokens)

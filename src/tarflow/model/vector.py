@@ -24,8 +24,8 @@ class VectorFlow(SequenceFlow):
 
     Args:
         dim: N, or a `VectorConfig`, and then nothing else.
-        tokens: T, a divisor of N; None is N up to 16, and 4 at most beyond. Given numbers it is 1 for N from 3 to 8,
-            unless there are orders.
+        tokens: T, a divisor of N; None is N up to 16, and 4 at most beyond. Given numbers, an image or tokens it is 1
+            for N from 3 to 8, unless there are orders.
         condition: as in `VectorConfig`; a number n is n numbers, "vector:n".
         fields: any others of `VectorConfig`, such as width or support.
 
