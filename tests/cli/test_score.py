@@ -130,7 +130,7 @@ def test_ranks_and_percentiles_by_hand(place: Path) -> None:
     rows = score(place, "uniform", place / "photos")
     values = [float(row["log_likelihood"]) for row in rows]
     assert [int(row["rank"]) for row in rows] == [1 + sum(other > value for other in values) for value in values]
-    reference = json.loads((place / "uniform" / HELD_OUT_FILE).read_text())["scores"]
+    reference = json.loads((place / "uniform" / HELD_OUT_FILE).read_text())["scored"][0]["log_prob"]
     assert len(reference) == 4, "a tenth of 40"
     for row, value in zip(rows, values, strict=True):
         assert float(row["percentile"]) == pytest.approx(100 * sum(r < value for r in reference) / 4, abs=1e-3)
@@ -138,7 +138,7 @@ def test_ranks_and_percentiles_by_hand(place: Path) -> None:
 
 def test_the_reference_is_the_score_of_the_held_out_images(place: Path) -> None:
     score(place, "run", place / "photos", "--draws", "2", "--seed", "3")
-    reference = json.loads((place / "run" / HELD_OUT_FILE).read_text())["scores"]
+    reference = json.loads((place / "run" / HELD_OUT_FILE).read_text())["scored"][0]["log_prob"]
     held = load(str(place / "train")).held_out
     flow = checkpoint.open_run(place / "run").flow
     for index, (image, expected) in enumerate(zip(held.images, reference, strict=True)):
@@ -176,8 +176,9 @@ def test_the_reference_is_kept_and_computed_again_when_it_is_stale(place: Path, 
     score(place, "run", place / "photos")
     assert len(calls) == 5, "other weights"
     fresh = json.loads((place / "run" / HELD_OUT_FILE).read_text())
-    assert fresh["scores"] != old["scores"] and fresh["key"]["weights"] != old["key"]["weights"]
-    assert fresh["earlier"] == [], "of other weights"
+    assert fresh["key"]["weights"] != old["key"]["weights"]
+    assert fresh["scored"][0]["log_prob"] != old["scored"][0]["log_prob"]
+    assert len(fresh["scored"]) == 1, "those of other weights are gone"
     (place / "run" / HELD_OUT_FILE).write_text("{")
     score(place, "run", place / "photos")
     assert json.loads((place / "run" / HELD_OUT_FILE).read_text()) == fresh, "a damaged one is made again"
@@ -250,7 +251,7 @@ def test_maps_are_pictures_of_each_image(place: Path) -> None:
 def test_complexity_and_typicality_by_hand(place: Path) -> None:
     rows = score(place, "uniform", place / "photos")
     held = load(str(place / "train")).held_out.images
-    reference = json.loads((place / "uniform" / HELD_OUT_FILE).read_text())["scores"]
+    reference = json.loads((place / "uniform" / HELD_OUT_FILE).read_text())["scored"][0]["log_prob"]
     theirs = [-v / (16 * math.log(2)) + 7 for v in reference]
     saved = [float(code) / 16 - bits for code, bits in zip(code_bits(held), theirs, strict=True)]
     usual = [-abs(b - (sum(theirs) - b) / 3) for b in theirs]
@@ -493,7 +494,7 @@ def test_kept_scores_that_are_no_numbers_are_computed_again(place: Path, spoilt:
     before = score(place, "uniform", place / "photos", "--draws", "1")
     file = place / "uniform" / HELD_OUT_FILE
     table = json.loads(file.read_text())
-    table["scores"][1] = spoilt
+    table["scored"][0]["log_prob"][1] = spoilt
     table.pop("blake2b")
     file.write_text(json.dumps(digests.sealed(table) if right_digest else table))
     assert score(place, "uniform", place / "photos", "--draws", "1") == before
