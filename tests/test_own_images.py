@@ -59,7 +59,14 @@ def joined_by_another_size(photos: Path) -> None:
     Image.new("L", (5, 4)).save(photos / "odd.png")
 
 
-@pytest.mark.parametrize("change", [joined, joined_first, joined_by_one_that_cannot_be_read, joined_by_another_size])
+@pytest.mark.parametrize(
+    "change",
+    [
+        joined_first,
+        joined_by_another_size,
+        *(pytest.param(change, marks=pytest.mark.slow) for change in (joined, joined_by_one_that_cannot_be_read)),
+    ],
+)
 def test_images_that_join_are_left_out_by_every_command(
     change: Callable[[Path], None], trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,7 +133,7 @@ def replaced(photos: Path) -> str:
     return "their pixels, labels or split have changed"
 
 
-@pytest.mark.parametrize("change", [gone, renamed, replaced])
+@pytest.mark.parametrize("change", [gone, pytest.param(renamed, marks=pytest.mark.slow), replaced])
 def test_other_images_in_the_place_of_the_runs_are_refused_by_every_command(
     change: Callable[[Path], str], trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,6 +136,7 @@ def tiny_baseline(tiny: Bench) -> float:
     return tiny.score(tiny.train(VARIANTS[BASELINE], 8, seed=0).flow, 8)["bits_per_dim"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != BASELINE])
 def test_every_variant_trains_and_differs_from_the_baseline(name: str, tiny: Bench, tiny_baseline: float) -> None:
     model, training = tiny.configs(VARIANTS[name], 8, 0)

@@ -34,6 +34,7 @@ def test_operations_are_operations_within_it_and_c_behind_it() -> None:
     assert make(4).native.fits(*numbers)
 
 
+@pytest.mark.slow
 # torch's tracer looks at `.grad` of what it traces, and hides the warning only from where it is shown.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_everything_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ import torch
 from torch.autograd.functional import jacobian
 
 import tarflow
-from flow_cases import assert_close, build, every_flow, every_kind, images, labels
+from flow_cases import assert_close, build, every_kind, images, labels
 from tarflow.sampling.observed import futures
 from tarflow.sampling.region import Region
 
 QUICK: dict[str, Any] = {"chains": 2, "steps": 4, "warmup": 4, "leapfrog": 2}
 
 
-@every_flow
+@every_kind
 def test_what_is_given_stays_and_the_rest_changes(name: str) -> None:
     flow = build(name)
     x, y = images(flow, 2), labels(flow, 2)

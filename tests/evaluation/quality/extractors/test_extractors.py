@@ -233,6 +233,7 @@ def test_the_small_network_learns_and_its_features_tell_the_classes_apart(two_ki
     assert extractor.digest != open_extractor("classifier", images=turned).digest
 
 
+@pytest.mark.slow
 def test_the_small_network_knows_98_of_100_digits_that_it_never_saw():
     digits = load_digits()
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
