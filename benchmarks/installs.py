@@ -94,6 +94,15 @@ inference = NPE(torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye
 inference.append_simulations(theta, theta + 0.1 * torch.randn(200, 2)).train(max_num_epochs=2)
 assert inference.build_posterior().sample((10,), x=torch.zeros(1, 2)).shape == (10, 2)
 """,
+    "pyro": """
+import sys
+try:
+    from tarflow.adapters.pyro import distribution
+except ImportError as error:
+    sys.exit(str(error))
+import pyro, tarflow
+assert pyro.sample("x", distribution(tarflow.VectorFlow(2))).shape == (2,)
+""",
     "metrics": """
 import sys
 from tarflow.cli import main

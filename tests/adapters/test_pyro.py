@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("pyro", reason="pyro is not installed; pip install 'tarflow[sbi]'")
+pytest.importorskip("pyro", reason="pyro is not installed; pip install 'tarflow[pyro]'")
 pytestmark = [pytest.mark.extra, pytest.mark.filterwarnings("ignore")]
 
 import pyro  # noqa: E402

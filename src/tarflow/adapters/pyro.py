@@ -21,7 +21,7 @@ from tarflow.sampling.distribution import FlowDistribution
 try:
     from pyro.distributions.torch_distribution import TorchDistributionMixin
 except ImportError as error:
-    raise ImportError("pyro is not installed: pip install 'tarflow[sbi]'") from error
+    raise ImportError("pyro is not installed: pip install 'tarflow[pyro]'") from error
 
 
 class PyroDistribution(FlowDistribution, TorchDistributionMixin):  # type: ignore[misc, unused-ignore]
