@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import tarflow
 from benchmarks.kept_rows import KeptRows, Row, parser, spread
-from benchmarks.posteriors import OFF, steps_in
+from benchmarks.posteriors import fitted_in
 from benchmarks.table import aligned
 
 SIDE, WIND, SMOOTHING, FRESH = 16, 1.0, 0.05, 0.15
@@ -153,17 +153,8 @@ def flow(count: int, seed: int, seconds: float) -> tuple[Row, Ensemble]:
         condition=f"image:1:{SIDE}:{SIDE}:4",
         start_token=True,
     )
-    steps, options = 0, {"batch_size": BATCH, "lr": FLOW_RATE}
-    for _ in range(2):
-        torch.manual_seed(seed)
-        model = tarflow.TarFlow(config)
-        steps = steps or steps_in(seconds, model, change, now, **options)
-        began = time.process_time()
-        result = model.fit(change, now, seed=seed, steps=steps, patience=None, **options)
-        spent = time.process_time() - began
-        if abs(spent / seconds - 1) < OFF:
-            break
-        steps = round(steps * seconds / spent)
+    make = functools.partial(tarflow.TarFlow, config)
+    model, result, spent = fitted_in(seconds, make, change, now, seed, batch_size=BATCH, lr=FLOW_RATE)
     model.requires_grad_(False)
 
     def ensemble(states: Tensor, members: int) -> Tensor:

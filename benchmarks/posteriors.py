@@ -29,7 +29,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from statistics import mean
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ PROBE = 40  # steps that are timed
 OFF = 1 / 6  # of the time, that a fit may take more or less
 LogProb = Callable[[Tensor, Tensor], Tensor]
 Draw = Callable[[Tensor, int], Tensor]
+Flow = TypeVar("Flow", bound=tarflow.SequenceFlow)
 
 
 def steps_in(seconds: float, flow: tarflow.SequenceFlow, x: Tensor, c: Any, **options: Any) -> int:
@@ -65,6 +66,24 @@ def steps_in(seconds: float, flow: tarflow.SequenceFlow, x: Tensor, c: Any, **op
     return max(PROBE, round((seconds - scoring) / step))
 
 
+def fitted_in(
+    seconds: float, make: Callable[[], Flow], x: Tensor, c: Any, seed: int, **options: Any
+) -> tuple[Flow, Fit, float]:
+    """A flow after a fit that fills this processor time, what came of it, and the time; again where it was far off."""
+    steps = 0
+    for _ in range(2):
+        torch.manual_seed(seed)
+        flow = make()
+        steps = steps or steps_in(seconds, flow, x, c, **options)
+        began = time.process_time()
+        result = flow.fit(x, c, seed=seed, steps=steps, patience=None, **options)
+        spent = time.process_time() - began
+        if abs(spent / seconds - 1) < OFF:
+            break
+        steps = round(steps * seconds / spent)
+    return flow, result, spent
+
+
 def would_stop(result: Fit, patience: int = PATIENCE) -> dict[str, float]:
     """The share of the steps at which a fit without patience would have stopped by it, and the nats that this costs."""
     best, waited = -float("inf"), 0
@@ -78,17 +97,8 @@ def would_stop(result: Fit, patience: int = PATIENCE) -> dict[str, float]:
 
 def ours(task: Task, theta: Tensor, x: Tensor, seed: int, lr: float, seconds: float) -> tuple[Row, LogProb, Draw]:
     """A `VectorFlow`, fitted."""
-    steps = 0
-    for _ in range(2):
-        torch.manual_seed(seed)
-        flow = tarflow.VectorFlow(theta.shape[1], condition=task.condition or x.shape[1])
-        steps = steps or steps_in(seconds, flow, theta, x, lr=lr)
-        began = time.process_time()
-        result = flow.fit(theta, x, seed=seed, steps=steps, lr=lr, patience=None)
-        spent = time.process_time() - began
-        if abs(spent / seconds - 1) < OFF:
-            break
-        steps = round(steps * seconds / spent)
+    make = functools.partial(tarflow.VectorFlow, theta.shape[1], condition=task.condition or x.shape[1])
+    flow, result, spent = fitted_in(seconds, make, theta, x, seed, lr=lr)
     row: Row = {"seconds": spent, "steps": result.steps, "held_out": -result.held_out_log_prob}
     row["parameters"] = sum(parameter.numel() for parameter in flow.parameters())
     row |= {"would_stop": would_stop(result), "curve": [entry.held_out for entry in result.curve]}
