@@ -27,6 +27,13 @@ def images(tmp_path: Path) -> Path:
     return write_images(tmp_path / "images", 20)
 
 
+def hide(patch: pytest.MonkeyPatch, *packages: str) -> None:
+    """Nothing of `packages` can be imported, although an earlier test may have imported a part of one."""
+    parts = [name for name in sys.modules if name.startswith(tuple(f"{package}." for package in packages))]
+    for name in (*packages, *parts):
+        patch.setitem(sys.modules, name, None)
+
+
 def rows(run: Path) -> list[dict[str, float]]:
     """The lines of metrics.csv, with what each has."""
     with open(run / METRICS_CSV, newline="") as file:
@@ -47,8 +54,7 @@ def test_the_names_of_a_config_are_those_of_the_loggers() -> None:
 
 
 def test_nobody_is_told_unless_asked(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("tensorboard", "wandb", "torch.utils.tensorboard"):
-        monkeypatch.setitem(sys.modules, package, None)
+    hide(monkeypatch, "tensorboard", "wandb", "torch.utils.tensorboard")
     assert train(images, tmp_path / "run") == 0
     assert not {METRICS_CSV, TENSORBOARD, "wandb"} & {path.name for path in (tmp_path / "run").iterdir()}
 
@@ -148,8 +154,7 @@ def test_a_logger_that_fails_is_one_warning_and_the_training_is_the_same(
 def test_what_is_not_installed_is_said_with_what_to_install(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for package in ("tensorboard", "wandb", "torch.utils.tensorboard"):
-        monkeypatch.setitem(sys.modules, package, None)
+    hide(monkeypatch, "tensorboard", "wandb", "torch.utils.tensorboard")
     words = ("--log", "tensorboard", "--log", "wandb", "--log", "csv")
     capsys.readouterr()
     assert train(images, tmp_path / "run", *words) == 0
@@ -305,7 +310,7 @@ def test_tensorboard_that_cannot_write(
 def test_a_warning_for_programs_is_a_warning(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tarflow.training.logs import Logs
 
-    monkeypatch.setitem(sys.modules, "wandb", None)
+    hide(monkeypatch, "wandb")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert train(images, tmp_path / "run") == 0
