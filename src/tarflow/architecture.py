@@ -16,16 +16,18 @@ BOUND = 4.0
 
 
 class TransformEntry(NamedTuple):
-    """Where the class of a transform is, "module:class", and whether it changes volumes."""
+    """Where the class of a transform is, "module:class", whether it changes volumes, and which transform it is where
+    its last parameters are zero: it has those of that one first."""
 
     place: str
     scales: bool
+    extends: str = ""
 
 
 TRANSFORMS = {  # names only, so that the command line knows them without importing torch
     "affine": TransformEntry("tarflow.model.transform:Affine", scales=True),
     "additive": TransformEntry("tarflow.model.transform:Additive", scales=False),
-    "spline": TransformEntry("tarflow.model.spline:Spline", scales=True),
+    "spline": TransformEntry("tarflow.model.spline:Spline", scales=True, extends="affine"),
 }
 
 BY_NUMBER = "-by-number"
@@ -62,6 +64,21 @@ def transform_entry(name: str) -> TransformEntry:
 def plain(name: str) -> str:
     """The name of a transform without what stands behind it."""
     return name.removesuffix(MIXED).removesuffix(BY_NUMBER)
+
+
+def starts_as(name: str, source: str) -> bool:
+    """Whether a block with the transform `name` can start as one with `source` is: with the parameters that it adds at
+    zero, it is that block. Mixing can be added, an order of the numbers, and a spline to an affine map.
+
+    >>> starts_as("spline-by-number-mixed", "affine"), starts_as("affine", "spline")
+    (True, False)
+    """
+    if source.endswith(MIXED):
+        return name.endswith(MIXED) and starts_as(name.removesuffix(MIXED), source.removesuffix(MIXED))
+    name = name.removesuffix(MIXED)
+    if source.endswith(BY_NUMBER):
+        return name == source
+    return source in (plain(name), TRANSFORMS[plain(name)].extends)
 
 
 def check_network(config: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flow_cases import build
-from tarflow import TarFlow
+from tarflow import TarFlow, sample
 from tarflow.config import ConfigError, TrainingConfig
 from tarflow.data.batches import batch_indices
 from tarflow.data.errors import DataWarning
@@ -95,6 +95,53 @@ def test_fine_tuning_starts_from_what_the_source_does_without_a_label(old: int, 
         torch.testing.assert_close(flow.log_prob(x, torch.tensor([0, 1, 2, -1])), source.log_prob(x))
 
 
+GROWN = ["spline", "affine-mixed", "affine-by-number", "spline-by-number-mixed"]
+
+
+@pytest.mark.parametrize("classes", [3, 2])
+@pytest.mark.parametrize("transform", GROWN)
+def test_what_a_transform_adds_starts_as_the_weights_are(transform: str, classes: int) -> None:
+    """The same density and the same samples, and what was added learns from there."""
+    source = build("conditional")
+    config = dataclasses.replace(source.config, transforms=(transform,), bins=5, interval=2.0, num_classes=classes)
+    flow = TarFlow(config).double()
+    start_from(flow, source)
+    x = torch.randn(4, 1, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(flow.log_prob(x), source.log_prob(x))
+    torch.testing.assert_close(sample(flow, 2), sample(source, 2))
+    flow.log_prob(x).sum().backward()
+    old, new = source.blocks[0], flow.blocks[0]
+    added = [p.grad for name, p in new.named_parameters() if name.startswith(("mixing.", "transform.out"))]
+    added.append(new.proj_out.weight.grad[len(old.proj_out.weight) :])  # type: ignore[index]
+    assert any(grad is not None and bool(grad.any()) for grad in added)
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted", "field"),
+    [
+        (("spline",), ("affine",), "transforms"),  # what is there is not given up
+        (("affine-mixed",), (), "transform"),
+        (("affine-by-number",), ("spline-by-number",), "transforms"),  # its parameters lie in another order
+        (("additive",), ("affine",), "transforms"),
+    ],
+)
+def test_what_cannot_be_added_to_a_transform_is_said(
+    source: tuple[str, ...], wanted: tuple[str, ...], field: str
+) -> None:
+    config = build("conditional").config
+    flow = TarFlow(dataclasses.replace(config, transforms=wanted))
+    with pytest.raises(
+        ConfigError, match=f"model.{field}: the weights to start from have {source[0]} in block 0, which"
+    ):
+        start_from(flow, TarFlow(dataclasses.replace(config, transforms=source)))
+
+
+def test_the_bins_of_a_spline_are_those_of_its_weights() -> None:
+    config = dataclasses.replace(build("conditional").config, transform="spline", bins=4)
+    with pytest.raises(ConfigError, match=r"model.bins: the weights to start from have 4, got 8"):
+        start_from(TarFlow(dataclasses.replace(config, bins=8)), TarFlow(config))
+
+
 def test_another_architecture_is_refused_by_field() -> None:
     source = build("conditional")
     flow = TarFlow(dataclasses.replace(source.config, layers=(1, 2)))
@@ -111,6 +158,7 @@ def test_another_architecture_is_refused_by_field() -> None:
         ("width", 32),
         ("layers", (1, 2)),
         ("transform", "additive"),
+        ("start_token", True),
         ("rotary", True),  # which no tensor tells
         ("head_dim", 4),  # nor this
         ("expansion", 2),

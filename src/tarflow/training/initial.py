@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from tarflow.architecture import BY_NUMBER, MIXED, plain, starts_as
 from tarflow.checkpoint import open_run, weights_digest
 from tarflow.config import ConfigError, TarFlowConfig, from_dict, to_dict
 from tarflow.interop import load_official, noise_from_name
@@ -69,17 +71,28 @@ def _noise_fields(noise: str, std: float) -> dict[str, Any]:
 
 def check_architecture(source: TarFlowConfig, wanted: TarFlowConfig) -> None:
     """Raise ConfigError naming the field where a flow that is `wanted` cannot start from the weights of another."""
+    free = {"num_classes", "log_scale_bound", "transform", "transforms"}
+    if not any(plain(name) == "spline" for name in source.block_transforms):
+        free |= {"bins", "interval"}
     for entry in dataclasses.fields(TarFlowConfig):
         have, want = getattr(source, entry.name), getattr(wanted, entry.name)
         if entry.name == "image_size":
             have, want = source.image_shape, wanted.image_shape
-        if entry.name not in ("num_classes", "log_scale_bound") and have != want:
+        if entry.name not in free and have != want:
             raise ConfigError(f"model.{entry.name}: the weights to start from have {have}, got {want}")
+    for index, (have, want) in enumerate(zip(source.block_transforms, wanted.block_transforms, strict=True)):
+        if not starts_as(want, have):
+            field = "transforms" if index < len(wanted.transforms) else "transform"
+            raise ConfigError(
+                f"model.{field}: the weights to start from have {have} in block {index}, which cannot start as {want}; "
+                f"{BY_NUMBER}, {MIXED} and a spline where it was affine can be added"
+            )
 
 
 @torch.no_grad()
 def start_from(flow: TarFlow, source: TarFlow) -> None:
-    """Give `flow` the weights of `source`, whose architecture must be the same but for the classes.
+    """Give `flow` the weights of `source`, whose architecture must be the same but for the classes and what transforms
+    add: then `flow` is the same function, and what was added learns from there (as in Net2Net, arXiv 1511.05641).
 
     Other classes start from what the source does without a label: each new class has the mean of the old embeddings,
     and a model without classes adds that mean to its positions. Raises ConfigError naming the field that differs.
@@ -96,4 +109,14 @@ def start_from(flow: TarFlow, source: TarFlow) -> None:
             else:
                 for table in {f"blocks.{index}.position", f"blocks.{index}.start"} & tensors.keys():
                     tensors[table] = tensors[table] + null
-    flow.load_state_dict(tensors)
+    flow.load_state_dict(_grown(tensors, flow.state_dict()))
+
+
+def _grown(tensors: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors for a flow whose `fresh` ones have more rows, or are more: rows that are added are zero, and tensors of
+    a transform as they are at first. Both leave the transform what it was."""
+    grown = {}
+    for name, new in fresh.items():
+        old = tensors.get(name, new)
+        grown[name] = torch.cat([old, old.new_zeros(len(new) - len(old), *new.shape[1:])]) if new.ndim else old
+    return grown
