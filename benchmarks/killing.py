@@ -52,10 +52,20 @@ TRAINING = {
 
 
 class Board:
-    """Where a child stands: memory that parent and child share, and that a kill cannot take back."""
+    """Where a child stands: memory that parent and child share, and that a kill cannot take back.
+
+    The child itself says when it has come to where it is to be killed: a parent that looks now and then may miss that.
+    """
 
     def __init__(self) -> None:
         self.memory = mmap.mmap(-1, 16)
+        self.goal, self.aim = 0, ""
+
+    def begin(self, goal: int = 0, aim: str = "") -> None:
+        """For a new child, which is to come to the phase `aim`, or to any, after `goal` steps."""
+        self.goal, self.aim = goal, aim
+        self.memory[1] = False
+        self.write("opening", 0)
 
     def write(self, phase: str | None = None, step: int | None = None) -> None:
         """Say what begins, or which step is done."""
@@ -63,6 +73,13 @@ class Board:
             self.memory[0] = PHASES.index(phase)
         if step is not None:
             self.memory[8:16] = struct.pack("q", step)
+        if self.step >= self.goal and self.aim in ("", self.phase):
+            self.memory[1] = True
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the child has come there, and may be past it by now."""
+        return bool(self.memory[1])
 
     @property
     def phase(self) -> str:
@@ -129,9 +146,11 @@ def train(source: Path, loader: str, run: Path, steps: int) -> None:
     trainer_module.train(resolve(sections, splits), splits, run, resume=True)
 
 
-def child(board: Board, die_in_write: int | None, work: Callable[[], None]) -> int:
-    """Do `work` in a forked process; its id. With `die_in_write` n it kills itself at the n-th flush to the disk."""
-    board.write("opening", 0)
+def child(board: Board, work: Callable[[], None], *, die_in_write: int | None = None, stays: bool = False) -> int:
+    """Do `work` in a forked process; its id. With `die_in_write` n it kills itself at the n-th flush to the disk.
+
+    One that `stays` waits to be killed where it has done everything before the parent came to it.
+    """
     pid = os.fork()
     if pid:
         return pid
@@ -148,6 +167,8 @@ def child(board: Board, die_in_write: int | None, work: Callable[[], None]) -> i
 
             storage._flush = flush
         work()
+        while stays and board.arrived:
+            time.sleep(PATIENCE)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         os._exit(1)
@@ -186,7 +207,8 @@ def campaign(place: Path, loader: str, kills: int, seed: int) -> dict[str, Any]:
     rng, board = random.Random(f"{seed} {loader}"), Board()
     steps = 12 * kills + 15
     whole, killed = place / f"{loader}-whole", place / f"{loader}-killed"
-    status = _end_of(child(board, None, functools.partial(train, source, loader, whole, steps)), board)
+    board.begin()
+    status = _end_of(child(board, functools.partial(train, source, loader, whole, steps)), board)
     if status:
         raise RuntimeError(f"{loader}: the run that nobody killed ended with {status}")
     deaths: list[dict[str, Any]] = []
@@ -198,13 +220,13 @@ def campaign(place: Path, loader: str, kills: int, seed: int) -> dict[str, Any]:
         goal, aim = came_from + rng.randrange(4, 11), rng.choice(AIMS)
         if how == "in a phase" and aim == "opening":
             goal = 0
-        pid = child(
-            board,
-            rng.randrange(2, 30) if how == "in a write" else None,
-            functools.partial(train, source, loader, killed, steps),
-        )
-        if how != "in a write":
-            _wait_for(lambda: board.step >= goal and (how == "by the clock" or board.phase == aim), pid, board)  # noqa: B023
+        board.begin(goal, aim if how == "in a phase" else "")
+        work = functools.partial(train, source, loader, killed, steps)
+        if how == "in a write":
+            pid = child(board, work, die_in_write=rng.randrange(2, 30))
+        else:
+            pid = child(board, work, stays=True)
+            _wait_for(lambda: board.arrived, pid, board)
             if how == "by the clock":
                 time.sleep(rng.uniform(0, 0.03))  # anywhere in what comes then
             elif aim == "opening":
@@ -217,7 +239,8 @@ def campaign(place: Path, loader: str, kills: int, seed: int) -> dict[str, Any]:
         sound &= not bad
         death = {"kill": how, "phase": board.phase, "step": board.step or None, "resumed_from": came_from or None}
         deaths.append(death | ({"damaged": bad} if bad else {}))
-    status = _end_of(child(board, None, functools.partial(train, source, loader, killed, steps)), board)
+    board.begin()
+    status = _end_of(child(board, functools.partial(train, source, loader, killed, steps)), board)
     equal = {"finished": status == 0} | (compare(whole, killed) if status == 0 else {})
     fell = dict(sorted(Counter(death["phase"] for death in deaths).items()))
     report = {"steps": steps, "kills": kills, "fell": fell, "equal": equal, "sound": sound, "deaths": deaths}

@@ -47,6 +47,17 @@ def exit_code(pid: int, seconds: float = 60.0) -> int:
         time.sleep(0.005)
 
 
+def wait_for(file: Path, pid: int, seconds: float = 60.0) -> None:
+    """Until there is the file by which a child says where it is. One that ends before or takes longer is an error."""
+    until = time.monotonic() + seconds
+    while not file.exists():
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None and not file.exists():
+            raise RuntimeError(f"the child ended before there was {file}: {exit_code(pid)}")
+        if time.monotonic() > until:
+            raise TimeoutError(f"there is no {file} after {seconds} s")
+        time.sleep(0.002)
+
+
 def mount_small_disk(path: Path, size: str) -> bool:
     """Mount a tmpfs of `size` on `path`, for this process alone. False where that is not allowed."""
     if not sys.platform.startswith("linux"):

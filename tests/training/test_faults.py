@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from benchmarks.killing import write_images
-from forked import exit_code, fork, mount_small_disk, resize_disk
+from forked import exit_code, fork, mount_small_disk, resize_disk, wait_for
 from tarflow import checkpoint
 from tarflow.cli import main
 from tarflow.config import ConfigError
@@ -71,8 +71,7 @@ def test_a_second_run_on_one_directory_is_refused_and_a_killed_one_leaves_it_fre
             time.sleep(60)
 
     first = fork(lambda: train(CONFIG, splits(), run, report=wait) and None)
-    while not reached.exists():
-        time.sleep(0.01)
+    wait_for(reached, first)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(InUse, match=rf"run: process {first} on .* is writing to it"):
         train(CONFIG, splits(), run, resume=True)
@@ -92,6 +91,25 @@ def test_the_lock_goes_when_a_run_ends_badly(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         train(run_config(lr=5e-4), splits(), tmp_path / "run", resume=True)
     train(CONFIG, splits(), tmp_path / "run", resume=True)
+
+
+def test_old_checkpoints_go_on_resuming_where_a_kill_came_between_the_last_one_and_their_removal(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, names, real = tmp_path / "run", checkpoint.checkpoints, checkpoint.remove_old_checkpoints
+
+    def killed(run: Path, keep_last: int, best_step: int | None) -> None:
+        if (run / checkpoint.CHECKPOINTS / "step-12").exists():
+            raise KeyboardInterrupt
+        real(run, keep_last, best_step)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "remove_old_checkpoints", killed)
+        train(CONFIG, splits(), run)
+    assert len(names(run)) == len(names(whole)) + 1
+    train(CONFIG, splits(), run, resume=True)
+    assert [path.name for path in names(run)] == [path.name for path in names(whole)]
+    assert_same_run(whole, run)
 
 
 # --- damage --------------------------------------------------------------------------------------------------------
@@ -271,8 +289,7 @@ def test_sigterm_saves_within_its_grace_period(whole: Path, tmp_path: Path) -> N
         return 0
 
     pid = fork(work)
-    while not reached.exists():
-        time.sleep(0.002)
+    wait_for(reached, pid)
     os.kill(pid, signal.SIGTERM)
     assert exit_code(pid, seconds=10) == 128 + signal.SIGTERM  # the shortest grace that schedulers usually give
     latest = checkpoint.latest_checkpoint(run)

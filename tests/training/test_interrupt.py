@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from forked import exit_code, fork
+from forked import exit_code, fork, wait_for
 from tarflow import checkpoint
 from tarflow.training import interrupt
 from tarflow.training.interrupt import Interrupted, Stop, collect_signals
@@ -160,8 +160,7 @@ def test_ctrl_c_much_later_ends_a_training_that_does_not_leave(tmp_path: Path) -
         return 1
 
     pid = fork(work)
-    while not reached.exists():
-        time.sleep(0.005)
+    wait_for(reached, pid)
     for _ in range(3):  # the first two of one wave
         os.kill(pid, signal.SIGINT)
         time.sleep(0.15)

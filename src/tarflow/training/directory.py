@@ -70,7 +70,8 @@ class RunDirectory:
         """Write what a run begins with, and bring the rest to where it was at `step`, after `latest`; on all ranks.
 
         Nothing was changed before, but for what a killed process left. Later checkpoints, which are damaged, lose their
-        names, for they would count among the newest, which are kept. Best weights and metrics are those of then.
+        names, for they would count among the newest, which are kept. Best weights and metrics are those of then. Old
+        checkpoints go, for a process that was killed after its last one leaves nobody else to remove them.
         """
 
         def begin() -> None:
@@ -86,6 +87,8 @@ class RunDirectory:
                     damaged.rename(target)
                 _restore_best(self.path, best_step)
                 checkpoint.rewind_metrics(self.path, step)
+                if config.training is not None:
+                    checkpoint.remove_old_checkpoints(self.path, config.training.keep_last, best_step)
 
         self.ranks.on_first(begin)
 

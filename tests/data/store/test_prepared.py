@@ -21,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
-from forked import exit_code, fork
+from forked import exit_code, fork, wait_for
 from tarflow import digests, storage
 from tarflow.cli import main
 from tarflow.data.errors import DataError
@@ -249,8 +249,7 @@ def test_a_second_one_at_once_is_refused_and_spoils_nothing(
         prepare(str(folder), out, LoadOptions(skip_bad=True), force=True, progress=progress)
 
     first = fork(lambda: work(pause))
-    while not reached.exists():
-        time.sleep(0.005)
+    wait_for(reached, first)
     with pytest.raises(storage.InUse, match=rf"out: process {first} on .* is writing to it"):
         work()
     assert main(["prepare", str(folder), "--skip-bad", "--out", str(out)]) == 2
