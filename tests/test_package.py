@@ -55,6 +55,15 @@ def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
         _ = tarflow.TarFloww
 
 
+def machine() -> float:
+    """How many times as long as where the limits were set this machine takes to import what comes with Python."""
+    code = (
+        "import asyncio, unittest.mock, email.message, http.client, xml.dom.minidom, logging.config, pydoc, resource;"
+        "usage = resource.getrusage(resource.RUSAGE_SELF); print(usage.ru_utime + usage.ru_stime)"
+    )
+    return min(float(python("-c", code).stdout) for _ in range(3)) / 0.1
+
+
 CALLS = [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)]
 
 
@@ -70,16 +79,16 @@ def test_the_command_line_answers_quickly(arguments: list[str]) -> None:
         "raise SystemExit(main())"
     )
     most = 0.3 if len(arguments) == 1 else 1.0  # the options of a command are made by a library, which takes its time
-    seconds = []
+    seconds: list[float] = []
     for _ in range(5):  # CPU time, but other processes still cost us some, in the caches
         *text, last = python("-c", code, *arguments).stdout.splitlines()
         assert "tarflow" in "".join(text)
         taken, has_torch = last.split()
         assert has_torch == "False"
         seconds.append(float(taken))
-        if seconds[-1] < most:
+        if seconds[-1] < most or seconds[-1] < most * machine():
             return
-    pytest.fail(f"tarflow {' '.join(arguments)} took {seconds} s of CPU time, never less than {most}")
+    pytest.fail(f"tarflow {' '.join(arguments)} took {seconds} s of CPU time, never less than {most} of a usual machine")
 
 
 def check_metadata(wheel: Path) -> None:
