@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import xml.etree.ElementTree as ET
 
 import torch
@@ -62,6 +63,8 @@ def test_blocks_of_other_kinds_are_drawn_each_with_what_it_computes() -> None:
     assert "block 0: " in first and "spline(x)" in first and "number after number" in first and "1 causal" in first
     assert "blocks 1, 2: " in others and "spline" not in others and "triangular" in others and "1 to 2 causal" in others
     assert "left as it is" not in first + others, "a start token stands before the first"
+    ends = dataclasses.replace(config, layers=(1, 1, 1), transforms=("affine", "spline", "affine"))
+    assert "blocks 0, 2: " in " ".join(texts(insides("i", tarflow.TarFlow(ends))[0])), "not 0 to 2"
 
 
 def test_everything_is_inside_the_drawing() -> None:

@@ -21,7 +21,7 @@ from tarflow.report.charts import Series, finite, line_chart
 from tarflow.report.likelihood import unit_of
 from tarflow.report.parts import TEMPLATES, Drawing, Parts, Table
 from tarflow.report.subject import Subject, Unavailable
-from tarflow.report.words import duration, plural, quoted, short
+from tarflow.report.words import duration, numbered, plural, quoted, short
 
 KINDS = {1: "grey", 3: "RGB"}  # by channels
 Rows = dict[str, str]
@@ -205,8 +205,7 @@ def _inside(name: str, flow: TarFlow, kind: str, numbers: list[int], several: bo
     predicted, made = COMPUTED[plain(kind)]
     of_patch = "of patch i, number after number" if BY_NUMBER in kind else "of patch i"
     first = "" if config.start_token else "; the first is left as it is"
-    ends = f"{numbers[0]} to {numbers[-1]}" if numbers[-1] - numbers[0] > 1 else ", ".join(map(str, numbers))
-    which = f"block{'s' * (len(numbers) > 1)} {ends}: " if several else ""
+    which = f"block{'s' * (len(numbers) > 1)} {numbered(numbers)}: " if several else ""
     width, heads = config.width, plural(config.width // config.head_dim, "head")
     boxes = [  # (what it is, in detail, its style)
         (f"{which}patches before i, in its order", f"{config.patch_dim} numbers each", "latent"),

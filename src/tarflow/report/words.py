@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def quoted(mean: float, error: float) -> str:
@@ -22,6 +23,22 @@ def plural(count: int, noun: str) -> str:
     """
     ending = "es" if noun.endswith("s") else "s"
     return f"{count:,} {noun}{'' if count == 1 else ending}"
+
+
+def numbered(numbers: Sequence[int]) -> str:
+    """Which of a row, in rising order: three and more in succession by their ends, and of many groups the last.
+
+    >>> numbered([1, 2]), numbered([0, 2, 3, 4]), numbered([0, 2, 4, 6, 8, 10])
+    ('1, 2', '0, 2 to 4', '0, 2, 4, …, 10')
+    """
+    groups: list[list[int]] = []
+    for number in numbers:
+        if groups and number == groups[-1][-1] + 1:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    words = [f"{group[0]} to {group[-1]}" if len(group) > 2 else ", ".join(map(str, group)) for group in groups]
+    return ", ".join(words if len(words) <= 4 else [*words[:3], "…", words[-1]])
 
 
 def short(count: int) -> str:
