@@ -50,6 +50,8 @@ CONDITIONS = {  # names only, as above
     "vector": ConditionEntry("tarflow.model.numeric:Vector", "N"),
     "tokens": ConditionEntry("tarflow.model.prefix:GivenTokens", "T:D"),
     "image": ConditionEntry("tarflow.model.prefix:GivenImage", "C:H:W:P"),
+    "aligned": ConditionEntry("tarflow.model.aligned:AlignedTokens", "T:D"),
+    "aligned-image": ConditionEntry("tarflow.model.aligned:AlignedImage", "C:H:W:P"),
 }
 
 # Beyond what anybody trains, and within what PyTorch can count: a damaged number is an error, not a day of waiting.
@@ -133,9 +135,20 @@ def condition_parts(condition: str) -> list[tuple[str, tuple[int, ...]]]:
         if not known or not all(1 <= size <= LARGEST for size in sizes) or (name == "none" and part != condition):
             forms = ", ".join(f"{name}:{entry.sizes}" if entry.sizes else name for name, entry in CONDITIONS.items())
             raise ConfigError(f"condition: expected {forms}, or several joined by +, got {condition!r}")
-        if name == "image":
+        if name in ("image", "aligned-image"):
             _, height, width, patch = sizes
             divides = height % patch == 0 and width % patch == 0
             check(divides, "condition", f"a patch size that divides {height}x{width}", condition)
         parts.append((name, sizes))
     return parts
+
+
+def check_aligned(condition: str, tokens: int) -> None:
+    """Raise ConfigError unless what `condition` has for each token is for as many tokens as a flow has."""
+    for name, sizes in condition_parts(condition):
+        if name == "aligned":
+            check(sizes[0] == tokens, "condition", f"{name} values of all {tokens} tokens", condition)
+        if name == "aligned-image":
+            _, height, width, patch = sizes
+            count = height // patch * (width // patch)
+            check(count == tokens, "condition", f"{name} in {tokens} patches, one for each token", condition)

@@ -50,4 +50,12 @@ def test_every_part_of_a_flow_is_in_the_table_and_in_the_short_list() -> None:
 
 def test_padding_is_tried_with_what_may_be_padded() -> None:
     missing = EVERY - kinds(padded())
-    assert missing <= {"condition image", "base followed", "one order", "no start token", "images", "vectors"}, missing
+    assert missing <= {
+        "condition image",
+        "condition aligned-image",
+        "base followed",
+        "one order",
+        "no start token",
+        "images",
+        "vectors",
+    }, missing

@@ -124,7 +124,7 @@ def test_the_conditioner_is_the_formula(name: str) -> None:
                 known = x[row, lead : i + 1]
                 with torch.no_grad():
                     want = slow_flow.predict(
-                        flow.sequence, weights[index], index, order[: len(known)], known, given, temperature
+                        flow.sequence, weights[index], index, order[: len(known) + 1], known, given, temperature
                     )
                 assert_close(params[row, i], want)
 
@@ -153,8 +153,9 @@ def test_the_context_is_of_its_row_only(name: str) -> None:
     if context is not None and null is not None:
         assert len(tensors_of(context)) == len(tensors_of(null)) > 0
         heads = (block.config.width // block.config.head_dim, block.conditions.places, block.config.head_dim)
+        slots = block.config.slots if "aligned" in block.config.condition else 1
         for count, each in ((BATCH, context), (1, null)):
-            assert each.added is None or each.added.shape == (count, 1, block.config.width)
+            assert each.added is None or each.added.shape == (count, slots, block.config.width)
             assert each.prefix is None or each.prefix.shape == (len(block.layers), 2, count, *heads)
         assert_close(block.conditioner(x, null.expand(BATCH)), block.conditioner(x, null), 1e-12)
     else:

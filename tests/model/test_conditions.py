@@ -213,3 +213,50 @@ def test_scores_are_under_values_or_null_where_they_cannot_be_counted() -> None:
         log_likelihood(flow, x, y, labels="marginal")
     with pytest.raises(ValueError, match="label policy 'given': image 2 has no label"):
         log_likelihood(flow, x, y, labels="given")
+
+
+# --- a value of each token -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ("aligned:4:2", "condition: expected aligned values of all 3 tokens, got 'aligned:4:2'"),
+        ("vector:2+aligned-image:1:2:2:1", "condition: expected aligned-image in 3 patches, one for each token, got"),
+        ("aligned-image:1:3:4:2", "condition: expected a patch size that divides 3x4"),
+    ],
+)
+def test_what_is_aligned_has_a_value_for_each_token(condition: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        made(condition)
+
+
+def test_an_aligned_image_lies_in_the_patches_of_the_image() -> None:
+    config: dict[str, Any] = dict(channels=1, patch_size=2, width=16, head_dim=8, layers=(1,))
+    with pytest.raises(ConfigError, match=r"condition: expected aligned-image in 2x4 patches, as the images are, got"):
+        tarflow.TarFlowConfig((4, 8), condition="aligned-image:1:8:4:2", **config)
+    tarflow.TarFlowConfig((4, 8), condition="aligned-image:3:2:4:1", **config)  # of half the size, and in colour
+
+
+def test_a_token_is_given_its_own_value_and_those_before_it() -> None:
+    flow = made("aligned:3:2", start_token=True, orders=((2, 0, 1), "raster"))
+    x, c = latents(flow, 1), torch.randn(1, 3, 2).double()
+    for block, order in zip(flow.blocks, [(2, 0, 1), (0, 1, 2)], strict=True):
+        params = block.conditioner(block.enter(x)[:, :-1], block.context(c))
+        for place, token in enumerate(order):
+            other = c.clone()
+            other[0, token] += 1
+            changed = block.conditioner(block.enter(x)[:, :-1], block.context(other)) - params
+            assert [bool(each.any()) for each in changed[0]] == [later >= place for later in range(3)]
+
+
+def test_the_values_of_padding_change_nothing() -> None:
+    flow = made("aligned:3:2", start_token=True)
+    x, c, mask = (
+        images(flow, 2),
+        torch.randn(2, 3, 2).double(),
+        torch.tensor([[True, False, True], [False, True, True]]),
+    )
+    density = flow.log_prob(x, c, mask=mask)
+    assert torch.equal(flow.log_prob(x, torch.where(mask.unsqueeze(2), c, 7.0), mask=mask), density)
+    assert not torch.equal(flow.log_prob(x, c + 1, mask=mask), density)

@@ -39,6 +39,11 @@ def test_each_condition_is_a_field_that_begins_at_the_mean(answers: Answers) -> 
     assert answers.studio.classes == () and answers.studio.by_class
 
 
+def test_what_is_aligned_is_a_field_as_a_sequence_or_an_image_is(tmp_path: Path) -> None:
+    fields = conditioned(tmp_path / "run", "aligned:4:1+aligned-image:3:4:4:2").studio.fields
+    assert [field.name for field in fields] == ["4 tokens of 1 number", "RGB picture of 4×4"]
+
+
 def test_texts_become_the_value_of_a_row(answers: Answers) -> None:
     label, numbers, tokens, image = read(answers, "3", "[0.5,\n-1e2]", "1 2 3\n4;5;6", sent(picture((8, 8))))
     assert label.tolist() == [3] and numbers.tolist() == [[0.5, -100]]

@@ -63,6 +63,9 @@ CASES: dict[str, dict[str, Any]] = {
     "spline_first": {"transforms": ("spline",), "bins": 5, "start_token": True, "log_scale_bound": 0.6},
     "causal": {"order": "causal", "start_token": True, "num_classes": 2, "log_scale_bound": 0.6},
     "image_given_an_image": {"condition": "image:2:4:2:2", "transforms": ("affine-by-number",), "log_scale_bound": 0.6},
+    "image_given_a_map": {
+        **{"condition": "aligned-image:2:2:3:1", "image_size": (4, 6), "rotary": True, "log_scale_bound": 0.6}
+    },
     "image_given_numbers": {"condition": "vector:3", "start_token": True, "image_size": (2, 4)},
     "image_given_all": {
         **{"condition": "image:1:2:4:2+vector:2", "order": "causal", "start_token": True, "rotary": True},
@@ -105,6 +108,10 @@ SEQUENCES: dict[str, dict[str, Any]] = {  # flows on sequences: what images do n
         **{"orders": ("random:13", "flipped"), "log_scale_bound": 0.6},
     },
     "given_one_token": {"condition": "tokens:1:3", "tokens": 1, "dim": 4, "start_token": True},
+    "given_each_its_own": {
+        **{"condition": "classes:2+aligned:4:1+tokens:2:1", "start_token": True, "orders": ("random:15", "flipped")},
+        **{"transforms": ("spline", "affine"), "bins": 3, "log_scale_bound": 0.6},
+    },
     "given_several": {
         **{"condition": "classes:2+vector:2+tokens:2:2+image:1:2:4:2", "transforms": ("spline", "affine"), "bins": 3},
         **{"log_scale_bound": 0.6},
@@ -151,6 +158,7 @@ every_flow = pytest.mark.parametrize("name", [*CASES, *SEQUENCES, *VECTORS])
 
 KINDS = (  # few flows, in which every kind of event, condition, order, transform, base and support is (test_cases.py)
     *("conditional", "additive", "rotary", "start_token_rotary", "mixed", "image_given_an_image", "image_given_all"),
+    *("image_given_a_map", "given_each_its_own"),
     *("random_orders", "permuted_additive", "given_tokens_rotary", "spline_mixed", "given_several", "standardised"),
     *("by_number_from_a_start", "given_all_from_a_start", "affine_on_a_followed_variance", "supports", "one_token"),
     *("vector", "vector_in_pairs", "vector_given_numbers", "bounded_vector"),

@@ -26,10 +26,13 @@ def weights_of(flow: SequenceFlow) -> list[Weights]:
 
 
 class Given(NamedTuple):
-    """What a block is given with one sequence: what is added to every token, and the tokens (P, W) before them."""
+    """What a block is given with one sequence: what is added to every token, the tokens (P, W) before them, and what is
+    added (T, W) to each token, and to the place from which it is predicted."""
 
     added: Tensor | float
     prefix: Tensor
+    own: Tensor
+    ahead: Tensor
 
 
 def row_of(y: Any, row: int) -> list[Any] | None:
@@ -44,6 +47,7 @@ def given(config: SequenceConfig, flow_weights: Weights, weights: Weights, value
     names = [] if config.condition == "none" else config.condition.split("+")
     added: Tensor | float = 0.0
     prefix = [torch.zeros(0, config.width, dtype=weights["position"].dtype)]
+    own_place, ahead = (torch.zeros_like(weights["position"]) for _ in range(2))
     for place, condition in enumerate(names):
         kind, *sizes = condition.split(":")
         value = values[place] if values is not None else None
@@ -64,19 +68,42 @@ def given(config: SequenceConfig, flow_weights: Weights, weights: Weights, value
             hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
             added = added + weights[own + "mlp.2.weight"] @ hidden + weights[own + "mlp.2.bias"]
             continue
+        if kind.startswith("aligned"):
+            for token in range(config.tokens):
+                both = weights[own + "null"].flatten()
+                if not null:
+                    numbers = value[token] if kind == "aligned" else around(value, token, int(sizes[3]))
+                    hidden = weights[own + "into.weight"] @ numbers + weights[own + "into.bias"]
+                    hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+                    both = weights[own + "out.weight"] @ hidden + weights[own + "out.bias"]
+                own_place[token] += both[: config.width]
+                ahead[token] += both[config.width :]
+            continue
         for token, position in enumerate(weights[own + "places"]):
             if null:
                 prefix.append(weights[own + "null"] + position)
                 continue
             numbers = value[token] if kind == "tokens" else pixels(value, token, int(sizes[3]))
             prefix.append((weights[own + "linear.weight"] @ numbers + weights[own + "linear.bias"] + position)[None])
-    return Given(added, torch.cat(prefix))
+    return Given(added, torch.cat(prefix), own_place, ahead)
 
 
 def pixels(image: Tensor, token: int, side: int) -> Tensor:
     """Those of a patch of an image (C, H, W), by channel, row and column; patches are counted along the rows."""
     down, right = divmod(token, image.shape[2] // side)
     return torch.stack([c[down * side + i, right * side + j] for c in image for i in range(side) for j in range(side)])
+
+
+def around(image: Tensor, token: int, side: int) -> Tensor:
+    """The pixels of a patch and of the eight around it, patch by patch along the rows; zeros beyond the edge."""
+    down, right = divmod(token, image.shape[2] // side)
+    found = []
+    for row in (down - 1, down, down + 1):
+        for column in (right - 1, right, right + 1):
+            inside = 0 <= row < image.shape[1] // side and 0 <= column < image.shape[2] // side
+            patch = pixels(image, row * (image.shape[2] // side) + column, side) if inside else None
+            found.append(torch.zeros(len(image) * side**2, dtype=image.dtype) if patch is None else patch)
+    return torch.cat(found)
 
 
 def predict(
@@ -88,7 +115,7 @@ def predict(
     given: Given,
     temperature: float = 1.0,
 ) -> Tensor:
-    """The parameters of the patch after those in x (n, D), which lie at `places`, in block `index`.
+    """The parameters of the patch after those in x (n, D), in block `index`; all n+1 lie at `places`.
 
     With a start token n may be 0.
 
@@ -103,10 +130,11 @@ def predict(
         scaled = centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
         return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
-    size = config.head_dim
-    h = linear("proj_in", x) + weights["position"][places]  # (n, W)
+    size, (*places, predicted) = config.head_dim, places
+    h = linear("proj_in", x) + weights["position"][places] + given.own[places]  # (n, W)
     if config.start_token:  # it is the projection of zeros, with a place of its own
         h = torch.cat([weights["start"] + weights["proj_in.bias"], h])
+    h = h + given.ahead[[*places, predicted][-len(h) :]]
     before = len(given.prefix)
     h = torch.cat([given.prefix, h]) + given.added
     count = len(h)
@@ -262,10 +290,10 @@ def decode(
             x = [] if config.start_token else [ordered[0]]
             for i in range(len(x), length):
                 known = torch.stack(x) if x else ordered[0][None][:0]
-                params, other = predict(config, weights[index], index, order[:i], known, told[index]), None
+                params, other = predict(config, weights[index], index, order[: i + 1], known, told[index]), None
                 g = scale * i / (length - 1) if schedule == "linear" and length > 1 else scale
                 if scale:
-                    other = predict(config, weights[index], index, order[:i], known, null[index], temperature)
+                    other = predict(config, weights[index], index, order[: i + 1], known, null[index], temperature)
                 numbers: list[Tensor] = []
                 for d in range(config.dim):
                     found = number(config, weights[index], index, params, numbers)

@@ -78,8 +78,22 @@ class Block(nn.Module):
         """What the conditioner takes of checked values y, of one row for None; None without condition."""
         if self.embedding is None:
             return None
-        added, prefix = self.embedding(self.conditions.standardised(y))
-        return Context(added, None if prefix is None else self._prefilled(prefix if added is None else prefix + added))
+        told = self.embedding(self.conditions.standardised(y))
+        added, prefix = told.added, told.prefix
+        if prefix is not None:
+            prefix = self._prefilled(prefix if added is None else prefix + added)
+        if told.aligned is not None:
+            by_slot = self._by_slot(told.aligned)
+            added = by_slot if added is None else by_slot + added
+        return Context(added, prefix)
+
+    def _by_slot(self, aligned: Tensor) -> Tensor:
+        """What values of the tokens add (B, T, 2, W) as what is added to each slot, (B, S, W) in the block's own order:
+        that of the token in the slot, and that of the next one, which is predicted there."""
+        own, following = self.order.forward(aligned).unbind(dim=2)
+        if self.start is None:
+            return own + F.pad(following[:, 1:], (0, 0, 0, 1))
+        return F.pad(own, (0, 0, 1, 0)) + F.pad(following, (0, 0, 0, 1))
 
     def _prefilled(self, h: Tensor) -> Tensor:
         """A prefix (B, P, W) to its keys and values in all layers, (layers, 2, B, H, P, K)."""
@@ -121,8 +135,9 @@ class Block(nn.Module):
         """
         assert cache is not None or start == 0, "start > 0 needs the cache of what is before"
         h = self.proj_in(x.to(self.dtype)) + self.places(start, x.shape[1])  # (B, n, W)
-        if context is not None and context.added is not None:
-            h = h + context.added
+        added = None if context is None else context.added_to(start, x.shape[1])
+        if added is not None:
+            h = h + added
         prefix = None if context is None else context.prefix
         if cache is not None and start == 0:
             cache.begin(prefix)

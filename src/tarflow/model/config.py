@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tarflow.architecture import LARGEST, bound_of, check_network, check_transforms, condition_parts, transform_entry
+from tarflow.architecture import LARGEST, bound_of, check_aligned, check_network, check_transforms, transform_entry
 from tarflow.fields import check, coerce_fields, option
 from tarflow.model.base import BASES
 from tarflow.model.order import make_order
@@ -29,7 +29,8 @@ class SequenceConfig:
     condition: str = option(
         "none",
         help="what the density is conditioned on: none, classes:NUMBER, vector:N (numbers), tokens:T:D (a sequence), "
-        "image:C:H:W:P (an image, in patches of P), or several joined by +",
+        "image:C:H:W:P (an image, in patches of P), aligned:T:D (numbers of each token), aligned-image:C:H:W:P (an "
+        "image whose patches lie where those of x do), or several joined by +",
     )
     orders: tuple[str | tuple[int, ...], ...] = option(
         (), help="order of each block: raster, flipped, random:SEED or a permutation; raster and flipped in turn"
@@ -71,7 +72,7 @@ class SequenceConfig:
         check_transforms(self)
         for order in self.orders:
             make_order(order, self.tokens)
-        condition_parts(self.condition)
+        check_aligned(self.condition, self.tokens)
         check_supports(self.support, self.dim)
         check(math.prod(self.lattice) == self.tokens, "lattice", f"a product of {self.tokens} tokens", self.lattice)
         part = 2 * len(self.lattice)

@@ -15,10 +15,13 @@ class Embedded(NamedTuple):
     Attributes:
         added: (B, 1, W), to every token; None adds nothing.
         prefix: (B, P, W), tokens that every token sees; None has none.
+        aligned: (B, T, 2, W), in the order of the sequence, what the value of each token adds to that token, and to the
+            place from which it is predicted; None adds nothing.
     """
 
     added: Tensor | None = None
     prefix: Tensor | None = None
+    aligned: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,18 @@ class Context:
     """What `Block.context` returns and `Block.conditioner` takes, for B rows, or one that stands for all.
 
     Attributes:
-        added: (B, 1, W), to every token, or None.
+        added: (B, 1, W), to every token, or (B, S, W), to each slot in the block's own order, or None.
         prefix: (layers, 2, B, H, P, K), keys and values of the tokens before the sequence, in every layer, or None.
     """
 
     added: Tensor | None
     prefix: Tensor | None = None
+
+    def added_to(self, start: int, count: int) -> Tensor | None:
+        """What is added to slots start … start+count-1: (B, 1, W), or (B, count, W), or None."""
+        if self.added is None or self.added.shape[1] == 1:
+            return self.added
+        return self.added[:, start : start + count]
 
     def expand(self, rows: int) -> Context:
         """The same for `rows` rows."""

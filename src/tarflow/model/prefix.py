@@ -52,6 +52,7 @@ class PrefixEmbedding(nn.Module):
 
     def __init__(self, tokens: int, dim: int, width: int, **made: Any) -> None:
         super().__init__()
+        self.tokens = tokens
         self.linear = nn.Linear(dim, width, **made)
         self.places = nn.Parameter(small_normal(tokens, width, **made))
         self.null = nn.Parameter(small_normal(1, width, **made))

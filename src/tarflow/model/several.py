@@ -116,9 +116,11 @@ class SeveralEmbedding(nn.ModuleList):
         values = [None] * len(self) if c is None else c
         found: list[Embedded] = [embed(value) for embed, value in zip(self, values, strict=True)]
         added = [part.added for part in found if part.added is not None]
+        aligned = [part.aligned for part in found if part.aligned is not None]
         prefixes = [part.prefix for part in found if part.prefix is not None]
         rows = max(len(prefix) for prefix in prefixes) if prefixes else 1  # a null one has a single row
         return Embedded(
             torch.stack(torch.broadcast_tensors(*added)).sum(dim=0) if added else None,
             torch.cat([prefix.expand(rows, -1, -1) for prefix in prefixes], dim=1) if prefixes else None,
+            torch.stack(torch.broadcast_tensors(*aligned)).sum(dim=0) if aligned else None,
         )

@@ -21,6 +21,7 @@ from torch import nn
 
 from tarflow.architecture import MIXED
 from tarflow.config import Recompute, TarFlowConfig
+from tarflow.model.aligned import AlignedEmbedding
 from tarflow.model.condition import Condition, make_condition
 from tarflow.model.flow import sequence_config
 from tarflow.model.prefix import PrefixEmbedding
@@ -125,7 +126,7 @@ def embedding_flops(config: TarFlowConfig) -> int:
     """What embeds a condition, in one block and for one image."""
     total, embedding = 0, _condition(config).embedding(config.width, device="meta")
     for module in () if embedding is None else embedding.modules():
-        tokens = len(module.places) if isinstance(module, PrefixEmbedding) else 1
+        tokens = module.tokens if isinstance(module, PrefixEmbedding | AlignedEmbedding) else 1
         linears = (child for child in module.children() if isinstance(child, nn.Linear))
         total += sum(2 * tokens * linear.weight.numel() for linear in linears)
     return total

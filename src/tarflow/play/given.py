@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tarflow.architecture import condition_parts
+from tarflow.model.aligned import AlignedTokens
 from tarflow.model.condition import Condition, Value
 from tarflow.model.flow import TarFlow
 from tarflow.model.numeric import Vector
@@ -35,7 +36,8 @@ class Field:
     """One condition of a model as somebody gives it.
 
     Attributes:
-        kind: "classes", "vector", "tokens" or "image", as in a config. sizes: behind it there.
+        kind: "classes", "vector", "tokens" or "image", as in a config, where what is aligned is a sequence or an image.
+        sizes: behind it there.
         start: what stands there at first: of numbers the mean of what training saw, else no condition.
         names: of the numbers, or the classes, where they have any.
     """
@@ -85,6 +87,7 @@ def value_of(flow: TarFlow, fields: Sequence[Field], texts: Sequence[Any]) -> Va
 
 
 def _field(run: Run, kind: str, sizes: tuple[int, ...], part: Condition) -> Field:
+    kind = {"aligned": "tokens", "aligned-image": "image"}.get(kind, kind)
     if kind == "image" and sizes[0] not in KINDS:
         raise ValueError(
             f"{run.path}: conditioned on images of {sizes[0]} channels, which the page cannot show; expected 1 or 3; "
@@ -92,7 +95,7 @@ def _field(run: Run, kind: str, sizes: tuple[int, ...], part: Condition) -> Fiel
         )
     if kind == "classes":
         return Field(kind, sizes, NULL, run.class_names if len(run.class_names) == sizes[0] else ())
-    if not isinstance(part, Vector | GivenTokens):
+    if not isinstance(part, Vector | GivenTokens | AlignedTokens):
         return Field(kind, sizes)
     numbers = [f"{value:.4g}" for value in part.mean.flatten().tolist()]
     if kind == "tokens":

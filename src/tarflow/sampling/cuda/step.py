@@ -52,7 +52,7 @@ class DeviceStep:
         self.block, self.store, self.prefix = block, store, block.conditions.places
         self.kernels = kernels_for(store.device, store.dtype)
         added = None if context is None else context.added
-        self.context = None if added is None else added.flatten(0, 1).clone()  # (R, W) or (1, W)
+        self.context = None if added is None else added.clone()  # (R or 1, 1 or S, W)
         self.scale = None if temperature is None else 1 / temperature
         self.entry = block.places() + block.proj_in.bias  # (S, W), in the block's own order
         self.rotation = block.rotation()
@@ -75,7 +75,7 @@ class DeviceStep:
             self.store.zero_()  # a whole stretch is attended to under a mask, and 0·NaN is NaN
         if self.context is not None:
             assert context is not None and context.added is not None
-            self.context.copy_(context.added.flatten(0, 1))
+            self.context.copy_(context.added)
         if self.prefix:
             assert context is not None and context.prefix is not None
             self.store[:, :, :, :, : self.prefix] = context.prefix
@@ -102,7 +102,8 @@ class DeviceStep:
         entry = self.entry.index_select(0, place)[0]  # (W,)
         h = torch.addmm(entry, x.reshape(rows, -1).to(dtype), block.proj_in.weight.t())  # (R, W)
         if self.context is not None:
-            h = h + self.context
+            shared = self.context.shape[1] == 1
+            h = h + (self.context if shared else self.context.index_select(1, place)).squeeze(1)
         rotation = None
         if self.rotation is not None:
             rotation = (self.rotation[0].index_select(0, place), self.rotation[1].index_select(0, place))
