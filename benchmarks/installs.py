@@ -36,22 +36,19 @@ PACKAGES = {  # what none of the core may import unless it is asked for
 # printed to the standard error has to name the extra where it is missing.
 PROGRAMS = {
     "ui": """
-import subprocess, sys, time, urllib.request
-command = [sys.executable, "-m", "tarflow", "play", "digits", "--port", "7999"]
-page = subprocess.Popen(command)
-for _ in range(240):
-    time.sleep(0.5)
-    if page.poll() is not None:
-        sys.exit(page.returncode)
-    try:
-        text = urllib.request.urlopen("http://127.0.0.1:7999/").read().decode()
-    except OSError:
-        continue
-    page.terminate()
-    page.wait(60)
-    sys.exit(0 if "gradio" in text else "no page")
-page.kill()
-sys.exit("the page did not answer")
+import re, subprocess, sys, urllib.request
+command = [sys.executable, "-m", "tarflow", "play", "digits", "--port", "0"]
+page = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+for line in page.stderr:
+    sys.stderr.write(line)
+    if address := re.search(r"http://127\\.0\\.0\\.1:[0-9]+/", line):
+        break
+else:
+    sys.exit(page.wait())
+text = urllib.request.urlopen(address.group()).read().decode()
+page.terminate()
+page.wait(60)
+sys.exit(0 if "gradio" in text else "no page")
 """,
     "hub": """
 import os, pathlib, sys
@@ -216,17 +213,19 @@ def main() -> int:
     parser.add_argument("--dist", type=Path, required=True, help="the folder with the wheel and the sdist")
     parser.add_argument("--out", type=Path, required=True, help="a JSON file, to which results are added")
     parser.add_argument("--python", nargs="+", default=[sys.executable], help="the first one tries the extras, too")
-    parser.add_argument("--extras", nargs="*", default=list(PROGRAMS), help="which of them, each alone")
+    parser.add_argument("--only", nargs="+", default=[""], help="rows whose name has one of these in it")
     args = parser.parse_args()
     (wheel,), (sdist,) = args.dist.resolve().glob("*.whl"), args.dist.resolve().glob("*.tar.gz")
     first, found = args.python[0], json.loads(args.out.read_text()) if args.out.exists() else {}
     jobs: list[tuple[str, Any]] = [("wheel alone", lambda: core(first, wheel, True))]
-    jobs += [(f"[{name}]", lambda name=name: extra(first, wheel, [name])) for name in args.extras]
-    jobs.append(("all extras", lambda: extra(first, wheel, args.extras)))
+    jobs += [(f"[{name}]", lambda name=name: extra(first, wheel, [name])) for name in PROGRAMS]
+    jobs.append(("all extras", lambda: extra(first, wheel, list(PROGRAMS))))
     for python in args.python:
         version = subprocess.run([python, "-V"], capture_output=True, text=True, check=True).stdout.strip()
         jobs += [(f"{kind.name}, {version}", lambda p=python, f=kind: core(p, f, False)) for kind in (wheel, sdist)]
     for name, job in jobs:
+        if not any(word in name for word in args.only):
+            continue
         if name not in found:
             found[name] = job()
             args.out.write_text(json.dumps(found, indent=2) + "\n")
