@@ -131,6 +131,7 @@ def test_rows_that_are_in_the_file_are_not_measured_again(
     assert json.loads((tmp_path / "out.json").read_text())["rows"] == rows
 
 
+@pytest.mark.extra
 def test_the_flow_of_the_other_package_has_the_density_of_its_draws() -> None:
     pytest.importorskip("zuko", reason="compares with zuko")
     coordinates = particles.Coordinates("frame", particles.SYSTEMS["DW4"])

@@ -71,6 +71,7 @@ def test_our_fit_fills_the_time_and_draws_within_the_prior(monkeypatch: pytest.M
     assert drawn.shape == (30, 2) and float(drawn.abs().max()) < 1
 
 
+@pytest.mark.extra
 def test_npe_of_the_other_package_stops_when_the_time_is_up() -> None:
     pytest.importorskip("sbi", reason="compares with sbi")
     task = simulators.TASKS["two moons"]

@@ -48,6 +48,7 @@ def test_the_best_weights_on_the_held_out_rows_are_left_and_all_is_written(
     assert f"{best['nats']:.3f}" in capsys.readouterr().out
 
 
+@pytest.mark.extra
 def test_the_flows_of_the_other_package_have_a_density() -> None:
     pytest.importorskip("zuko", reason="compares with zuko")
     for variants in vectors.FLOWS.values():

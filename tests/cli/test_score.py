@@ -439,7 +439,12 @@ def test_any_name_comes_back_exactly_and_none_breaks_a_line(place: Path, odd: Pa
     assert not any(line.lstrip('"').startswith(tuple("=+-@＝")) for line in text.splitlines())
     plain = {"a b.png", "a,b.png", 'a"b.png', "ä.png", "日本.png", "'=1.png"}
     assert plain <= {row["file"] for row in rows}, "most names stay as they are"
-    pandas = pytest.importorskip("pandas")
+
+
+@pytest.mark.extra
+def test_pandas_reads_the_names_as_they_are_written(place: Path, odd: Path) -> None:
+    pandas = pytest.importorskip("pandas", reason="pandas, which the extra `hub` brings, is not installed")
+    rows = score(place, "run", odd, "--draws", "1")
     assert pandas.read_csv(place / "new" / "scores.csv")["file"].tolist() == [row["file"] for row in rows]
 
 

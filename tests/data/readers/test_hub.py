@@ -122,12 +122,14 @@ def local(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
+@pytest.mark.extra
 def test_a_set_that_datasets_finds_is_that_of_its_files(local: Path) -> None:
     found, expected = load(f"hub:{local}"), load(str(local))
     assert torch.equal(found.train.images, expected.train.images) and found.train.names == expected.train.names
     assert found.train.class_names == ("a", "b") and len(found.held_out) == 6
 
 
+@pytest.mark.extra
 def test_sets_of_other_files_and_no_sets_are_errors(local: Path, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("words")

@@ -189,9 +189,10 @@ def test_without_the_packages_one_line_says_what_to_install(monkeypatch):
         open_extractor("efficientnet")
 
 
+@pytest.mark.extra
 def test_the_real_efficientnet_knows_its_classes():
     """With the extra: the network, its weights and the preparation fit each other, or it would be unsure of all."""
-    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite_pytorch", reason="pip install 'tarflow[metrics]'")
     extractor = open_extractor("efficientnet")
     ramp = torch.arange(64).mul(4).to(torch.uint8)
     pixels = torch.stack([ramp.expand(3, 64, 64), noise(3, 64, 64), torch.zeros(3, 64, 64, dtype=torch.uint8)])
