@@ -1,8 +1,9 @@
-"""What every test gets: few threads, a fixed seed, and the shared image sets where they are."""
+"""What every test gets: few threads, a fixed seed, Ctrl-C, and the shared image sets where they are."""
 
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The tensors here are tiny: a second thread costs more than it brings, and stalls where other processes run.
 torch.set_num_threads(1)
+
+# Shells ignore Ctrl-C for what they start in the background, and with it all that the tests start. Some tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: a busy machine is no defect. The same examples every time: what fails here fails there.
 settings.register_profile("tarflow", deadline=None, derandomize=True)
