@@ -13,7 +13,8 @@ from hub_server import TOKEN, Hub
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A server without models, which the library asks from now on, as nobody, with an empty cache."""
-    constants = pytest.importorskip("huggingface_hub.constants", reason="pip install 'tarflow[hub]'")
+    library = pytest.importorskip("huggingface_hub", reason="pip install 'tarflow[hub]'")
+    constants = pytest.importorskip("huggingface_hub.constants")
     server = Hub()
     settings = {
         "ENDPOINT": server.url,
@@ -36,6 +37,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     yield server
+    library.close_session()  # or its connections outlive the test, and with them the threads that answer them
     server.close()
 
 
