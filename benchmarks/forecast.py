@@ -5,10 +5,10 @@
 A smooth periodic field of 16x16 is carried by a wind that nobody sees, the same all over a frame and another in each
 (normal, of a deviation of a pixel), is smoothed, and gets a little of another smooth field. So what comes next is a
 distribution, in which neighbours go together. A convolutional network is trained on squared errors for the same
-processor time as a flow that is given the frame as an image, on the same pairs, both for what changes; its error on
-held-out pairs is also taken for the deviation of independent normals around what it says. Scores are of an ensemble for
-each of some new states, in the deviation of the fields, less is better (Gneiting and Raftery, 2007, unbiased for
-ensembles):
+processor time as a flow that is given the frame, patch by patch or as a prefix, on the same pairs, all for what
+changes; its error on held-out pairs is also taken for the deviation of independent normals around what it says. Scores
+are of an ensemble for each of some new states, in the deviation of the fields, less is better (Gneiting and Raftery,
+2007, unbiased for ensembles):
 
 - CRPS, of each pixel: E|X - y| - ½ E|X - X'|, which is |x - y| of a single answer;
 - CRPS of patches, of the means of 4x4 pixels, in which it shows whether neighbours go together;
@@ -140,8 +140,11 @@ def regression(count: int, seed: int, seconds: float) -> tuple[Row, Ensemble, En
     return {"seconds": spent, "steps": steps}, answer, normals
 
 
-def flow(count: int, seed: int, seconds: float) -> tuple[Row, Ensemble]:
-    """A `TarFlow` of what changes, given an image, fitted for so much processor time."""
+CONDITIONS = {"flow": "aligned-image", "flow, frame as prefix": "image"}
+
+
+def flow(method: str, count: int, seed: int, seconds: float) -> tuple[Row, Ensemble]:
+    """A `TarFlow` of what changes, given the frame, fitted for so much processor time."""
     now, later = pairs(count, seed)
     change = later - now
     config = tarflow.TarFlowConfig(
@@ -149,8 +152,9 @@ def flow(count: int, seed: int, seconds: float) -> tuple[Row, Ensemble]:
         channels=1,
         patch_size=4,
         width=64,
-        layers=(1, 1, 1, 1),
-        condition=f"image:1:{SIDE}:{SIDE}:4",
+        layers=(1, 1),
+        transform="affine-mixed",
+        condition=f"{CONDITIONS[method]}:1:{SIDE}:{SIDE}:4",
         start_token=True,
     )
     make = functools.partial(tarflow.TarFlow, config)
@@ -174,15 +178,15 @@ def measure(method: str, seed: int, options: argparse.Namespace) -> Row:
         ensemble = lambda states, members: states.unsqueeze(0)  # noqa: E731
     elif method == "exact":
         ensemble = lambda states, members: torch.stack([following(states, new) for _ in range(members)])  # noqa: E731
-    elif method == "flow":
-        row, ensemble = flow(options.pairs, seed, options.seconds)
+    elif method in CONDITIONS:
+        row, ensemble = flow(method, options.pairs, seed, options.seconds)
     else:
         row, answer, normals = regression(options.pairs, seed, options.seconds)
         ensemble = answer if method == "regression" else normals
     return row | scores(ensemble(states, options.members), truth)
 
 
-METHODS = ("persistence", "regression", "regression and noise", "flow", "exact")
+METHODS = ("persistence", "regression", "regression and noise", *CONDITIONS, "exact")
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -143,12 +143,16 @@ def condition_parts(condition: str) -> list[tuple[str, tuple[int, ...]]]:
     return parts
 
 
-def check_aligned(condition: str, tokens: int) -> None:
-    """Raise ConfigError unless what `condition` has for each token is for as many tokens as a flow has."""
+def check_aligned(condition: str, tokens: int, grid: tuple[int, int] | None = None) -> None:
+    """Raise ConfigError unless what `condition` has for each token is for as many tokens as a flow has, and where these
+    are patches of images, for as many rows and columns of them."""
     for name, sizes in condition_parts(condition):
         if name == "aligned":
             check(sizes[0] == tokens, "condition", f"{name} values of all {tokens} tokens", condition)
         if name == "aligned-image":
             _, height, width, patch = sizes
-            count = height // patch * (width // patch)
-            check(count == tokens, "condition", f"{name} in {tokens} patches, one for each token", condition)
+            rows, columns = height // patch, width // patch
+            if grid is not None:
+                expected = f"{name} in {grid[0]}x{grid[1]} patches, as the images are"
+                check((rows, columns) == grid, "condition", expected, condition)
+            check(rows * columns == tokens, "condition", f"{name} in {tokens} patches, one for each token", condition)

@@ -102,12 +102,7 @@ class TarFlowConfig:
         check(0 <= self.num_classes <= LARGEST, "num_classes", f"0 to {LARGEST}", self.num_classes)
         if self.condition != "auto":
             parts = condition_parts(self.condition)
-            for name, sizes in parts:
-                if name == "aligned-image":
-                    _, height, width, patch = sizes
-                    expected = f"{name} in {self.grid[0]}x{self.grid[1]} patches, as the images are"
-                    check((height // patch, width // patch) == self.grid, "condition", expected, self.condition)
-            check_aligned(self.condition, self.num_patches)
+            check_aligned(self.condition, self.num_patches, self.grid)
             classes = parts[0][1][0] if len(parts) == 1 and parts[0][0] == "classes" else 0
             object.__setattr__(self, "num_classes", self.num_classes or classes)
             expected = f"{classes}, as condition {self.condition} says"
