@@ -12,26 +12,29 @@ import torch
 from torch import Tensor, nn
 
 import tarflow
-from flow_cases import build, images, labels
+from flow_cases import build, images, labels, tensors_of
 from tarflow import exporting
 from tarflow.cli import main
 
 # Spline, start token, rotary, by number, additive, labels: whatever is written in C, or takes a way of its own.
-CASES = ["conditional", "spline_first", "start_token_rotary", "by_number", "spline_by_number", "random_orders", "mixed"]
+CASES = [
+    *("conditional", "spline_first", "start_token_rotary", "by_number", "spline_by_number", "random_orders", "mixed"),
+    "given_several",
+]
 # The exporter to ONNX takes the program that the other one makes, and several times as long.
-ONNX_CASES = ["conditional", "spline_first", "start_token_rotary", "spline_by_number", "mixed"]
+ONNX_CASES = ["conditional", "spline_first", "start_token_rotary", "spline_by_number", "mixed", "image_given_numbers"]
 
 
 def narrow(name: str) -> tarflow.SequenceFlow:
     return build(name).float().eval()
 
 
-def rows(flow: tarflow.SequenceFlow, count: int) -> tuple[Tensor, ...]:
-    """x and, where there are classes, y, with a null among them."""
+def rows(flow: tarflow.SequenceFlow, count: int) -> tuple[Any, ...]:
+    """x and, where there is a condition, y, with nulls among its values."""
     generator = torch.Generator().manual_seed(count)
-    x = torch.randn(count, *flow.event.shape, generator=generator)
-    classes = flow.sequence.condition.removeprefix("classes:")
-    return (x,) if classes == "none" else (x, torch.arange(count) % (int(classes) + 1) - 1)
+    x, y = torch.randn(count, *flow.event.shape, generator=generator), labels(flow, count)
+    parts = [part.float() if part.is_floating_point() else part for part in tensors_of(y)]
+    return (x, tuple(parts) if isinstance(y, tuple) else parts[0]) if parts else (x,)
 
 
 def check_pt2(name: str, what: str, tmp_path: Path) -> None:
@@ -55,7 +58,7 @@ def test_programs_of_every_kind_of_flow(name: str, tmp_path: Path) -> None:
     check_pt2(name, "encode", tmp_path)
 
 
-def decoded(steps: list[Path], flow: tarflow.SequenceFlow, z: Tensor, *y: Tensor) -> Tensor:
+def decoded(steps: list[Path], flow: tarflow.SequenceFlow, z: Tensor, *y: Any) -> Tensor:
     """z decoded by the programs of all blocks, as docs/export.md does it."""
     x = z
     for number in reversed(range(len(steps))):
@@ -170,8 +173,6 @@ def test_what_is_no_flow_of_ours_is_said_before_any_work(tmp_path: Path) -> None
         tarflow.export(flow, tmp_path / "steps", "step")
     with pytest.raises(ValueError, match="model: expected a run or a flow, got Linear"):
         tarflow.export(nn.Linear(1, 1), tmp_path / "flow.pt2")
-    with pytest.raises(ValueError, match=r"condition: expected tensors of 2 rows or more, an example of 'classes:3'"):
-        tarflow.export(narrow("conditional"), tmp_path / "flow.pt2", condition=torch.zeros(1, dtype=torch.int64))
     assert list(tmp_path.iterdir()) == []
 
 

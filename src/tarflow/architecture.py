@@ -120,6 +120,15 @@ def bound_of(value: float | str | None, scales: bool) -> float | None:
     return value
 
 
+def joined(classes: int, numbers: int) -> str:
+    """The condition of so many classes and numbers, 0 for none.
+
+    >>> joined(10, 3), joined(0, 0)
+    ('classes:10+vector:3', 'none')
+    """
+    return "+".join([f"classes:{classes}"] * bool(classes) + [f"vector:{numbers}"] * bool(numbers)) or "none"
+
+
 def condition_parts(condition: str) -> list[tuple[str, tuple[int, ...]]]:
     """The names of what a config conditions on, and their sizes; ConfigError where there is none of that name.
 

@@ -22,6 +22,8 @@ from tarflow.fields import integer
 from tarflow.kept import open_calibration, save_calibration
 from tarflow.measure import to_8bit
 from tarflow.model.condition import NULL_CLASS, Value
+from tarflow.model.numeric import Vector
+from tarflow.model.several import Several
 from tarflow.pictures import class_captions, columns_by_class, save_png, save_sheet
 from tarflow.run_data import check_numbers, numbers_of
 from tarflow.sampling.narrow import narrowed
@@ -99,6 +101,13 @@ def values_like(run: Run, images: ImageSet | None, n: int) -> Value:
     places = torch.arange(n, device="cpu", dtype=torch.int64) % len(images)
     chosen = seeded_permutation(len(images), "given")[places]
     return run.flow.conditions.rows(images.values(run.config.model.conditioned_on), chosen)
+
+
+def usual_numbers(run: Run) -> Tensor | None:
+    """The mean of each number over the images of the training, (1, K); None of a run without."""
+    conditions = run.flow.conditions
+    parts = conditions.parts if isinstance(conditions, Several) else [conditions]
+    return next((part.mean.detach().cpu().unsqueeze(0) for part in parts if isinstance(part, Vector)), None)
 
 
 class Sampler:

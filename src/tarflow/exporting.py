@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from tarflow import __version__, storage
+from tarflow.config import to_dict
 from tarflow.jsontext import to_json
 from tarflow.model.block import Block
 from tarflow.model.sequence import SequenceFlow
@@ -120,19 +121,20 @@ SUFFIXES = (".pt2", ".onnx")
 
 
 @torch.inference_mode(False)  # what is made in that mode cannot be traced
-def export(model: Any, path: str | Path, what: str = "log_prob", *, condition: Any = None) -> list[Path]:
+def export(model: Any, path: str | Path, what: str = "log_prob") -> list[Path]:
     """Write a flow as a file that other programs run, or one file for each block; the number of rows is open in all.
 
     Args:
-        model: a run, whose levels, noise and classes are written beside the graph, or a flow.
+        model: a flow, or a run, of which is written beside the graph what is known: of images the levels, the noise,
+            the classes and the names of the numbers that they are given, of a table its columns.
         path: `.pt2`, for `torch.export.load` and AOTInductor, or `.onnx` (`pip install 'tarflow[export]'`); of a step a
             directory, new or empty, for `block-0.pt2` and so on.
         what: "log_prob" of x; `"encode"`, x to z and ladj; `"step"`, which decodes a token of a block, with its cache.
-        condition: values of the condition for two rows or more, where it is not classes: an example that is traced.
 
     Returns:
-        The files that were written. Their inputs are x, or x, store and place; and y where there is a condition, for
-        classes (B,) int64 with -1 for none. What they compute is float32, or float64 of a flow in float64.
+        The files that were written. Their inputs are x, or x, store and place; and y where there is a condition: for
+        classes (B,) int64 with -1 for none, for numbers (B, N) with NaN in all of a row for none, for several a tuple.
+        What they compute is float32, or float64 of a flow in float64.
 
     Raises:
         ValueError: another suffix, a step as ONNX, ONNX without its packages, or a flow that
@@ -153,11 +155,9 @@ def export(model: Any, path: str | Path, what: str = "log_prob", *, condition: A
     check_target(path, what)
     facts = {"tarflow": __version__, "what": what, "flow": type(flow).__name__, "event": list(flow.event.shape)}
     if model is not flow:
-        measure = model.measure
-        facts |= {"levels": measure.levels, "noise": measure.noise, "noise_std": measure.noise_std}
-        facts |= {"class_names": list(model.class_names)}
+        facts |= _facts(model)
     flow = _plain_copy(flow)
-    y = _example_condition(flow, condition)
+    y = flow.conditions.example()
     if what != "step":
         with storage.replacing_file(path) as temporary:
             temporary.write_bytes(_exported(EXPORTS[what](flow), y, path.suffix.lower(), facts))
@@ -188,17 +188,13 @@ def _mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
     return tuple(_mapped(function, part) for part in value) if isinstance(value, tuple) else function(value)
 
 
-def _example_condition(flow: SequenceFlow, given: Any) -> Any:
-    """Values of the condition for two rows or more; None where there is no condition."""
-    name = flow.sequence.condition
-    if name == "none":
-        return None
-    if given is None and name.startswith("classes:") and "+" not in name:
-        return torch.tensor([0, -1], device="cpu", dtype=torch.int64)
-    parts = given if isinstance(given, tuple) else (given,)
-    if not all(isinstance(part, Tensor) and part.ndim and len(part) >= ROWS for part in parts):
-        raise ValueError(f"condition: expected tensors of {ROWS} rows or more, an example of {name!r}, got {given!r}")
-    return _mapped(lambda part: part.detach().cpu(), given)
+def _facts(run: Any) -> dict[str, Any]:
+    """What is known of a run that a flow does not know."""
+    if (columns := getattr(run, "columns", None)) is not None:  # of a table
+        return {name: to_dict(columns)[name] for name in ("events", "conditions", "classes")}
+    measure, data = run.measure, run.config.data
+    facts = {"levels": measure.levels, "noise": measure.noise, "noise_std": measure.noise_std}
+    return facts | {"class_names": list(run.class_names), "numbers": list(data.numbers) if data else []}
 
 
 def _plain_copy(flow: SequenceFlow) -> SequenceFlow:

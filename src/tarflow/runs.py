@@ -14,6 +14,7 @@ from torch import Tensor
 from tarflow import checkpoint, kept, recipes
 from tarflow.config import TrainingConfig
 from tarflow.data.load import load_dataset, load_pixels
+from tarflow.data.numbers import ImageNumbers
 from tarflow.data.options import LoadOptions
 from tarflow.data.sets import Splits, given_values
 from tarflow.devices import pick_device
@@ -120,8 +121,7 @@ class Run(checkpoint.Run):
             columns: of a sheet; None is one a class where they fit.
             options: of `tarflow.drawing.Sampler`.
         """
-        names = () if classes is None else self._several(classes)
-        n = self._number(classes, n)
+        names, n = () if classes is None else self._several(classes), self._number(classes, n)
         sampler, numbers = Sampler(self, **options), numbers_given(self, given, 1)
         sampler.write(Path(out), n, names, setting or self.setting, seed, columns, numbers=numbers)
 
@@ -162,9 +162,8 @@ class Run(checkpoint.Run):
             draws, seed: of the noise of training, over which the mean is taken.
         """
         label = None if classes is None else self.class_number(classes)
-        numbers = numbers_given(self, given, len(images))
-        c = given_values(self.config.model.conditioned_on, None, numbers)
-        scoring = run_scoring(self, label if c is None else "given", draws=draws, seed=seed)
+        c = given_values(self.config.model.conditioned_on, None, numbers_given(self, given, len(images)))
+        scoring = run_scoring(self, label, numbers=c is not None, draws=draws, seed=seed)
         return class_scores(self.flow, images, c, scoring=scoring, batch_size=batch_size, progress=progress).mean
 
     def write_scores(
@@ -173,6 +172,7 @@ class Run(checkpoint.Run):
         out: str | Path,
         classes: str | int | None = None,
         *,
+        given: Mapping[str, float] | ImageNumbers | None = None,
         draws: int = 4,
         seed: int = 0,
         **options: Any,
@@ -180,12 +180,13 @@ class Run(checkpoint.Run):
         """What `tarflow score` does: score every image of a path or a name, and write a line of a CSV file for each.
 
         Args:
-            classes, draws, seed: as of `score`.
+            classes, draws, seed: as of `score`. given: numbers by name, for all images, or those of each in a table.
             options: of `tarflow.evaluation.likelihood.table.score_files`, such as `maps`.
         """
         label = None if classes is None else self.class_number(classes)
-        scoring = run_scoring(self, label, draws=draws, seed=seed)
-        return score_files(self, source, out, scoring=scoring, **options)
+        numbers = given if isinstance(given, ImageNumbers) else numbers_given(self, given, 1)
+        scoring = run_scoring(self, label, numbers=numbers is not None, draws=draws, seed=seed)
+        return score_files(self, source, out, scoring=scoring, numbers=numbers, **options)
 
     def evaluate(
         self, source: str | None = None, split: Split = "held-out", *, scoring: Scoring | None = None, **options: Any

@@ -159,14 +159,17 @@ class TableRun:
         found: dict[str, Any] = read_json(self.path / CONFIG_FILE).get("training") or {}
         return found
 
-    def sample(self, n: int, given: Table | None = None, seed: int = 0, **options: Any) -> dict[str, Any]:
+    def sample(
+        self, n: int, given: Table | None = None, seed: int = 0, *, null: bool = False, **options: Any
+    ) -> dict[str, Any]:
         """Draw n rows, or n for each row of a table of conditions: columns by name, and which row each was drawn for.
 
         Args:
-            given: a table with the columns of the conditions; None where there are none.
+            given: a table with the columns of the conditions; None where there are none, or with `null`, under what was
+                learned for when they are left open (`label_drop`).
             seed, options: as of `tarflow.sample`.
         """
-        if given is None and self.columns.conditions:
+        if given is None and self.columns.conditions and not null:
             raise ValueError(
                 f"{self.path}: conditioned on {', '.join(self.columns.conditions)}; expected values of them"
             )

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import (
     Annotated,
     Any,
@@ -37,6 +38,13 @@ RunPath: TypeAlias = Annotated[  # no Path, for which `./digits` would be the na
 ]
 Device: TypeAlias = Annotated[Literal["auto", "cpu", "cuda", "mps"], arg(help="where to compute")]
 SkipBad: TypeAlias = Annotated[Flag, arg(help="leave out files that cannot be read")]
+GivenOrOpen: TypeAlias = Annotated[
+    str,
+    arg(help="of a model given numbers, these for all images: name=value, with commas; left open when not given"),
+]
+ConditionsOfImages: TypeAlias = Annotated[
+    Path | None, arg(help="a table with these numbers for each image, by the column `file` (docs/conditions.md)")
+]
 Precision: TypeAlias = Annotated[
     Literal["auto", "float32"], arg(help="of products on CUDA; auto: tf32, to 6e-5 bits/dim, and faster")
 ]

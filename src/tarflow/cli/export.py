@@ -14,17 +14,19 @@ from tarflow.cli.arguments import RunPath
 
 @dataclasses.dataclass
 class Export:
-    """Write a flow as a file that other programs run, for any number of images at once.
+    """Write a flow as a file that other programs run, for any number of images, or rows of a table, at once.
 
     Examples:
       tarflow export digits-likelihood --out digits.onnx
       tarflow export runs/photos --what encode --out encode.pt2
       tarflow export runs/photos --what step --out steps/
+      tarflow export runs/posterior --out posterior.onnx
 
     A .pt2 file is for `torch.export.load` and AOTInductor, a .onnx file for ONNX Runtime and others (`pip install
-    'tarflow[export]'`). Inputs are x (B, C, H, W) as the model sees it, -1 to 1, and y (B,) int64 where the model has
-    classes, -1 for none; a step has its cache besides. Levels, noise and class names are written beside the graph. What
-    was written is read again and held against the model before the file gets its name.
+    'tarflow[export]'`). Inputs are x (B, C, H, W) as the model sees it, -1 to 1, or the events (B, N) of a table; and y
+    where the model has conditions: (B,) int64 of classes, -1 for none, (B, K) of numbers, NaN for none, or both; a step
+    has its cache besides. Levels, noise, class names and columns are written beside the graph. What was written is read
+    again and held against the model before the file gets its name.
     """
 
     run: RunPath
@@ -38,8 +40,8 @@ class Export:
 
 
 def run(args: Export) -> None:
-    from tarflow.checkpoint import open_run
     from tarflow.exporting import check_target, export
+    from tarflow.tables import open_run
 
     check_target(args.out, args.what)
     files = export(open_run(args.run), args.out, args.what)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from tarflow.cli.arguments import Device, RunPath, check_positive
+from tarflow.cli.arguments import Device, GivenOrOpen, RunPath, check_positive
 
 
 @dataclasses.dataclass
@@ -18,6 +18,7 @@ class Inpaint:
 
     Examples:
       tarflow inpaint digits three.png --mask region.png -n 8 --out drawn.png
+      tarflow inpaint runs/bars bar.png --mask region.png --given angle=30 --out drawn.png
 
     The mask is a picture that goes through the same scaling as IMAGE: white where to draw. By Hamiltonian Monte Carlo,
     or exactly where the order of the blocks allows; the last line says which, and what the draws are worth. A model
@@ -30,6 +31,7 @@ class Inpaint:
     out: Annotated[Path, arg(help="sheet.png, images.npz, or a new directory")]
     n: Annotated[int, arg(aliases=["-n"], help="draws")] = 8
     label: Annotated[str, arg(name="class", help="`null`, or a class")] = "null"
+    given: GivenOrOpen = ""
     warmup: Annotated[int, arg(help="steps of each chain before any is kept")] = 40
     seed: Annotated[int, arg(help="the same draws for the same seed")] = 0
     device: Device = "auto"
@@ -39,10 +41,13 @@ def run(args: Inpaint) -> None:
     import torch
 
     from tarflow.checkpoint import open_run
+    from tarflow.cli.given import numbers_for_images, said_of
     from tarflow.data.load import load_all
+    from tarflow.data.numbers import ImageNumbers
     from tarflow.data.options import LoadOptions
+    from tarflow.data.sets import given_values
     from tarflow.devices import pick_device
-    from tarflow.drawing import ImageWriter, check_out, class_number
+    from tarflow.drawing import ImageWriter, check_out, class_count, class_number
     from tarflow.run_data import check_output
     from tarflow.sampling.inpaint import inpaint
 
@@ -54,9 +59,11 @@ def run(args: Inpaint) -> None:
         check_output(run, "--out", args.out, args.image)
     model, options = run.config.model, LoadOptions.of(run.config.data, own=False)
     dark = options.replace(pad_with="black")  # what a mask is padded with is not to be drawn
-    label = class_number(run, args.label) if model.num_classes else None
+    label = class_number(run, args.label) if class_count(run) else None
     if label is None and args.label != "null":
-        raise ValueError(f"--class: {args.run} is an unconditional model")
+        raise ValueError(f"--class: {args.run} has no classes")
+    numbers = numbers_for_images(run, args.given, None)
+    assert not isinstance(numbers, ImageNumbers)  # those of a table
     pictures = {}
     for name, source, how, channels, levels in (
         ("IMAGE", args.image, options, model.channels, run.levels),
@@ -70,10 +77,13 @@ def run(args: Inpaint) -> None:
     if not bool(region.any()):
         raise ValueError(f"--mask: expected white where to draw, got none in {args.mask}")
     x = run.measure.clean(pictures["IMAGE"]).to(device)
-    y = None if label is None else torch.tensor([label], device="cpu", dtype=torch.int64)
+    labels = None if label is None else torch.tensor([label], device="cpu", dtype=torch.int64)
+    y = given_values(run.flow.sequence.condition, labels, numbers)
     drawn = inpaint(
         run.flow, x, region, y, args.n, denoise=run.sigma, chains=args.n, steps=20, warmup=args.warmup, seed=args.seed
     )
-    with ImageWriter(args.out, run, args.n, None if label is None else [label] * args.n, None) as writer:
+    each = None if numbers is None else numbers.expand(args.n, -1)
+    with ImageWriter(args.out, run, args.n, None if label is None else [label] * args.n, None, each) as writer:
         writer.add(list(range(args.n)), drawn.samples[:, 0].cpu())
-    print(f"{args.out}: {drawn}", file=sys.stderr)
+    given = "the null class" if args.label == "null" else f"class {args.label}"
+    print(f"{args.out}: {drawn}; {said_of(run, given, numbers)}", file=sys.stderr)

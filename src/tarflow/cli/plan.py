@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from tarflow.architecture import condition_parts, joined
 from tarflow.cli.arguments import Flag, typed_fields
 from tarflow.config import ConfigError, DataConfig, RunConfig, TarFlowConfig, TrainingConfig, from_dict
 from tarflow.jsontext import to_json
@@ -99,6 +100,10 @@ def _config(args: Any) -> tuple[RunConfig, int | None]:
         model["num_classes"] = 0
     if "image_size" not in model:
         raise ConfigError("model.image_size: the recipe leaves it to the data; give --image-size, or --data")
+    if data.conditions_from:
+        if not data.numbers:
+            raise ConfigError("data.conditions: name the columns of the table, whose number counts; or give --data")
+        model["condition"] = joined(model.pop("num_classes", 0), len(data.numbers))
     images = expected.get("images") if args.images is None else args.images
     run = RunConfig(
         from_dict(TarFlowConfig, model, "model"), data, from_dict(TrainingConfig, sections["training"], "training")
@@ -121,7 +126,7 @@ def as_text(recipe: str, plan: Plan_) -> str:
     share = (plan.step_flops + plan.recomputed_flops) / plan.devices / plan.compute_seconds / (rate * 1e12)
     rows = [
         ("model", f"{model.channels}x{height}x{width}, patch {model.patch_size}, width {model.width}, layers {layers}"),
-        ("", f"{model.num_patches} patches of {model.patch_dim} numbers, {model.num_classes or 'no'} classes"),
+        ("", f"{model.num_patches} patches of {model.patch_dim} numbers, {_given(model)}"),
         ("parameters", f"{plan.parameters:,}"),
         ("FLOP", f"{_count(plan.forward_flops)} forward, an image"),
         ("", f"{_count(plan.step_flops)} a step{again}"),
@@ -149,6 +154,12 @@ def as_text(recipe: str, plan: Plan_) -> str:
         lines += ["", "It does not fit: a tenth of the memory is left to others. What would make it fit, each alone:"]
         lines += [f"  {line}" for line in plan.advice]
     return "\n".join(lines)
+
+
+def _given(model: TarFlowConfig) -> str:
+    sizes = dict(condition_parts(model.conditioned_on))
+    (classes,), (numbers,) = (sizes.get(name, (0,)) for name in ("classes", "vector"))
+    return f"{classes or 'no'} classes" + (f", given {numbers} number{'s' * (numbers > 1)}" if numbers else "")
 
 
 def _count(number: float) -> str:

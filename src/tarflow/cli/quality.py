@@ -42,8 +42,6 @@ class Quality:
 
 
 def run(args: Quality) -> None:
-    import torch
-
     from tarflow.checkpoint import open_run
     from tarflow.cli.progress import Progress
     from tarflow.config import to_dict
@@ -63,11 +61,14 @@ def run(args: Quality) -> None:
         y = values_like(run, splits.train, args.n)
         pixels = sampler.pixels(args.n, y, setting, args.seed, progress.sampling)
         figures = judge.figures(pixels, run.levels, partial(progress.preparing, "features of samples"))
-        labels = y if isinstance(y, torch.Tensor) and run.flow.conditions.size else None
         trained = judge.extractor.network
         network = trained if isinstance(trained, SmallNetwork) else None
         of_pixels = sample_quality(
-            pixels, labels, splits, network=network, cache=args.judging.cache or cache_directory()
+            pixels,
+            run.flow.conditions.labels(y),
+            splits,
+            network=network,
+            cache=args.judging.cache or cache_directory(),
         )
     assert run.config.data is not None
     values = {

@@ -10,7 +10,17 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from tarflow.cli.arguments import Device, Flag, Precision, RunPath, check_for_tables, check_positive, is_table_run
+from tarflow.cli.arguments import (
+    ConditionsOfImages,
+    Device,
+    Flag,
+    GivenOrOpen,
+    Precision,
+    RunPath,
+    check_for_tables,
+    check_positive,
+    is_table_run,
+)
 
 MANY_CLASSES = 10  # from which on it is worth saying what a score under each of them costs
 
@@ -29,9 +39,9 @@ class Score:
     that `ranked_by` names; `percentile`, the share of the run's own held-out images that are less likely; `complexity`,
     how many bits a dimension the model saves over a lossless code, and `typicality`, minus how far the bits are from
     those of held-out images in the mean, each with its percentile: both are low for what does not belong where a high
-    likelihood misleads; `labels`, what was scored: marginal (log mean_y p(x|y)), null, class=NAME, or none for a model
-    without classes; `error`, why a file could not be scored. The file is UTF-8; what in a name would break a line, be a
-    formula, or is no UTF-8 is percent-encoded, as in a URL, and `%` itself is %25.
+    likelihood misleads; `labels`, what was scored: marginal (log mean_y p(x|y)), null, class=NAME, given (numbers), or
+    none for a model without classes; `error`, why a file could not be scored. The file is UTF-8; what in a name would
+    break a line, be a formula, or is no UTF-8 is percent-encoded, as in a URL, and `%` itself is %25.
     """
 
     run: RunPath
@@ -40,13 +50,8 @@ class Score:
     label: Annotated[
         str | None, arg(name="class", help="p(x|y) of this class for all images, or of `null`, not log mean_y p(x|y)")
     ] = None
-    given: Annotated[
-        str,
-        arg(help="of a model given numbers, p(x|these) for all images: name=value, with commas; `null` when not given"),
-    ] = ""
-    conditions_from: Annotated[
-        Path | None, arg(help="a table with these numbers for each image, by the column `file` (docs/conditions.md)")
-    ] = None
+    given: GivenOrOpen = ""
+    conditions_from: ConditionsOfImages = None
     maps: Annotated[
         Path | None,
         arg(
@@ -92,7 +97,7 @@ def run(args: Any) -> None:
     from tarflow.cli.given import numbers_for_images
     from tarflow.cli.progress import Progress
     from tarflow.devices import float32_products, pick_device
-    from tarflow.drawing import class_number
+    from tarflow.drawing import class_count, class_number
     from tarflow.evaluation.likelihood.held_out import run_scoring
     from tarflow.evaluation.likelihood.table import ranked_by, score_files
     from tarflow.run_data import check_output
@@ -101,11 +106,11 @@ def run(args: Any) -> None:
     run = open_run(args.run, pick_device(args.device))
     if run.config.training is None:
         raise ValueError(f"{args.run}: only a model is stored; expected a section `training` in its config.json")
-    if args.label is not None and not run.config.model.num_classes:
-        raise ValueError(f"--class: {args.run} is an unconditional model")
+    if args.label is not None and not class_count(run):
+        raise ValueError(f"--class: {args.run} has no classes")
     label = None if args.label is None else class_number(run, args.label)
     numbers = numbers_for_images(run, args.given, args.conditions_from)
-    scoring = run_scoring(run, label if numbers is None else "given", draws=args.draws, seed=args.seed)
+    scoring = run_scoring(run, label, numbers=numbers is not None, draws=args.draws, seed=args.seed)
     if args.maps is not None:
         check_output(run, "--maps", args.maps, args.path)
     by, why = (args.by, None) if args.by is not None else ranked_by(run, scoring)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from tarflow.cli.arguments import Device, RunPath, check_positive, is_table_run, typed_fields
-from tarflow.cli.given import check_one, given_row
+from tarflow.cli.given import check_null_is_known, check_one, given_row
 from tarflow.config import names_in
 from tarflow.data.options import TABLE_SUFFIXES
 from tarflow.data.tables import check_writable_table, is_table, read_table, write_table
@@ -96,7 +96,9 @@ class SampleTable:
     run: RunPath
     out: Annotated[Path, arg(help="the result: a .csv, .parquet or .npz file")]
     n: Annotated[int, arg(aliases=["-n"], help="how many rows; of each row of --conditions-from")] = 100
-    given: Annotated[str, arg(help="values of the conditions: name=value, with commas")] = ""
+    given: Annotated[
+        str, arg(help="values of the conditions: name=value, with commas; or `null`, which leaves them open")
+    ] = ""
     conditions_from: Annotated[Path | None, arg(help="a table with the columns of the conditions")] = None
     seed: Annotated[int, arg(help="row k is the same for the same seed, however many are drawn")] = 0
     batch_size: Annotated[int | None, arg(help="rows drawn at once")] = None
@@ -218,14 +220,15 @@ def sample(args: SampleTable) -> None:
         raise ValueError(f"--given or --conditions-from: expected one; {args.run} is conditioned on {', '.join(named)}")
     if not named and (args.given or args.conditions_from is not None):
         raise ValueError(f"--given, --conditions-from: {args.run} has no conditions")
-    given = None
+    given, table = None, args.conditions_from
     if named:
-        table = args.conditions_from
         given = given_row(args.given, named, run.columns.words) if table is None else read_table(table)
+        if given is None:
+            check_null_is_known(args.run, named, run.training.get("label_drop", 0))
     rows = args.n * (1 if given is None else len(given))
     if rows > MOST_DRAWS:
         raise ValueError(f"-n: {rows} rows in all; expected at most {MOST_DRAWS}")
-    drawn = run.sample(args.n, given, args.seed, batch_size=args.batch_size)
+    drawn = run.sample(args.n, given, args.seed, null=given is None, batch_size=args.batch_size)
     write_table(args.out, drawn)
     print(f"{args.out}: {rows} rows of {', '.join(drawn)}", file=sys.stderr)
 

@@ -24,7 +24,10 @@ from tarflow.config.data import Aspect as Aspect
 from tarflow.config.data import DataConfig as DataConfig
 from tarflow.config.data import PadWith as PadWith
 from tarflow.config.data import ValueRange as ValueRange
-from tarflow.config.data import names_in as names_in
+from tarflow.config.words import NULL as NULL
+from tarflow.config.words import finite_number as finite_number
+from tarflow.config.words import names_in as names_in
+from tarflow.config.words import values_in as values_in
 from tarflow.fields import ConfigError as ConfigError
 from tarflow.fields import check, coerce_fields, derived, option
 from tarflow.fields import check_value as check_value

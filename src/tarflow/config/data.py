@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from tarflow.config.words import names_in
 from tarflow.fields import ConfigError, check, coerce_fields, derived, option
 
 ValueRange: TypeAlias = tuple[float, float] | Literal["full", "auto", "percentile"]
@@ -75,12 +76,3 @@ class DataConfig:
     def numbers(self) -> tuple[str, ...]:
         """The names of the numbers that a run is conditioned on, in their order."""
         return names_in(self.conditions)
-
-
-def names_in(words: str) -> tuple[str, ...]:
-    """The names in words with commas between them.
-
-    >>> names_in("angle, brightness")
-    ('angle', 'brightness')
-    """
-    return tuple(word.strip() for word in words.split(",") if word.strip())

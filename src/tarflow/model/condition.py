@@ -112,6 +112,14 @@ class Condition(nn.Module):
             raise ValueError(f"y: expected ({expected}), got {tuple(c.shape)}")
         return c.reshape(shape.numel(), *self.value_shape), shape
 
+    def labels(self, c: Any) -> Any:
+        """The classes (B,) among checked values; None where there are none."""
+        return c if self.size else None
+
+    def labelled(self, c: Any, label: int, count: int) -> Any:
+        """The values of `count` rows with this class in each, and what else they say."""
+        return torch.full((count,), label, device="cpu", dtype=torch.int64)
+
     # --- null ----------------------------------------------------------------------------------------------------
 
     def missing(self, c: Any) -> Tensor | None:
@@ -132,6 +140,10 @@ class Condition(nn.Module):
         return torch.arange(self.size, device="cpu", dtype=torch.int64)
 
     # --- what a network makes of it ------------------------------------------------------------------------------
+
+    def example(self) -> Any:
+        """Values of two rows, neither of which is like the other, for whoever traces a network."""
+        return torch.tensor([0, NULL_CLASS], device="cpu", dtype=torch.int64) if self else None
 
     def fit(self, c: Any) -> None:
         """Remember what is needed of the values that training will see, as their mean; of classes that is nothing."""

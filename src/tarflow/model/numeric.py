@@ -90,6 +90,10 @@ class Numbers(Condition):
         dtype = torch.promote_types(torch.promote_types(c.dtype, self.mean.dtype), torch.float32)
         return (c.to(dtype) - self.mean.to(dtype)) / self.deviation.to(dtype)
 
+    def example(self) -> Any:
+        mean, deviation = (each.detach().cpu().expand(self.value_shape) for each in (self.mean, self.deviation))
+        return torch.stack([mean, mean + deviation])
+
 
 class Vector(Numbers):
     """N numbers: c is (B, N). They are added to every token, after a small MLP."""

@@ -75,6 +75,15 @@ class Several(Condition):
         triples = zip(self.parts, found, index, strict=True)
         return tuple(part.rows(value, where.reshape(-1)) for part, (value, _), where in triples), shape
 
+    def labels(self, c: Any) -> Any:
+        found = [] if c is None else [part.labels(value) for part, value in zip(self.parts, c, strict=True)]
+        return next((labels for labels in found if labels is not None), None)
+
+    def labelled(self, c: Any, label: int, count: int) -> Any:
+        values = [None] * len(self.parts) if c is None else c
+        pairs = zip(self.parts, values, strict=True)
+        return tuple(part.labelled(value, label, count) if part.size else value for part, value in pairs)
+
     def missing(self, c: Any) -> Tensor | None:
         if c is None:
             return None
@@ -99,6 +108,9 @@ class Several(Condition):
 
     def standardised(self, c: Any) -> Any:
         return self._each(lambda part, value: part.standardised(value), c)
+
+    def example(self) -> Any:
+        return tuple(part.example() for part in self.parts)
 
     def embedding(self, width: int, **made: Any) -> nn.Module:
         made_of = (part.embedding(width, **made) for part in self.parts)

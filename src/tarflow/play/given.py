@@ -5,7 +5,6 @@ Each condition of the model is a field of the page, whose value comes as text. A
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tarflow.architecture import condition_parts
+from tarflow.config import finite_number, values_in
 from tarflow.model.aligned import AlignedTokens
 from tarflow.model.condition import Condition, Value
 from tarflow.model.flow import TarFlow
@@ -101,7 +101,7 @@ def _field(run: Run, kind: str, sizes: tuple[int, ...], part: Condition) -> Fiel
     if kind == "tokens":
         return Field(kind, sizes, "\n".join([", ".join(numbers)] * sizes[0]))
     names = run.numbers if len(run.numbers) == sizes[0] else ()
-    if names and not any(APART.search(name) or "=" in name for name in names):
+    if names:
         numbers = [f"{name}={value}" for name, value in zip(names, numbers, strict=True)]
     return Field(kind, sizes, ", ".join(numbers), names)
 
@@ -116,28 +116,18 @@ def _value(field: Field, text: Any) -> Tensor:
         return null if given is None else given
     if not isinstance(text, str | None):
         raise ValueError(f"{field.name}: expected numbers as text, got {quoted(text)}")
-    words = [word for word in APART.split(re.sub(r"\s*=\s*", "=", re.sub(r"[][]", " ", text or ""))) if word]
-    if not words:
-        return null
-    if field.names and any("=" in word for word in words):
-        words = _in_order(field, words)
     expected = torch.Size(field.shape).numel()
-    if len(words) != expected:
-        raise ValueError(f"{field.name}: expected {plural(expected, 'number')}, or nothing, got {len(words)}")
-    values = [_number(field, word) for word in words]
+    try:
+        if field.names:
+            words = values_in(text or "", field.names)
+        else:
+            words = [word for word in APART.split(re.sub(r"[][]", " ", text or "")) if word] or None
+        if words is None:
+            return null
+        if len(words) != expected:
+            raise ValueError(f"expected {plural(expected, 'number')}, or nothing, got {len(words)}")
+        names = field.names or [f"number {place}" for place in range(1, expected + 1)]
+        values = [finite_number(name, word) for name, word in zip(names, words, strict=True)]
+    except ValueError as error:
+        raise ValueError(f"{field.name}: {error}") from None
     return torch.tensor(values, device="cpu", dtype=torch.float64).view(1, *field.shape)
-
-
-def _in_order(field: Field, words: list[str]) -> list[str]:
-    """The numbers of words name=value, in the order of the names."""
-    found = dict(word.split("=", 1) for word in words if "=" in word)
-    if len(found) != len(words) or set(found) != set(field.names):
-        raise ValueError(f"{field.name}: expected {'=…, '.join(field.names)}=…, each once, or the numbers alone")
-    return [found[name] for name in field.names]
-
-
-def _number(field: Field, word: str) -> float:
-    with contextlib.suppress(ValueError):
-        if math.isfinite(value := float(word)):
-            return value
-    raise ValueError(f"{field.name}: expected a finite number, got {quoted(word)}")

@@ -15,6 +15,7 @@ from tarflow.evaluation.likelihood.anomalies import ImageScores
 from tarflow.evaluation.likelihood.held_out import held_out_scores, image_scores, run_scoring
 from tarflow.evaluation.likelihood.patch_maps import heat_map
 from tarflow.evaluation.likelihood.scores import class_scores
+from tarflow.evaluation.likelihood.scoring import Scoring
 from tarflow.evaluation.likelihood.table import score_columns
 from tarflow.measure import to_8bit
 from tarflow.play.streaming import streamed
@@ -92,7 +93,7 @@ class Scorer:
         asked = None if studio.fields else label
         if studio.fields and studio.flow.conditions.differs(label):
             asked, given = "given", studio.flow.conditions.repeat(label, len(pixels))
-        scoring = run_scoring(studio.run, asked)
+        scoring = self._scoring(asked)
 
         def work(tell: Callable[[tuple[float, Scores | None]], None]) -> None:
             with studio.turn:
@@ -127,6 +128,9 @@ class Scorer:
 
         return streamed(work)
 
+    def _scoring(self, label: int | Literal["given"] | None) -> Scoring:
+        return run_scoring(self.studio.run, None if label == "given" else label, numbers=label == "given")
+
     def _held_out(
         self, label: int | Literal["given"] | None, progress: Callable[[int, int], None]
     ) -> ImageScores | str:
@@ -135,8 +139,7 @@ class Scorer:
             return "it is not known what the held-out images of its training were given"
         if label not in self.reference:
             try:
-                scoring = run_scoring(self.studio.run, label)
-                self.reference[label] = held_out_scores(self.studio.run, scoring, progress=progress)
+                self.reference[label] = held_out_scores(self.studio.run, self._scoring(label), progress=progress)
             except (ValueError, OSError):
                 # The reason names a place on this machine, which is nothing for whoever looks at the page.
                 self.reference[label] = "the held-out images of its training are not at hand here"

@@ -52,7 +52,11 @@ def trained(subject: Subject) -> Parts:
         rows["Given"] = ", ".join(data.numbers)
     elif not run.class_names:
         rows["Classes"] += ": p(x) is learned"
-    rows |= {"Training": "not stored with the model"} if training is None else _training(training, model.num_classes)
+    rows |= (
+        {"Training": "not stored with the model"}
+        if training is None
+        else _training(training, bool(run.flow.conditions))
+    )
     rows |= _progress(subject)
     kinds = " and ".join(dict.fromkeys(model.block_transforms))
     rows["Model"] = (
@@ -84,7 +88,7 @@ def _data(subject: Subject, data: DataConfig) -> Rows:
     return {"Data": data.source + changed, "Images seen": seen}
 
 
-def _training(training: TrainingConfig, classes: int) -> Rows:
+def _training(training: TrainingConfig, conditional: bool) -> Rows:
     length = f"{training.steps:,} steps" if training.steps is not None else f"{training.epochs:g} epochs"
     return {
         "Noise": f"Gaussian, σ = {training.noise_std:g} where pixels span −1 to 1: a model of noisy images"
@@ -93,7 +97,7 @@ def _training(training: TrainingConfig, classes: int) -> Rows:
         "Training": f"{length} of {training.batch_size} images, seed {training.seed}",
         "Optimizer": f"AdamW {training.betas[0]:g}/{training.betas[1]:g}, learning rate {training.lr:g} to "
         f"{training.final_lr:g}, weight decay {training.weight_decay:g}, EMA decay {training.ema_decay:g}"
-        + (f", label drop {training.label_drop:g}" if classes else ""),
+        + (f", label drop {training.label_drop:g}" if conditional else ""),
     }
 
 

@@ -11,6 +11,7 @@ from tarflow.evaluation.quality.sweep import grid
 from tarflow.measure import Measure, to_8bit
 from tarflow.report.parts import Figure, Parts, Strip
 from tarflow.report.subject import CLASSES, Subject, Unavailable
+from tarflow.run_data import numbers_of
 from tarflow.sampling.denoise import denoise
 from tarflow.sampling.editing import trace
 from tarflow.sampling.sample import SamplingError
@@ -69,8 +70,10 @@ def guidance(subject: Subject) -> Parts:
         f"The same {n} draws of noise under guidance of scale w, away from {branch}, growing linearly along the "
         f"patches ({cleaned}; seed {subject.settings.seed})."
     )
-    if isinstance(y, Tensor) and run.config.model.num_classes > 1:
-        caption += f" Columns go through the classes: {', '.join(run.class_names[k] for k in y.tolist())}."
+    if (labels := run.flow.conditions.labels(y)) is not None and run.flow.conditions.differs(y):
+        caption += f" Columns go through the classes: {', '.join(run.class_names[k] for k in labels.tolist())}."
+    if y is not None and (numbers := numbers_of(run)):
+        caption += f" They are given the {', '.join(numbers)} of held-out images."
     if not strips:
         raise Unavailable(" ".join(failed))
     return [Figure("guidance", strips, caption), *failed]

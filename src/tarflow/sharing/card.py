@@ -7,6 +7,7 @@ weights, each with its measure. What nobody has measured is not there.
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import jinja2
 from tarflow import __version__, digests, kept
 from tarflow.checkpoint import CHECKPOINTS, read_metrics, read_names
 from tarflow.data.readers.hub import PREFIX
+from tarflow.drawing import class_count, usual_numbers
 from tarflow.evaluation.quality.judge import Figure, kept_quality
 from tarflow.pretrained import WEIGHTS_FILE, card_text
 from tarflow.runs import Run
@@ -35,11 +37,13 @@ def model_card(run: Run, name: str, licence: str, data: str, sheet: dict[str, An
 
     Args:
         licence: as the hub names it, such as "mit". data: what the images of the training are called.
-        sheet: of the samples beside the card, its `file`, `count` and `seed`; None where there is none.
+        sheet: of the samples beside the card, its `file`, `count`, `seed`, and the numbers that they were `given`, in
+            words; None where there is none.
     """
     config, facts = run.config.model, card_facts(run, licence, data)
     measured = list(facts.get("samples", {}).values())
-    names = [" ".join(each.split()) for each in run.class_names[:SHOWN_CLASSES]]
+    names, count = [" ".join(each.split()) for each in run.class_names[:SHOWN_CLASSES]], class_count(run)
+    usual = dict(zip(run.numbers, [] if (mean := usual_numbers(run)) is None else mean[0].tolist(), strict=True))
     text = TEMPLATES.get_template("card.md").render(
         name=name,
         title=name.rpartition("/")[2],
@@ -49,7 +53,13 @@ def model_card(run: Run, name: str, licence: str, data: str, sheet: dict[str, An
         figures={name: Figure.from_dict(each) for entry in measured for name, each in entry["figures"].items()},
         agreements=[entry["agreement"] for entry in measured if entry.get("agreement") is not None],
         model=config,
-        classes=", ".join(names) + (", …" if config.num_classes > SHOWN_CLASSES else ""),
+        classes=f"{count} classes: {', '.join(names)}{', …' if count > SHOWN_CLASSES else ''}"
+        if count
+        else "no classes",
+        options=f" --given {shlex.quote(','.join(f'{name}={value:.3g}' for name, value in usual.items()))}"
+        if usual
+        else "",
+        given={name: float(f"{value:.3g}") for name, value in usual.items()},
         training=run.config.training,
         sigma=run.sigma,
         bounds=run.measure.kind.bounds_pixels,

@@ -14,7 +14,7 @@ from tarflow.checkpoint import Places, write_config
 from tarflow.config import RunConfig
 from tarflow.data.readers.hub import PREFIX
 from tarflow.data.sources import KNOWN_NAMES
-from tarflow.drawing import Sampler
+from tarflow.drawing import Sampler, usual_numbers
 from tarflow.hub import HubId, endpoint, quiet
 from tarflow.kept import kept_file
 from tarflow.pretrained import CARD_FILE, WEIGHTS_FILE
@@ -62,8 +62,13 @@ def write_model(run: Run, out: Path, wanted: Wanted, progress: Callable[[float, 
     write_files(run, out)
     sheet: dict[str, Any] | None = None
     if wanted.samples and run.config.model.channels in (1, 3):
-        Sampler(run).write(out / SHEET, wanted.samples, (), run.setting, wanted.seed, progress=progress)
-        sheet = {"file": SHEET, "count": wanted.samples, "seed": wanted.seed}
+        numbers = usual_numbers(run)
+        Sampler(run).write(
+            out / SHEET, wanted.samples, (), run.setting, wanted.seed, progress=progress, numbers=numbers
+        )
+        sheet = {"file": SHEET, "count": wanted.samples, "seed": wanted.seed, "given": ""}
+        if numbers is not None:
+            sheet["given"] = f"the mean of {' and of '.join(run.numbers)}"
     data = run.config.data
     title = wanted.data or (Places.of(portable(run.config)).source if data else "") or "not stored with the model"
     card = model_card(run, wanted.model.repo, wanted.licence, " ".join(title.split()), sheet)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tarflow.architecture import joined
 from tarflow.config import (
     ConfigError,
     DataConfig,
@@ -173,8 +174,7 @@ def resolve(sections: Sections, splits: Splits) -> RunConfig:
             f"data.crop_padding: expected less than a side of the images, {height}x{width}, got {data.crop_padding}"
         )
     classes = len(train.class_names) if conditional else 0
-    parts = [f"classes:{classes}"] * bool(classes) + [f"vector:{len(numbers)}"] * bool(numbers)
-    known = "+".join(parts) or "none"
+    known = joined(classes, len(numbers))
     alone = 0 if numbers else classes  # what a config counts are classes that are all of the condition
     if model.setdefault("num_classes", alone) != alone:
         raise ConfigError(f"model.num_classes: the data have {classes} classes to learn, got {model['num_classes']}")

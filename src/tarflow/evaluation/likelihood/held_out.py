@@ -22,8 +22,9 @@ from tarflow.data.sources import KNOWN_NAMES, open_source
 from tarflow.data.store.read import MANIFEST_FILE, is_prepared, read_manifest
 from tarflow.evaluation.likelihood.anomalies import ImageScores, code_bits
 from tarflow.evaluation.likelihood.scores import ClassScores, Progress, class_scores
-from tarflow.evaluation.likelihood.scoring import Scoring
+from tarflow.evaluation.likelihood.scoring import LabelPolicy, Scoring
 from tarflow.jsontext import finite, to_json
+from tarflow.model.condition import NULL_CLASS
 from tarflow.pretrained import name_of
 from tarflow.run_data import located, open_held_out, place_of, stored_data
 from tarflow.seeding import seeded_permutation
@@ -34,14 +35,14 @@ MAX_IMAGES = 2_000  # held-out images that are scored: a percentile is then good
 
 
 Scored: TypeAlias = dict[str, Any]
-"""What is kept of one scoring: `scoring`, the `numbers` that all were given, if any, and the `log_prob` of each image,
+"""What is kept of one scoring: `scoring`, the `numbers` that images were given, if any, and the `log_prob` of each,
 nats, None where there is no density."""
 
 
-def run_scoring(run: Run, label: int | Literal["given"] | None = None, *, draws: int = 4, seed: int = 0) -> Scoring:
+def run_scoring(run: Run, label: int | None = None, *, numbers: bool = False, draws: int = 4, seed: int = 0) -> Scoring:
     """How images without labels are scored by a run: log mean_y p(x|y), or given one class, or the null class (-1).
 
-    With "given" they are scored under what whoever scores them gives for each.
+    With `numbers`, which whoever scores them gives for each, they are scored under these, and one class, or none.
 
     Raises:
         ValueError: a run that does not say the noise of its training.
@@ -50,7 +51,8 @@ def run_scoring(run: Run, label: int | Literal["given"] | None = None, *, draws:
         raise ValueError(
             f"{run.path}: no section `training` in its config.json says the noise that images are scored in"
         )
-    return Scoring(run.measure, draws, seed, label).resolved(run.flow)
+    policy: LabelPolicy | int | None = "given" if numbers and label in (None, NULL_CLASS) else label
+    return Scoring(run.measure, draws, seed, policy).resolved(run.flow)
 
 
 def image_scores(found: ClassScores, images: Tensor) -> ImageScores:
@@ -63,7 +65,7 @@ def held_out_scores(
     scoring: Scoring,
     *,
     source: str | None = None,
-    numbers: Tensor | None = None,
+    numbers: Tensor | Literal["own"] | None = None,
     batch_size: int | None = None,
     loading: Progress | None = None,
     progress: Progress | None = None,
@@ -78,13 +80,15 @@ def held_out_scores(
 
     Args:
         source: where the data are now, if they have moved.
-        numbers: (1, K), that all are scored under where `scoring` says "given"; None is those of each.
+        numbers: (1, K), that all are scored under, or "own", those of each, beside the class of `scoring` or none. None
+            is none, and of `scoring` by "given" all that is known of each.
 
     Raises:
         ValueError, OSError: the data of the training cannot be read, or are not known.
     """
     data, key = stored_data(run), origin(run)
-    wanted: Scored = {"scoring": asdict(scoring)} | ({} if numbers is None else {"numbers": numbers.tolist()})
+    known = numbers.tolist() if isinstance(numbers, Tensor) else numbers
+    wanted: Scored = {"scoring": asdict(scoring)} | ({} if known is None else {"numbers": known})
     files = _files(source or located(data), LoadOptions.of(data))
 
     def scored(path: Path) -> list[tuple[Scored, list[float]]]:
@@ -106,10 +110,11 @@ def held_out_scores(
                 return scores(each["log_prob"], code)
     held_out = chosen_images(run, source, loading)
     images, c = held_out.images, None
-    if scoring.labels == "given":
-        condition = run.flow.sequence.condition
-        every = None if numbers is None else numbers.expand(len(held_out), -1)
-        c = held_out.values(condition) if every is None else given_values(condition, None, every)
+    if numbers is not None:
+        every = numbers.expand(len(held_out), -1) if isinstance(numbers, Tensor) else held_out.numbers
+        c = given_values(run.flow.sequence.condition, None, every)
+    elif scoring.labels == "given":
+        c = held_out.values(run.flow.sequence.condition)
     found = class_scores(run.flow, images, c, scoring=scoring, batch_size=batch_size, progress=progress).mean
     newest, code = wanted | {"log_prob": finite(found.tolist())}, code_bits(images).tolist()
     for path in (*([] if name_of(run.path) else [own]), *cache):  # nothing is written into the package, or for the hub

@@ -31,8 +31,9 @@ class Scoring:
     Attributes:
         measure: how the model sees pixels.
         draws, seed: of the noise. The noise of image k is drawn on the CPU from (seed, draw, k).
-        labels: one of these; None is "none" without a condition, "given" where all images have labels, else "marginal",
-            or "null" where the condition is not classes alone, over which a mean has a meaning.
+        labels: one of these, where a number beside numbers of the images is that class and these; None is "none"
+            without a condition, "given" where all images have labels, else "marginal", or "null" where the condition is
+            not classes alone, over which a mean has a meaning.
     """
 
     measure: Measure
@@ -109,7 +110,8 @@ class Conditions:
         first = torch.zeros(count, device="cpu", dtype=torch.int64)  # the only column
         if policy == "none":
             return cls(condition, None, 1, first, 0)
-        wanted = _given(flow, y if labels == "given" else [labels] * count, count) if policy == "given" else None
+        given = condition.labelled(y, labels, count) if isinstance(labels, int) else y
+        wanted = _given(flow, given, count) if policy == "given" else None
         if sweep is None or not classes:
             return cls(condition, wanted, 1, first, 0)
         if policy == "null":

@@ -83,7 +83,7 @@ def score_files(
         scoring: from `run_scoring`. by: what images are ranked by.
         maps: a new directory for pictures of what each patch adds.
         data: where the images of the run's training are now, if they have moved; percentiles go by them.
-        numbers: what images are scored under where `scoring` says "given": a table, or (1, K) for all of them.
+        numbers: what images are scored under besides: a table of those of each, or (1, K) for all of them.
         raw_names: names byte for byte, in quotes, instead of `escaped`.
         batch_size: images scored at once. loading, progress, held_out: of reading the run's images, of scoring those of
             the source, and of scoring the run's held-out ones.
@@ -120,19 +120,22 @@ def score_files(
         reference, problem = None, None
         try:
             options: dict[str, Any] = {"source": data, "batch_size": size, "loading": loading, "progress": held_out}
-            reference = held_out_scores(run, scoring, numbers=of_all, **options)
+            own: Any = None if numbers is None else "own"
+            reference = held_out_scores(run, scoring, numbers=own if of_all is None else of_all, **options)
         except (ValueError, OSError) as error:
             problem = " ".join(str(error).split())
-        labels = labels_of(run, scoring)
+        labels = labels_of(run, scoring, numbers=numbers is not None)
         columns = score_columns(found.scores(), by, reference)
         rows.seek(0)
         _write(out, rows, found.log_prob, columns, [by, labels], maps=maps is not None, raw_names=raw_names)
     return ScoredFiles(images.total, found.unread, sum(map(math.isinf, found.log_prob)), labels, problem)
 
 
-def labels_of(run: Run, scoring: Scoring) -> str:
-    """What was scored: a label policy, or the one class of all images."""
-    return f"class={run.class_names[scoring.labels]}" if isinstance(scoring.labels, int) else scoring.policy
+def labels_of(run: Run, scoring: Scoring, *, numbers: bool = False) -> str:
+    """What was scored: a label policy, or the one class of all images, and whether `numbers` were given besides."""
+    if not isinstance(scoring.labels, int):
+        return scoring.policy
+    return f"class={run.class_names[scoring.labels]}{' and given' if numbers else ''}"
 
 
 def ranked_by(run: Run, scoring: Scoring) -> tuple[Detector, str | None]:
