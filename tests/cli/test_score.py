@@ -363,7 +363,7 @@ ERRORS = {
     "not a CSV file": ("{p}/run {p}/photos --out {p}/new/s.json", ["--out", "s.json", ".csv"]),
     "out is a directory": ("{p}/run {p}/photos --out {p}/folder.csv", ["--out", "folder.csv"]),
     "an unknown class": ("{p}/run {p}/photos --out {p}/new/s.csv --class zebra", ["zebra", "a, b, c", "null"]),
-    "a class of no class": ("{p}/uniform {p}/photos --out {p}/new/s.csv --class a", ["--class", "unconditional"]),
+    "a class of no class": ("{p}/uniform {p}/photos --out {p}/new/s.csv --class a", ["--class", "has no classes"]),
     "no draws": ("{p}/run {p}/photos --out {p}/new/s.csv --draws 0", ["--draws", "0"]),
     "batch size of zero": ("{p}/run {p}/photos --out {p}/new/s.csv --batch-size 0", ["--batch-size", "0"]),
     "maps over files": ("{p}/run {p}/photos --out {p}/new/s.csv --maps {p}/photos", ["--maps", "photos", "empty"]),
