@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 from tarflow.data.sets import ImageSet, Splits
 from tarflow.evaluation.quality import ratios as module
-from tarflow.evaluation.quality.extractors.small_network import trained_network
+from tarflow.evaluation.quality.extractors import small_network
 from tarflow.evaluation.quality.ratios import (
     class_agreement,
     diversity,
@@ -36,7 +36,9 @@ def digits():
 
 @pytest.fixture(scope="module")
 def network(digits):
-    return trained_network(digits[0].train)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small_network, "STEPS", 200)  # of 600: as good as these tests need it
+        return small_network.trained_network(digits[0].train)
 
 
 @pytest.fixture(scope="module")
