@@ -45,7 +45,7 @@ SLOW_PAGES = {
 SMALL_MODEL = "--image-size 32 --width 64 --layers 1 1 --patch-size 8"
 FEW_STEPS = "--steps 3 --evaluate-every 3 --evaluate-images 8 --sample-every 0 --save-every 3 --batch-size 8"
 SHORTER = [  # (what the command matches, options)
-    (r"train .*--recipe digits", FEW_STEPS),
+    (r"train .*--recipe digits", f"{FEW_STEPS} --layers 1 1"),
     (r"train .*--resume", ""),
     (r"train .*--init", FEW_STEPS),
     (r"train .*--events", "--steps 20 --layers 1 1 --width 16 --head-dim 8"),
