@@ -145,14 +145,14 @@ def test_the_guidance_of_a_report_and_a_sweep_pushes_away_from_null(place: Path)
 
 
 def test_a_run_goes_on_bit_for_bit_and_the_table_may_move(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = f"--data bars --conditions-from numbers.csv --sample-every 0 --evaluate-every 4 --save-every 2 {SMALL}"
-    assert call(f"train {words} --out whole --steps 4 --sample-every 4") == 0
-    assert call(f"train {words} --out parts --steps 2") == 0
+    words = f"--data bars --conditions-from numbers.csv --sample-every 0 --evaluate-every 2 --save-every 1 {SMALL}"
+    assert call(f"train {words} --out whole --steps 2 --sample-every 2") == 0
+    assert call(f"train {words} --out parts --steps 1") == 0
     Path("elsewhere").mkdir()
     moved = Path("numbers.csv").rename("elsewhere/moved.csv")
-    assert call("train --out parts --resume --steps 4") == 2 and "numbers.csv: no such file" in capsys.readouterr().err
-    assert call(f"train --out parts --resume --steps 4 --conditions-from {moved}") == 0
-    whole, parts = (checkpoint.open_run(f"{name}/checkpoints/step-4").flow for name in ("whole", "parts"))
+    assert call("train --out parts --resume --steps 2") == 2 and "numbers.csv: no such file" in capsys.readouterr().err
+    assert call(f"train --out parts --resume --steps 2 --conditions-from {moved}") == 0
+    whole, parts = (checkpoint.open_run(f"{name}/checkpoints/step-2").flow for name in ("whole", "parts"))
     for name, tensor in whole.state_dict().items():
         assert tensor.equal(parts.state_dict()[name]), name
     text = moved.read_text()
