@@ -223,6 +223,7 @@ def test_an_export_takes_both(what: str, tmp_path: Path) -> None:
         ("denoise angles photos --class dark --out x", "--class: angles has no classes"),
         ("denoise both photos --given angel=3 --out x", "--given: got 'angel=3': expected angle=…, each once"),
         ("inpaint angles mask.png --mask mask.png --class dark --out x.png", "--class: angles has no classes"),
+        ("evaluate always --against inverted", "--against: others have no numbers; always was trained with"),
         ("sample always -n 1 --given null --out x.png", "has learned nothing for when angle is left open"),
     ],
 )

@@ -83,6 +83,7 @@ class Evaluate:
 
 def run(args: Evaluate) -> None:
     from tarflow.checkpoint import open_run
+    from tarflow.cli.given import check_open
     from tarflow.cli.progress import Progress
     from tarflow.devices import float32_products, pick_device
     from tarflow.evaluation.likelihood.evaluation import choose_images, evaluate_images
@@ -93,6 +94,8 @@ def run(args: Evaluate) -> None:
         raise ValueError(f"--float64: expected 0 or more images, got {args.float64}")
     check_positive(args, "draws", "limit", "batch_size")
     run = open_run(args.run, pick_device(args.device))
+    if args.against or args.labels == "null":
+        check_open(run, "--against: others have no numbers" if args.against else "--labels null: not of this run")
     data, classes = run.config.data, run.config.model.num_classes
     if data is None or run.config.training is None:
         raise ValueError(

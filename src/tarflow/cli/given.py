@@ -44,12 +44,17 @@ def check_one(given: str, conditions_from: Path | None) -> None:
         raise ValueError("--given, --conditions-from: expected one of them")
 
 
-def check_null_is_known(run: Any, names: Sequence[str], label_drop: float) -> None:
-    """Raise ValueError where conditions are left open that training never dropped: nothing was learned for that."""
+def check_null_is_known(
+    run: Any, names: Sequence[str], label_drop: float, problem: str = "--given or --conditions-from: expected one"
+) -> None:
+    """Raise ValueError that begins with `problem` where conditions are left open that training never dropped.
+
+    Nothing was learned for that.
+    """
     if not label_drop:
         raise ValueError(
-            f"--given or --conditions-from: expected one; {run} was trained with --label-drop 0, and has learned "
-            f"nothing for when {', '.join(names)} {'is' if len(names) == 1 else 'are'} left open"
+            f"{problem}; {run} was trained with --label-drop 0, and has learned nothing for when {', '.join(names)} "
+            f"{'is' if len(names) == 1 else 'are'} left open"
         )
 
 
@@ -76,7 +81,7 @@ def given_numbers(run: Run, given: str, conditions_from: Path | None) -> Tensor 
         )
     table = given_row(given, names) if conditions_from is None else read_table(conditions_from)
     if table is None:
-        _check_open(run, names)
+        check_open(run)
         return None
     return torch.from_numpy(table.numbers(names, "a condition")).float()
 
@@ -96,7 +101,7 @@ def numbers_for_images(run: Run, given: str, conditions_from: Path | None) -> Im
         return ImageNumbers(str(conditions_from), ",".join(names))
     if given or not names:
         return given_numbers(run, given, None)
-    _check_open(run, names)
+    check_open(run)
     return None
 
 
@@ -121,6 +126,10 @@ def said_of(run: Run, labels: str, numbers: ImageNumbers | Tensor | None) -> str
     return ", ".join(said) or "unconditional"
 
 
-def _check_open(run: Run, names: Sequence[str]) -> None:
+def check_open(run: Run, *problem: str) -> None:
+    """`check_null_is_known` of the numbers of a run on images, if there are any."""
+    from tarflow.run_data import numbers_of
+
     training = run.config.training
-    check_null_is_known(run.path, names, 1.0 if training is None else training.label_drop)
+    if names := numbers_of(run):
+        check_null_is_known(run.path, names, 1.0 if training is None else training.label_drop, *problem)
