@@ -92,7 +92,7 @@ class Behind:
     causal: ClassVar[bool] = True
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        before = self.prefix.expand(-1, len(keys), -1, -1, -1)
+        before = self.prefix.expand(-1, keys.shape[0], -1, -1, -1)
         return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
 
 

@@ -130,7 +130,7 @@ class SeveralEmbedding(nn.ModuleList):
         added = [part.added for part in found if part.added is not None]
         aligned = [part.aligned for part in found if part.aligned is not None]
         prefixes = [part.prefix for part in found if part.prefix is not None]
-        rows = max(len(prefix) for prefix in prefixes) if prefixes else 1  # a null one has a single row
+        rows = max(prefix.shape[0] for prefix in prefixes) if prefixes else 1  # a null one has a single row
         return Embedded(
             torch.stack(torch.broadcast_tensors(*added)).sum(dim=0) if added else None,
             torch.cat([prefix.expand(rows, -1, -1) for prefix in prefixes], dim=1) if prefixes else None,
