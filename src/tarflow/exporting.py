@@ -102,7 +102,11 @@ class Step(Exported):
     def forward(self, x: Tensor, store: Tensor, place: Tensor, y: Any = None) -> Any:
         block = self.block
         own = block.enter(x.detach())  # a cache that is written to has no gradient
-        step = DeviceStep(block, block.context(y), store)
+        context = block.context(y)
+        if block.conditions.places:  # keys and values of a prefix, which a cache of zeros does not have
+            assert context is not None and context.prefix is not None
+            store[:, :, :, :, : block.conditions.places] = context.prefix
+        step = DeviceStep(block, context, store)
         params = step(own.index_select(1, place), place, store.shape[4])
         token = block.transform.inverse(own.index_select(1, place + 1), params)
         x = block.leave(own.index_copy(1, place + 1, token))
