@@ -8,11 +8,17 @@ one of each. What comes out is distributed as samples where the draws are exact,
 tell them from others: 0.5. Its blocks walk forwards and backwards in turn; `resample` keeps the first half of what goes
 into the first block, `inpaint` conditions on it. For each of some seeds.
 
-**chains.** The lower half of a sample of a shipped model drawn anew, given the upper half and its class: what chains
-are worth, for the number that mixes worst, for each second of processor time. `--before` takes the arguments that
-`inpaint` had before: ten leapfrog steps, and step sizes that each chain finds by itself; run it with that code.
+**chains.** A region of a sample of a shipped model drawn anew, given the rest and its class: what chains are worth, for
+the number that mixes worst, for each second of processor time. `--code` names the code that runs, as rows of others
+are kept; the one "before" ran with `--leapfrog 10`.
 
     python -m benchmarks.inference --part chains --models digits --out benchmarks/results/inference-chains.json
+    python -m benchmarks.inference --part chains --models fashion-mnist --regions half square --processor-seconds 30
+
+**widths.** How steep log p is in what the first block makes of the pixels of samples (the root mean square derivative
+by one number), by where that number lies, and how many of those are out of the range of pixels.
+
+    python -m benchmarks.inference --part widths --out benchmarks/results/inference-widths.json
 
 **gradients.** Seconds of drawing and differentiating, and the peak of memory, of `rsample`'s way through a decode
 beside autograd through `flow.decode`: each in a process of its own, in turn, on one thread.
@@ -21,11 +27,13 @@ beside autograd through `flow.decode`: each in a process of its own, in turn, on
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -34,6 +42,7 @@ from typing import Any
 import torch
 
 import tarflow
+from tarflow.inference import hmc
 from tarflow.inference.calibration import c2st
 from tarflow.sampling.implicit import decode_with_gradients
 
@@ -76,22 +85,58 @@ def regions(count: int, steps: int, warmup: int, leapfrog: int, seed: int) -> di
     }
 
 
-def chains(model: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
-    """What chains in the lower half of one sample are worth."""
+def region_of(name: str, height: int, width: int) -> torch.Tensor:
+    """Pixels (H, W) of the lower half, of a square near a corner, or of a hole in the middle."""
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    rows, columns = {
+        "half": (slice(height // 2, height), slice(None)),
+        "square": (slice(height // 7, 3 * height // 7), slice(width // 7, 3 * width // 7)),
+        "hole": (slice(2 * height // 7, 5 * height // 7), slice(2 * width // 7, 5 * width // 7)),
+    }[name]
+    mask[rows, columns] = True
+    return mask
+
+
+def chains(model: str, region: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+    """What chains in a region of one sample are worth; `seconds` of the options are of processor time."""
     torch.set_num_threads(1)
+    hmc.time = types.SimpleNamespace(monotonic=time.process_time)  # type: ignore[assignment, attr-defined]
     run = tarflow.open_run(model)
     flow, c = run.flow.requires_grad_(False), torch.tensor([seed + 1])
     x = tarflow.sample(flow, 1, c, seed=100 + seed, denoise=run.sigma)
-    mask = torch.zeros(flow.event.shape, dtype=torch.bool)
-    mask[:, flow.event.shape[1] // 2 :] = True
     began = time.process_time()
-    drawn = tarflow.inpaint(flow, x, mask, c, denoise=run.sigma, seed=seed, **options)
+    drawn = tarflow.inpaint(flow, x, region_of(region, *x.shape[2:]), c, denoise=run.sigma, seed=seed, **options)
     seconds = time.process_time() - began
     worth = float(drawn.effective_sample_size[0])
     return {
-        **{"model": model, "seed": seed, **options, "seconds": seconds, "acceptance": float(drawn.acceptance[0])},
-        **{"effective_sample_size": worth, "a_second": worth / seconds, "rhat": float(drawn.rhat[0])},
+        **{"model": model, "region": region, "seed": seed, **options, "seconds": seconds},
+        **{"acceptance": float(drawn.acceptance[0]), "effective_sample_size": worth, "a_second": worth / seconds},
+        **{"rhat": float(drawn.rhat[0]), "bound": getattr(drawn, "bound", None)},
     }
+
+
+def widths(model: str, rows: int) -> list[dict[str, Any]]:
+    """Of numbers v between two edges: how many, the share of them out of range, and the derivative of log p by them."""
+    torch.set_num_threads(1)
+    flow = tarflow.open_run(model).flow.requires_grad_(False)
+    c = flow.check_condition(torch.arange(rows) % 10, rows)
+    x = tarflow.sample(flow, rows, c, seed=4)
+    v, _ = flow.blocks[0].encode(flow.event.to_tokens(x)[0], c)
+    v = v.requires_grad_()
+    z, total = v, torch.zeros(rows)
+    for block in flow.blocks[1:]:
+        z, ladj = block.encode(z, c)
+        total = total + ladj.sum(dim=1)
+    (slope,) = torch.autograd.grad((total + flow.base.log_prob(z).sum(dim=1)).sum(), [v])
+    outside = (flow.event.to_tokens(x)[0].abs() > 1).float()
+    edges = [-9.0, -2.6, -2.4, -2.2, -2.0, -1.0, 0.0, 1.0, 2.0, 9.0]
+    found = []
+    for low, high in itertools.pairwise(edges):
+        inside = (v >= low) & (v < high)
+        steep, share = float(slope[inside].square().mean().sqrt()), float(outside[inside].mean())
+        found.append({"from": low, "to": high, "numbers": int(inside.sum()), "outside": share, "derivative": steep})
+        print(json.dumps(found[-1]), flush=True)
+    return found
 
 
 def one_gradient(way: str, tokens: int, rows: int) -> dict[str, float]:
@@ -142,15 +187,17 @@ def gradients(cases: Sequence[tuple[int, int]], rounds: int) -> list[dict[str, A
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure one part, print it, and write it where it is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("regions", "chains", "gradients"), default="regions")
+    parser.add_argument("--part", choices=("regions", "chains", "widths", "gradients"), default="regions")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="of the part on regions")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=120)
-    parser.add_argument("--leapfrog", type=int, default=8)
+    parser.add_argument("--leapfrog", type=int, help="8, and of the part on chains what warm-up finds")
     parser.add_argument("--models", nargs="*", default=["digits"], help="of the part on chains")
     parser.add_argument("--chains", type=int, default=8, help="of the part on chains")
-    parser.add_argument("--before", action="store_true", help="of the part on chains: with the arguments of before")
+    parser.add_argument("--regions", nargs="*", default=["half"], help="of the part on chains")
+    parser.add_argument("--code", default="now", help="of the part on chains: what rows of this code are called")
+    parser.add_argument("--processor-seconds", type=float, help="of the part on chains: in place of steps and warmup")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, nargs="*", default=[16, 64], help="squares; of the part on gradients")
     parser.add_argument("--rows", type=int, default=8)
@@ -162,21 +209,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.part == "chains":
         given: Any = {"chains": options.chains, "steps": options.steps, "warmup": options.warmup}
-        given |= {"leapfrog": options.leapfrog} if options.before else {}
+        if options.processor_seconds:
+            given |= {"steps": 1000, "warmup": 1000, "seconds": options.processor_seconds}
+        given |= {"leapfrog": options.leapfrog} if options.leapfrog else {}
         known = json.loads(options.out.read_text())["result"] if options.out and options.out.exists() else []
-        name = "before" if options.before else "now"
-        for model in options.models:
-            for seed in options.seeds:
-                if any((r["model"], r["seed"], r["code"]) == (model, seed, name) for r in known):
-                    continue
-                known.append({"code": name, **chains(model, seed, given)})
-                print(json.dumps(known[-1]), flush=True)
-                if options.out:
-                    options.out.write_text(json.dumps({"torch": torch.__version__, "result": known}, indent=1) + "\n")
+        for model, region, seed in itertools.product(options.models, options.regions, options.seeds):
+            key = options.code, model, region, seed
+            if any((r["code"], r["model"], r["region"], r["seed"]) == key for r in known):
+                continue
+            known.append({"code": options.code, **chains(model, region, seed, given)})
+            print(json.dumps(known[-1]), flush=True)
+            if options.out:
+                options.out.write_text(json.dumps({"torch": torch.__version__, "result": known}, indent=1) + "\n")
         return 0
     if options.part == "regions":
-        shape = options.count, options.steps, options.warmup, options.leapfrog
+        shape = options.count, options.steps, options.warmup, options.leapfrog or 8
         result: Any = [regions(*shape, seed) for seed in options.seeds]
+    elif options.part == "widths":
+        result = widths("fashion-mnist", 40)
     else:
         result = gradients([(tokens, options.rows) for tokens in options.tokens], options.rounds)
     if options.out:

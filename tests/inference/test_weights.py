@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flow_cases import assert_close
-from tarflow.inference.chains import effective_sample_size, independence_metropolis, rhat
+from tarflow.inference.chains import effective_sample_size, independence_metropolis, rhat, rhat_bound
 from tarflow.inference.weights import Weighted, importance
 
 
@@ -123,6 +123,32 @@ def test_the_worth_of_an_autoregressive_chain_is_known(rho: float) -> None:
     want = x.numel() * (1 - rho) / (1 + rho)
     assert float(effective_sample_size(x)) == pytest.approx(want, rel=0.2)
     assert float(rhat(x)) < 1.01
+
+
+@pytest.mark.parametrize(("steps", "chains", "numbers"), [(10, 4, 400), (20, 8, 64), (100, 4, 1)])
+def test_the_bound_of_rhat_is_what_independent_draws_stay_below_and_chains_that_are_stuck_do_not(
+    steps: int, chains: int, numbers: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    many = torch.randn(steps, chains, 200, numbers, generator=generator, dtype=torch.float64)
+    largest = rhat(many).amax(dim=1)
+    for level in (0.8, 0.95):
+        passed = float((largest <= rhat_bound(steps, chains, numbers, level)).double().mean())
+        assert level - 0.07 < passed < level + 0.12  # the sum over the numbers is a little too large
+    bound, stuck = rhat_bound(steps, chains, numbers), torch.randn(chains, numbers, generator=generator)
+    modes = torch.arange(chains).view(-1, 1) % 2 * 6.0
+    drifting = torch.arange(steps).view(-1, 1, 1) * (6.0 / steps)
+    assert all(float(rhat(many[:, :, 0] + apart).amax()) > bound for apart in (3 * stuck, modes, drifting))
+    assert not float(rhat(stuck.expand(steps, -1, -1)).amax()) <= bound, "chains that never moved"
+    assert rhat_bound(1000, 4, 400) < 1.01 < rhat_bound(100, 4, 400)
+
+
+def test_rhat_goes_by_ranks() -> None:
+    """Tails, and anything monotone, change nothing; and two values that are drawn again and again have ranks, too."""
+    x = autoregressive(0.5, steps=200)
+    assert torch.equal(rhat(x), rhat(x.exp())) and torch.isfinite(rhat((x > 0).double()))
+    cauchy = torch.tan(3.14 * (torch.rand(100, 4, 50, generator=torch.Generator().manual_seed(2)) - 0.5))
+    assert float(rhat(cauchy).amax()) < rhat_bound(100, 4, 50)
 
 
 def test_chains_that_have_not_met_are_worth_little() -> None:

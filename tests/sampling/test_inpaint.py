@@ -50,7 +50,7 @@ def test_draws_have_the_moments_of_the_conditional_density() -> None:
         assert abs(float((values.mean() - mean) / deviation)) < 4 / worth**0.5
         assert abs(float(values.std() / deviation) - 1) < 4 / worth**0.5
     assert "effective sample size" in str(drawn)
-    assert drawn.mixed and drawn.verdict.startswith("The chains have mixed (R-hat 1.0")
+    assert drawn.mixed and drawn.verdict.startswith("The chains have mixed (R-hat ")
 
 
 @pytest.mark.parametrize(

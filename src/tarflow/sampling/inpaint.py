@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tarflow.fields import integer
-from tarflow.inference.chains import effective_sample_size, rhat
+from tarflow.inference.chains import effective_sample_size, rhat, rhat_bound
 from tarflow.inference.hmc import LEAST_STEPS, Progress, hmc
 from tarflow.model.events import only
 from tarflow.model.sequence import SequenceFlow
@@ -20,10 +20,10 @@ from tarflow.sampling.region import Region
 from tarflow.sampling.sample import sample
 from tarflow.seeding import seeded_normal
 
-MET = 1.05
-"""R-hat below which chains count as mixed, for as many as there is time for here; 1.01 is asked for elsewhere."""
-LEAST_WORTH = 10
-"""Independent draws that chains which have mixed are worth at least."""
+ENOUGH = 20
+"""Independent draws a chain: whose R-hat longer chains may have, of which each draw is worth less."""
+LEAST_STEPS_MET, LEAST_WORTH = 10, 10
+"""States of each chain, and independent draws that all are worth, below which nothing can be said of mixing."""
 TARGET = 0.85
 """Acceptance that is aimed at: at 0.65, the best of long chains, half a digit is worth half as much."""
 
@@ -38,7 +38,9 @@ class Inpainted:
         acceptance: (B,), share of the proposals that were taken; 1 where exact.
         effective_sample_size: (B,), independent draws that all states of the chains are worth, for the number of the
             region that mixes worst; n where exact.
-        rhat: (B,), of that number which has it the largest: above 1.05 the chains of this row have not met.
+        rhat: (B,), of that number which has it the largest: above `bound` the chains of this row have not met.
+        bound: what the largest R-hat of all numbers stays below, 99 times of 100, where chains draw independently: as
+            many draws as these have states, at most 20 (`rhat_bound`). 1 where exact or too short to say.
     """
 
     samples: Tensor
@@ -46,12 +48,13 @@ class Inpainted:
     acceptance: Tensor
     effective_sample_size: Tensor
     rhat: Tensor
+    bound: float = 1.0
 
     @property
     def mixed(self) -> bool:
         """Whether chains have met, and been on their way for a while; always where the draws are exact."""
         worth, apart = float(self.effective_sample_size.amin()), float(self.rhat.amax())
-        return self.exact or (apart <= MET and worth >= LEAST_WORTH)
+        return self.exact or (apart <= self.bound and worth >= LEAST_WORTH)
 
     @property
     def verdict(self) -> str:
@@ -60,8 +63,9 @@ class Inpainted:
             return "These are independent draws of the model's own distribution given the rest."
         worth, apart = float(self.effective_sample_size.amin()), float(self.rhat.amax())
         if not self.mixed:
+            wanted = f"at most {self.bound:.3g} is wanted" if self.bound > 1 else "of too few states to tell"
             return (
-                f"The chains have not mixed (R-hat {apart:.3g}, at most {MET:g} is wanted; worth {worth:.0f} "
+                f"The chains have not mixed (R-hat {apart:.3g}, {wanted}; worth {worth:.0f} "
                 "independent draws): what is drawn may depend on where its chain began, and how often it "
                 "is drawn says little. More time helps."
             )
@@ -138,7 +142,7 @@ def inpaint(
     flow.event.check(x)
     region, c, there = _region(flow, mask), flow.check_condition(c, len(x)), flow.check_mask(there, len(x))
     x = only(there, flow.as_state(x.detach().to(flow.device)))
-    known = _known_tokens(flow, region)
+    known, bound = _known_tokens(flow, region), 1.0
     count = n if known is not None else chains
     rows, own = x.repeat_interleave(count, dim=0), flow.conditions.repeat(c, count)
     padding = None if there is None else there.repeat_interleave(count, dim=0)
@@ -156,6 +160,8 @@ def inpaint(
         options = {"steps": steps, "warmup": warmup, "leapfrog": leapfrog, "seed": seed, "seconds": seconds}
         place = Region(flow, seen, region, own, there=padding, warped=denoise is None)
         drawn, worth = _walk(place, chains, progress, options)
+        if len(drawn) >= LEAST_STEPS_MET:
+            bound = rhat_bound(min(len(drawn), ENOUGH), chains, len(place.index) * len(x))
         worth[1] = torch.where(worth[1].isinf(), float(n), worth[1])  # of a row with nothing to draw
     # (steps, B·count, …) to (count·steps, B, …), of which n are taken: evenly spaced, the last state among them
     drawn = drawn.unflatten(1, (len(x), count)).movedim(2, 0).flatten(0, 1)
@@ -168,7 +174,8 @@ def inpaint(
     samples = torch.where(region, samples, x)
     if there is not None:
         samples = torch.where(there.unsqueeze(2), samples, 0)
-    return Inpainted(samples, known is not None, *worth)
+    acceptance, independent, apart = worth
+    return Inpainted(samples, known is not None, acceptance, independent, apart, bound)
 
 
 def _walk(

@@ -197,8 +197,13 @@ def _transformed(block: Block, inside: Tensor, params: Tensor | None) -> tuple[T
 
 def _within(region: Region, x: Tensor, params: Tensor) -> Tensor:
     """∂w_ti/∂x_tj of the numbers that are drawn in each token, (R, T, D, D); the identity at others."""
-    block, own = region.block, x.detach().requires_grad_()
-    w = block.leave(_transformed(block, block.enter(block.mixed(own)), params)[0])
+    block, slots = region.block, [slot for slot, runs in enumerate(region.runs) if runs]
+    own = block.enter(x.detach())[:, slots].requires_grad_()
+    # A first slot without a start token has no parameters, and stays as it is.
+    w = _transformed(block, block.mixed(own), params[:, [slot - 1 for slot in slots if slot]])[0]
     rows = [torch.autograd.grad(w[..., i].sum(), [own], retain_graph=True)[0] for i in range(x.shape[2])]
+    eye = torch.eye(x.shape[2], dtype=x.dtype, device=x.device)
+    within = eye.repeat(len(x), len(region.runs), 1, 1)
+    within[:, slots] = torch.stack(rows, dim=2)
     both = region.free.unsqueeze(3) & region.free.unsqueeze(2)
-    return torch.where(both, torch.stack(rows, dim=2), torch.eye(x.shape[2], dtype=x.dtype, device=x.device))
+    return torch.where(both, block.leave(within), eye)
