@@ -103,10 +103,8 @@ class Step(Exported):
         block = self.block
         own = block.enter(x.detach())  # a cache that is written to has no gradient
         context = block.context(y)
-        if block.conditions.places:  # keys and values of a prefix, which a cache of zeros does not have
-            assert context is not None and context.prefix is not None
-            store[:, :, :, :, : block.conditions.places] = context.prefix
         step = DeviceStep(block, context, store)
+        step.write_prefix(context)  # which a cache of zeros does not have
         params = step(own.index_select(1, place), place, store.shape[4])
         token = block.transform.inverse(own.index_select(1, place + 1), params)
         x = block.leave(own.index_copy(1, place + 1, token))

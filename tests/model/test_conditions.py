@@ -252,11 +252,8 @@ def test_a_token_is_given_its_own_value_and_those_before_it() -> None:
 
 def test_the_values_of_padding_change_nothing() -> None:
     flow = made("aligned:3:2", start_token=True)
-    x, c, mask = (
-        images(flow, 2),
-        torch.randn(2, 3, 2).double(),
-        torch.tensor([[True, False, True], [False, True, True]]),
-    )
+    x, c = images(flow, 2), torch.randn(2, 3, 2).double()
+    mask = torch.tensor([[True, False, True], [False, True, True]])
     density = flow.log_prob(x, c, mask=mask)
     assert torch.equal(flow.log_prob(x, torch.where(mask.unsqueeze(2), c, 7.0), mask=mask), density)
     assert not torch.equal(flow.log_prob(x, c + 1, mask=mask), density)

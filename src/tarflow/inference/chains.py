@@ -147,16 +147,12 @@ def rhat_bound(steps: int, chains: int, numbers: int = 1, level: float = 0.99) -
 
 
 def _normal_scores(x: Tensor) -> Tensor:
-    """x (n, …) as Φ⁻¹((rank - 3/8)/(n + 1/4)), ranks along the first dimension, the mean one of equal numbers."""
-    n = len(x)
-    values, order = x.sort(dim=0)
-    rank = torch.arange(1, n + 1, dtype=x.dtype, device=x.device).view(-1, *[1] * (x.ndim - 1)).expand_as(x)
-    new = torch.ones_like(values, dtype=torch.bool)
-    new[1:] = values[1:] != values[:-1]
-    first = torch.where(new, rank, 0).cummax(dim=0).values
-    last = n + 1 - torch.where(new.roll(-1, 0), n + 1 - rank, 0).flip(0).cummax(dim=0).values.flip(0)
-    rank = torch.empty_like(x).scatter_(0, order, (first + last) / 2)
-    return torch.special.ndtri((rank - 0.375) / (n + 0.25))
+    """x (n, d) as Φ⁻¹((rank - 3/8)/(n + 1/4)), ranks in each column, the mean one of equal numbers."""
+    columns = x.mT.contiguous()
+    ordered = columns.sort(dim=1).values
+    below, up_to = (torch.searchsorted(ordered, columns, right=right) for right in (False, True))
+    rank = (below + up_to + 1).mT.to(x.dtype) / 2
+    return torch.special.ndtri((rank - 0.375) / (len(x) + 0.25))
 
 
 def _checked(draws: Tensor) -> tuple[Tensor, int, int]:

@@ -16,11 +16,9 @@ from torch import Tensor
 
 from tarflow.architecture import condition_parts
 from tarflow.config import finite_number, values_in
-from tarflow.model.aligned import AlignedTokens
 from tarflow.model.condition import Condition, Value
 from tarflow.model.flow import TarFlow
-from tarflow.model.numeric import Vector
-from tarflow.model.prefix import GivenTokens
+from tarflow.model.numeric import Numbers
 from tarflow.model.several import Several
 from tarflow.play.pictures import read_condition
 from tarflow.play.wishes import NULL, label, quoted
@@ -95,7 +93,7 @@ def _field(run: Run, kind: str, sizes: tuple[int, ...], part: Condition) -> Fiel
         )
     if kind == "classes":
         return Field(kind, sizes, NULL, run.class_names if len(run.class_names) == sizes[0] else ())
-    if not isinstance(part, Vector | GivenTokens | AlignedTokens):
+    if kind == "image" or not isinstance(part, Numbers):
         return Field(kind, sizes)
     numbers = [f"{value:.4g}" for value in part.mean.flatten().tolist()]
     if kind == "tokens":

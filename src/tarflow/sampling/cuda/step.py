@@ -76,6 +76,10 @@ class DeviceStep:
         if self.context is not None:
             assert context is not None and context.added is not None
             self.context.copy_(context.added)
+        self.write_prefix(context)
+
+    def write_prefix(self, context: Context | None) -> None:
+        """Put keys and values of the prefix in front of the cache, where there is one."""
         if self.prefix:
             assert context is not None and context.prefix is not None
             self.store[:, :, :, :, : self.prefix] = context.prefix
